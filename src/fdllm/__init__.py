@@ -1,0 +1,53 @@
+"""fdllm: can a block-diffusion language model skip layers, and what does it cost?
+
+The names below are the stable Python interface. They load on first use, so that planning and
+status on a login node never import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fdllm.config import Decoding
+from fdllm.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ReuseStrategy
+
+if TYPE_CHECKING:
+    from fdllm.decode.sampler import Generation, generate
+    from fdllm.decode.scorer import Score, score
+    from fdllm.experiment import load_strategy
+    from fdllm.model.weights import Model, load_model
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Generation": "fdllm.decode.sampler",
+    "Model": "fdllm.model.weights",
+    "Score": "fdllm.decode.scorer",
+    "generate": "fdllm.decode.sampler",
+    "load_model": "fdllm.model.weights",
+    "load_strategy": "fdllm.experiment",
+    "score": "fdllm.decode.scorer",
+}
+
+__all__ = [
+    "Decoding",
+    "Generation",
+    "LayerPlan",
+    "LayerRun",
+    "Model",
+    "NoReuse",
+    "PeriodicReuse",
+    "ReuseStrategy",
+    "Score",
+    "generate",
+    "load_model",
+    "load_strategy",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the module holds
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fdllm' has no attribute '{name}'")
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,0 +1,297 @@
+"""Generation: DESIGN section 3, one row at a time, to the letter. The engine batches the rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from fdllm.config import Decoding
+from fdllm.decode.counts import Counts
+from fdllm.decode.engine import Ask, Engine, Job, prefill, resolve
+from fdllm.decode.unmask import Prediction, Unmask, by_threshold
+from fdllm.errors import UsageError
+from fdllm.model.weights import Model
+from fdllm.reuse import LayerPlan, NoReuse, Observation, ReuseStrategy
+from fdllm.schedule import Phase, Step, next_step_index, num_full_blocks
+
+Finish = Literal["stop", "length", "until"]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One text to continue.
+
+    Attributes:
+        prompt: its tokens, at least one.
+        max_new_tokens: new tokens at most; None takes the decoding's.
+        until: strings that end the text; they need the model's tokenizer.
+        seed: seed of this row where sampling is on; None derives it from the decoding's seed and
+            the prompt, so that it does not depend on the batch.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int | None = None
+    until: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a row became.
+
+    Attributes:
+        tokens: new tokens, up to and including the stop token, or the token that completed an
+            ``until`` string.
+        counts: forwards and layer calls by phase.
+        seconds: this row's share of model time, synchronised; tokenising is outside it.
+        finish: what ended the row.
+        text: the tokens decoded, without the stop token and cut ahead of the ``until`` string;
+            None where no tokenizer was asked for.
+        steps: tokens unmasked by each denoising forward, in order.
+    """
+
+    tokens: list[int]
+    counts: Counts
+    seconds: float
+    finish: Finish
+    text: str | None = None
+    steps: tuple[int, ...] = ()
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    strategy: ReuseStrategy[Any] | None = None,
+    *,
+    batch_size: int | None = None,
+) -> list[Generation]:
+    """Continue token prompts of any lengths.
+
+    Args:
+        model: from :func:`fdllm.load_model`.
+        prompts: tokens of each row.
+        decoding: settings; the checkpoint fills its mask and stop tokens where they are None.
+        strategy: layer reuse; None is :class:`~fdllm.reuse.NoReuse`.
+        batch_size: rows decoded at once; None takes all. It never changes a row's tokens.
+
+    Returns:
+        One :class:`Generation` a prompt, in order.
+    """
+    requests = [GenerationRequest(tuple(prompt)) for prompt in prompts]
+    size = batch_size or max(1, len(requests))
+    return generate_requests(model, requests, decoding, strategy, batch_size=size)
+
+
+def generate_requests(
+    model: Model,
+    requests: Sequence[GenerationRequest],
+    decoding: Decoding,
+    strategy: ReuseStrategy[Any] | None = None,
+    *,
+    batch_size: int = 1,
+    on_done: Callable[[int, Generation], None] | None = None,
+    unmask: Unmask = by_threshold,
+    detokenize: bool = False,
+) -> list[Generation]:
+    """Continue requests; ``on_done(index, generation)`` is called as each row ends, in any order.
+
+    Args:
+        model: from :func:`fdllm.load_model`.
+        requests: what to continue.
+        decoding: settings.
+        strategy: layer reuse.
+        batch_size: rows decoded at once.
+        on_done: called with index and result while the other rows still run.
+        unmask: which columns to unmask; an experiment may bring its own.
+        detokenize: fill ``text`` also where no request has an ``until`` string.
+
+    Raises:
+        UsageError: a prompt is empty or holds a token outside the vocabulary.
+        FdllmError: a row needs more positions than the model has.
+    """
+    filled = resolve(decoding, model)
+    engine = Engine(model, filled, batch_size)
+    jobs = []
+    for request in requests:
+        _check(request.prompt, model)
+        row = _RowSampler(model, request, filled, strategy or NoReuse(), unmask, detokenize)
+        jobs.append(Job(row.run, row.capacity, rng=_generator(request, filled)))
+    out: dict[int, Generation] = {}
+    for index, generation in engine.run(jobs):
+        out[index] = generation
+        if on_done is not None:
+            on_done(index, generation)
+    return [out[i] for i in range(len(jobs))]
+
+
+def _check(prompt: Sequence[int], model: Model) -> None:
+    if not prompt:
+        raise UsageError("a prompt is empty; a row needs at least one token to start from")
+    bad = [t for t in prompt if not 0 <= t < model.spec.vocab_size]
+    if bad:
+        raise UsageError(
+            f"prompt token {bad[0]} is not in the vocabulary of model '{model.name}' "
+            f"(0..{model.spec.vocab_size - 1}); was it tokenised for another model?"
+        )
+
+
+def _generator(request: GenerationRequest, decoding: Decoding) -> torch.Generator | None:
+    """A generator of the row's own, so that a draw never depends on the rest of the batch."""
+    if decoding.temperature == 0.0:
+        return None
+    seed = request.seed
+    if seed is None:
+        text = f"{decoding.seed}:{','.join(map(str, request.prompt))}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(seed)
+
+
+class _RowSampler:
+    """The algorithm of one row. ``run`` is DESIGN section 3, read from top to bottom."""
+
+    def __init__(
+        self,
+        model: Model,
+        request: GenerationRequest,
+        decoding: Decoding,
+        strategy: ReuseStrategy[Any],
+        unmask: Unmask,
+        detokenize: bool,  # noqa: FBT001 - private
+    ) -> None:
+        self.model = model
+        self.request = request
+        self.decoding = decoding
+        self.strategy = strategy
+        self.unmask = unmask
+        self.detokenize = detokenize or bool(request.until)
+        self.limit = request.max_new_tokens or decoding.max_new_tokens
+        self.capacity = len(request.prompt) + self.limit
+        self.new: list[int] = []  # settled new tokens, left to right
+        self.steps: list[int] = []
+        self.finish: Finish | None = None
+
+    def run(self, job: Job[Generation]) -> Generator[Ask, Prediction, Generation]:
+        """Decode until the row ends."""
+        prompt, size = self.request.prompt, self.decoding.block_size
+        full = num_full_blocks(len(prompt), size) * size
+        whole = LayerPlan(self.model.n_layers)
+        known = list(prompt[full:])
+        if full:
+            seen = yield from prefill(prompt[:full], whole, size)
+            if not known:
+                known = [seen.tokens[0]]
+                self._settle(known)
+        num_known = len(prompt) - full  # columns of the block that are prompt, not answer
+        while self.finish is None:
+            block = known + [self._mask] * (size - len(known))
+            yield from self._denoise(block, len(known), num_known)
+            if self.finish is not None:
+                break
+            seen = yield Ask(Phase.COMMIT, tuple(block), whole, read=(size - 1,))
+            known, num_known = [seen.tokens[0]], 0
+            self._settle(known)
+        return Generation(
+            self.new, job.counts, job.seconds, self.finish, self._text(), tuple(self.steps)
+        )
+
+    def _denoise(
+        self, block: list[int], num_known: int, num_prompt: int
+    ) -> Generator[Ask, Prediction, None]:
+        """Fill one block in place, sub-block by sub-block, until it is full or the row ends.
+
+        Args:
+            block: its tokens, masks from column ``num_known`` on.
+            num_known: known columns, prompt and look-ahead token.
+            num_prompt: columns of the prompt; what stands behind them is answer.
+        """
+        size, width = self.decoding.block_size, self.decoding.small_block_size
+        masked = set(range(num_known, size))
+        state = self.strategy.init(self.model.n_layers)
+        index: int | None = None
+        settled = num_known
+        for start in range(0, size, width):
+            columns = range(start, start + width)
+            while todo := [c for c in columns if c in masked]:
+                step = self._step(start, index, first_masked=start in masked)
+                index = step.index
+                plan = self.strategy.plan(step, state)
+                left = step.columns[0]
+                seen = yield Ask(
+                    step.phase,
+                    tuple(block[slice(*step.columns)]),
+                    plan,
+                    left,
+                    read=tuple(c - 1 - left for c in todo),
+                )
+                chosen = self.unmask(seen.confidence, self.decoding.threshold)
+                for i in chosen:
+                    block[todo[i]] = seen.tokens[i]
+                    masked.discard(todo[i])
+                self.steps.append(len(chosen))
+                sure = tuple(seen.confidence[i] for i in chosen)
+                state = self.strategy.observe(
+                    step, Observation(plan, len(todo), len(chosen), sure), state
+                )
+                upto = min(masked, default=size)
+                if upto > settled:
+                    self._settle(block[max(settled, num_prompt) : upto])
+                    settled = upto
+                    if self.finish is not None:
+                        return
+
+    def _step(self, start: int, index: int | None, *, first_masked: bool) -> Step:
+        """REFRESH or DENOISE, and the step counter (DESIGN sections 3 and 4)."""
+        refresh = not self.decoding.use_block_cache or index is None or first_masked
+        phase = Phase.REFRESH if refresh else Phase.DENOISE
+        stop = start + self.decoding.small_block_size
+        return Step(
+            phase,
+            next_step_index(index, phase, refresh_reuse=self.strategy.refresh_reuse),
+            (0, self.decoding.block_size) if refresh else (start, stop),
+            first=index is None,
+        )
+
+    @property
+    def _mask(self) -> int:
+        if self.decoding.mask_id is None:
+            raise ValueError("decoding is not resolved: mask_id is None")
+        return self.decoding.mask_id
+
+    def _settle(self, tokens: list[int]) -> None:
+        """Take tokens that nothing can change any more; end the row at the first that ends it."""
+        for token in tokens:
+            self.new.append(token)
+            if token in self.decoding.stop_tokens:
+                self.finish = "stop"
+            elif self.request.until and self._hits_until():
+                self.finish = "until"
+            elif len(self.new) >= self.limit:
+                self.finish = "length"
+            if self.finish is not None:
+                return
+
+    def _hits_until(self) -> bool:
+        """Whether the text so far holds an ``until`` string; only its tail is decoded.
+
+        A character takes four tokens at most (one for each byte of UTF-8).
+        """
+        longest = max(len(text) for text in self.request.until)
+        tail = self._decode(self.new[-(4 * longest + 4) :])
+        return any(text in tail for text in self.request.until)
+
+    def _text(self) -> str | None:
+        if not self.detokenize:
+            return None
+        ended = self.finish == "stop"
+        text = self._decode(self.new[:-1] if ended else self.new)
+        for stop in self.request.until:
+            text = text.split(stop, 1)[0]
+        return text
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self.model.tokenizer.decode(tokens, skip_special_tokens=True))
