@@ -1,0 +1,231 @@
+"""The oracle: a plain sampler and scorer written from DESIGN sections 3 to 5, for the tests alone.
+
+No batching, no prefix cache (the finished text is computed anew for every block), no packed
+products, no shared code with the engine beyond the weights and the strategies. Every position's
+keys and values are written out, layer by layer, so that the block cache and the reuse slots are
+what the text says they are: "the last value computed for this column".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fdllm
+from fdllm.reuse import LayerPlan, Observation, ReuseStrategy
+from fdllm.schedule import Phase, Step
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
+
+
+def _rope(x: Tensor, positions: Sequence[int], theta: float) -> Tensor:
+    """Rotate-half RoPE of x [tokens, heads, dim]."""
+    dim = x.shape[-1]
+    out = torch.empty_like(x)
+    for i, position in enumerate(positions):
+        for j in range(dim // 2):
+            angle = position / theta ** (2 * j / dim)
+            cos, sin = math.cos(angle), math.sin(angle)
+            a, b = x[i, :, j], x[i, :, j + dim // 2]
+            out[i, :, j] = a * cos - b * sin
+            out[i, :, j + dim // 2] = b * cos + a * sin
+    return out
+
+
+@dataclass
+class PlainModel:
+    """One sequence's forward, position by position; remembers each layer's keys and values."""
+
+    model: fdllm.Model
+    block_size: int
+    keys: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    values: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    stored: dict[tuple[Any, int], Tensor] = field(default_factory=dict)
+
+    def forward(self, ids: Sequence[int], at: int, plan: LayerPlan, visible: int) -> Tensor:
+        """Logits [len(ids), vocabulary] of tokens at positions ``at ..``; see ``visible`` keys.
+
+        A query sees keys of its own and earlier blocks, below position ``visible``.
+        """
+        spec, weights = self.model.spec, dict(self.model.network.named_parameters())
+        positions = range(at, at + len(ids))
+        x = weights["embedding.weight"][torch.tensor(list(ids))]
+        layer = 0
+        reuse = {run.start: run for run in plan.reuse}
+        store = {run.start: run for run in plan.store}
+        pending: dict[int, tuple[Any, Tensor]] = {}
+        while layer < spec.num_layers:
+            if layer in reuse:
+                run = reuse[layer]
+                old = torch.stack([self.stored[run, p] for p in positions])
+                x = old if run.target == "output" else x + old
+                layer = run.stop
+                continue
+            if layer in store:
+                pending[store[layer].stop] = (store[layer], x)
+            x = self._layer(layer, x, positions, weights, visible)
+            layer += 1
+            if layer in pending:
+                run, before = pending[layer]
+                for i, p in enumerate(positions):
+                    self.stored[run, p] = x[i] if run.target == "output" else x[i] - before[i]
+        x = _norm(x, weights["norm.weight"], spec.rms_norm_eps)
+        return x @ weights["head.weight"].T
+
+    def _layer(
+        self, index: int, x: Tensor, positions: range, weights: dict[str, Tensor], visible: int
+    ) -> Tensor:
+        spec = self.model.spec
+        heads, kv, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        w = {k.removeprefix(f"layers.{index}."): v for k, v in weights.items()}
+        h = _norm(x, w["input_norm.weight"], spec.rms_norm_eps)
+        qkv = h @ w["qkv.weight"].T + w["qkv.bias"]
+        q, k, v = qkv.split([heads * dim, kv * dim, kv * dim], dim=-1)
+        q = _rope(q.view(-1, heads, dim), positions, spec.rope_theta)
+        k = _rope(k.view(-1, kv, dim), positions, spec.rope_theta)
+        for i, p in enumerate(positions):
+            self.keys[index, p], self.values[index, p] = k[i], v.view(-1, kv, dim)[i]
+        out = torch.empty_like(q)
+        for i, p in enumerate(positions):
+            seen = [
+                j for j in range(visible) if j // self.block_size <= p // self.block_size
+            ]
+            ks = torch.stack([self.keys[index, j] for j in seen])
+            vs = torch.stack([self.values[index, j] for j in seen])
+            for head in range(heads):
+                group = head // (heads // kv)
+                share = torch.softmax(ks[:, group] @ q[i, head] / math.sqrt(dim), dim=0)
+                out[i, head] = share @ vs[:, group]
+        x = x + out.reshape(len(positions), -1) @ w["o.weight"].T
+        h = _norm(x, w["post_norm.weight"], spec.rms_norm_eps)
+        gate, up = (h @ w["gate_up.weight"].T).chunk(2, dim=-1)
+        return x + (gate * torch.sigmoid(gate) * up) @ w["down.weight"].T
+
+
+def _best(logits: Tensor, mask_id: int) -> tuple[int, float]:
+    share = torch.softmax(logits, dim=-1)
+    share[mask_id] = -1.0
+    return int(share.argmax()), float(share.max())
+
+
+@torch.no_grad()
+def reference_generate(  # noqa: C901, PLR0912 - the algorithm in one piece, as the text has it
+    model: fdllm.Model, prompt: list[int], decoding: fdllm.Decoding, strategy: ReuseStrategy[Any]
+) -> list[int]:
+    """New tokens of one prompt, greedy, from DESIGN section 3."""
+    size, width, mask = decoding.block_size, decoding.small_block_size, decoding.mask_id
+    assert mask is not None
+    whole = LayerPlan(model.n_layers)
+    text = list(prompt)
+
+    def lookahead() -> None:
+        plain = PlainModel(model, size)
+        text.append(_best(plain.forward(text, 0, whole, len(text))[-1], mask)[0])
+
+    def ended() -> bool:
+        new = text[len(prompt) :]
+        return len(new) >= decoding.max_new_tokens or any(t in decoding.stop_tokens for t in new)
+
+    while not ended():
+        if len(text) % size == 0:
+            lookahead()
+            continue
+        base = len(text) // size * size
+        plain = PlainModel(model, size)
+        if base:
+            plain.forward(text[:base], 0, whole, base)
+        block = text[base:] + [mask] * (size - len(text) + base)
+        masked = {c for c in range(size) if base + c >= len(text)}
+        state, index = strategy.init(model.n_layers), -1
+        for start in range(0, size, width):
+            while todo := [c for c in range(start, start + width) if c in masked]:
+                first = index < 0
+                refresh = first or start in masked or not decoding.use_block_cache
+                index = 0 if first or (refresh and not strategy.refresh_reuse) else index + 1
+                columns = (0, size) if refresh else (start, start + width)
+                phase = Phase.REFRESH if refresh else Phase.DENOISE
+                step = Step(phase, index, columns, first=first)
+                plan = strategy.plan(step, state)
+                logits = plain.forward(
+                    block[slice(*columns)], base + columns[0], plan, base + size
+                )
+                guess = {c: _best(logits[c - 1 - columns[0]], mask) for c in todo}
+                top = max(todo, key=lambda c: (guess[c][1], -c))
+                chosen = [c for c in todo if c == top or guess[c][1] > decoding.threshold]
+                for c in chosen:
+                    block[c] = guess[c][0]
+                masked -= set(chosen)
+                seen = Observation(
+                    plan, len(todo), len(chosen), tuple(guess[c][1] for c in chosen)
+                )
+                state = strategy.observe(step, seen, state)
+        text = text[:base] + block
+    new = text[len(prompt) :][: decoding.max_new_tokens]
+    ends = [i for i, token in enumerate(new) if token in decoding.stop_tokens]
+    return new[: ends[0] + 1] if ends else new
+
+
+@torch.no_grad()
+def reference_denoise_score(
+    model: fdllm.Model,
+    prefix: list[int],
+    target: list[int],
+    decoding: fdllm.Decoding,
+    strategy: ReuseStrategy[Any],
+) -> tuple[float, bool]:
+    """Log-likelihood and greediness of a target, from DESIGN section 5's ``denoise``."""
+    size, mask = decoding.block_size, decoding.mask_id
+    assert mask is not None
+    whole = LayerPlan(model.n_layers)
+    text, left, total, greedy = list(prefix), list(target), 0.0, True
+    while left:
+        if len(text) % size == 0:
+            logits = PlainModel(model, size).forward(text, 0, whole, len(text))[-1]
+            total += float(torch.log_softmax(logits, -1)[left[0]])
+            greedy &= _best(logits, mask)[0] == left[0]
+            text.append(left.pop(0))
+            continue
+        base = len(text) // size * size
+        plain = PlainModel(model, size)
+        if base:
+            plain.forward(text[:base], 0, whole, base)
+        at = len(text) - base
+        here, left = left[: size - at], left[size - at :]
+        block = text[base:] + [mask] * (size - at)
+        rest = list(range(at + len(here), size))
+        rounds, state, index = decoding.scoring_steps, strategy.init(model.n_layers), -1
+        scored = 0
+        while scored < len(here):
+            index += 1
+            lo = 0 if index == 0 else at - 1
+            phase = Phase.REFRESH if index == 0 else Phase.DENOISE
+            step = Step(phase, index, (lo, size), first=index == 0)
+            plan = strategy.plan(step, state)
+            logits = plain.forward(block[lo:], base + lo, plan, base + size)
+            if rest and rounds:
+                guess = {c: _best(logits[c - 1 - lo], mask) for c in rest}
+                order = sorted(rest, key=lambda c: (-guess[c][1], c))
+                chosen = order[: math.ceil(len(rest) / rounds)]
+                rounds -= 1
+                for c in chosen:
+                    block[c] = guess[c][0]
+                rest = [c for c in rest if c not in chosen]
+                seen = Observation(plan, len(rest) + len(chosen), len(chosen))
+            else:
+                column = at + scored
+                token = here[scored]
+                total += float(torch.log_softmax(logits[column - 1 - lo], -1)[token])
+                greedy &= _best(logits[column - 1 - lo], mask)[0] == token
+                block[column] = token
+                scored += 1
+                seen = Observation(plan, 1, 1)
+            state = strategy.observe(step, seen, state)
+        text += here
+    return total, greedy

@@ -1,0 +1,165 @@
+"""The engine against the plain oracle, and the promises of DESIGN sections 3 to 5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fdllm
+from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.schedule import Phase
+from models import MASK, STOP, random_model, random_prompt
+from reference import reference_denoise_score, reference_generate
+
+STRATEGIES: dict[str, ReuseStrategy[Any]] = {
+    "none": NoReuse(),
+    "k1": PeriodicReuse(1, 2, 4),
+    "k2-output": PeriodicReuse(2, 2, 4),
+    "k3-output-first": PeriodicReuse(3, 1, 3),
+    "k3-output-last": PeriodicReuse(3, 4, 6),
+    "k2-residual": PeriodicReuse(2, 2, 5, "residual"),
+    "k2-output-refresh": PeriodicReuse(2, 1, 4, refresh_reuse=True),
+    "k3-residual-refresh": PeriodicReuse(3, 2, 6, "residual", refresh_reuse=True),
+    "whole-model": PeriodicReuse(2, 0, 6),
+}
+DECODING = fdllm.Decoding(
+    block_size=16, small_block_size=4, threshold=0.7, max_new_tokens=30, stop_token=STOP
+)
+
+
+def every_strategy(test: Any) -> Any:
+    return pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES.keys())(test)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    length=st.sampled_from([1, 3, 15, 16, 17, 31, 32, 36]),
+    threshold=st.sampled_from([0.3, 0.6, 0.9, 1.0]),
+    width=st.sampled_from([2, 4, 8, 16]),
+    cached=st.booleans(),
+    name=st.sampled_from(list(STRATEGIES)),
+    stop=st.integers(3, MASK - 1),
+)
+def test_generation_equals_oracle(  # noqa: PLR0913 - a property over everything
+    seed: int, length: int, threshold: float, width: int, cached: bool, name: str, stop: int
+) -> None:
+    model = random_model(seed % 7)
+    decoding = fdllm.Decoding(
+        block_size=16,
+        small_block_size=width,
+        threshold=threshold,
+        use_block_cache=cached,
+        max_new_tokens=20,
+        stop_token=stop,
+        mask_id=MASK,
+    )
+    prompt = random_prompt(seed, length)
+    want = reference_generate(model, prompt, decoding, STRATEGIES[name])
+    [got] = fdllm.generate(model, [prompt], decoding, STRATEGIES[name])
+    assert got.tokens == want
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    prefix=st.sampled_from([1, 5, 15, 16, 20, 33]),
+    target=st.integers(1, 20),
+    rounds=st.integers(0, 6),
+    name=st.sampled_from(list(STRATEGIES)),
+)
+def test_denoise_score_equals_oracle(
+    seed: int, prefix: int, target: int, rounds: int, name: str
+) -> None:
+    model = random_model(seed % 7)
+    decoding = fdllm.Decoding(block_size=16, small_block_size=4, mask_id=MASK, scoring_steps=rounds)
+    pair = (random_prompt(seed, prefix), random_prompt(seed + 1, target))
+    want, greedy = reference_denoise_score(model, *pair, decoding, STRATEGIES[name])
+    [got] = fdllm.score(model, [pair], "denoise", decoding, STRATEGIES[name])
+    assert got.loglikelihood == pytest.approx(want, abs=1e-3)
+    assert got.is_greedy == greedy
+    assert got.tokens == target
+
+
+@every_strategy
+def test_batch_equals_single(strategy: ReuseStrategy[Any]) -> None:
+    """Eight prompts of different lengths together give the tokens that each gives alone."""
+    model = random_model(3)
+    prompts = [random_prompt(i, n) for i, n in enumerate([1, 7, 16, 17, 30, 32, 33, 50])]
+    alone = [fdllm.generate(model, [p], DECODING, strategy)[0] for p in prompts]
+    for batch_size in (8, 3):
+        together = fdllm.generate(model, prompts, DECODING, strategy, batch_size=batch_size)
+        assert [t.tokens for t in together] == [a.tokens for a in alone]
+        assert [t.counts for t in together] == [a.counts for a in alone]
+
+
+@every_strategy
+def test_counts_add_up(strategy: ReuseStrategy[Any]) -> None:
+    model = random_model(4)
+    prompts = [random_prompt(i, n) for i, n in enumerate([5, 16, 40])]
+    for out in fdllm.generate(model, prompts, DECODING, strategy):
+        for phase in Phase:
+            count = out.counts[phase]
+            assert count.computed + count.reused == count.forwards * model.n_layers
+        assert out.counts["prefill"].reused == out.counts["commit"].reused == 0
+        assert sum(out.steps) >= len(out.tokens) - out.counts["commit"].forwards - 1
+        denoising = out.counts["denoise"].forwards + out.counts["refresh"].forwards
+        assert len(out.steps) == denoising
+        assert (out.counts.reused > 0) == strategy.reuses
+
+
+@pytest.mark.parametrize("scoring", ["denoise", "first-token"])
+def test_k1_is_bit_identical_to_no_reuse(scoring: Any) -> None:
+    model = random_model(5)
+    prompts = [random_prompt(i, n) for i, n in enumerate([5, 16, 40])]
+    pairs = [(p, random_prompt(9, 3)) for p in prompts]
+    plain = fdllm.generate(model, prompts, DECODING)
+    base = fdllm.score(model, pairs, scoring, DECODING)
+    for start in (1, 2, 4):
+        strategy = PeriodicReuse(1, start, start + 2)
+        outs = fdllm.generate(model, prompts, DECODING, strategy)
+        assert [o.tokens for o in outs] == [p.tokens for p in plain]
+        scores = fdllm.score(model, pairs, scoring, DECODING, strategy)
+        assert [s.loglikelihood for s in scores] == [b.loglikelihood for b in base]
+
+
+def test_reuse_changes_what_it_should() -> None:
+    """Reuse reaches the numbers: an engine that ran the layers anyway would agree with k = 1."""
+    model = random_model(6)
+    pairs = [(random_prompt(i, 20), random_prompt(i + 50, 3)) for i in range(6)]
+    base = fdllm.score(model, pairs, "denoise", DECODING)
+    for name in ("k2-output", "k3-output-last", "k2-residual"):
+        scores = fdllm.score(model, pairs, "denoise", DECODING, STRATEGIES[name])
+        assert all(
+            abs(s.loglikelihood - b.loglikelihood) > 1e-4  # noqa: PLR2004
+            for s, b in zip(scores, base, strict=True)
+        )
+
+
+@pytest.mark.parametrize(("k", "reused_steps"), [(2, {1, 3, 5}), (3, {1, 2, 4, 5})])
+def test_scoring_step_is_a_reuse_step(k: int, reused_steps: set[int]) -> None:
+    """With five rounds the sixth forward scores: index 5 is reused for k = 2 and for k = 3."""
+    model = random_model(1)
+    pair = (random_prompt(0, 17), random_prompt(1, 1))
+    [got] = fdllm.score(model, [pair], "denoise", DECODING, PeriodicReuse(k, 2, 4))
+    assert got.counts["refresh"].forwards == 1
+    assert got.counts["denoise"].forwards == 5  # noqa: PLR2004
+    assert got.counts["denoise"].reused == 2 * len(reused_steps)
+
+
+def test_direct_forward_without_rounds() -> None:
+    """k = 1, no rounds, one token: ``denoise`` is log p of one plain forward."""
+    model = random_model(2)
+    prefix, token = random_prompt(0, 20), 7
+    decoding = DECODING.model_copy(update={"scoring_steps": 0})
+    [got] = fdllm.score(model, [(prefix, [token])], "denoise", decoding)
+    want, _ = reference_denoise_score(model, prefix, [token], decoding_with_mask(decoding), NoReuse())
+    assert got.loglikelihood == pytest.approx(want, abs=1e-4)
+    assert got.counts.forwards == 2  # noqa: PLR2004 - PREFILL and REFRESH
+
+
+def decoding_with_mask(decoding: fdllm.Decoding) -> fdllm.Decoding:
+    return decoding.model_copy(update={"mask_id": MASK})
