@@ -1,0 +1,142 @@
+"""Training batches: rows laid out as a clean first block and three noisy copies of blocks.
+
+A sequence is ``[clean block 0 | copy | copy | copy]``, 128 columns. A copy sees itself in both
+directions, and the clean block 0 where it is a copy of block 1; the clean block sees itself. That
+is what the model meets in inference: finished blocks, and one block with masks.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fdllm.tiny.data import MAX_TOKENS, Row, training_row
+from fdllm.tiny.vocabulary import END_ID, MASK_ID, PAD_ID
+
+BLOCK = 32
+SUB_BLOCK = 8
+NUM_COPIES = 3
+COLUMNS = BLOCK * (1 + NUM_COPIES)
+PAD_WEIGHT = 0.25
+"""Weight of a pad's loss: pads are many and easy, but the blocks must be full of them."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training step reads.
+
+    Attributes:
+        ids: tokens with masks in the copies, int64 [rows, columns].
+        positions: rotary positions, int64 [rows, columns].
+        visible: True where a query may see a key, bool [rows, 1, columns, columns].
+        targets: the token that a column's logits predict (token shift), int64 [rows, columns].
+        weights: weight of that prediction in the loss, 0 for none, float32 [rows, columns].
+    """
+
+    ids: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    visible: npt.NDArray[np.bool_]
+    targets: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+
+
+def make_batch(seed: int, step: int, num_rows: int) -> Batch:
+    """The batch of one step; it depends on ``seed`` and ``step`` alone, so a run can resume."""
+    rng = random.Random(f"{seed}:{step}")
+    ids = np.full((num_rows, COLUMNS), PAD_ID, dtype=np.int64)
+    targets = np.zeros((num_rows, COLUMNS), dtype=np.int64)
+    weights = np.zeros((num_rows, COLUMNS), dtype=np.float32)
+    blocks = np.zeros((num_rows, 1 + NUM_COPIES), dtype=np.int64)
+    for i in range(num_rows):
+        row = training_row(rng)
+        prompt = len(row.prompt_ids)
+        tokens = row.prompt_ids + row.answer_ids
+        length = len(tokens)
+        tokens += [PAD_ID] * (MAX_TOKENS - length)
+        ids[i, :BLOCK] = tokens[:BLOCK]
+        if prompt < BLOCK < length:
+            # The last logits of the finished block choose the next block's first token.
+            targets[i, BLOCK - 1], weights[i, BLOCK - 1] = tokens[BLOCK], 1.0
+        blocks[i, 1:] = _copied_blocks(prompt, length, rng)
+        for copy in range(1, 1 + NUM_COPIES):
+            base = int(blocks[i, copy]) * BLOCK
+            first = max(prompt - base, 1)
+            columns = draw_masks(row, first, base, rng)
+            at = copy * BLOCK
+            ids[i, at : at + BLOCK] = tokens[base : base + BLOCK]
+            for column in columns:
+                token = tokens[base + column]
+                ids[i, at + column] = MASK_ID
+                targets[i, at + column - 1] = token
+                weights[i, at + column - 1] = PAD_WEIGHT if token == PAD_ID else 1.0
+    positions = (blocks[:, :, None] * BLOCK + np.arange(BLOCK)).reshape(num_rows, COLUMNS)
+    return Batch(ids, positions, visibility(blocks), targets, weights)
+
+
+def visibility(blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Who sees whom, [rows, 1, columns, columns].
+
+    Args:
+        blocks: the block that each stretch of 32 columns holds, [rows, 1 + copies]; the first
+            stretch is the clean block 0.
+    """
+    count = blocks.shape[1]
+    stretch = np.broadcast_to(np.eye(count, dtype=np.bool_), (len(blocks), count, count)).copy()
+    stretch[:, :, 0] |= blocks == 1
+    return stretch.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)[:, None]
+
+
+def _copied_blocks(prompt: int, length: int, rng: random.Random) -> tuple[int, ...]:
+    """Which block each copy holds: the blocks that the answer stands in."""
+    if prompt >= BLOCK:
+        return (1,) * NUM_COPIES
+    if length <= BLOCK + 1:
+        return (0,) * NUM_COPIES
+    return (0, 1, rng.randint(0, 1))
+
+
+def draw_masks(row: Row, first: int, base: int, rng: random.Random) -> list[int]:
+    """Columns of a block to mask, as they may stand masked in inference.
+
+    Args:
+        row: the row; choice rows are also scored, so they meet the scorer's states.
+        first: the first column that may be masked; column 0 is always known.
+        base: position of the block's first column.
+        rng: source of the draw.
+    """
+    answer = list(range(first, BLOCK))
+    kind = rng.random()
+    scored = base == BLOCK and len(row.target) == 1 and row.target.isalpha()
+    if scored and kind < 0.55:
+        return _scoring_masks(row, first, rng)
+    if kind < 0.8:
+        return _sampling_masks(answer, rng)
+    rate = rng.random()
+    return [c for c in answer if rng.random() < rate] or [rng.choice(answer)]
+
+
+def _sampling_masks(answer: list[int], rng: random.Random) -> list[int]:
+    """As the sampler goes: known to the left, part of one sub-block masked, masks to the right."""
+    current = rng.choice(range(answer[0] // SUB_BLOCK, BLOCK // SUB_BLOCK))
+    inside = [c for c in answer if c // SUB_BLOCK == current]
+    rate = 1.0 if rng.random() < 0.25 else rng.random()
+    masked = [c for c in inside if rng.random() < rate] or [rng.choice(inside)]
+    return masked + [c for c in answer if c // SUB_BLOCK > current]
+
+
+def _scoring_masks(row: Row, first: int, rng: random.Random) -> list[int]:
+    """As the scorer goes: the letter masked, what is certain behind it known, the rest masked."""
+    behind = row.answer_ids[1:]
+    behind += [PAD_ID] * (BLOCK - first - 1 - len(behind))
+    result = row.answer.index("=")
+    order = sorted(
+        range(len(behind)),
+        # Pads and copied characters become certain first, the result's digits last.
+        key=lambda i: rng.random() + (0.0 if behind[i] in (PAD_ID, END_ID) else 0.5)
+        + (1.0 if i >= result and behind[i] != PAD_ID else 0.0),
+    )
+    num_known = rng.choice((0, len(behind), rng.randint(0, len(behind))))
+    return [first] + [first + 1 + i for i in order[num_known:]]

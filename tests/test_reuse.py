@@ -1,0 +1,148 @@
+"""Layer plans, subsets, and what the layer loop really runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fdllm
+from fdllm.errors import UsageError
+from fdllm.model.cache import RowCache, Window
+from fdllm.reuse import (
+    LayerPlan,
+    LayerRun,
+    NoReuse,
+    PeriodicReuse,
+    Target,
+    subset_bounds,
+    subset_overlaps,
+)
+from fdllm.schedule import Phase, Step
+from models import random_model
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "size", "first", "middle", "last"),
+    [
+        (36, None, (1, 13), (12, 24), (24, 36)),
+        (28, None, (1, 13), (8, 20), (16, 28)),
+        (28, 9, (1, 10), (10, 19), (19, 28)),
+        (12, None, (1, 5), (4, 8), (8, 12)),
+        (24, None, (1, 13), (6, 18), (12, 24)),
+    ],
+)
+def test_subsets(
+    n_layers: int,
+    size: int | None,
+    first: tuple[int, int],
+    middle: tuple[int, int],
+    last: tuple[int, int],
+) -> None:
+    """DESIGN section 4; ``first`` has as many layers as the others (ancestor defect 3)."""
+    got = [subset_bounds(name, n_layers, size) for name in ("first", "middle", "last")]
+    assert got == [first, middle, last]
+    assert len({stop - start for start, stop in got}) == 1
+
+
+def test_overlapping_subsets_are_named() -> None:
+    assert subset_overlaps(28) == [("first", "middle", 5), ("middle", "last", 4)]
+    assert subset_overlaps(28, 9) == []
+    assert subset_overlaps(36) == [("first", "middle", 1)]
+
+
+@pytest.mark.parametrize(("subset", "size"), [("second", None), ("first", 0), ("last", 12)])
+def test_bad_subset(subset: str, size: int | None) -> None:
+    with pytest.raises(UsageError, match="choose one of|must be between 1 and 11"):
+        subset_bounds(subset, 12, size)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"reuse": (LayerRun(2, 4), LayerRun(3, 5))},
+        {"reuse": (LayerRun(2, 4),), "store": (LayerRun(2, 4),)},
+        {"store": (LayerRun(4, 4),)},
+        {"store": (LayerRun(4, 7),)},
+    ],
+)
+def test_impossible_plans_raise(plan: dict[str, tuple[LayerRun, ...]]) -> None:
+    with pytest.raises(ValueError, match="disjoint, non-empty and inside"):
+        LayerPlan(6, **plan)
+
+
+def test_period() -> None:
+    """Step k, 2k, ... recompute; a REFRESH never reuses unless ``refresh_reuse`` says so."""
+    for k in (1, 2, 3):
+        strategy = PeriodicReuse(k, 1, 3)
+        state = strategy.init(6)
+        for index in range(7):
+            plan = strategy.plan(Step(Phase.DENOISE, index, (0, 8)), state)
+            assert bool(plan.reuse) == (index % k != 0)
+            assert bool(plan.store) == (index % k == 0 and k > 1)
+            refresh = strategy.plan(Step(Phase.REFRESH, index, (0, 32)), state)
+            assert not refresh.reuse
+    through = PeriodicReuse(2, 1, 3, refresh_reuse=True)
+    assert through.plan(Step(Phase.REFRESH, 1, (0, 32)), 6).reuse
+    assert not through.plan(Step(Phase.REFRESH, 1, (0, 32), first=True), 6).reuse
+
+
+def test_period_must_be_positive() -> None:
+    with pytest.raises(UsageError, match="1 or more; got 0"):
+        PeriodicReuse(0, 1, 3)
+    assert not NoReuse().reuses
+
+
+@pytest.mark.parametrize(
+    ("target", "full", "kv_only"),
+    [("output", {0, 4, 5}, {1}), ("residual", {0, 1, 4, 5}, set())],
+)
+@torch.inference_mode()
+def test_skipped_layers_do_not_run(target: Target, full: set[int], kv_only: set[int]) -> None:
+    """Ancestor defect 1: there the skipped layers ran all the same.
+
+    Ahead of an ``output`` run the last layer's attention and SwiGLU are dead work, so only its
+    keys and values are computed.
+    """
+    model = random_model(0)
+    network = model.network
+    like = network.embedding.weight
+    cache = RowCache(model.spec, num_rows=1, capacity=16, block_size=16, like=like)
+    ran: dict[str, set[int]] = {"qkv": set(), "down": set()}
+    for layer in network.layers:
+        for name, seen in ran.items():
+            layer.get_submodule(name).register_forward_hook(
+                lambda *_, i=layer.index, seen=seen: seen.add(i)
+            )
+    run = (LayerRun(2, 4, target),)
+    window, ids = Window((0,), (0,), 16, (16,)), torch.zeros(1, 16, dtype=torch.long)
+    network(ids, cache, window, LayerPlan(6, store=run), [0])
+    assert ran == {"qkv": set(range(6)), "down": set(range(6))}
+    for seen in ran.values():
+        seen.clear()
+    network(ids, cache, window, LayerPlan(6, reuse=run), [0])
+    assert ran == {"qkv": full | kv_only, "down": full}
+
+
+@torch.inference_mode()
+def test_reuse_of_unchanged_input_is_exact() -> None:
+    """Where nothing changed since it was stored, either target gives the computed result back."""
+    model = random_model(0)
+    like = model.network.embedding.weight
+    ids = torch.arange(3, 19)[None]
+    targets: tuple[Target, ...] = ("output", "residual")
+    for target in targets:
+        cache = RowCache(model.spec, num_rows=1, capacity=16, block_size=16, like=like)
+        window, run = Window((0,), (0,), 16, (16,)), (LayerRun(1, 4, target),)
+        want = model.network(ids, cache, window, LayerPlan(6, store=run), [0])
+        got = model.network(ids, cache, window, LayerPlan(6, reuse=run), [0])
+        torch.testing.assert_close(got, want)
+
+
+def test_k2_differs_between_output_and_residual() -> None:
+    model = random_model(0)
+    decoding = fdllm.Decoding(block_size=16, small_block_size=8, threshold=1.0, max_new_tokens=32)
+    outs = {
+        target: fdllm.generate(model, [[3, 4, 5]], decoding, PeriodicReuse(2, 1, 4, target))
+        for target in ("output", "residual")
+    }
+    assert outs["output"][0].tokens != outs["residual"][0].tokens
