@@ -27,16 +27,11 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def _rope(x: Tensor, positions: Sequence[int], theta: float) -> Tensor:
     """Rotate-half RoPE of x [tokens, heads, dim]."""
-    dim = x.shape[-1]
-    out = torch.empty_like(x)
-    for i, position in enumerate(positions):
-        for j in range(dim // 2):
-            angle = position / theta ** (2 * j / dim)
-            cos, sin = math.cos(angle), math.sin(angle)
-            a, b = x[i, :, j], x[i, :, j + dim // 2]
-            out[i, :, j] = a * cos - b * sin
-            out[i, :, j + dim // 2] = b * cos + a * sin
-    return out
+    half = x.shape[-1] // 2
+    speed = torch.tensor([theta ** (-j / half) for j in range(half)])
+    angle = torch.tensor(list(positions))[:, None, None] * speed
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), -1)
 
 
 @dataclass
@@ -99,10 +94,9 @@ class PlainModel:
             ]
             ks = torch.stack([self.keys[index, j] for j in seen])
             vs = torch.stack([self.values[index, j] for j in seen])
-            for head in range(heads):
-                group = head // (heads // kv)
-                share = torch.softmax(ks[:, group] @ q[i, head] / math.sqrt(dim), dim=0)
-                out[i, head] = share @ vs[:, group]
+            ks, vs = (t.repeat_interleave(heads // kv, dim=1) for t in (ks, vs))
+            share = torch.softmax((ks * q[i]).sum(-1) / math.sqrt(dim), dim=0)
+            out[i] = (share[..., None] * vs).sum(0)
         x = x + out.reshape(len(positions), -1) @ w["o.weight"].T
         h = _norm(x, w["post_norm.weight"], spec.rms_norm_eps)
         gate, up = (h @ w["gate_up.weight"].T).chunk(2, dim=-1)

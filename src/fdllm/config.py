@@ -13,11 +13,16 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fdllm import tiny
 from fdllm.errors import UsageError
-from fdllm.reuse import SUBSETS
+from fdllm.reuse import SUBSETS, subset_bounds
 
 Estimator = Literal["first-token", "denoise"]
+Subset = Literal["first", "middle", "last"]
 CONFIG_NAME = re.compile(r"^k(?P<k>[1-9]\d*)_(?P<subset>first|middle|last)$")
+CELL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+DEFAULT_MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
+TINY_MODEL = "tiny"
 
 
 class Spec(BaseModel):
@@ -110,7 +115,7 @@ class Reuse(Spec):
     """One cell of a grid: reuse period and layer subset, written ``k2_middle``."""
 
     k: int = Field(ge=1)
-    subset: Literal["first", "middle", "last"]
+    subset: Subset
 
     @property
     def name(self) -> str:
@@ -131,3 +136,155 @@ class Reuse(Spec):
                 f"{', '.join(SUBSETS)}, for example k2_middle"
             )
         return cls(k=int(match["k"]), subset=match["subset"])  # type: ignore[arg-type]
+
+
+class StrategyConfig(Spec):
+    """What an experiment's ``strategy(config)`` is given.
+
+    Attributes:
+        k: reuse period.
+        subset: which layers.
+        n_layers: layers of the model.
+        subset_size: layers of the subset; None takes DESIGN section 4's default.
+        params: the experiment's own parameters, from ``experiment.toml`` and the cell.
+    """
+
+    k: int = Field(ge=1)
+    subset: Subset
+    n_layers: int = Field(ge=2)
+    subset_size: int | None = Field(None, ge=1)
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """First layer of the subset, and one past its last.
+
+        Raises:
+            UsageError: the size does not fit the model.
+        """
+        return subset_bounds(self.subset, self.n_layers, self.subset_size)
+
+
+class Cell(Spec):
+    """One config of an experiment's grid.
+
+    Attributes:
+        name: its folder and flag; ``k2_middle`` where the grid is periods by subsets.
+        k: reuse period.
+        subset: which layers.
+        params: parameters of the strategy, on top of the experiment's.
+        decoding: decoding settings that differ from the experiment's.
+    """
+
+    name: str
+    k: int = Field(1, ge=1)
+    subset: Subset = "first"
+    params: dict[str, Any] = Field(default_factory=dict)
+    decoding: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _name_fits(self) -> Self:
+        if not CELL_NAME.match(self.name):
+            raise ValueError("a config's name is letters, digits and . _ + - (it names a folder)")
+        match = CONFIG_NAME.match(self.name)
+        if match and (int(match["k"]), match["subset"]) != (self.k, self.subset):
+            raise ValueError(f"the name says {self.name}, the values k={self.k}, {self.subset}")
+        return self
+
+    @classmethod
+    def of(cls, reuse: Reuse) -> Cell:
+        """The cell of a period and a subset."""
+        return cls(name=reuse.name, k=reuse.k, subset=reuse.subset)
+
+
+class ModelChoice(Spec):
+    """Which checkpoint, and where it computes.
+
+    Attributes:
+        name: ``tiny``, a folder, or a Hub id.
+        revision: branch, tag or commit of a Hub id; None is its main branch.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
+    """
+
+    name: str = DEFAULT_MODEL
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+
+
+class Evaluating(Spec):
+    """How a task is asked; the ``[evaluation]`` table of ``experiment.toml``.
+
+    Attributes:
+        tasks: what the experiment runs; None takes the model's own list.
+        num_fewshot: worked examples ahead of each question.
+        chat_template: whether the model's chat template wraps the prompt.
+        batch_size: rows at once; it never changes an answer, so it is no part of an identity.
+        scoring: the log-likelihood estimator.
+        seed: seed of the choice of worked examples.
+        allow_invalid: accept an estimator that the task makes meaningless, and say so.
+    """
+
+    tasks: tuple[str, ...] | None = None
+    num_fewshot: int = Field(0, ge=0)
+    chat_template: bool = True
+    batch_size: int = Field(1, ge=1)
+    scoring: Estimator = "denoise"
+    seed: int = 0
+    allow_invalid: bool = False
+
+
+class Run(Spec):
+    """One run: all that decides it, before it starts.
+
+    Attributes:
+        experiment: folder under ``experiments/``.
+        task: a name of :data:`fdllm.evaluate.tasks.TASKS`.
+        cell: the config.
+        model: the checkpoint.
+        limit: documents of each leaf task at most; None is all.
+        decoding: settings, the cell's overrides applied.
+        evaluating: how the task is asked.
+        subset_size: layers of the subset.
+        params: the strategy's parameters, the cell's applied.
+    """
+
+    experiment: str
+    task: str
+    cell: Cell
+    model: ModelChoice = ModelChoice()
+    limit: int | None = Field(None, ge=1)
+    decoding: Decoding = Decoding()
+    evaluating: Evaluating = Evaluating()
+    subset_size: int | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        limit = "" if self.limit is None else f" (limit {self.limit})"
+        return f"{self.experiment} / {self.task}{limit} / {self.cell.name}"
+
+
+class Sweep(Spec):
+    """The runs of a grid, as asked for on the command line.
+
+    Attributes:
+        experiment: folder under ``experiments/``.
+        tasks: one or more.
+        configs: names of the cells; empty is the whole grid.
+        model: the checkpoint.
+        limit: documents of each leaf task at most; None is all.
+        evaluating: how the tasks are asked.
+    """
+
+    experiment: str
+    tasks: tuple[str, ...] = Field(min_length=1)
+    configs: tuple[str, ...] = ()
+    model: ModelChoice = ModelChoice()
+    limit: int | None = Field(None, ge=1)
+    evaluating: Evaluating = Evaluating()
+
+
+def home_model(task: str) -> str:
+    """The model whose records of a task lie under the task's plain name."""
+    return TINY_MODEL if task in tiny.TASK_NAMES else DEFAULT_MODEL

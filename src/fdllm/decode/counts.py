@@ -18,12 +18,14 @@ class PhaseCount:
         computed: layer calls made.
         reused: layer calls saved; ``computed + reused`` is forwards times layers.
         tokens: columns fed to the network.
+        shared: columns that were not fed, because another request had computed the same ones.
     """
 
     forwards: int = 0
     computed: int = 0
     reused: int = 0
     tokens: int = 0
+    shared: int = 0
 
     def __add__(self, other: PhaseCount) -> PhaseCount:
         return PhaseCount(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -46,6 +48,10 @@ class Counts:
         count.computed += plan.num_computed
         count.reused += plan.num_reused
         count.tokens += num_tokens
+
+    def share(self, phase: Phase, num_tokens: int) -> None:
+        """Count columns that sharing saved."""
+        self.by_phase[phase].shared += num_tokens
 
     def __getitem__(self, phase: Phase | str) -> PhaseCount:
         return self.by_phase[phase if isinstance(phase, Phase) else Phase(phase.lower())]
@@ -72,6 +78,11 @@ class Counts:
     def tokens(self) -> int:
         """Columns fed to the network, all phases."""
         return sum(count.tokens for count in self.by_phase.values())
+
+    @property
+    def shared(self) -> int:
+        """Columns that sharing saved, all phases."""
+        return sum(count.shared for count in self.by_phase.values())
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """JSON form, keyed by the phase's name in lower case."""

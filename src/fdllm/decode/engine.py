@@ -10,18 +10,19 @@ neighbours, and batch size is a matter of speed alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 from fdllm.config import Decoding
 from fdllm.decode.counts import Counts
-from fdllm.decode.unmask import Prediction, choose_greedy, choose_sampled
+from fdllm.decode.readout import Wanted, predict
+from fdllm.decode.unmask import Prediction
 from fdllm.errors import FdllmError, UsageError
-from fdllm.model.cache import RowCache, Window
+from fdllm.model.cache import RowCache, Snapshot, Window
+from fdllm.model.prefix import ROOT, PrefixPool
 from fdllm.model.weights import Model
 from fdllm.reuse import LayerPlan
 from fdllm.schedule import Phase, num_blocks
@@ -29,6 +30,7 @@ from fdllm.schedule import Phase, num_blocks
 T = TypeVar("T")
 PREFILL_CHUNK_BLOCKS = 16
 """Blocks of a prompt in one forward: bounds the attention mask to 512 queries."""
+NOTHING = Prediction((), ())
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Ask:
         plan: what each layer does.
         start: the block's column that ``ids[0]`` stands at.
         read: indices into ``ids`` whose logits are read. Logits at i predict column i + 1.
-        targets: for each read, the token whose log-probability is wanted; none where empty.
+        targets: for each read, the tokens whose log-probabilities are wanted.
     """
 
     phase: Phase
@@ -49,7 +51,34 @@ class Ask:
     plan: LayerPlan
     start: int = 0
     read: tuple[int, ...] = ()
-    targets: tuple[int, ...] = ()
+    targets: tuple[tuple[int, ...], ...] = ()
+
+
+class Row:
+    """A running job's place in the cache: what a job may do there between two forwards."""
+
+    def __init__(self, cache: RowCache, slot: int) -> None:
+        self._cache = cache
+        self.slot = slot
+        self.node = ROOT
+        """Where the row's prefix ends in the prefix pool's tree."""
+        cache.reset(slot)
+
+    def save(self) -> Snapshot:
+        """Keep the current block, to try several continuations of it."""
+        return self._cache.save(self.slot)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to where :meth:`save` was called."""
+        self._cache.restore(self.slot, snapshot)
+
+    @property
+    def length(self) -> int:
+        """Tokens of its prefix."""
+        return self._cache.lengths[self.slot]
+
+
+Steps = Generator[Ask, Prediction, T]
 
 
 @dataclass
@@ -62,22 +91,21 @@ class Job(Generic[T]):
         rng: generator for sampling, the row's own; None where greedy.
         counts: forwards and layer calls so far.
         seconds: this row's share of model time so far.
-        slot: its row of the cache while it runs.
     """
 
-    steps: Callable[[Job[T]], Generator[Ask, Prediction, T]]
+    steps: Callable[[Job[T], Row], Steps[T]]
     capacity: int
     rng: torch.Generator | None = None
     counts: Counts = field(default_factory=Counts)
     seconds: float = 0.0
-    slot: int = -1
 
 
 @dataclass
 class _Active(Generic[T]):
     index: int
     job: Job[T]
-    steps: Generator[Ask, Prediction, T]
+    row: Row
+    steps: Steps[T]
     ask: Ask
 
 
@@ -109,18 +137,31 @@ class Engine:
         model: the checkpoint.
         decoding: resolved settings, see :func:`resolve`.
         batch_size: rows that run at once, at most.
+        prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares nothing.
     """
 
-    def __init__(self, model: Model, decoding: Decoding, batch_size: int) -> None:
+    def __init__(
+        self, model: Model, decoding: Decoding, batch_size: int, prefix_cache_gib: float = 0.0
+    ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch size must be 1 or more; got {batch_size}")
+        if prefix_cache_gib < 0:
+            raise UsageError(f"prefix cache must be 0 GiB or more; got {prefix_cache_gib}")
+        if decoding.mask_id is None:
+            raise ValueError("decoding is not resolved: mask_id is None")
         self.model = model
         self.decoding = decoding
+        self.mask_id = decoding.mask_id
         self.batch_size = batch_size
+        self.pool: PrefixPool | None = None
+        if prefix_cache_gib:
+            like = model.network.embedding.weight
+            num_bytes = prefix_cache_gib * 2**30
+            self.pool = PrefixPool(model.spec, decoding.block_size, num_bytes, like)
 
     @torch.inference_mode()
     def run(self, jobs: list[Job[T]]) -> Iterator[tuple[int, T]]:
-        """Run all jobs; yield ``(index, result)`` as each one ends.
+        """Run all jobs; yield ``(index, result)`` as each one ends, in any order.
 
         Raises:
             FdllmError: a job needs more positions than the model has.
@@ -135,14 +176,17 @@ class Engine:
             yield from self._admit(cache, waiting, free, active)
             if not active:
                 return
-            for group in _groups(active, cache):
-                for row, prediction in zip(group, self._forward(group, cache), strict=True):
-                    try:
-                        row.ask = row.steps.send(prediction)
-                    except StopIteration as end:
-                        active.remove(row)
-                        free.append(row.job.slot)
-                        yield row.index, end.value
+            answers = self._answer_from_pool(active, cache)
+            for group in self._groups([row for row in active if row.index not in answers]):
+                predictions = self._forward(group, cache)
+                answers |= {r.index: p for r, p in zip(group, predictions, strict=True)}
+            for row in [row for row in active if row.index in answers]:
+                try:
+                    row.ask = row.steps.send(answers[row.index])
+                except StopIteration as end:
+                    active.remove(row)
+                    free.append(row.row.slot)
+                    yield row.index, end.value
 
     def _admit(
         self,
@@ -156,114 +200,114 @@ class Engine:
             index, job = next(waiting, (-1, None))
             if job is None:
                 return
-            job.slot = free.pop()
-            cache.reset(job.slot)
-            steps = job.steps(job)
+            row = Row(cache, free.pop())
+            steps = job.steps(job, row)
             try:
-                active.append(_Active(index, job, steps, next(steps)))
+                active.append(_Active(index, job, row, steps, next(steps)))
             except StopIteration as end:
-                free.append(job.slot)
+                free.append(row.slot)
                 yield index, end.value
 
-    def _cache(self, jobs: Iterable[Job[T]]) -> RowCache:
-        jobs = list(jobs)
-        block = self.decoding.block_size
-        spec = self.model.spec
+    def _cache(self, jobs: list[Job[T]]) -> RowCache:
+        block, spec = self.decoding.block_size, self.model.spec
         capacity = num_blocks(max(job.capacity for job in jobs), block) * block
         if capacity > spec.max_positions:
             raise FdllmError(
                 f"a sequence needs {capacity} positions and model '{self.model.name}' has "
                 f"{spec.max_positions}; shorten the prompt or lower max_new_tokens"
             )
-        return RowCache(
-            spec,
-            num_rows=min(self.batch_size, len(jobs)),
-            capacity=capacity,
-            block_size=block,
-            like=self.model.network.embedding.weight,
-        )
+        rows = min(self.batch_size, len(jobs))
+        like = self.model.network.embedding.weight
+        return RowCache(spec, num_rows=rows, capacity=capacity, block_size=block, like=like)
+
+    def _answer_from_pool(
+        self, active: list[_Active[T]], cache: RowCache
+    ) -> dict[int, Prediction]:
+        """Load known blocks of the PREFILLs at hand; answer those that need no forward."""
+        answers: dict[int, Prediction] = {}
+        if self.pool is None:
+            return answers
+        block = self.decoding.block_size
+        for row in active:
+            ask = row.ask
+            if ask.phase is not Phase.PREFILL:
+                continue
+            # Where logits are read, the last block must be forwarded, known or not.
+            usable = ask.ids[:-block] if ask.read else ask.ids
+            began = self._now()
+            known = len(self.pool.match(row.row.node, usable)) * block
+            for at in range(0, known, block):
+                piece = ask.ids[at : at + block]
+                row.row.node = self.pool.load(row.row.node, piece, cache, row.row.slot)
+                cache.commit(row.row.slot, block)
+            if known:
+                row.job.counts.share(Phase.PREFILL, known)
+                row.job.seconds += self._now() - began
+                read = tuple(c - known for c in ask.read)
+                row.ask = replace(ask, ids=ask.ids[known:], read=read)
+            if not row.ask.ids:
+                answers[row.index] = NOTHING
+        return answers
 
     def _forward(self, group: list[_Active[T]], cache: RowCache) -> list[Prediction]:
         """One forward for asks of one shape, timed to the moment the host has the numbers."""
         began = self._now()
         asks = [row.ask for row in group]
-        first = asks[0]
+        phase, width = asks[0].phase, len(asks[0].ids)
         block = self.decoding.block_size
-        rows = tuple(row.job.slot for row in group)
-        lengths = [cache.lengths[slot] for slot in rows]
-        width = len(first.ids)
-        starts = tuple(n + ask.start for n, ask in zip(lengths, asks, strict=True))
-        whole = first.phase is Phase.PREFILL
+        rows = tuple(row.row.slot for row in group)
+        lengths = [row.row.length for row in group]
+        extra = width if phase is Phase.PREFILL else block
         window = Window(
             rows,
-            starts,
+            tuple(n + ask.start for n, ask in zip(lengths, asks, strict=True)),
             width,
-            tuple(n + (width if whole else block) for n in lengths),
-            causal_block=block if whole and width > block else None,
+            tuple(n + extra for n in lengths),
+            causal_block=block if width > block else None,
         )
         ids = torch.tensor([ask.ids for ask in asks], device=self.model.device)
         columns = [ask.start for ask in asks]
-        hidden = self.model.network(ids, cache, window, first.plan, columns)
-        predictions = self._read(group, hidden)
-        seconds = (self._now() - began) / len(group)
+        hidden = self.model.network(ids, cache, window, asks[0].plan, columns)
+        wanted = [Wanted(row.ask.read, row.ask.targets, row.job.rng) for row in group]
+        head = self.model.network.head
+        predictions = predict(head, hidden, wanted, self.decoding, self.mask_id)
         for row, ask in zip(group, asks, strict=True):
-            if ask.phase in (Phase.PREFILL, Phase.COMMIT):
-                cache.commit(row.job.slot, width)
-            row.job.counts.add(ask.phase, ask.plan, width)
+            if phase is Phase.PREFILL and self.pool is not None:
+                for at in range(0, width, block):
+                    piece = ask.ids[at : at + block]
+                    row.row.node = self.pool.keep(
+                        row.row.node, piece, cache, row.row.slot, row.row.length + at
+                    )
+            if phase in (Phase.PREFILL, Phase.COMMIT):
+                cache.commit(row.row.slot, width)
+            row.job.counts.add(phase, ask.plan, width)
+        seconds = (self._now() - began) / len(group)
+        for row in group:
             row.job.seconds += seconds
         return predictions
 
-    def _read(self, group: list[_Active[T]], hidden: Tensor) -> list[Prediction]:
-        """Head, choice and log-probabilities of the columns that are read, and no others."""
-        flat = [i * hidden.shape[1] + c for i, row in enumerate(group) for c in row.ask.read]
-        if not flat:
-            return [Prediction((), ()) for _ in group]
-        picked = hidden.reshape(-1, hidden.shape[-1])[flat]
-        logits = self.model.network.head(picked)
-        tokens, confidence = self._choose(group, logits)
-        logprobs: list[float] = []
-        best: list[int] = []
-        if any(row.ask.targets for row in group):
-            wanted = [t for row in group for t in (row.ask.targets or [0] * len(row.ask.read))]
-            index = torch.tensor(wanted, device=logits.device)[:, None]
-            logprobs = logits.float().log_softmax(dim=-1).gather(1, index)[:, 0].tolist()
-            best = choose_greedy(logits, self._mask)[0].tolist()
-        out, at = [], 0
-        chosen, sure = tokens.tolist(), confidence.tolist()
-        for row in group:
-            span = slice(at, at + len(row.ask.read))
-            at = span.stop
-            targets = row.ask.targets
-            out.append(
-                Prediction(
-                    tuple(chosen[span]),
-                    tuple(sure[span]),
-                    tuple(logprobs[span]) if targets else (),
-                    tuple(b == t for b, t in zip(best[span], targets, strict=False)),
-                )
-            )
-        return out
+    def _groups(self, active: list[_Active[T]]) -> list[list[_Active[T]]]:
+        """Asks that can share a forward: one phase, one width, one layer plan.
 
-    def _choose(self, group: list[_Active[T]], logits: Tensor) -> tuple[Tensor, Tensor]:
-        if self.decoding.temperature == 0.0:
-            return choose_greedy(logits, self._mask)
-        draws = [
-            torch.rand(len(row.ask.read), generator=row.job.rng, dtype=torch.float64)
-            for row in group
-        ]
-        return choose_sampled(
-            logits,
-            self._mask,
-            self.decoding.temperature,
-            self.decoding.top_p,
-            torch.cat(draws).to(logits.device),
-        )
-
-    @property
-    def _mask(self) -> int:
-        if self.decoding.mask_id is None:
-            raise ValueError("decoding is not resolved: mask_id is None")
-        return self.decoding.mask_id
+        A PREFILL of several blocks shares one only from an equal length, because the rows share a
+        mask. Of rows about to compute the same block one goes ahead and the others wait: the pool
+        serves them in the next round.
+        """
+        block = self.decoding.block_size
+        groups: dict[tuple[object, ...], list[_Active[T]]] = {}
+        begun: set[tuple[int, tuple[int, ...]]] = set()
+        for row in sorted(active, key=lambda row: row.row.slot):
+            ask = row.ask
+            at = None
+            if ask.phase is Phase.PREFILL:
+                first = (row.row.node, ask.ids[:block])
+                may_wait = self.pool is not None and len(ask.ids) > (block if ask.read else 0)
+                if may_wait and first in begun:
+                    continue
+                begun.add(first)
+                at = row.row.length if len(ask.ids) > block else None
+            groups.setdefault((ask.phase, len(ask.ids), ask.plan, at), []).append(row)
+        return list(groups.values())
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":
@@ -271,25 +315,27 @@ class Engine:
         return time.perf_counter()
 
 
-def _groups(active: list[_Active[T]], cache: RowCache) -> list[list[_Active[T]]]:
-    """Asks that can share a forward: one phase, one width, one layer plan.
+def prefill(
+    ids: tuple[int, ...],
+    plan: LayerPlan,
+    block_size: int,
+    *,
+    read: bool,
+    targets: tuple[tuple[int, ...], ...] = (),
+) -> Iterator[Ask]:
+    """The asks of a PREFILL of whole blocks, in chunks.
 
-    PREFILLs of several blocks share one only from equal lengths, because they share a mask.
+    Args:
+        ids: whole blocks of tokens.
+        plan: every layer, always.
+        block_size: tokens of a block.
+        read: whether the last logits, which predict the token behind, are wanted.
+        targets: the tokens whose log-probabilities are wanted there.
     """
-    groups: dict[tuple[object, ...], list[_Active[T]]] = {}
-    for row in sorted(active, key=lambda row: row.job.slot):
-        ask = row.ask
-        at = cache.lengths[row.job.slot] if ask.phase is Phase.PREFILL else None
-        groups.setdefault((ask.phase, len(ask.ids), ask.plan, at), []).append(row)
-    return list(groups.values())
-
-
-def prefill(ids: tuple[int, ...], plan: LayerPlan, block_size: int) -> Generator[Ask, Prediction, Prediction]:
-    """Ask for the PREFILL of whole blocks, in chunks; the last chunk's last logits are read."""
     chunk = PREFILL_CHUNK_BLOCKS * block_size
-    seen = Prediction((), ())
     for at in range(0, len(ids), chunk):
         part = ids[at : at + chunk]
-        last = at + chunk >= len(ids)
-        seen = yield Ask(Phase.PREFILL, part, plan, read=(len(part) - 1,) if last else ())
-    return seen
+        if read and at + chunk >= len(ids):
+            yield Ask(Phase.PREFILL, part, plan, read=(len(part) - 1,), targets=targets)
+        else:
+            yield Ask(Phase.PREFILL, part, plan)

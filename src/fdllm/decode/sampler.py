@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,8 +11,8 @@ import torch
 
 from fdllm.config import Decoding
 from fdllm.decode.counts import Counts
-from fdllm.decode.engine import Ask, Engine, Job, prefill, resolve
-from fdllm.decode.unmask import Prediction, Unmask, by_threshold
+from fdllm.decode.engine import Ask, Engine, Job, Row, Steps, prefill, resolve
+from fdllm.decode.unmask import Unmask, by_threshold
 from fdllm.errors import UsageError
 from fdllm.model.weights import Model
 from fdllm.reuse import LayerPlan, NoReuse, Observation, ReuseStrategy
@@ -175,15 +175,15 @@ class _RowSampler:
         self.steps: list[int] = []
         self.finish: Finish | None = None
 
-    def run(self, job: Job[Generation]) -> Generator[Ask, Prediction, Generation]:
+    def run(self, job: Job[Generation], row: Row) -> Steps[Generation]:  # noqa: ARG002
         """Decode until the row ends."""
         prompt, size = self.request.prompt, self.decoding.block_size
         full = num_full_blocks(len(prompt), size) * size
         whole = LayerPlan(self.model.n_layers)
         known = list(prompt[full:])
-        if full:
-            seen = yield from prefill(prompt[:full], whole, size)
-            if not known:
+        for ask in prefill(prompt[:full], whole, size, read=not known):
+            seen = yield ask
+            if ask.read:
                 known = [seen.tokens[0]]
                 self._settle(known)
         num_known = len(prompt) - full  # columns of the block that are prompt, not answer
@@ -199,9 +199,7 @@ class _RowSampler:
             self.new, job.counts, job.seconds, self.finish, self._text(), tuple(self.steps)
         )
 
-    def _denoise(
-        self, block: list[int], num_known: int, num_prompt: int
-    ) -> Generator[Ask, Prediction, None]:
+    def _denoise(self, block: list[int], num_known: int, num_prompt: int) -> Steps[None]:
         """Fill one block in place, sub-block by sub-block, until it is full or the row ends.
 
         Args:

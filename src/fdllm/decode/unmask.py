@@ -42,14 +42,12 @@ class Prediction:
     Attributes:
         tokens: the chosen token of each column, never the mask token.
         confidence: its softmax probability.
-        logprobs: log-probability of each target asked for, where any was.
-        greedy: whether that target is the column's most probable token (mask token aside).
+        logprobs: for each column read, the log-probabilities of the tokens asked for.
     """
 
     tokens: tuple[int, ...]
     confidence: tuple[float, ...]
-    logprobs: tuple[float, ...] = ()
-    greedy: tuple[bool, ...] = ()
+    logprobs: tuple[tuple[float, ...], ...] = ()
 
 
 def choose_greedy(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:

@@ -76,11 +76,36 @@ class ReuseSlots:
         for written in self._written.values():
             written[row] = 0
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Make ``target`` hold what ``source`` holds."""
-        for run, values in self._values.items():
-            values[target] = values[source]
-            self._written[run][target] = self._written[run][source]
+    def save(self, row: int) -> dict[LayerRun, tuple[Tensor, int]]:
+        """What ``row`` holds: values [block, hidden] and the mask of written columns, by run."""
+        return {
+            run: (values[row].clone(), self._written[run][row])
+            for run, values in self._values.items()
+        }
+
+    def restore(self, row: int, saved: dict[LayerRun, tuple[Tensor, int]]) -> None:
+        """Make ``row`` hold what :meth:`save` returned."""
+        self.forget(row)
+        for run, (values, written) in saved.items():
+            self._values[run][row] = values
+            self._written[run][row] = written
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A row's current block: what has to come back before another continuation is tried.
+
+    Attributes:
+        length: tokens of the prefix.
+        keys: the block cache's keys [layers, kv heads, block, head dim].
+        values: its values.
+        slots: what the reuse slots held.
+    """
+
+    length: int
+    keys: Tensor
+    values: Tensor
+    slots: dict[LayerRun, tuple[Tensor, int]]
 
 
 class RowCache:
@@ -124,12 +149,23 @@ class RowCache:
         self.lengths[row] += num_tokens
         self.slots.forget(row)
 
-    def copy_row(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy the first ``num_tokens`` positions, the length and the slots of a row."""
-        self.keys[:, target, :, :num_tokens] = self.keys[:, source, :, :num_tokens]
-        self.values[:, target, :, :num_tokens] = self.values[:, source, :, :num_tokens]
-        self.lengths[target] = self.lengths[source]
-        self.slots.copy_row(source, target)
+    def save(self, row: int) -> Snapshot:
+        """Copy a row's current block."""
+        at = slice(self.lengths[row], self.lengths[row] + self.block_size)
+        return Snapshot(
+            self.lengths[row],
+            self.keys[:, row, :, at].clone(),
+            self.values[:, row, :, at].clone(),
+            self.slots.save(row),
+        )
+
+    def restore(self, row: int, saved: Snapshot) -> None:
+        """Put a row back to where its block was saved; later blocks are forgotten."""
+        at = slice(saved.length, saved.length + self.block_size)
+        self.lengths[row] = saved.length
+        self.keys[:, row, :, at] = saved.keys
+        self.values[:, row, :, at] = saved.values
+        self.slots.restore(row, saved.slots)
 
 
 @dataclass(frozen=True)

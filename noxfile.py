@@ -1,0 +1,184 @@
+"""What can be done with a clone: ``pip install nox``, then ``nox -s NAME -- ARGUMENTS``.
+
+Everything after ``--`` goes unchanged to the command that a session runs. The sessions share one
+virtual environment, ``.nox/fdllm``: torch is installed once, under the versions of
+``requirements.lock``, and a session that finds it up to date starts at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import re
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nox
+from nox.project import dependency_groups, load_toml
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "none"  # `Environment` below is shared; nox's are one a session
+nox.options.error_on_external_run = False
+
+LOCK = Path("requirements.lock")
+CODE = ("src", "tests", "noxfile.py")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+# Of a CUDA build of torch; torch names them exactly itself, and a CPU machine has none of them.
+GPU_ONLY = re.compile(r"(nvidia|cuda|triton)\b", re.IGNORECASE)
+
+
+# --- checks: the default sessions -----------------------------------------------------------------
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Rules and formatting. ``-- --fix`` repairs what can be repaired."""
+    tools = Environment(session, "lint").install("lint")
+    tools.python("ruff", "check", *session.posargs)
+    tools.python("ruff", "format", *([] if "--fix" in session.posargs else ["--diff"]))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types, strictly; each experiment by itself, as they share their file names."""
+    project = Environment(session).install("project", "types")
+    project.python("mypy", *session.posargs, *CODE)
+    for code in sorted(Path("experiments").glob("*/*.py")):
+        project.python("mypy", str(code))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Unit tests, on a tiny random model. Arguments go to pytest."""
+    Environment(session).install("project", "test").python("pytest", *session.posargs)
+
+
+# --- the work -------------------------------------------------------------------------------------
+
+
+@nox.session
+def validate(session: nox.Session) -> None:
+    """Ten rows of each tiny task, all nine configs, on the embedded model, offline."""
+    project = Environment(session).install("project")
+    project.fdllm("validate", *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def sweep(session: nox.Session) -> None:
+    """A whole grid: ``nox -s sweep -- --task mmlu``. Computes only what is missing."""
+    Environment(session).install("project").fdllm("sweep", *session.posargs)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """The tables of what has been computed."""
+    Environment(session).install("project").fdllm("report", *session.posargs)
+
+
+@nox.session
+def train(session: nox.Session) -> None:
+    """Train the embedded model again, from nothing: up to two hours on two cores."""
+    Environment(session).install("project").python("fdllm.tiny.train", *session.posargs)
+
+
+# --- upkeep ---------------------------------------------------------------------------------------
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The Python interface as HTML, into ``site/``."""
+    project = Environment(session).install("project", "docs")
+    project.python("pdoc", "--docformat", "google", "--output-directory", "site", "fdllm")
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Resolve pyproject.toml anew in a clean environment and write ``requirements.lock``.
+
+    Local labels (``+cpu``) and what only a CUDA build of torch brings are left out, so that one
+    file serves machines with and without a GPU.
+    """
+    clean = Environment(session, "lock", clear=True)
+    clean.pip("install", ".")
+    frozen = clean.pip("freeze", "--all", "--exclude", "fdllm", "--exclude", "pip").splitlines()
+    pins = [line.partition("+")[0] for line in frozen if not GPU_ONLY.match(line)]
+    header = "# Versions of everything that a run imports. Written by `nox -s lock`; do not edit."
+    LOCK.write_text("\n".join([header, *pins]) + "\n", encoding="utf-8")
+
+
+# --- how an environment comes about ---------------------------------------------------------------
+
+
+class Environment:
+    """A virtual environment under ``.nox`` that outlives the session that made it.
+
+    Args:
+        session: whose commands run in it.
+        name: its folder.
+        clear: start from nothing.
+    """
+
+    def __init__(self, session: nox.Session, name: str = "fdllm", *, clear: bool = False) -> None:
+        self.session = session
+        self.folder = Path(".nox", name)
+        with self._alone():
+            if clear or not (self.folder / "bin" / "pip").exists():
+                session.log(f"creating {self.folder}")
+                venv.create(self.folder, with_pip=True, clear=True)
+
+    def install(self, *parts: str) -> Environment:
+        """Install ``project`` or a dependency group, where that is not done for these pins yet."""
+        with self._alone():
+            for part in parts:
+                stamp = self.folder / f"installed-{part}"
+                if stamp.exists() and stamp.read_text(encoding="utf-8") == _pins():
+                    continue
+                self.session.log(f"installing '{part}' into {self.folder}: once, perhaps minutes")
+                self.pip("install", "--constraint", str(LOCK), *_requirements(part))
+                stamp.write_text(_pins(), encoding="utf-8")
+        return self
+
+    def pip(self, *arguments: str) -> str:
+        """Run pip; what it printed is returned, and shown only where it failed."""
+        return str(self._run("python", "-m", "pip", *arguments, silent=True))
+
+    def python(self, module: str, *arguments: str) -> None:
+        """Run a module."""
+        self._run("python", "-m", module, *arguments)
+
+    def fdllm(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+        """Run the project's own command."""
+        self._run("fdllm", *arguments, env=env)
+
+    def _run(
+        self, program: str, *arguments: str, env: dict[str, str] | None = None, silent: bool = False
+    ) -> object:
+        path = self.folder.absolute() / "bin" / program
+        return self.session.run(path, *arguments, env=env, silent=silent, external=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep two nox commands from installing into one environment at the same time."""
+        self.folder.parent.mkdir(exist_ok=True)
+        with self.folder.with_suffix(".lock").open("w") as lock_file:
+            fcntl.flock(lock_file, fcntl.LOCK_EX)
+            yield
+
+
+def _requirements(part: str) -> tuple[str, ...]:
+    """What pip installs for ``project``, or for the dependency group of that name."""
+    if part == "project":
+        return ("--editable", ".")
+    return dependency_groups(load_toml("pyproject.toml"), part)
+
+
+def _pins() -> str:
+    """A digest of all that decides what gets installed, and where the clone lies."""
+    pyproject = load_toml("pyproject.toml")
+    tables = {key: pyproject[key] for key in ("build-system", "project", "dependency-groups")}
+    text = json.dumps([str(Path.cwd()), tables, LOCK.read_text(encoding="utf-8")])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,82 @@
+"""From hidden states to numbers on the host: the head, the choice, log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fdllm.config import Decoding
+from fdllm.decode.unmask import Prediction, choose_greedy, choose_sampled
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one row reads of a forward.
+
+    Attributes:
+        read: indices into the row's columns; logits at i predict column i + 1.
+        targets: for each read, the tokens whose log-probabilities are wanted; empty for none.
+        rng: the row's generator, where sampling is on.
+    """
+
+    read: tuple[int, ...]
+    targets: tuple[tuple[int, ...], ...] = ()
+    rng: torch.Generator | None = None
+
+
+def predict(
+    head: nn.Module, hidden: Tensor, rows: Sequence[Wanted], decoding: Decoding, mask_id: int
+) -> list[Prediction]:
+    """Apply the head to the columns that are read, and to no others.
+
+    Args:
+        head: the output projection.
+        hidden: [rows, columns, hidden size].
+        rows: what each row reads.
+        decoding: temperature and top-p.
+        mask_id: the mask token.
+
+    Returns:
+        One prediction a row.
+    """
+    flat = [i * hidden.shape[1] + c for i, row in enumerate(rows) for c in row.read]
+    if not flat:
+        return [Prediction((), ()) for _ in rows]
+    logits = head(hidden.reshape(-1, hidden.shape[-1])[flat])
+    scoring = any(row.targets for row in rows)
+    if decoding.temperature == 0.0 or scoring:
+        chosen, confidence = choose_greedy(logits, mask_id)
+    else:
+        draws = [
+            torch.rand(len(row.read), generator=row.rng, dtype=torch.float64) for row in rows
+        ]
+        uniform = torch.cat(draws).to(logits.device)
+        chosen, confidence = choose_sampled(
+            logits, mask_id, decoding.temperature, decoding.top_p, uniform
+        )
+    tokens, sure = chosen.tolist(), confidence.tolist()
+    logprobs = _logprobs(logits, rows) if scoring else []
+    out, at = [], 0
+    for row in rows:
+        span = slice(at, at + len(row.read))
+        at = span.stop
+        out.append(
+            Prediction(
+                tuple(tokens[span]), tuple(sure[span]), tuple(logprobs[span]) if row.targets else ()
+            )
+        )
+    return out
+
+
+def _logprobs(logits: Tensor, rows: Sequence[Wanted]) -> list[tuple[float, ...]]:
+    """Log-probabilities of every target, gathered in one go."""
+    wanted = [targets for row in rows for targets in (row.targets or ((),) * len(row.read))]
+    column = [i for i, targets in enumerate(wanted) for _ in targets]
+    token = [t for targets in wanted for t in targets]
+    share = logits.float()
+    total = share.logsumexp(dim=-1)
+    values = iter((share[column, token] - total[column]).tolist())
+    return [tuple(next(values) for _ in targets) for targets in wanted]

@@ -1,0 +1,288 @@
+"""An lm-eval model over the engine: tokenising, resuming, and nothing else.
+
+Contexts and continuations are tokenised as lm-eval's own causal models do it (the base class's
+``_encode_pair``: trailing white space of the context moves into the continuation, and the
+continuation's tokens are what the whole text has behind the context's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jinja2 import TemplateError
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+
+from fdllm.config import Estimator
+from fdllm.decode.sampler import Generation
+from fdllm.decode.scorer import Score
+from fdllm.errors import FdllmError
+from fdllm.evaluate.answer import Answerer, Query
+from fdllm.evaluate.entries import generation_entry, score_entry
+from fdllm.evaluate.protocols import Progress, Store
+from fdllm.evaluate.queries import GenerationArguments, Limits, Requests, check_first_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+R = TypeVar("R", Generation, Score)
+
+
+class EngineLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
+    """Serves the harness's requests from the store, and the rest from an answerer.
+
+    Sampling settings of a task's definition (``do_sample``, ``temperature``) are read and set
+    aside: the run's :class:`~fdllm.config.Decoding` decides them, because it is what the record
+    names. A length limit in the definition (``max_gen_toks``) takes precedence over the run's.
+
+    Attributes:
+        tokenizer: the model's.
+        entries: every answer of this evaluation, by ``(task, doc_id)``, in the order asked.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        answerer: Answerer,
+        *,
+        limits: Limits,
+        store: Store,
+        progress: Progress,
+        scoring: Estimator,
+        allow_invalid: bool = False,
+        name: str = "model",
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.entries: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        self._answerer = answerer
+        self._limits = limits
+        self._store = store
+        self._progress = progress
+        self._scoring = scoring
+        self._allow_invalid = allow_invalid
+        self._name = name
+
+    # -- tokens and templates -------------------------------------------------------------
+
+    @property
+    def eot_token_id(self) -> int | None:
+        """The tokenizer's end-of-text token."""
+        token: int | None = self.tokenizer.eos_token_id
+        return token
+
+    @property
+    def prefix_token_id(self) -> int | None:
+        """What an empty context becomes: the beginning-of-text token, else the end-of-text one."""
+        token: int | None = self.tokenizer.bos_token_id
+        return self.eot_token_id if token is None else token
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The tokenizer's name, fit for a file name."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,  # noqa: FBT001 - the harness's signature
+    ) -> list[int]:
+        """Tokens of a text; special tokens are added as the tokenizer does, but never twice."""
+        if add_special_tokens is None and self._starts_with_prefix(string):
+            add_special_tokens = False
+        if add_special_tokens is None:
+            return list(self.tokenizer.encode(string))
+        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+
+    def _starts_with_prefix(self, string: str) -> bool:
+        prefix = self.prefix_token_id
+        return prefix is not None and string.startswith(str(self.tokenizer.decode([prefix])))
+
+    def apply_chat_template(
+        self,
+        chat_history: list[dict[str, str]],
+        add_generation_prompt: bool = True,  # noqa: FBT001, FBT002 - the harness's signature
+    ) -> str:
+        """Messages to a prompt.
+
+        Raises:
+            FdllmError: the template refuses them, say for their system message. Dropping that
+                message would drop the task's description, so it is not done.
+        """
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    chat_history,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
+            )
+        except (TemplateError, ValueError) as error:
+            roles = ", ".join(message["role"] for message in chat_history)
+            raise FdllmError(
+                f"the chat template of model '{self._name}' refuses messages of roles {roles}: "
+                f"{error}; run without a chat template"
+            ) from None
+
+    # -- requests -------------------------------------------------------------------------
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:  # noqa: ARG002, FBT001, FBT002
+        """Texts for the harness's prompts, cut ahead of their ``until`` strings.
+
+        Raises:
+            FdllmError: a prompt leaves no room for its answer, or an argument is unknown.
+        """
+        identities = Requests("generate")
+        queries = [self._generate_query(request, identities) for request in requests]
+        entries = self._fulfil(queries, self._answerer.generate, generation_entry)
+        return [str(entry["text"]) for entry in entries]
+
+    def _generate_query(self, instance: Instance, identities: Requests) -> Query:
+        prompt, arguments = str(instance.args[0]), dict(instance.args[1])
+        settings = GenerationArguments.read(arguments, str(instance.task_name))
+        request, repeat = identities.identify(instance, None, arguments)
+        query = Query(
+            key=request.key,
+            task=str(instance.task_name),
+            doc_id=int(instance.doc_id),
+            index=int(instance.idx),
+            doc=instance.doc,
+            prompt=prompt,
+            tokens=tuple(self.tok_encode(prompt)),
+            until=settings.until,
+            max_new_tokens=settings.max_new_tokens or self._limits.max_new_tokens,
+            # The engine derives a row's seed from its prompt; equal prompts need another.
+            seed=int(request.key[:15], 16) if repeat else None,
+        )
+        self._limits.check(query)
+        return query
+
+    def loglikelihood(
+        self,
+        requests: list[Instance],
+        disable_tqdm: bool = True,  # noqa: ARG002, FBT001, FBT002
+    ) -> list[tuple[float, bool]]:
+        """``(log-likelihood, is_greedy)`` of the harness's continuations.
+
+        Raises:
+            FdllmError: a pair leaves no room, a continuation has no token, or choices share
+                their first token and the estimator sees nothing else.
+        """
+        identities = Requests("loglikelihood")
+        queries = [self._score_query(request, identities) for request in requests]
+        if self._scoring == "first-token" and not self._allow_invalid:
+            check_first_tokens(queries)
+        entries = self._fulfil(queries, self._answerer.score, score_entry)
+        return [(float(entry["loglikelihood"]), bool(entry["is_greedy"])) for entry in entries]
+
+    def _score_query(self, instance: Instance, identities: Requests) -> Query:
+        prompt, target = (str(text) for text in instance.args)
+        request, _ = identities.identify(instance, target, {})
+        where = f"task '{instance.task_name}', document {instance.doc_id}"
+        context, continuation = self.encode_pair(prompt, target, where)
+        query = Query(
+            key=request.key,
+            task=str(instance.task_name),
+            doc_id=int(instance.doc_id),
+            index=int(instance.idx),
+            doc=instance.doc,
+            prompt=prompt,
+            tokens=tuple(context),
+            target=target,
+            target_tokens=tuple(continuation),
+        )
+        self._limits.check(query)
+        return query
+
+    def encode_pair(
+        self, context: str, continuation: str, where: str
+    ) -> tuple[list[int], list[int]]:
+        """Tokens of a context and of the continuation behind it, as lm-eval splits them.
+
+        An empty context becomes the tokenizer's first token (beginning or end of text).
+
+        Args:
+            context: what stands ahead.
+            continuation: what is scored.
+            where: what to call the request in an error.
+
+        Raises:
+            FdllmError: the continuation merges into the context and leaves no token to score, or
+                the context is empty and the tokenizer names no token to stand for it.
+        """
+        if context:
+            ahead, behind = self._encode_pair(context, continuation)
+        else:
+            if self.prefix_token_id is None:
+                raise FdllmError(
+                    f"{where}: the context is empty and the tokenizer of model '{self._name}' has "
+                    "neither a beginning- nor an end-of-text token to stand for it"
+                )
+            ahead = [self.prefix_token_id]
+            behind = self.tok_encode(continuation, add_special_tokens=False)
+            if behind[:1] == ahead:
+                behind = behind[1:]
+        if not ahead or not behind:
+            raise FdllmError(
+                f"{where}: {continuation!r} behind {context[-20:]!r} leaves no token to score; "
+                "the tokenizer merges it into the context"
+            )
+        return ahead, behind
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        **_: Any,  # noqa: ANN401 - the harness's signature
+    ) -> list[tuple[float, bool]]:
+        """Score bare tokens; they belong to no document, so nothing is looked up or kept."""
+        queries = [
+            Query("", "", i, 0, {}, text[0], tuple(context), text[1], tuple(target))
+            for i, (text, context, target) in enumerate(requests)
+        ]
+        found: dict[int, Score] = {}
+        self._answerer.score(queries, found.__setitem__)
+        return [(found[i].loglikelihood, found[i].is_greedy) for i in range(len(queries))]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> Any:  # noqa: ANN401, ARG002, FBT001, FBT002
+        """Perplexity of whole documents is not offered.
+
+        Raises:
+            FdllmError: always.
+        """
+        raise FdllmError(
+            f"task '{requests[0].task_name}' asks for the perplexity of whole documents "
+            "(loglikelihood_rolling), which neither estimator defines; choose a task that "
+            "generates or ranks choices"
+        )
+
+    def _fulfil(
+        self,
+        queries: Sequence[Query],
+        answer: Callable[[Sequence[Query], Callable[[int, R], None]], None],
+        to_entry: Callable[[Query, R], dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """Entries of all queries: from the store where it has them, else computed and put there."""
+        known: dict[str, dict[str, Any]] = {}
+        todo: list[Query] = []
+        for query in queries:
+            entry = self._store.get(query.key)
+            if entry is None:
+                todo.append(query)
+            else:
+                known[query.key] = entry
+        self._progress.begin(len(queries), len(known))
+
+        def on_done(index: int, result: R) -> None:
+            query = todo[index]
+            entry = to_entry(query, result)
+            self._store.put(query.key, entry)
+            known[query.key] = entry
+            self._progress.advance(entry)
+
+        if todo:
+            answer(todo, on_done)
+        for query in queries:
+            self.entries.setdefault((query.task, query.doc_id), []).append(known[query.key])
+        return [known[query.key] for query in queries]

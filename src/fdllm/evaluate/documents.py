@@ -1,0 +1,221 @@
+"""Harness tasks that hold their documents once.
+
+The harness runs a task's ``process_docs`` at every access of its documents. GPQA's shuffles the
+choices with a generator of its module, so every access sees another shuffle: with a cold dataset
+cache prompts are made of one and answers checked against another, and even an oracle scores a
+quarter. Here a split is processed once, by a fresh copy of the module that processes it, so the
+documents are the same in every access, run and process, whatever ran before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Entry, Kind
+
+from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.access import explain_access
+from fdllm.evaluate.prompts import PROMPT_RULES, PromptRule
+from fdllm.evaluate.tasks import definition_paths, task_info
+
+_ENCLOSING = "fdllm"
+
+
+@dataclass(frozen=True)
+class Holding:
+    """How a task is instantiated.
+
+    Attributes:
+        rule: how the document's text differs from the harness's; None where it does not.
+        num_fewshot: worked examples ahead of the question.
+        seed: seed of the choice of worked examples.
+    """
+
+    rule: PromptRule | None
+    num_fewshot: int
+    seed: int
+
+
+class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
+    """A task of the harness, made from its own definition, with its documents held."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Instantiate; fetches the documents.
+
+        Args:
+            config: the definition, plus ``holding`` (a :class:`Holding`) and ``class`` (this one).
+
+        Raises:
+            UsageError: more worked examples are asked for than there are.
+            FdllmError: the documents cannot be had.
+        """
+        settings = {k: v for k, v in config.items() if k not in ("class", "holding")}
+        self._holding: Holding = config["holding"]
+        self._held: dict[str, Any] = {}
+        wanted = self._holding.num_fewshot
+        if settings.get("num_fewshot") == 0 and wanted:
+            raise UsageError(
+                f"task '{settings['task']}' is defined without worked examples; got num_fewshot "
+                f"{wanted}, use 0"
+            )
+        settings["num_fewshot"] = wanted
+        # Where the definition lies on this machine is nothing that results should carry.
+        metadata = dict(settings.get("metadata") or {})
+        source = Path(str(metadata.get("config_source", "")))
+        settings["metadata"] = metadata | {"config_source": "/".join(source.parts[-3:])}
+        if settings.get("process_docs") is not None:
+            settings["process_docs"] = fresh_copy(settings["process_docs"])
+        super().__init__(config=settings)
+        self.set_fewshot_seed(self._holding.seed)
+        self._check_examples()
+
+    def _check_examples(self) -> None:
+        wanted = self._holding.num_fewshot
+        # The harness leaves the question itself out where examples come from its own split.
+        own = self.fewshot_cfg.split == self.config.test_split
+        spare = len(self.sampler.df) - (1 if own else 0)
+        if wanted > spare:
+            raise UsageError(
+                f"task '{self.task_name}' has {spare} worked examples; got num_fewshot {wanted}"
+            )
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+        """Fetch the documents, or find them in the cache.
+
+        Raises:
+            FdllmError: they cannot be had; the message says why, and what to do.
+        """
+        try:
+            super().download(dataset_kwargs, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever the clients raise is explained
+            raise explain_access(
+                error, self.task_name, str(self.DATASET_PATH), self.DATASET_NAME
+            ) from None
+
+    def _documents(self, split: str) -> Any:  # noqa: ANN401 - a datasets.Dataset
+        if split not in self._held:
+            if split not in self.dataset:
+                raise FdllmError(
+                    f"task '{self.task_name}': dataset {self.DATASET_PATH} has no split '{split}', "
+                    f"only {', '.join(self.dataset)}; the cached copy may be of another version"
+                )
+            process = self.config.process_docs
+            rows = self.dataset[split]
+            self._held[split] = rows if process is None else process(rows)
+        return self._held[split]
+
+    def training_docs(self) -> Any:  # noqa: ANN401
+        """The training split, processed once."""
+        return self._documents(self.config.training_split) if self.has_training_docs() else None
+
+    def validation_docs(self) -> Any:  # noqa: ANN401
+        """The validation split, processed once."""
+        return self._documents(self.config.validation_split) if self.has_validation_docs() else None
+
+    def test_docs(self) -> Any:  # noqa: ANN401
+        """The test split, processed once."""
+        return self._documents(self.config.test_split) if self.has_test_docs() else None
+
+    def doc_to_text(self, doc: Mapping[str, Any], doc_to_text: Any = None) -> Any:  # noqa: ANN401
+        """The text of a document, under the published evaluation's rule where there is one.
+
+        This is the task's definition: the prompts of questions and of worked examples are made
+        here, and what is logged is what was sent.
+        """
+        text = super().doc_to_text(doc, doc_to_text)
+        return text if self._holding.rule is None else self._holding.rule.apply(text)
+
+    def build_all_requests(self, **kwargs: Any) -> None:  # noqa: ANN401 - the harness's signature
+        """Build the prompts, without the harness's bar on standard error."""
+        with muted():
+            super().build_all_requests(**kwargs)
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Drop what is printed past the logging system: bars, and notices of imported definitions."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def fresh_copy(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function from a module executed anew, with generators nobody has drawn from."""
+    path = function.__code__.co_filename
+    spec = spec_from_file_location(f"{Path(path).stem}_fresh", path)
+    if spec is None or spec.loader is None:
+        raise FdllmError(f"{path}, which defines {function.__qualname__}, is not a Python file")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, function.__name__)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task or group, instantiated.
+
+    Attributes:
+        leaves: tasks by name, in the group's order; a single task is its own leaf.
+        groups: the harness's groups, by name; empty for a single task.
+    """
+
+    leaves: dict[str, HeldTask]
+    groups: dict[str, Group]
+
+
+def load_task(name: str, *, num_fewshot: int = 0, seed: int = 0) -> LoadedTask:
+    """Instantiate a task or group through the harness's task manager.
+
+    Only the folders that define it are scanned (all of the harness's take many seconds).
+
+    Args:
+        name: a task of :data:`fdllm.evaluate.tasks.TASKS`.
+        num_fewshot: worked examples ahead of each question.
+        seed: seed of their choice.
+
+    Raises:
+        UsageError: the task is unknown, or has fewer worked examples.
+        FdllmError: its definition or its documents cannot be had.
+    """
+    task_info(name)
+    folders = {path if path.is_dir() else path.parent for path in definition_paths(name)}
+    manager = TaskManager(include_path=sorted(map(str, folders)), include_defaults=False)
+    if name not in manager.all_tasks:
+        raise FdllmError(
+            f"task '{name}' is not defined in {', '.join(sorted(map(str, folders)))}; the "
+            "installation is incomplete or of another version"
+        )
+    # An enclosing group is the manager's way to override definitions of tasks and groups alike.
+    manager.task_index[_ENCLOSING] = Entry(
+        name=_ENCLOSING,
+        kind=Kind.GROUP,
+        yaml_path=None,
+        cfg={
+            "group": _ENCLOSING,
+            "task": [name],
+            "class": HeldTask,
+            "holding": Holding(PROMPT_RULES.get(name), num_fewshot, seed),
+        },
+    )
+    try:
+        with muted():
+            loaded = manager.load(_ENCLOSING)
+    except FdllmError:
+        raise
+    except Exception as error:
+        # A definition imports what it needs; two of the tasks even fetch code at import.
+        raise FdllmError(
+            f"task '{name}' cannot be loaded ({type(error).__name__}: {error}); install fdllm with "
+            "its pinned dependencies, and let tasks that fetch code (ifeval, humaneval) load once "
+            "where there is a network"
+        ) from error
+    groups = {group: found for group, found in loaded["groups"].items() if group != _ENCLOSING}
+    return LoadedTask(dict(loaded["tasks"]), groups)

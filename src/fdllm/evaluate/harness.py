@@ -1,0 +1,180 @@
+"""One evaluation: a task of the harness, answered by the engine, turned into plain data."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import datasets
+from lm_eval import evaluator
+
+from fdllm.config import Decoding, Estimator
+from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.adapter import EngineLM
+from fdllm.evaluate.answer import AnswererFactory, ModelAnswerer, OracleAnswerer
+from fdllm.evaluate.documents import load_task
+from fdllm.evaluate.protocols import Evaluation, Progress, Request, Store
+from fdllm.evaluate.queries import Limits
+from fdllm.evaluate.samples import join_samples, plain
+from fdllm.evaluate.tasks import TaskInfo, task_info
+from fdllm.model.weights import Model
+from fdllm.reuse import ReuseStrategy
+
+__all__ = ["Evaluation", "Progress", "Request", "Store", "evaluate", "oracle"]
+
+_LOUD = ("lm_eval", "datasets", "huggingface_hub", "transformers", "fsspec", "httpx", "urllib3")
+
+
+def evaluate(
+    model: Model,
+    task: str,
+    *,
+    decoding: Decoding,
+    strategy: ReuseStrategy[Any],
+    scoring: Estimator,
+    limit: int | None,
+    num_fewshot: int,
+    chat_template: bool,
+    batch_size: int,
+    store: Store,
+    progress: Progress,
+    allow_invalid: bool = False,
+    seed: int = 0,
+    answerer: AnswererFactory | None = None,
+) -> Evaluation:
+    """Evaluate a model on a task.
+
+    Args:
+        model: from :func:`fdllm.load_model`, with its tokenizer.
+        task: a name of :data:`fdllm.evaluate.tasks.TASKS`.
+        decoding: settings; they win over the sampling settings of a task's definition, while a
+            length limit in the definition wins over ``decoding.max_new_tokens``.
+        strategy: layer reuse, active in generation and in scoring.
+        scoring: the log-likelihood estimator.
+        limit: documents of each leaf task at most, so of every subject of a group; None is all.
+        num_fewshot: worked examples ahead of each question; with a chat template each is a turn.
+        chat_template: whether the model's chat template wraps the prompt.
+        batch_size: rows at once.
+        store: answers that are already known; new ones are put there as they come.
+        progress: told how far it is.
+        allow_invalid: score choices that share their first token with ``first-token`` anyway.
+        seed: seed of the choice of worked examples.
+        answerer: who answers in the model's place; see :func:`oracle`.
+
+    Raises:
+        UsageError: the task is unknown, a number makes no sense, or the model has no chat
+            template.
+        FdllmError: documents cannot be had, a prompt leaves no room for its answer, or the
+            estimator is invalid for the task.
+    """
+    info = task_info(task)
+    _check_numbers(limit, num_fewshot)
+    if chat_template:
+        _check_template(model)
+    if scoring == "first-token" and not allow_invalid:
+        _check_estimator(info)
+    with quiet():
+        loaded = load_task(task, num_fewshot=num_fewshot, seed=seed)
+        make = answerer or (lambda _: ModelAnswerer(model, decoding, strategy, scoring, batch_size))
+        lm = EngineLM(
+            model.tokenizer,
+            make(loaded.leaves),
+            limits=Limits.of(model, decoding),
+            store=store,
+            progress=progress,
+            scoring=scoring,
+            allow_invalid=allow_invalid,
+            name=model.name,
+        )
+        found = evaluator.evaluate(
+            lm=lm,
+            task_dict={"tasks": loaded.leaves, "groups": loaded.groups},
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=chat_template,
+            fewshot_as_multiturn=chat_template,
+            confirm_run_unsafe_code=True,
+        )
+        samples = join_samples(found.pop("samples"), loaded.leaves, lm.entries, info)
+    return _evaluation(info, found, samples)
+
+
+def oracle(task: str) -> AnswererFactory:
+    """An answerer that knows: every task must score 1.0 with it, or it is wired wrongly."""
+    info = task_info(task)
+    return lambda tasks: OracleAnswerer(info, tasks)
+
+
+def _evaluation(
+    info: TaskInfo, found: Mapping[str, Any], samples: list[dict[str, Any]]
+) -> Evaluation:
+    results = json.loads(json.dumps(plain(found)))
+    metrics = results["results"].get(info.name, {})
+    value = metrics.get(info.headline)
+    if not isinstance(value, (int, float)):
+        delivered = sorted(key for key in metrics if "," in key and "_stderr" not in key)
+        raise FdllmError(
+            f"the harness delivered no '{info.headline}' for task '{info.name}', only "
+            f"{', '.join(delivered)}; the headline metric in fdllm.evaluate.tasks and the "
+            "installed lm-eval do not fit together"
+        )
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample['task']} {sample['doc_id']} {sample['doc_hash']}\n".encode())
+    return Evaluation(
+        results=results,
+        samples=samples,
+        headline=info.headline,
+        value=float(value),
+        dataset=digest.hexdigest(),
+        task_versions=results["versions"],
+        num_documents=len(samples),
+    )
+
+
+def _check_numbers(limit: int | None, num_fewshot: int) -> None:
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be 1 or more documents; got {limit}")
+    if num_fewshot < 0:
+        raise UsageError(f"num_fewshot must be 0 or more; got {num_fewshot}")
+
+
+def _check_template(model: Model) -> None:
+    if model.tokenizer.chat_template is None:
+        raise UsageError(
+            f"the tokenizer of model '{model.name}' has no chat template; run without one, or "
+            "choose a model that was tuned for chat"
+        )
+
+
+def _check_estimator(info: TaskInfo) -> None:
+    """What is known to be invalid is refused before anything is loaded."""
+    if info.kind == "loglikelihood" and info.shared_first_token:
+        raise FdllmError(
+            f"the first-token estimator cannot score task '{info.name}': its choices share their "
+            "first token ('(' of '(A)', '(B)', ...); use --scoring denoise, or --allow-invalid to "
+            "score it the published way (the record will say so)"
+        )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Errors only from the libraries beneath, and no bars; restored on the way out."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    bars = datasets.utils.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if not bars:
+            datasets.utils.enable_progress_bars()

@@ -1,0 +1,123 @@
+"""From the harness's logged samples to one mapping a document, joined with what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+
+from fdllm.decode.counts import Counts
+from fdllm.errors import FdllmError
+from fdllm.evaluate.documents import HeldTask
+from fdllm.evaluate.protocols import text_hash
+from fdllm.evaluate.tasks import TaskInfo
+
+Entries = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
+
+
+def join_samples(
+    logged: Mapping[str, Iterable[Mapping[str, Any]]],
+    tasks: Mapping[str, HeldTask],
+    entries: Entries,
+    info: TaskInfo,
+) -> list[dict[str, Any]]:
+    """One mapping a document, sorted by leaf task and document.
+
+    Args:
+        logged: the harness's samples by leaf task; one a document and filter.
+        tasks: the leaf tasks.
+        entries: journal entries by leaf task and document.
+        info: the task.
+
+    Raises:
+        FdllmError: a prompt does not hold its document's text.
+    """
+    samples = []
+    for task in sorted(logged):
+        by_document: dict[int, list[Mapping[str, Any]]] = {}
+        for sample in logged[task]:
+            by_document.setdefault(int(sample["doc_id"]), []).append(sample)
+        for doc_id in sorted(by_document):
+            filtered = by_document[doc_id]
+            check_prompt(filtered[0], tasks[task], task)
+            samples.append(_join(task, doc_id, filtered, entries[task, doc_id], info))
+    return samples
+
+
+def check_prompt(sample: Mapping[str, Any], task: HeldTask, name: str) -> None:
+    """Prompt and answer must be of the same document.
+
+    Raises:
+        FdllmError: the text of the document that was scored is not in the prompt that was sent.
+    """
+    text = task.doc_to_text(sample["doc"])
+    prompts = [str(arguments[0]) for arguments in sample["arguments"]]
+    # A chat template may strip the message it wraps.
+    if not isinstance(text, str) or any(text.strip() not in prompt for prompt in prompts):
+        raise FdllmError(
+            f"task '{name}', document {sample['doc_id']}: the prompt that was sent does not hold "
+            "the text of the document it is scored against; the task's documents changed between "
+            "accesses, or the chat template rewrites them, and its score would mean nothing"
+        )
+
+
+def _join(
+    task: str,
+    doc_id: int,
+    filtered: Sequence[Mapping[str, Any]],
+    entries: Sequence[Mapping[str, Any]],
+    info: TaskInfo,
+) -> dict[str, Any]:
+    first = filtered[0]
+    prompt = str(first["arguments"][0][0])
+    counts = sum((Counts.from_dict(entry["counts"]) for entry in entries), Counts())
+    generated = entries[0]["kind"] == "generate"
+    outputs = [entry["text" if generated else "loglikelihood"] for entry in entries]
+    joined = {
+        "task": task,
+        "doc_id": doc_id,
+        "doc_hash": first["doc_hash"],
+        "prompt_hash": text_hash(prompt),
+        "prompt": prompt,
+        "target": plain(first["target"]),
+        "output": outputs[0] if generated and len(outputs) == 1 else outputs,
+        "filtered": {
+            sample["filter"]: plain(_single(sample["filtered_resps"], alone=generated))
+            for sample in filtered
+        },
+        "metrics": {
+            f"{metric},{sample['filter']}": plain(sample[metric])
+            for sample in filtered
+            for metric in sample["metrics"]
+        },
+        "tokens": sum(entry["num_tokens" if generated else "scored_tokens"] for entry in entries),
+        "forwards": counts.forwards,
+        "seconds": sum(entry["seconds"] for entry in entries),
+        "counts": counts.as_dict(),
+        "finish": entries[0]["finish"] if generated else None,
+    }
+    if info.cluster_by is not None:
+        joined[info.cluster_by] = task.removeprefix(f"{info.name}_")
+    return joined
+
+
+def _single(values: Sequence[Any], *, alone: bool) -> Any:  # noqa: ANN401
+    return values[0] if alone and len(values) == 1 else list(values)
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - anything the harness logs
+    """A JSON value with the same content, the same in every process.
+
+    Numpy scalars become numbers, tuples lists, functions their names.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.__qualname__ if isinstance(value, FunctionType) else str(value)

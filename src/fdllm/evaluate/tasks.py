@@ -1,0 +1,205 @@
+"""The tasks, each with its headline metric: named here, never guessed. No torch, no harness."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from fdllm import tiny
+from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.prompts import PROMPT_RULES
+
+_DEFINITION_SUFFIXES = (".yaml", ".yml", ".py", ".jsonl", ".json")
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What the project knows of a task.
+
+    Attributes:
+        name: the harness's name of the task or group.
+        kind: ``generate`` writes text, ``loglikelihood`` ranks choices.
+        headline: the key of the figure that goes into a table, as the harness writes it:
+            ``metric,filter``.
+        max_new_tokens: new tokens a row may have (1 where nothing is generated).
+        description: one line for people.
+        dataset: where the documents live on the Hub; None where they are in the package.
+        sources: folders of the definition inside the harness's ``tasks``; empty where the package
+            itself defines the task.
+        gated: whether the Hub asks for a token and for agreement to the dataset's conditions.
+        cluster_by: ``subject`` where the task is a group of subjects.
+        shared_first_token: whether the choices share their first token, so that the
+            ``first-token`` estimator cannot tell them apart.
+        solution: field of a document that holds a text which is scored as right; an oracle
+            answers with it. None where the target itself is such a text.
+    """
+
+    name: str
+    kind: Literal["generate", "loglikelihood"]
+    headline: str
+    max_new_tokens: int
+    description: str
+    dataset: str | None = None
+    sources: tuple[str, ...] = ()
+    gated: bool = False
+    cluster_by: str | None = None
+    shared_first_token: bool = False
+    solution: str | None = None
+
+
+_ALL = (
+    TaskInfo(
+        "tiny_arithmetic",
+        "generate",
+        "exact_match,strict-match",
+        96,
+        "step-by-step sums, for the embedded model",
+    ),
+    TaskInfo(
+        "tiny_choice", "loglikelihood", "acc,none", 1, "which result is right, embedded model"
+    ),
+    TaskInfo(
+        "gsm8k",
+        "generate",
+        # The published prompt asks for \boxed{}, so "#### n" (strict-match) never comes; the
+        # published evaluation reads the last number.
+        "exact_match,flexible-extract",
+        2048,
+        "grade school mathematics",
+        dataset="openai/gsm8k",
+        sources=("gsm8k",),
+    ),
+    TaskInfo(
+        "minerva_math",
+        "generate",
+        # exact_match looks for "Final Answer: The final answer is", which the published prompt
+        # does not ask for; math_verify reads \boxed{}.
+        "math_verify,none",
+        2048,
+        "competition mathematics, 7 subjects",
+        dataset="EleutherAI/hendrycks_math",
+        sources=("minerva_math", "benchmarks/minerva_math.yaml"),
+        cluster_by="subject",
+        solution="solution",
+    ),
+    TaskInfo(
+        "mmlu",
+        "loglikelihood",
+        "acc,none",
+        1,
+        "multiple choice, 57 subjects",
+        dataset="cais/mmlu",
+        sources=("mmlu/default",),
+        cluster_by="subject",
+    ),
+    TaskInfo(
+        "gpqa_main_n_shot",
+        "loglikelihood",
+        # All choices are three characters long, so acc_norm (log-likelihood by length) ranks them
+        # exactly as acc does; acc is the figure that stands beside MMLU's.
+        "acc,none",
+        1,
+        "graduate-level multiple choice",
+        dataset="Idavidrein/gpqa",
+        sources=("gpqa/n_shot",),
+        gated=True,
+        shared_first_token=True,
+    ),
+    TaskInfo(
+        "ifeval",
+        "generate",
+        "prompt_level_strict_acc,none",
+        1280,
+        "instructions that a program can check",
+        dataset="google/IFEval",
+        sources=("ifeval",),
+    ),
+    TaskInfo(
+        "humaneval",
+        "generate",
+        "pass@1,create_test",
+        1024,
+        "Python functions, run against tests",
+        dataset="openai/openai_humaneval",
+        sources=("humaneval",),
+        solution="canonical_solution",
+    ),
+)
+
+TASKS: dict[str, TaskInfo] = {info.name: info for info in _ALL}
+
+
+def task_info(name: str) -> TaskInfo:
+    """Look a task up.
+
+    Raises:
+        UsageError: there is none of that name; the message lists all and names the nearest.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    near = difflib.get_close_matches(name, TASKS, n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    raise UsageError(f"unknown task '{name}'{hint}; tasks are {', '.join(TASKS)}")
+
+
+def definition_paths(name: str) -> tuple[Path, ...]:
+    """Files and folders that define a task, found without importing the harness.
+
+    Raises:
+        UsageError: the task is unknown.
+        FdllmError: the harness is not installed, or of a version that lacks the task.
+    """
+    info = task_info(name)
+    if not info.sources:
+        return (tiny.TASKS,)
+    spec = find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise FdllmError(
+            f"task '{name}' is defined by lm-eval, which is not installed; install fdllm with its "
+            "dependencies (pip install fdllm)"
+        )
+    root = Path(next(iter(spec.submodule_search_locations))) / "tasks"
+    paths = tuple(root / source for source in info.sources)
+    absent = [str(path) for path in paths if not path.exists()]
+    if absent:
+        raise FdllmError(
+            f"the installed lm-eval has no {', '.join(absent)}; task '{name}' needs the pinned "
+            "version"
+        )
+    return paths
+
+
+def definition_hash(name: str) -> str:
+    """SHA-256 over all that defines a task: its files' names and bytes, and our prompt rule.
+
+    The rows of embedded tasks count; those of Hub datasets have a fingerprint of their own
+    (:attr:`fdllm.evaluate.harness.Evaluation.dataset`).
+
+    Raises:
+        UsageError: the task is unknown.
+        FdllmError: its definition is not on this machine.
+    """
+    digest = hashlib.sha256()
+    for root in definition_paths(name):
+        for path in _definition_files(root):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(root.parent).as_posix()} {content}\n".encode())
+    digest.update(repr(PROMPT_RULES.get(name)).encode())
+    return digest.hexdigest()
+
+
+def _definition_files(root: Path) -> Iterator[Path]:
+    """Definition files below ``root`` (or ``root`` itself), in an order of their own names."""
+    if root.is_file():
+        yield root
+        return
+    for path in sorted(root.rglob("*"), key=lambda path: path.as_posix()):
+        # lm-eval also names base files "_default_template_yaml", without a suffix.
+        named = path.suffix in _DEFINITION_SUFFIXES or path.name.endswith("_yaml")
+        if named and path.is_file() and "__pycache__" not in path.parts:
+            yield path

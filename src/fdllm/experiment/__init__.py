@@ -1,0 +1,25 @@
+"""Experiments: folders ``experiments/NN_name`` with the code and the grid of one study."""
+
+from fdllm.experiment.create import create_experiment
+from fdllm.experiment.load import (
+    CODE_FILE,
+    Experiment,
+    Unmask,
+    list_experiments,
+    load_experiment,
+    load_strategy,
+)
+from fdllm.experiment.settings import Settings, did_you_mean, read_settings
+
+__all__ = [
+    "CODE_FILE",
+    "Experiment",
+    "Settings",
+    "Unmask",
+    "create_experiment",
+    "did_you_mean",
+    "list_experiments",
+    "load_experiment",
+    "load_strategy",
+    "read_settings",
+]

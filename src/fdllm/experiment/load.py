@@ -1,0 +1,227 @@
+"""Finds and loads ``experiments/NN_name``, strictly: a name that is not there is an error."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fdllm.config import Cell, Decoding, Reuse, StrategyConfig, Subset
+from fdllm.errors import FdllmError, UsageError
+from fdllm.experiment.settings import Grid, Settings, did_you_mean, read_settings
+from fdllm.record.paths import find_root
+from fdllm.reuse import ReuseStrategy
+
+FOLDER = "experiments"
+CODE_FILE = "generation_functions.py"
+SETTINGS_FILE = "experiment.toml"
+TEMPLATE = "_template"
+EXPERIMENT_NAME = re.compile(r"^\d\d_[a-z0-9][a-z0-9_]*$")
+
+Unmask = Callable[[Sequence[float], float], Sequence[int]]
+"""Which of the masked columns to unmask: confidences and threshold in, indices out."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study: its code and its grid.
+
+    Attributes:
+        name: the folder's name.
+        folder: where it lies.
+        settings: ``experiment.toml``.
+    """
+
+    name: str
+    folder: Path
+    settings: Settings
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """The configs of the grid, in the order of tables."""
+        if self.settings.config:
+            return self.settings.config
+        grid = self.settings.grid or Grid()
+        return tuple(Cell.of(Reuse(k=k, subset=subset)) for k in grid.k for subset in grid.subset)
+
+    def cell(self, name: str) -> Cell:
+        """A config by its name.
+
+        Raises:
+            UsageError: the grid has none of that name; the message lists all.
+        """
+        for cell in self.cells:
+            if cell.name == name:
+                return cell
+        names = [cell.name for cell in self.cells]
+        raise UsageError(
+            f"unknown config '{name}'{did_you_mean(name, names)}; experiment '{self.name}' has "
+            f"{', '.join(names)} (its grid is in {self.folder / SETTINGS_FILE})"
+        )
+
+    def decoding(self, cell: Cell) -> Decoding:
+        """Decoding settings of a cell, its own overrides applied."""
+        both = self.settings.decoding.model_dump(exclude_unset=True) | cell.decoding
+        return Decoding.read(both, f"{self.folder / SETTINGS_FILE}: config '{cell.name}'")
+
+    def params(self, cell: Cell) -> dict[str, Any]:
+        """The strategy's parameters for a cell."""
+        return self.settings.reuse.params | cell.params
+
+    @cached_property
+    def code(self) -> dict[str, str]:
+        """SHA-256 of each of its Python files, by name."""
+        return {
+            path.relative_to(self.folder).as_posix(): _sha256(path)
+            for path in sorted(self.folder.rglob("*.py"))
+            if "__pycache__" not in path.parts
+        }
+
+    @cached_property
+    def _module(self) -> ModuleType:
+        return _import(self.folder / CODE_FILE)
+
+    @property
+    def unmask(self) -> Unmask | None:
+        """The experiment's own rule of unmasking, where it brings one."""
+        return vars(self._module).get("unmask")
+
+    def strategy(self, config: StrategyConfig) -> ReuseStrategy[Any]:
+        """The strategy that the experiment's code makes of ``config``.
+
+        Raises:
+            FdllmError: the code fails, or returns something else.
+            UsageError: the code refuses the parameters.
+        """
+        path = self.folder / CODE_FILE
+        make = vars(self._module).get("strategy")
+        if not callable(make):
+            raise FdllmError(
+                f"{path} defines no function strategy(config); it must return a ReuseStrategy"
+            )
+        with _errors_name_the_line(path):
+            made = make(config)
+        if not isinstance(made, ReuseStrategy):
+            raise FdllmError(
+                f"{path}: strategy(config) returned {type(made).__name__}; it must return a "
+                "ReuseStrategy (fdllm.NoReuse() where nothing is reused)"
+            )
+        return made
+
+
+def load_strategy(  # noqa: PLR0913 - a public call with names
+    name: str,
+    *,
+    k: int,
+    subset: Subset,
+    n_layers: int,
+    subset_size: int | None = None,
+    **params: Any,  # noqa: ANN401 - the experiment's own
+) -> ReuseStrategy[Any]:
+    """The strategy of an experiment for one config.
+
+    Args:
+        name: the experiment, say ``00_baseline``.
+        k: reuse period.
+        subset: ``first``, ``middle`` or ``last``.
+        n_layers: layers of the model.
+        subset_size: layers of the subset; None takes the experiment's, else the default.
+        params: parameters of the strategy, on top of the experiment's.
+
+    Raises:
+        UsageError: the experiment is unknown, or a value makes no sense.
+        FdllmError: its code fails.
+    """
+    experiment = load_experiment(name)
+    reuse = experiment.settings.reuse
+    config = {
+        "k": k,
+        "subset": subset,
+        "n_layers": n_layers,
+        "subset_size": reuse.subset_size if subset_size is None else subset_size,
+        "params": reuse.params | params,
+    }
+    return experiment.strategy(StrategyConfig.read(config, f"experiment '{name}'"))
+
+
+def list_experiments(root: Path) -> list[str]:
+    """Names of the experiments of a checkout, in order; the template is none."""
+    folder = root / FOLDER
+    return sorted(
+        path.name
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.is_dir() and EXPERIMENT_NAME.match(path.name)
+    )
+
+
+def load_experiment(name: str, root: Path | None = None) -> Experiment:
+    """Read an experiment's settings; its code is loaded when a strategy is asked for.
+
+    Args:
+        name: the folder's whole name.
+        root: the checkout; None finds it.
+
+    Raises:
+        UsageError: there is none of that name (the message lists what exists), or its settings
+            hold an unknown key or a wrong value.
+    """
+    root = root or find_root()
+    known = list_experiments(root)
+    if name not in known:
+        have = ", ".join(known) or "none"
+        raise UsageError(
+            f"unknown experiment '{name}'{did_you_mean(name, known)}; {root / FOLDER} has {have}. "
+            "Make one with: fdllm new NAME (FDLLM_ROOT names another checkout)"
+        )
+    folder = root / FOLDER / name
+    if not (folder / CODE_FILE).is_file():
+        raise UsageError(
+            f"experiment '{name}' has no {CODE_FILE}; {folder} must hold one with a function "
+            "strategy(config)"
+        )
+    return Experiment(name, folder, read_settings(folder / SETTINGS_FILE))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _import(path: Path) -> ModuleType:
+    """Run a file as a module of its own name, so that two experiments never share one."""
+    name = f"fdllm_experiment_{path.parent.name}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise FdllmError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        with _errors_name_the_line(path):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextmanager
+def _errors_name_the_line(path: Path) -> Iterator[None]:
+    """One line for whatever a researcher's code raises, with the line it stands on."""
+    try:
+        yield
+    except FdllmError:
+        raise
+    except SyntaxError as error:
+        raise FdllmError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        where = f"{path}, line {frames[-1].lineno}" if frames else str(path)
+        raise FdllmError(f"{where}: {type(error).__name__}: {error}") from error

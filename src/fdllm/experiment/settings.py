@@ -1,0 +1,92 @@
+"""The tables of ``experiment.toml``, checked; unknown keys raise and list the valid ones."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from fdllm.config import Cell, Decoding, Evaluating, Spec, Subset
+from fdllm.errors import UsageError
+
+
+class Title(Spec):
+    """``[experiment]``: what it is called in reports."""
+
+    title: str = ""
+
+
+class Grid(Spec):
+    """``[grid]``: every period by every subset."""
+
+    k: tuple[int, ...] = Field((1, 2, 3), min_length=1)
+    subset: tuple[Subset, ...] = Field(("first", "middle", "last"), min_length=1)
+
+
+class ReuseSettings(Spec):
+    """``[reuse]``: size of the subsets, and parameters for the strategy."""
+
+    subset_size: int | None = Field(None, ge=1)
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Settings(Spec):
+    """The tables of ``experiment.toml``.
+
+    Attributes:
+        experiment: ``title``.
+        grid: ``k`` and ``subset``: every period by every subset. Not beside ``config``.
+        config: cells one by one.
+        decoding: see :class:`~fdllm.config.Decoding`.
+        evaluation: see :class:`~fdllm.config.Evaluating`.
+        reuse: ``subset_size``, and ``params`` for the strategy.
+    """
+
+    experiment: Title = Title()
+    grid: Grid | None = None
+    config: tuple[Cell, ...] = ()
+    decoding: Decoding = Decoding()
+    evaluation: Evaluating = Evaluating()
+    reuse: ReuseSettings = ReuseSettings()
+
+
+def read_settings(path: Path) -> Settings:
+    """Read ``experiment.toml``.
+
+    Raises:
+        UsageError: absent, not TOML, an unknown key, a wrong value, or two cells of one name.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    kinds: Mapping[str, type[Spec]] = {
+        "experiment": Title, "grid": Grid, "decoding": Decoding,
+        "evaluation": Evaluating, "reuse": ReuseSettings,
+    }  # fmt: skip
+    parts: dict[str, Any] = {
+        key: kinds[key].read(value, f"{path}: [{key}]")
+        if key in kinds and isinstance(value, Mapping)
+        else value
+        for key, value in data.items()
+    }
+    if isinstance(data.get("config"), list):
+        parts["config"] = tuple(Cell.read(c, f"{path}: [[config]]") for c in data["config"])
+    settings = Settings.read(parts, str(path))
+    if settings.grid and settings.config:
+        raise UsageError(f"{path} has both [grid] and [[config]]; leave one")
+    names = [cell.name for cell in settings.config]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"{path} has two configs named {', '.join(twice)}; names are folders")
+    return settings
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`` (did you mean 'x'?)`` where one of ``known`` is near, else nothing."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""

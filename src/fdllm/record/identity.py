@@ -1,0 +1,166 @@
+"""Content hashes that go into a fingerprint: source, installed versions, checkpoints. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fdllm import tiny
+from fdllm.config import ModelChoice
+from fdllm.record.atomic import write_json
+from fdllm.record.fingerprint import digest_of
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# These cannot change an output: they plan, show, and keep. What they keep has a schema number. The
+# embedded model's weights and tasks are identified as a model and as tasks.
+_OUTSIDE = ("cli", "report", "cluster", "record", "tiny", "plan.py", "errors.py")
+_LOCKED = (
+    "antlr4-python3-runtime",
+    "datasets",
+    "latex2sympy2_extended",
+    "lm-eval",
+    "math-verify",
+    "numpy",
+    "safetensors",
+    "sympy",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_SMALL = 1 << 20  # bytes; what is smaller is hashed anew each time
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+
+
+@cache
+def source_hashes() -> dict[str, str]:
+    """SHA-256 of each source file of the package that may change an output, by its path."""
+    return {
+        f"src/fdllm/{path.relative_to(PACKAGE).as_posix()}": _hash(path)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.relative_to(PACKAGE).parts[0] not in _OUTSIDE and "__pycache__" not in path.parts
+    }
+
+
+@cache
+def locked_versions() -> str:
+    """Installed versions of the libraries that may change an output.
+
+    Local labels (``+cpu``) are left out: the kind of machine stands in the provenance, and a
+    table over two kinds is refused there.
+    """
+    found = []
+    for name in _LOCKED:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            version = "absent"
+        found.append(f"{name} {version.partition('+')[0]}")
+    return ", ".join(found)
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which weights are meant.
+
+    Attributes:
+        name: the Hub id, or a content hash of the folder's files.
+        revision: a Hub id's commit; None where this machine does not know it yet.
+        folder: where the files lie on this machine; None where they do not.
+        n_layers: transformer layers; None where the configuration is not here.
+    """
+
+    name: str
+    revision: str | None
+    folder: Path | None
+    n_layers: int | None
+
+
+def model_identity(choice: ModelChoice) -> ModelIdentity:
+    """Identify a checkpoint from what lies on this machine; nothing is fetched.
+
+    A folder is identified by its content; a Hub id by the commit that the local Hub cache holds.
+    """
+    folder = tiny.FOLDER if choice.name == "tiny" else Path(choice.name).expanduser()
+    if folder.is_dir():
+        hashes = {
+            path.name: _cached_hash(path)
+            for pattern in _CHECKPOINT_FILES
+            for path in sorted(folder.glob(pattern))
+        }
+        return ModelIdentity(f"sha256:{digest_of(hashes)}", "", folder, _num_layers(folder))
+    commit = _hub_commit(choice)
+    snapshot = _hub_folder(choice.name) / "snapshots" / (commit or "unknown")
+    here = snapshot if snapshot.is_dir() else None
+    return ModelIdentity(choice.name, commit, here, _num_layers(here))
+
+
+def _num_layers(folder: Path | None) -> int | None:
+    """``num_hidden_layers``, where the configuration can be read; loading complains where not."""
+    if folder is None:
+        return None
+    try:
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        layers = config["num_hidden_layers"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return layers if isinstance(layers, int) else None
+
+
+def _hub_commit(choice: ModelChoice) -> str | None:
+    revision = choice.revision or "main"
+    if _COMMIT.match(revision):
+        return revision
+    try:
+        ref = _hub_folder(choice.name) / "refs" / revision
+        return ref.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _hub_folder(name: str) -> Path:
+    """A model's folder in the Hub cache, as huggingface_hub lays it out."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+    cache_folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    return cache_folder / f"models--{name.replace('/', '--')}"
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cache_file() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home).expanduser() / "fdllm" / "hashes.json"
+
+
+def _cached_hash(path: Path) -> str:
+    """SHA-256 of a file; that of a large one is remembered by path, size and time of change."""
+    status = path.stat()
+    if status.st_size < _SMALL:
+        return _hash(path)
+    key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    known = _read_cache()
+    if key not in known:
+        known[key] = _hash(path)
+        try:
+            write_json(_cache_file(), known)
+        except Exception:  # noqa: BLE001 - a cache that cannot be written costs time, nothing else
+            return known[key]
+    return known[key]
+
+
+def _read_cache() -> dict[str, str]:
+    try:
+        data = json.loads(_cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}

@@ -1,0 +1,182 @@
+"""Answers of a run as they come: an append-only file that survives a kill at any moment.
+
+Its first line names the fingerprint. Every further line is an entry (a request's key and answer), a
+session (who computed what follows) or the number of requests. A line is durable when ``put``
+returns; a torn last line, which a kill in the middle of a write leaves, is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import ValidationError
+
+from fdllm.errors import FdllmError
+from fdllm.record.atomic import explained, make_folder, sync_folder
+from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.paths import utc_stamp
+
+VERSION = 1
+
+
+class DamagedJournalError(FdllmError):
+    """A line in the middle of a journal cannot be read."""
+
+
+@dataclass
+class JournalContent:
+    """What a journal file holds.
+
+    Attributes:
+        fingerprint: of the run it belongs to; None where the file is empty.
+        entries: answers by key.
+        sessions: who computed, in order.
+        total: requests of the run; None until it was known.
+        size: bytes up to the last whole line.
+    """
+
+    fingerprint: Fingerprint | None = None
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    total: int | None = None
+    size: int = 0
+
+
+def read_journal(path: Path) -> JournalContent:
+    """Read a journal, without its torn last line where it has one.
+
+    Raises:
+        DamagedJournalError: a line ahead of the last one cannot be read.
+    """
+    content = JournalContent()
+    if not path.exists():
+        return content
+    lines = path.read_bytes().split(b"\n")  # the last part has no line end: torn, or empty
+    for number, line in enumerate(lines[:-1]):
+        try:
+            _take(content, json.loads(line), first=number == 0)
+        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+            if number == len(lines) - 2:  # blocks of zeros after a power cut end in no entry
+                break
+            raise DamagedJournalError(
+                f"{path}, line {number + 1} cannot be read ({error.__class__.__name__}); the file "
+                "was changed or the disk is failing. Start this run anew with --force, which moves "
+                "the damaged journal aside"
+            ) from None
+        content.size += len(line) + 1
+    return content
+
+
+def _take(content: JournalContent, line: Mapping[str, Any], *, first: bool) -> None:
+    if first:
+        if line["journal"] != VERSION:
+            raise ValueError(f"journal version {line['journal']}")
+        content.fingerprint = Fingerprint(**line["fingerprint"])
+    elif "key" in line:
+        content.entries[line["key"]] = dict(line["entry"])
+    elif "session" in line:
+        content.sessions.append(dict(line["session"]))
+    else:
+        content.total = int(line["total"])
+
+
+class Journal:
+    """The open journal of a run; the :class:`~fdllm.evaluate.protocols.Store` of its evaluation.
+
+    Args:
+        path: the file; made where it is absent.
+        fingerprint: of this run. A journal of another one is moved aside, never added to.
+        session: who computes from here on.
+
+    Raises:
+        FdllmError: the file cannot be written.
+        DamagedJournalError: a line ahead of the last one cannot be read.
+    """
+
+    def __init__(self, path: Path, fingerprint: Fingerprint, session: dict[str, Any]) -> None:
+        self.path = path
+        self.moved_aside: Path | None = None
+        make_folder(path.parent)
+        content = read_journal(path)
+        if content.fingerprint is not None and fingerprint.differences(content.fingerprint):
+            self.moved_aside = self._move_aside()
+            content = JournalContent()
+        self._content = content
+        with explained(path):
+            self._file: BinaryIO = path.open("ab", buffering=0)
+            self._file.truncate(content.size)
+            self._file.seek(content.size)
+            sync_folder(path.parent)
+        if content.fingerprint is None:
+            self._append({"journal": VERSION, "fingerprint": fingerprint.model_dump()})
+        self._append({"session": session})
+        content.sessions.append(session)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._content.entries)
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """All answers, in the order they came."""
+        return list(self._content.entries.values())
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """Who computed, in order; the last one is this process."""
+        return self._content.sessions
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The answer to a request, or None."""
+        return self._content.entries.get(key)
+
+    def put(self, key: str, entry: dict[str, Any]) -> None:
+        """Keep an answer; it is on the disk when this returns.
+
+        Raises:
+            FdllmError: it cannot be written; the file is as it was before.
+        """
+        self._append({"key": key, "entry": entry})
+        self._content.entries[key] = entry
+
+    def set_total(self, total: int) -> None:
+        """Keep the number of requests of the run, for whoever asks how far it is."""
+        if total != self._content.total:
+            self._append({"total": total})
+            self._content.total = total
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        data = json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        start = self._file.tell()
+        try:
+            with explained(self.path):
+                view = memoryview(data)
+                while view:
+                    view = view[self._file.write(view) :]
+                os.fsync(self._file.fileno())
+        except FdllmError:
+            self._file.truncate(start)
+            self._file.seek(start)
+            raise
+
+    def _move_aside(self) -> Path:
+        folder = self.path.parent
+        place = folder.parent / ".superseded" / f"{folder.name}-{utc_stamp()}"
+        with explained(place):
+            place.mkdir(parents=True)
+            self.path.rename(place / self.path.name)
+        return place

@@ -1,0 +1,107 @@
+"""One process at a time works in a run's folder; the system lets go when it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from filelock import FileLock, Timeout
+
+from fdllm.record.atomic import explained, make_folder, write_json
+from fdllm.record.paths import RunPaths
+
+# A reader that asks for the state holds the lock for an instant; a runner waits that long.
+_PATIENCE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who works in a run's folder.
+
+    Attributes:
+        host: the machine.
+        pid: the process.
+        since: UTC time.
+        job: the queue's id of the job, or None.
+    """
+
+    host: str
+    pid: int
+    since: str
+    job: str | None = None
+
+    def __str__(self) -> str:
+        job = f", job {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}, since {self.since}"
+
+
+class LockedError(Exception):
+    """Another process works in this folder.
+
+    Attributes:
+        holder: who, where that is known.
+    """
+
+    def __init__(self, holder: Holder | None) -> None:
+        super().__init__(f"running: {holder or 'another process'}")
+        self.holder = holder
+
+
+@contextmanager
+def locked(paths: RunPaths) -> Iterator[None]:
+    """Hold a run's folder.
+
+    Raises:
+        LockedError: somebody else does.
+        FdllmError: the folder cannot be written.
+    """
+    make_folder(paths.folder)
+    lock = FileLock(paths.lock, timeout=_PATIENCE_S)
+    try:
+        with explained(paths.lock):
+            lock.acquire()
+    except Timeout:
+        raise LockedError(_read_holder(paths)) from None
+    try:
+        write_json(paths.holder, asdict(_myself()))
+        yield
+    finally:
+        paths.holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def holder_of(paths: RunPaths) -> Holder | None:
+    """Who works in a run's folder now; None where nobody does.
+
+    A process that was killed leaves its card, and the system has let go of its lock.
+    """
+    holder = _read_holder(paths)
+    if holder is None or not paths.lock.exists():
+        return None
+    lock = FileLock(paths.lock, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return holder
+    except OSError:  # somebody else's folder, read-only for us: believe the card
+        return holder
+    lock.release()
+    return None
+
+
+def _read_holder(paths: RunPaths) -> Holder | None:
+    try:
+        return Holder(**json.loads(paths.holder.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _myself() -> Holder:
+    job = os.environ.get("SLURM_JOB_ID")
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return Holder(socket.gethostname(), os.getpid(), now, job)

@@ -1,0 +1,215 @@
+"""Where everything of a run lies. This module alone knows the layout (DESIGN section 6).
+
+``results/<experiment>/<task>[_limit_N][@model]/<config>/`` holds a run's files. ``@model`` stands
+there only where the model is not the task's own (``tiny`` for the embedded tasks, the published 7B
+for the benchmarks), so that records of two models never lie in one place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fdllm.config import Run, home_model
+from fdllm.errors import UsageError
+from fdllm.record.atomic import explained, make_folder
+
+_LOCK_FILES = (".lock", ".holder.json")
+_TASK_FOLDER = re.compile(r"^(?P<task>.+?)(?:_limit_(?P<limit>\d+))?(?:@(?P<model>[^@]+))?$")
+
+
+def utc_stamp() -> str:
+    """Now, as part of a file name."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+
+
+def model_slug(name: str) -> str:
+    """A model's name as part of a folder's name; different models get different ones."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+        return f"{_plain(folder.resolve().name)}-{place}"
+    return _plain(name.replace("/", "--"))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", text)
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run.
+
+    Attributes:
+        folder: ``results/…/<config>``.
+        artifacts: where the copy of the summary for git lies.
+        logs: the run's log folder.
+    """
+
+    folder: Path
+    artifacts: Path
+    logs: Path
+
+    @property
+    def summary(self) -> Path:
+        """``summary.json``; written last."""
+        return self.folder / "summary.json"
+
+    @property
+    def samples(self) -> Path:
+        """``samples.jsonl``; a line a document."""
+        return self.folder / "samples.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """``results.json``; the harness's."""
+        return self.folder / "results.json"
+
+    @property
+    def journal(self) -> Path:
+        """``journal.jsonl``; a line a request, as it is answered."""
+        return self.folder / "journal.jsonl"
+
+    @property
+    def failed(self) -> Path:
+        """``failed.json``; why the last attempt ended."""
+        return self.folder / "failed.json"
+
+    @property
+    def lock(self) -> Path:
+        """``.lock``; held while a process works here."""
+        return self.folder / ".lock"
+
+    @property
+    def holder(self) -> Path:
+        """``.holder.json``; who holds the lock."""
+        return self.folder / ".holder.json"
+
+    @property
+    def artifact(self) -> Path:
+        """The summary's copy for git."""
+        return self.artifacts / "summary.json"
+
+    def new_log(self) -> Path:
+        """A log file of this attempt; its folder exists afterwards."""
+        make_folder(self.logs)
+        return self.logs / f"local_{utc_stamp()}.log"
+
+    def supersede(self, *names: str) -> Path | None:
+        """Move files of an earlier record aside, so that nothing is lost.
+
+        The lock stays: whoever holds it goes on holding it.
+
+        Args:
+            names: files to move; all of them where none is named.
+
+        Returns:
+            The folder they went to, or None where there was nothing to move.
+        """
+        with explained(self.folder):
+            moving = [
+                path
+                for path in sorted(self.folder.iterdir() if self.folder.is_dir() else ())
+                if path.name not in _LOCK_FILES and (not names or path.name in names)
+            ]
+            if not moving:
+                return None
+            aside = self.folder.parent / ".superseded" / f"{self.folder.name}-{utc_stamp()}"
+            aside.mkdir(parents=True)
+            for path in moving:
+                path.rename(aside / path.name)
+        return aside
+
+
+@dataclass(frozen=True)
+class TaskFolder:
+    """A task's folder that exists.
+
+    Attributes:
+        task: the task.
+        limit: documents at most, or None.
+        model: the model's slug; None where it is the task's own.
+    """
+
+    task: str
+    limit: int | None
+    model: str | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The three roots.
+
+    Attributes:
+        results: full records; not in git.
+        artifacts: summaries; in git.
+        logs: logs; not in git.
+    """
+
+    results: Path
+    artifacts: Path
+    logs: Path
+
+    @classmethod
+    def of(cls, root: Path, results: Path | None = None) -> Layout:
+        """The roots of a checkout.
+
+        Args:
+            root: the checkout.
+            results: another folder for everything that runs write; the artifacts and logs then
+                lie inside it, so that trying something out never touches what git tracks.
+        """
+        if results is None:
+            return cls(root / "results", root / "artifacts", root / "logs")
+        return cls(results, results / "artifacts", results / "logs")
+
+    def run(self, run: Run) -> RunPaths:
+        """The files of ``run``."""
+        part = Path(run.experiment, self.task_folder(run), run.cell.name)
+        # A log belongs to a place in the table, so it has the limit and the model in its path too.
+        return RunPaths(self.results / part, self.artifacts / part, self.logs / part)
+
+    @staticmethod
+    def task_folder(run: Run) -> str:
+        """``<task>[_limit_N][@model]``."""
+        limit = "" if run.limit is None else f"_limit_{run.limit}"
+        own = run.model.name == home_model(run.task)
+        return f"{run.task}{limit}" + ("" if own else f"@{model_slug(run.model.name)}")
+
+    def task_folders(self, experiment: str) -> Iterator[TaskFolder]:
+        """Task folders of an experiment that hold anything."""
+        place = self.results / experiment
+        for path in sorted(place.iterdir() if place.is_dir() else ()):
+            match = _TASK_FOLDER.match(path.name)
+            if match and path.is_dir():
+                limit = match["limit"]
+                yield TaskFolder(match["task"], int(limit) if limit else None, match["model"])
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The checkout that experiments, results and artifacts belong to.
+
+    ``FDLLM_ROOT`` if it is set; else the checkout that holds this package; else the folder the
+    command was started in.
+
+    Args:
+        start: stands in for the folder the command was started in.
+
+    Raises:
+        UsageError: ``FDLLM_ROOT`` names no folder.
+    """
+    named = os.environ.get("FDLLM_ROOT")
+    if named:
+        root = Path(named).expanduser()
+        if not root.is_dir():
+            raise UsageError(f"FDLLM_ROOT names '{named}', which is no folder; set it or unset it")
+        return root.resolve()
+    checkout = Path(__file__).resolve().parents[3]
+    if (checkout / "experiments").is_dir():
+        return checkout
+    return start or Path.cwd()

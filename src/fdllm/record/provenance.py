@@ -1,0 +1,104 @@
+"""Where a record comes from: information for people, no part of an identity.
+
+Named facts only. The environment is never copied as a whole, so no token can end up here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "datasets",
+    "fdllm",
+    "huggingface-hub",
+    "lm-eval",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+def session(**facts: str | int | None) -> dict[str, Any]:
+    """Who computes from now on: machine, versions, commit, time.
+
+    Args:
+        facts: what only the caller knows: ``accelerator``, ``device``, ``dtype``, ``threads``, ….
+    """
+    accelerator = facts.get("accelerator")
+    threads = facts.get("threads")
+    return {
+        "started": utc_now(),
+        "machine": f"{accelerator or cpu_name()}, {threads} threads"
+        if threads and not accelerator
+        else str(accelerator or cpu_name()),
+        "host": socket.gethostname(),
+        "cpu": cpu_name(),
+        "cpus": _usable_cpus(),
+        "platform": platform.platform(),
+        "python": sys.version.split()[0],
+        "packages": versions(),
+        "git": git_state(Path(__file__).resolve().parent),
+        "image_sha256": os.environ.get("FDLLM_IMAGE_SHA256"),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        **facts,
+    }
+
+
+def utc_now() -> str:
+    """UTC time, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions, local labels included."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's name, else its architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.machine()
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the checkout that holds the source, and whether it has changes; else None.
+
+    Information only: identity goes by content.
+    """
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": dirty}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)  # noqa: S603
+    return done.stdout.strip()
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

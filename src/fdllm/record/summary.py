@@ -1,0 +1,281 @@
+"""``summary.json``: what a finished run found, what it cost, and what makes it trustworthy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from fdllm.config import Estimator, Spec
+from fdllm.record.fingerprint import Fingerprint
+
+VERSION: Literal[1] = 1
+
+
+class Headline(Spec):
+    """The figure that goes into a table.
+
+    Attributes:
+        metric: the harness's key, ``metric,filter``.
+        value: share of documents, in [0, 1].
+        num_samples: documents behind it.
+        num_correct: documents that count as right; None where the metric is not yes or no.
+    """
+
+    metric: str
+    value: float
+    num_samples: int
+    num_correct: int | None
+
+
+class Throughput(Spec):
+    """Speed. Model time only, synchronised; warm-up, tokenising and disk are outside it.
+
+    A log-likelihood task has no ``tokens_per_second``: it generates nothing. Its figures have
+    names of their own.
+
+    Attributes:
+        seconds: model time of all samples, whoever computed them and in how many sessions.
+        tokens: generated tokens, up to and including each row's first stop token.
+        tokens_per_second: ``tokens / seconds``.
+        tokens_per_forward: generated tokens by forwards of all phases.
+        scored_tokens: tokens of the targets.
+        scored_tokens_per_second: ``scored_tokens / seconds``.
+        requests_per_second: scored targets by seconds.
+        latency_p50_s: median over samples of a sample's share of model time, in seconds.
+        latency_p95_s: 95th percentile of the same.
+    """
+
+    seconds: float
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    tokens_per_forward: float | None = None
+    scored_tokens: int | None = None
+    scored_tokens_per_second: float | None = None
+    requests_per_second: float | None = None
+    latency_p50_s: float
+    latency_p95_s: float
+
+
+class PeakMemory(Spec):
+    """Largest memory of the process that finished the record.
+
+    Attributes:
+        bytes: how much.
+        kind: ``cuda`` is what torch allocated on the GPU, ``resident`` the process's memory.
+    """
+
+    bytes: int
+    kind: Literal["cuda", "resident"]
+
+
+class LayerCalls(Spec):
+    """Layers computed and saved, over all forwards of all phases.
+
+    Attributes:
+        computed: layer calls made.
+        reused: layer calls saved.
+        saved_share: ``reused / (computed + reused)``.
+    """
+
+    computed: int
+    reused: int
+    saved_share: float
+
+
+class Quality(Spec):
+    """Signs of degeneration in generated text.
+
+    Attributes:
+        truncation_rate: share of samples that ended at their token limit.
+        repetition_rate: share of samples of which more than half of all 8-token windows have
+            occurred earlier in the same answer. Answers under 16 tokens are never counted.
+    """
+
+    truncation_rate: float
+    repetition_rate: float
+
+
+class StrategyRecord(Spec):
+    """Which layers could be skipped, and by which rule.
+
+    Attributes:
+        text: the frozen strategy, as Python writes it.
+        k: reuse period.
+        subset: which layers, by name.
+        layers: their numbers.
+        n_layers: layers of the model.
+        reuses: whether it is meant to reuse anything.
+    """
+
+    text: str
+    k: int
+    subset: str
+    layers: tuple[int, ...]
+    n_layers: int
+    reuses: bool
+
+
+class Guard(Spec):
+    """A check that a record must pass.
+
+    Attributes:
+        name: what is checked.
+        passed: whether it holds.
+        detail: the figures behind it.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class FileRecord(Spec):
+    """A file that belongs to the record.
+
+    Attributes:
+        lines: documents in it; None where it is no list.
+        bytes: its size.
+        sha256: its content.
+    """
+
+    lines: int | None
+    bytes: int
+    sha256: str
+
+
+class Summary(Spec):
+    """One finished run.
+
+    Attributes:
+        version: of this schema.
+        experiment: folder under ``experiments/``.
+        task: the task.
+        config: the cell.
+        limit: documents of each leaf task at most; None is all.
+        model: what was asked for: a Hub id, a folder, or ``tiny``.
+        kind: ``generate`` or ``loglikelihood``.
+        estimator: the log-likelihood estimator; None where text is generated.
+        headline: the figure.
+        num_requests: requests answered: one a document, or one a choice.
+        throughput: speed.
+        peak_memory: memory.
+        counts: by phase, ``forwards``, ``computed`` and ``reused`` layer calls, ``tokens`` fed
+            (columns) and columns ``shared`` between requests.
+        layer_calls: the same, summed.
+        quality: signs of degeneration; None where nothing is generated.
+        strategy: the layers and the rule.
+        guards: checks, all passed.
+        files: ``samples.jsonl`` and ``results.json``.
+        fingerprint: identity.
+        dataset: SHA-256 over the documents used, in order.
+        task_versions: the harness's version of every task.
+        provenance: who computed it, when, with what; see :mod:`fdllm.record.provenance`.
+    """
+
+    version: Literal[1] = VERSION
+    experiment: str
+    task: str
+    config: str
+    limit: int | None
+    model: str
+    kind: Literal["generate", "loglikelihood"]
+    estimator: Estimator | None
+    headline: Headline
+    num_requests: int
+    throughput: Throughput
+    peak_memory: PeakMemory
+    counts: dict[str, dict[str, int]]
+    layer_calls: LayerCalls
+    quality: Quality | None
+    strategy: StrategyRecord
+    guards: tuple[Guard, ...]
+    files: dict[str, FileRecord]
+    fingerprint: Fingerprint
+    dataset: str
+    task_versions: dict[str, Any]
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def speed(self) -> float:
+        """Tokens/s, or scored tokens/s where nothing is generated."""
+        speed = self.throughput.tokens_per_second or self.throughput.scored_tokens_per_second
+        return speed or 0.0
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """The machines that computed it, each in one line; one of them, normally."""
+        sessions = self.provenance.get("sessions", [])
+        return tuple(dict.fromkeys(str(session.get("machine")) for session in sessions))
+
+
+class InvalidRecordError(Exception):
+    """A record's files are not what a finished run leaves; the message says what is wrong."""
+
+
+def read_summary(path: Path) -> Summary:
+    """Read ``summary.json`` and check that the files beside it are whole.
+
+    Raises:
+        InvalidRecordError: what is wrong, in a few words.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRecordError(f"summary.json cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        size = path.stat().st_size
+        what = "is empty" if size == 0 else f"is truncated or damaged ({size} bytes: {error})"
+        raise InvalidRecordError(f"summary.json {what}") from None
+    if not isinstance(data, dict):
+        raise InvalidRecordError("summary.json holds no object")
+    if data.get("version") != VERSION:
+        raise InvalidRecordError(f"summary.json has version {data.get('version')}, not {VERSION}")
+    try:
+        summary = Summary(**data)
+    except ValidationError as error:
+        raise InvalidRecordError(f"summary.json: {_explain(error)}") from None
+    _check_files(path.parent, summary)
+    return summary
+
+
+def _explain(error: ValidationError) -> str:
+    problems = [(".".join(map(str, e["loc"])), e["type"], e["msg"]) for e in error.errors()]
+    missing = [name for name, kind, _ in problems if kind == "missing"]
+    if missing:
+        return f"missing keys {', '.join(missing[:4])}"
+    name, kind, message = problems[0]
+    return f"unknown key '{name}'" if kind == "extra_forbidden" else f"'{name}': {message}"
+
+
+def _check_files(folder: Path, summary: Summary) -> None:
+    if "samples.jsonl" not in summary.files:
+        raise InvalidRecordError("summary.json names no samples.jsonl")
+    if not all(guard.passed for guard in summary.guards):
+        failed = ", ".join(guard.name for guard in summary.guards if not guard.passed)
+        raise InvalidRecordError(f"summary.json: guard failed: {failed}")
+    for name, record in summary.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise InvalidRecordError(f"{name} is missing")
+        if path.stat().st_size == record.bytes:
+            continue
+        if record.lines is None:
+            size = path.stat().st_size
+            raise InvalidRecordError(f"{name} has {size} bytes, not {record.bytes}")
+        with path.open("rb") as file:
+            lines = sum(line.endswith(b"\n") for line in file)
+        raise InvalidRecordError(
+            f"{name} holds {lines} of {record.lines} samples"
+            if lines != record.lines
+            else f"{name} was changed: {path.stat().st_size} bytes, not {record.bytes}"
+        )
+
+
+def describe_file(path: Path, lines: int | None) -> FileRecord:
+    """A file's record, from its bytes on the disk."""
+    data = path.read_bytes()
+    return FileRecord(lines=lines, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -1,0 +1,99 @@
+"""Files of the embedded model: the Hub's form for users, a training state to resume from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fdllm.model.network import Network
+from fdllm.model.spec import ModelSpec
+from fdllm.tiny.vocabulary import END_ID, MASK_ID, PAD_ID, VOCAB_SIZE
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["Fast_dLLM_QwenForCausalLM"],
+    "model_type": "Fast_dLLM_Qwen",
+    "bd_size": 32,
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 96,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 256,
+    "max_position_embeddings": 2048,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-06,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "mask_token_id": MASK_ID,
+    "pad_token_id": PAD_ID,
+    "eos_token_id": END_ID,
+}
+"""``config.json`` in the Hub's form."""
+
+
+def spec() -> ModelSpec:
+    """The shape of the embedded model."""
+    return ModelSpec.from_json(CONFIG, "the embedded model's configuration")
+
+
+def hub_tensors(network: Network) -> dict[str, Tensor]:
+    """The weights under the Hub's names: packed projections are taken apart; float16."""
+    shape = network.spec
+    q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    out = {
+        "model.embed_tokens.weight": network.embedding.weight,
+        "model.norm.weight": network.norm.weight,
+        "lm_head.weight": network.head.weight,
+    }
+    for name, value in network.layers.named_parameters():
+        index, part, kind = name.split(".")
+        hub = f"model.layers.{index}."
+        if part == "qkv":
+            for letter, piece in zip("qkv", value.split([q, kv, kv]), strict=True):
+                out[f"{hub}self_attn.{letter}_proj.{kind}"] = piece
+        elif part == "gate_up":
+            gate, up = value.chunk(2)
+            out[f"{hub}mlp.gate_proj.{kind}"], out[f"{hub}mlp.up_proj.{kind}"] = gate, up
+        else:
+            renamed = {
+                "o": "self_attn.o_proj",
+                "down": "mlp.down_proj",
+                "input_norm": "input_layernorm",
+                "post_norm": "post_attention_layernorm",
+            }[part]
+            out[f"{hub}{renamed}.{kind}"] = value
+    return {
+        name: tensor.detach().to(torch.float16).contiguous().clone()
+        for name, tensor in sorted(out.items())
+    }
+
+
+def export(network: Network, folder: Path) -> None:
+    """Write ``model.safetensors`` and ``config.json``; a reader never sees half a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "model.safetensors.part"
+    save_file(hub_tensors(network), part, metadata={"format": "pt"})
+    os.replace(part, folder / "model.safetensors")
+    part = folder / "config.json.part"
+    part.write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, folder / "config.json")
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state to resume from."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a training state: tensors and numbers only, no code."""
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state

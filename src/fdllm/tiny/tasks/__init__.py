@@ -1,0 +1,1 @@
+"""lm-eval task definitions of the embedded model, with their test rows."""

@@ -1,0 +1,26 @@
+"""What several tests need and no fixture can give: it is called while tests are collected."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+REQUIRE_SHARED = "FDLLM_REQUIRE_SHARED"
+
+
+def shared_folder() -> Path:
+    """The reference outputs and data-set rows, in a folder ``shared`` beside the clone.
+
+    They are too large for the repository. Without them the tests that compare against them are
+    skipped, or fail where ``FDLLM_REQUIRE_SHARED=1`` says that they must run.
+    """
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        reason = "needs the folder 'shared' (reference outputs, data-set rows) beside the clone"
+        if os.environ.get(REQUIRE_SHARED) == "1":
+            pytest.fail(f"{reason}, and {REQUIRE_SHARED}=1 forbids skipping")
+        pytest.skip(reason)
+    return folder

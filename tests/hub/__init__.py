@@ -1,0 +1,1 @@
+"""A loopback Hub and what is served from it."""

@@ -1,0 +1,86 @@
+"""Evaluate one or more cases in a process of its own: ``python case.py '<json>' OUT``.
+
+The clients read ``HF_ENDPOINT`` and ``HF_HOME`` when they are imported, so a test that changes
+them needs a fresh process. Each case is a mapping of :func:`run`'s arguments; what it found is
+written to ``OUT`` as JSON, one entry a case.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fdllm.config import Decoding
+from fdllm.errors import FdllmError
+from fdllm.evaluate.harness import evaluate, oracle
+from fdllm.reuse import PeriodicReuse
+from hub.checkpoint import MemoryStore, Tally, random_model
+
+
+def run(
+    task: str,
+    *,
+    by: str = "oracle",
+    limit: int | None = 10,
+    num_fewshot: int = 0,
+    chat_template: bool = True,
+    scoring: str = "denoise",
+    repeat: bool = False,
+    allow_invalid: bool = False,
+) -> dict[str, Any]:
+    """Evaluate, and hand back what the tests look at.
+
+    Args:
+        task: the task.
+        by: ``oracle`` or ``model``.
+        limit: documents of a leaf task.
+        num_fewshot: worked examples.
+        chat_template: whether prompts are wrapped.
+        scoring: the estimator.
+        repeat: evaluate again from the same store.
+        allow_invalid: as the command line's flag.
+    """
+    began = time.monotonic()
+    store, first, second = MemoryStore(), Tally(), Tally()
+    settings: dict[str, Any] = {
+        "decoding": Decoding(max_new_tokens=16, threshold=0.5),
+        "strategy": PeriodicReuse(2, 1, 2),
+        "scoring": scoring,
+        "limit": limit,
+        "num_fewshot": num_fewshot,
+        "chat_template": chat_template,
+        "batch_size": 4,
+        "store": store,
+        "allow_invalid": allow_invalid,
+        "answerer": oracle(task) if by == "oracle" else None,
+    }
+    model = random_model()
+    try:
+        found = evaluate(model, task, progress=first, **settings)
+        again = evaluate(model, task, progress=second, **settings) if repeat else found
+    except FdllmError as error:
+        return {"error": str(error), "exit_code": error.exit_code}
+    return {
+        "value": found.value,
+        "headline": found.headline,
+        "num_documents": found.num_documents,
+        "dataset": found.dataset,
+        "samples": found.samples,
+        "results": found.results,
+        "versions": found.task_versions,
+        "progress": [first.total, first.done, first.advanced],
+        "again": [second.total, second.done, second.advanced],
+        "same": again == found,
+        "puts": len(store.puts),
+        "seconds": time.monotonic() - began,
+    }
+
+
+if __name__ == "__main__":
+    cases, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+    out.write_text(json.dumps([run(**case) for case in cases]), encoding="utf-8")

@@ -1,0 +1,291 @@
+"""The embedded model's rows, tokenizer, task files and weights."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from fdllm import tiny
+from fdllm.tiny import checkpoint, data, masks, tokenizer, vocabulary
+from fdllm.tiny.data import Row, TaskName
+
+TASKS: tuple[TaskName, ...] = ("arithmetic", "choice")
+
+
+@pytest.fixture(scope="module")
+def tok() -> PreTrainedTokenizerBase:
+    """The tokenizer that ships with the weights."""
+    return AutoTokenizer.from_pretrained(tiny.FOLDER)
+
+
+def total_of(expression: str) -> int:
+    """The value of a chain of sums."""
+    return sum(int(term) for term in re.findall(r"[+-]?\d+", expression))
+
+
+def test_import_brings_no_torch() -> None:
+    code = "import sys, fdllm.tiny; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_files_are_the_generators_rows(task: TaskName, tmp_path: Path) -> None:
+    data.write_test_files(tmp_path)
+    written = (tmp_path / f"{task}.jsonl").read_text()
+    assert (tiny.TASKS / f"{task}.jsonl").read_text() == written
+    assert len(written.splitlines()) == data.NUM_TEST_ROWS
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_held_out_rows_are_never_trained_on(task: TaskName) -> None:
+    test = {row.expression for row in data.held_out(task, "test")}
+    validation = {row.expression for row in data.held_out(task, "validation")}
+    assert len(test) == data.NUM_TEST_ROWS
+    assert len(validation) == data.NUM_VALIDATION_ROWS
+    assert not test & validation
+    rng = random.Random(1)
+    trained = [data.training_row(rng) for _ in range(60_000)]
+    same_task = {r.expression for r in trained if r.question.startswith("What") == (task == "choice")}
+    assert len(same_task) > 1000
+    assert not (test | validation) & same_task
+
+
+def test_without_the_exclusion_training_would_meet_test_rows() -> None:
+    """The check above can fail: the choice rows' space is small enough to be hit."""
+    rng = random.Random(1)
+    drawn = {data.choice_row(rng).expression for _ in range(24_000)}
+    assert {row.expression for row in data.held_out("choice", "test")} & drawn
+
+
+def test_arithmetic_rows_are_worked_out_right() -> None:
+    for row in data.held_out("arithmetic", "test"):
+        *lines, last = row.answer.split("\n")
+        assert last == f"#### {row.target}"
+        assert int(row.target) == total_of(row.expression)
+        assert len(lines) in (2, 3)
+        for line in lines:
+            left, right = line.split("=")
+            assert total_of(left) == int(right)
+            assert 0 <= int(right) <= data.MAX_TOTAL
+
+
+def test_choice_rows_have_one_right_option_and_it_is_no_giveaway() -> None:
+    for row in data.held_out("choice", "test"):
+        options = dict(re.findall(r"([A-D])\) (\d+)", row.question))
+        assert list(options) == list(data.LETTERS)
+        right = [name for name, value in options.items() if int(value) == total_of(row.expression)]
+        assert right == [row.target]
+        assert row.answer == f"{row.target}) {row.expression}={options[row.target]}"
+        low, *middle, high = sorted(map(int, options.values()))
+        assert low + high == sum(middle), "the options are no square, so they hint at the answer"
+
+
+def test_rows_fit_two_blocks_and_choices_are_scored_inside_the_second() -> None:
+    rng = random.Random(2)
+    for _ in range(5000):
+        row = data.training_row(rng)
+        prompt, whole = len(row.prompt_ids), len(row.prompt_ids) + len(row.answer_ids)
+        assert whole <= data.MAX_TOKENS
+        if row.target.isalpha():
+            assert 5 <= prompt - masks.BLOCK <= 12
+
+
+# --- tokenizer ----------------------------------------------------------------------------------
+
+
+@given(text=st.text(max_size=60))
+def test_any_text_comes_back(tok: PreTrainedTokenizerBase, text: str) -> None:
+    if any(token in text for token in vocabulary.SPECIAL_TOKENS):
+        return
+    ids = tok(text, add_special_tokens=True)["input_ids"]
+    assert ids == vocabulary.encode(text)
+    assert tok.decode(ids) == text
+    assert vocabulary.decode(ids) == text
+
+
+def test_rows_tokenise_as_in_training(tok: PreTrainedTokenizerBase) -> None:
+    for task in TASKS:
+        for row in data.held_out(task, "test"):
+            turns = [{"role": "user", "content": row.question}]
+            text = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            assert text == f"<|user|>{row.question}<|assistant|>"
+            assert tok(text, add_special_tokens=False)["input_ids"] == row.prompt_ids
+            turns.append({"role": "assistant", "content": row.answer})
+            whole = tok.apply_chat_template(turns, tokenize=True)
+            assert whole == row.prompt_ids + row.answer_ids
+            assert tok.decode(row.answer_ids, skip_special_tokens=True) == row.answer
+
+
+def test_special_tokens(tok: PreTrainedTokenizerBase) -> None:
+    config = json.loads((tiny.FOLDER / "config.json").read_text())
+    assert config == checkpoint.CONFIG
+    assert tok.eos_token_id == config["eos_token_id"] == vocabulary.END_ID
+    assert tok.pad_token_id == config["pad_token_id"] == vocabulary.PAD_ID
+    assert tok.mask_token_id == config["mask_token_id"] == vocabulary.MASK_ID
+    assert len(tok) == config["vocab_size"]
+
+
+def test_tokenizer_files_are_the_makers(tmp_path: Path) -> None:
+    tokenizer.write(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_text() == (tiny.FOLDER / name).read_text()
+
+
+# --- training batches ---------------------------------------------------------------------------
+
+
+def test_batches_depend_on_seed_and_step_alone() -> None:
+    first, again = masks.make_batch(3, 7, 8), masks.make_batch(3, 7, 8)
+    for name in ("ids", "positions", "visible", "targets", "weights"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+    assert (masks.make_batch(3, 8, 8).ids != first.ids).any()
+
+
+def test_batches_mask_answers_only_and_shift_the_targets() -> None:
+    batch = masks.make_batch(0, 0, 64)
+    masked = batch.ids == vocabulary.MASK_ID
+    assert not masked[:, : masks.BLOCK].any(), "the clean block holds no mask"
+    assert not masked[:, :: masks.BLOCK].any(), "a block's first column is always known"
+    assert masked.any(axis=1).all()
+    # Logits at column i-1 predict column i; beside that only the look-ahead has a weight.
+    predicted = batch.weights > 0
+    np.testing.assert_array_equal(predicted[:, masks.BLOCK :][:, :-1], masked[:, masks.BLOCK + 1 :])
+    assert not predicted[:, : masks.BLOCK - 1].any()
+    assert predicted[:, masks.BLOCK - 1].any()
+    # Put the targets in: every copy is then a block of a well-formed row, and the prompt stands.
+    filled = batch.ids.copy()
+    filled[:, 1:][masked[:, 1:]] = batch.targets[:, :-1][masked[:, 1:]]
+    for ids, at in zip(filled, batch.positions, strict=True):
+        for copy in range(1, 1 + masks.NUM_COPIES):
+            part = slice(copy * masks.BLOCK, (copy + 1) * masks.BLOCK)
+            if at[part][0] == 0:
+                np.testing.assert_array_equal(ids[part], ids[: masks.BLOCK])
+
+
+def test_a_copy_sees_itself_and_what_is_finished() -> None:
+    visible = masks.visibility(np.array([[0, 0, 1, 1]]))[0, 0]
+    size = masks.BLOCK
+    seen = visible[::size, ::size].astype(int).tolist()
+    assert seen == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
+
+
+# --- the harness --------------------------------------------------------------------------------
+
+
+def oracle(rows: dict[str, Row], name: str, shift: int) -> Any:
+    """A model of the harness that knows every answer; ``shift`` makes it wrong."""
+    from lm_eval.api.instance import Instance  # noqa: PLC0415 - slow to import
+    from lm_eval.api.model import LM  # noqa: PLC0415
+
+    class Oracle(LM):
+        tokenizer_name = name
+
+        def row(self, context: str) -> Row:
+            assert context.startswith("<|user|>")
+            assert context.endswith("<|assistant|>")
+            return rows[context.removeprefix("<|user|>").removesuffix("<|assistant|>")]
+
+        def apply_chat_template(
+            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        ) -> str:
+            tok = AutoTokenizer.from_pretrained(tiny.FOLDER)
+            return str(
+                tok.apply_chat_template(
+                    chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+
+        def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+            answers = [self.row(request.args[0]) for request in requests]
+            assert all(request.args[1]["until"] == [] for request in requests)
+            return [
+                row.answer.replace(f"#### {row.target}", f"#### {int(row.target) + shift}")
+                for row in answers
+            ]
+
+        def loglikelihood(
+            self, requests: list[Instance], disable_tqdm: bool = False
+        ) -> list[tuple[float, bool]]:
+            out = []
+            for request in requests:
+                context, letter = request.args
+                right = data.LETTERS[data.LETTERS.index(self.row(context).target) - shift]
+                assert letter in data.LETTERS
+                out.append((0.0 if letter == right else -1.0, letter == right))
+            return out
+
+        def loglikelihood_rolling(
+            self, requests: list[Instance], disable_tqdm: bool = False
+        ) -> list[float]:
+            raise NotImplementedError
+
+    return Oracle()
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0, 1.0), (1, 0.0)])
+@pytest.mark.parametrize(
+    ("task", "metric"), [("arithmetic", "exact_match,strict-match"), ("choice", "acc,none")]
+)
+def test_tasks_run_offline_from_anywhere(
+    task: TaskName,
+    metric: str,
+    shift: int,
+    expected: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lm_eval import simple_evaluate  # noqa: PLC0415 - slow to import
+    from lm_eval.tasks import TaskManager  # noqa: PLC0415
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a task reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    name = f"tiny_{task}"
+    assert name in tiny.TASK_NAMES
+    rows = {row.question: row for row in data.held_out(task, "test")}
+    found = simple_evaluate(
+        oracle(rows, name, shift),
+        tasks=[name],
+        task_manager=TaskManager(include_path=str(tiny.TASKS), include_defaults=False),
+        apply_chat_template=True,
+        bootstrap_iters=0,
+    )
+    assert found is not None
+    assert found["n-samples"][name]["effective"] == data.NUM_TEST_ROWS
+    assert found["results"][name][metric] == expected
+    assert not list(tmp_path.iterdir())
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+def test_weights_are_small_and_bear_the_hubs_names() -> None:
+    path = tiny.FOLDER / "model.safetensors"
+    assert path.stat().st_size < 4_000_000
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        assert {str(file.get_tensor(name).dtype) for name in names} == {"torch.float16"}
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
+        assert name in names
+    for name in ("self_attn.q_proj.bias", "self_attn.o_proj.weight", "mlp.gate_proj.weight"):
+        assert f"model.layers.11.{name}" in names
+    assert len(names) == 3 + 12 * 12
