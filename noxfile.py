@@ -27,6 +27,12 @@ nox.options.error_on_external_run = False
 LOCK = Path("requirements.lock")
 CODE = ("src", "tests", "noxfile.py")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+# pdoc sees only what has been imported, and `import fdllm` leaves torch's half for later.
+PDOC = """
+import fdllm, runpy
+vars(fdllm).update({name: getattr(fdllm, name) for name in fdllm.__all__})
+runpy.run_module("pdoc", run_name="__main__", alter_sys=True)
+"""
 # Of a CUDA build of torch; torch names them exactly itself, and a CPU machine has none of them.
 GPU_ONLY = re.compile(r"(nvidia|cuda|triton)\b", re.IGNORECASE)
 
@@ -92,7 +98,10 @@ def train(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The Python interface as HTML, into ``site/``."""
     project = Environment(session).install("project", "docs")
-    project.python("pdoc", "--docformat", "google", "--output-directory", "site", "fdllm")
+    parts = (path.stem for path in Path("src/fdllm").iterdir() if not path.stem.startswith("__"))
+    options = ("--docformat", "google", "--output-directory", "site")
+    pages = ("fdllm", *sorted(f"fdllm.{part}" for part in parts))
+    project.run("python", "-c", PDOC, *options, *pages)
 
 
 @nox.session
@@ -144,19 +153,20 @@ class Environment:
 
     def pip(self, *arguments: str) -> str:
         """Run pip; what it printed is returned, and shown only where it failed."""
-        return str(self._run("python", "-m", "pip", *arguments, silent=True))
+        return str(self.run("python", "-m", "pip", *arguments, silent=True))
 
     def python(self, module: str, *arguments: str) -> None:
         """Run a module."""
-        self._run("python", "-m", module, *arguments)
+        self.run("python", "-m", module, *arguments)
 
     def fdllm(self, *arguments: str, env: dict[str, str] | None = None) -> None:
         """Run the project's own command."""
-        self._run("fdllm", *arguments, env=env)
+        self.run("fdllm", *arguments, env=env)
 
-    def _run(
+    def run(
         self, program: str, *arguments: str, env: dict[str, str] | None = None, silent: bool = False
     ) -> object:
+        """Run a program of the environment; where ``silent``, return what it printed."""
         path = self.folder.absolute() / "bin" / program
         return self.session.run(path, *arguments, env=env, silent=silent, external=True)
 

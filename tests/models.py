@@ -12,7 +12,9 @@ VOCAB = 48
 MASK, STOP = VOCAB - 1, 2
 
 
-def random_model(seed: int = 0, *, layers: int = 6, width: int = 32, block: int = 16) -> fdllm.Model:
+def random_model(
+    seed: int = 0, *, layers: int = 6, width: int = 32, block: int = 16
+) -> fdllm.Model:
     """A random model, float32 on CPU.
 
     The head is scaled so that confidences spread over (0, 1): with a small head every column

@@ -89,9 +89,7 @@ class PlainModel:
             self.keys[index, p], self.values[index, p] = k[i], v.view(-1, kv, dim)[i]
         out = torch.empty_like(q)
         for i, p in enumerate(positions):
-            seen = [
-                j for j in range(visible) if j // self.block_size <= p // self.block_size
-            ]
+            seen = [j for j in range(visible) if j // self.block_size <= p // self.block_size]
             ks = torch.stack([self.keys[index, j] for j in seen])
             vs = torch.stack([self.values[index, j] for j in seen])
             ks, vs = (t.repeat_interleave(heads // kv, dim=1) for t in (ks, vs))
@@ -110,7 +108,7 @@ def _best(logits: Tensor, mask_id: int) -> tuple[int, float]:
 
 
 @torch.no_grad()
-def reference_generate(  # noqa: C901, PLR0912 - the algorithm in one piece, as the text has it
+def reference_generate(
     model: fdllm.Model, prompt: list[int], decoding: fdllm.Decoding, strategy: ReuseStrategy[Any]
 ) -> list[int]:
     """New tokens of one prompt, greedy, from DESIGN section 3."""
@@ -147,18 +145,14 @@ def reference_generate(  # noqa: C901, PLR0912 - the algorithm in one piece, as 
                 phase = Phase.REFRESH if refresh else Phase.DENOISE
                 step = Step(phase, index, columns, first=first)
                 plan = strategy.plan(step, state)
-                logits = plain.forward(
-                    block[slice(*columns)], base + columns[0], plan, base + size
-                )
+                logits = plain.forward(block[slice(*columns)], base + columns[0], plan, base + size)
                 guess = {c: _best(logits[c - 1 - columns[0]], mask) for c in todo}
                 top = max(todo, key=lambda c: (guess[c][1], -c))
                 chosen = [c for c in todo if c == top or guess[c][1] > decoding.threshold]
                 for c in chosen:
                     block[c] = guess[c][0]
                 masked -= set(chosen)
-                seen = Observation(
-                    plan, len(todo), len(chosen), tuple(guess[c][1] for c in chosen)
-                )
+                seen = Observation(plan, len(todo), len(chosen), tuple(guess[c][1] for c in chosen))
                 state = strategy.observe(step, seen, state)
         text = text[:base] + block
     new = text[len(prompt) :][: decoding.max_new_tokens]

@@ -52,9 +52,7 @@ def test_cached_logits(model: fdllm.Model, folder: Path) -> None:
     both = (0, 1)
     prefill = Window(both, (0, 0), 64, (64, 64), causal_block=32)
     hidden = network(want["input_ids"], cache, prefill, plan, [0, 0])
-    torch.testing.assert_close(
-        network.head(hidden), want["prefill_logits"], atol=TOLERANCE, rtol=0
-    )
+    torch.testing.assert_close(network.head(hidden), want["prefill_logits"], atol=TOLERANCE, rtol=0)
     for row in both:
         cache.commit(row, 64)
     hidden = network(want["block_ids"], cache, Window(both, (64, 64), 32, (96, 96)), plan, [0, 0])

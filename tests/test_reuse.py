@@ -52,7 +52,7 @@ def test_overlapping_subsets_are_named() -> None:
 
 @pytest.mark.parametrize(("subset", "size"), [("second", None), ("first", 0), ("last", 12)])
 def test_bad_subset(subset: str, size: int | None) -> None:
-    with pytest.raises(UsageError, match="choose one of|must be between 1 and 11"):
+    with pytest.raises(UsageError, match=r"choose one of|must be between 1 and 11"):
         subset_bounds(subset, 12, size)
 
 

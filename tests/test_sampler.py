@@ -47,7 +47,7 @@ def test_a_stop_token_ends_the_row_wherever_it_arrives() -> None:
     """
     model, prompt = random_model(3), random_prompt(1, 16)
     free = tokens(model, prompt, stop_token=())
-    assert len(free) == 40  # noqa: PLR2004
+    assert len(free) == 40
     for stop in set(free):
         assert tokens(model, prompt, stop_token=stop) == free[: free.index(stop) + 1]
 
@@ -77,15 +77,13 @@ def test_no_commit_after_the_end() -> None:
     model, prompt = random_model(3), random_prompt(1, 18)
     [out] = fdllm.generate(model, [prompt], DECODING.model_copy(update={"max_new_tokens": 2}))
     assert out.counts["commit"].forwards == 0
-    assert len(out.steps) <= 2  # noqa: PLR2004
+    assert len(out.steps) <= 2
 
 
 def test_until_ends_the_row_and_is_cut_from_the_text(lettered: fdllm.Model) -> None:
     prompt = tuple(random_prompt(1, 16))
     decoding = DECODING.model_copy(update={"stop_token": ()})
-    [free] = generate_requests(
-        lettered, [GenerationRequest(prompt)], decoding, detokenize=True
-    )
+    [free] = generate_requests(lettered, [GenerationRequest(prompt)], decoding, detokenize=True)
     assert free.text is not None
     for at in (0, 7, 16, 30):
         until = free.text[at : at + 2]
@@ -103,7 +101,7 @@ def test_a_prompt_of_exactly_one_block_is_seen() -> None:
     answers = {tuple(tokens(model, random_prompt(seed, 16))) for seed in range(6)}
     assert len(answers) > 1
     [out] = fdllm.generate(model, [random_prompt(0, 16)], DECODING)
-    assert out.counts["prefill"].tokens == 16  # noqa: PLR2004
+    assert out.counts["prefill"].tokens == 16
 
 
 def test_the_mask_token_is_never_chosen() -> None:
@@ -112,7 +110,7 @@ def test_the_mask_token_is_never_chosen() -> None:
     with torch.no_grad():
         model.network.head.weight[MASK] = 50.0 * model.network.head.weight.mean(dim=0).sign()
     free = tokens(model, random_prompt(1, 5), stop_token=())
-    assert len(free) == 40  # noqa: PLR2004
+    assert len(free) == 40
     assert MASK not in free
 
 

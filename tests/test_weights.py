@@ -72,7 +72,7 @@ def shard(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_round_trip(folder: Path, sharded: bool) -> None:  # noqa: FBT001
+def test_round_trip(folder: Path, sharded: bool) -> None:
     if sharded:
         shard(folder)
     loaded = fdllm.load_model(folder, device="cpu")
@@ -186,7 +186,11 @@ def test_unknown_device_and_dtype(folder: Path) -> None:
 
 def test_dtype_goes_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    for capability, want in (((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16), ((7, 5), torch.float16)):
+    for capability, want in (
+        ((8, 0), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+        ((7, 5), torch.float16),
+    ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         assert resolve_dtype("auto", cuda) is want
     assert resolve_dtype("auto", torch.device("cpu")) is torch.float32

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fdllm.config import Cell, ModelChoice, Run, StrategyConfig, Sweep
-from fdllm.errors import UsageError
 from fdllm.experiment import Experiment, load_experiment
 from fdllm.record.fingerprint import SCHEMA, Fingerprint, digest_of
 from fdllm.record.identity import ModelIdentity, locked_versions, model_identity, source_hashes
@@ -229,14 +228,19 @@ class Planner:
         layers = " ".join(map(str, strategy.layer_subset(n_layers)))
         return f"{strategy!r}, layers {layers} of {n_layers}"
 
-    def state(self, run: Run) -> CellState:
-        """What has become of a run. Only files are read; nothing is changed."""
+    def state(self, run: Run, *, mine: bool = False) -> CellState:
+        """What has become of a run. Only files are read; nothing is changed.
+
+        Args:
+            run: the run.
+            mine: this process holds the run's lock, so nobody else is at work.
+        """
         paths = self.layout.run(run)
         if not self.is_applicable(run):
             first = self.experiment(run.experiment).cells[0].name
             reason = f"one forward, so reuse cannot act; {first} stands for the whole grid"
             return CellState(run, State.NOT_APPLICABLE, reason, paths)
-        holder = holder_of(paths)
+        holder = None if mine else holder_of(paths)
         if holder is not None:
             return self._unfinished(run, paths, State.RUNNING, str(holder))
         if paths.summary.exists():
@@ -297,14 +301,3 @@ def _progress(journal: JournalContent) -> str:
     total = "?" if journal.total is None else journal.total
     finished = ", the record is missing" if len(journal.entries) == journal.total else ""
     return f"{len(journal.entries)} of {total} requests{finished}"
-
-
-def check_names(given: list[str], known: list[str], what: str) -> None:
-    """Refuse names that are not in a list.
-
-    Raises:
-        UsageError: with the list.
-    """
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise UsageError(f"unknown {what} '{unknown[0]}'; choose from {', '.join(known)}")

@@ -50,9 +50,7 @@ def predict(
     if decoding.temperature == 0.0 or scoring:
         chosen, confidence = choose_greedy(logits, mask_id)
     else:
-        draws = [
-            torch.rand(len(row.read), generator=row.rng, dtype=torch.float64) for row in rows
-        ]
+        draws = [torch.rand(len(row.read), generator=row.rng, dtype=torch.float64) for row in rows]
         uniform = torch.cat(draws).to(logits.device)
         chosen, confidence = choose_sampled(
             logits, mask_id, decoding.temperature, decoding.top_p, uniform

@@ -11,7 +11,8 @@ import torch
 
 from fdllm.config import Decoding
 from fdllm.decode.counts import Counts
-from fdllm.decode.engine import Ask, Engine, Job, Row, Steps, prefill, resolve
+from fdllm.decode.engine import Engine, check_tokens, resolve
+from fdllm.decode.job import Ask, Job, Row, Steps, prefill
 from fdllm.decode.unmask import Unmask, by_threshold
 from fdllm.errors import UsageError
 from fdllm.model.weights import Model
@@ -97,6 +98,7 @@ def generate_requests(
     on_done: Callable[[int, Generation], None] | None = None,
     unmask: Unmask = by_threshold,
     detokenize: bool = False,
+    prefix_cache_gib: float = 0.0,
 ) -> list[Generation]:
     """Continue requests; ``on_done(index, generation)`` is called as each row ends, in any order.
 
@@ -109,17 +111,23 @@ def generate_requests(
         on_done: called with index and result while the other rows still run.
         unmask: which columns to unmask; an experiment may bring its own.
         detokenize: fill ``text`` also where no request has an ``until`` string.
+        prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares none, so that each
+            row's time is its own.
 
     Raises:
         UsageError: a prompt is empty or holds a token outside the vocabulary.
         FdllmError: a row needs more positions than the model has.
     """
     filled = resolve(decoding, model)
-    engine = Engine(model, filled, batch_size)
+    engine = Engine(model, filled, batch_size, prefix_cache_gib)
     jobs = []
     for request in requests:
-        _check(request.prompt, model)
-        row = _RowSampler(model, request, filled, strategy or NoReuse(), unmask, detokenize)
+        if not request.prompt:
+            raise UsageError("a prompt is empty; a row needs at least one token to start from")
+        check_tokens(request.prompt, model)
+        row = _RowSampler(
+            model, request, filled, strategy or NoReuse(), unmask, detokenize=detokenize
+        )
         jobs.append(Job(row.run, row.capacity, rng=_generator(request, filled)))
     out: dict[int, Generation] = {}
     for index, generation in engine.run(jobs):
@@ -127,17 +135,6 @@ def generate_requests(
         if on_done is not None:
             on_done(index, generation)
     return [out[i] for i in range(len(jobs))]
-
-
-def _check(prompt: Sequence[int], model: Model) -> None:
-    if not prompt:
-        raise UsageError("a prompt is empty; a row needs at least one token to start from")
-    bad = [t for t in prompt if not 0 <= t < model.spec.vocab_size]
-    if bad:
-        raise UsageError(
-            f"prompt token {bad[0]} is not in the vocabulary of model '{model.name}' "
-            f"(0..{model.spec.vocab_size - 1}); was it tokenised for another model?"
-        )
 
 
 def _generator(request: GenerationRequest, decoding: Decoding) -> torch.Generator | None:
@@ -161,7 +158,8 @@ class _RowSampler:
         decoding: Decoding,
         strategy: ReuseStrategy[Any],
         unmask: Unmask,
-        detokenize: bool,  # noqa: FBT001 - private
+        *,
+        detokenize: bool,
     ) -> None:
         self.model = model
         self.request = request

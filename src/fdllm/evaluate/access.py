@@ -59,7 +59,7 @@ def _reason(error: Exception, page: str) -> str:
     else:
         line = next(iter(text.strip().splitlines()), "no reason given")
         reason = (
-            f"which cannot be read ({type(error).__name__}: {_without_token(line)}); see {page}, "
+            f"which cannot be read ({type(error).__name__}: {without_token(line)}); see {page}, "
             "or delete its folder in the dataset cache and try again"
         )
     return reason
@@ -80,6 +80,7 @@ def _status(error: BaseException) -> int | None:
     return code if isinstance(code, int) else None
 
 
-def _without_token(text: str) -> str:
+def without_token(text: str) -> str:
+    """The text with the Hub token, should it occur, struck out."""
     token = get_token()
     return text.replace(token, "<token>") if token else text

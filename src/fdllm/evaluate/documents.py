@@ -23,7 +23,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.access import explain_access
+from fdllm.evaluate.access import explain_access, without_token
 from fdllm.evaluate.prompts import PROMPT_RULES, PromptRule
 from fdllm.evaluate.tasks import definition_paths, task_info
 
@@ -211,9 +211,10 @@ def load_task(name: str, *, num_fewshot: int = 0, seed: int = 0) -> LoadedTask:
     except FdllmError:
         raise
     except Exception as error:
+        reason = without_token(str(error))
         # A definition imports what it needs; two of the tasks even fetch code at import.
         raise FdllmError(
-            f"task '{name}' cannot be loaded ({type(error).__name__}: {error}); install fdllm with "
+            f"task '{name}' cannot be loaded ({type(error).__name__}: {reason}); install fdllm with "
             "its pinned dependencies, and let tasks that fetch code (ifeval, humaneval) load once "
             "where there is a network"
         ) from error

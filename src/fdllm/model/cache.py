@@ -29,9 +29,7 @@ class ReuseSlots:
     that reading what was never written raises without asking the device.
     """
 
-    def __init__(
-        self, num_rows: int, block_size: int, hidden_size: int, like: Tensor
-    ) -> None:
+    def __init__(self, num_rows: int, block_size: int, hidden_size: int, like: Tensor) -> None:
         self._shape = (num_rows, block_size, hidden_size)
         self._like = like
         self._values: dict[LayerRun, Tensor] = {}
@@ -48,9 +46,7 @@ class ReuseSlots:
             values[row, start : start + width] = x[i]
             written[row] |= ((1 << width) - 1) << start
 
-    def read(
-        self, run: LayerRun, rows: Sequence[int], starts: Sequence[int], width: int
-    ) -> Tensor:
+    def read(self, run: LayerRun, rows: Sequence[int], starts: Sequence[int], width: int) -> Tensor:
         """Stored values [rows, width, hidden].
 
         Raises:
@@ -68,7 +64,9 @@ class ReuseSlots:
         values = self._values[run]
         if len(rows) == 1:
             return values[rows[0] : rows[0] + 1, starts[0] : starts[0] + width]
-        pieces = [values[row, start : start + width] for row, start in zip(rows, starts, strict=True)]
+        pieces = [
+            values[row, start : start + width] for row, start in zip(rows, starts, strict=True)
+        ]
         return torch.stack(pieces)
 
     def forget(self, row: int) -> None:

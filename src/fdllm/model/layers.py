@@ -87,7 +87,8 @@ class Layer(nn.Module):
         mixed = mixed.reshape(rows, self.num_kv_heads * self.group, columns, self.head_dim)
         x = x + self.o(mixed.transpose(1, 2).reshape(rows, columns, self.q_size))
         gate, up = self.gate_up(self.post_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        out: Tensor = x + self.down(F.silu(gate) * up)
+        return out
 
     def keep_kv(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> None:
         """Compute only the keys and values this layer owes, where its output reaches nothing."""

@@ -130,7 +130,8 @@ class Network(nn.Module):
         super().__init__()
         self.spec = spec
         self.embedding = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Layer(i, spec) for i in range(spec.num_layers))
+        self.stack = [Layer(i, spec) for i in range(spec.num_layers)]
+        self.layers = nn.ModuleList(self.stack)
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         if spec.tie_embeddings:
@@ -153,7 +154,7 @@ class Network(nn.Module):
             The last hidden state, normed, [rows, columns, hidden]; give :meth:`head` the columns
             that are read.
         """
-        rows, width = ids.shape
+        width = ids.shape[1]
         cos, sin = self._rotary_at(window)
         group = self.spec.num_heads // self.spec.num_kv_heads
         attend = _CachedAttention(cache, window, group)
@@ -166,14 +167,15 @@ class Network(nn.Module):
                 continue
             before = x
             last = piece.stop - 1 if piece.kv_only else piece.stop
-            for layer in self.layers[piece.start : last]:
+            for layer in self.stack[piece.start : last]:
                 x = layer(x, cos, sin, attend)
             if piece.kv_only:
-                self.layers[last].keep_kv(x, cos, sin, attend)
+                self.stack[last].keep_kv(x, cos, sin, attend)
             if run is not None:
                 kept = x if run.target == "output" else x - before
                 cache.slots.write(run, window.rows, columns, kept)
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
     def dense(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Logits of whole sequences without any cache.
@@ -190,13 +192,14 @@ class Network(nn.Module):
         table = self._table()
         dtype = self.embedding.weight.dtype
         cos, sin = (t[positions].to(dtype) for t in table)
-        if positions.dim() == 2:
+        if positions.dim() > 1:
             cos, sin = cos[:, None], sin[:, None]
         attend = _DenseAttention(mask, self.spec.num_heads // self.spec.num_kv_heads)
         x = self.embedding(ids)
-        for layer in self.layers:
+        for layer in self.stack:
             x = layer(x, cos, sin, attend)
-        return self.head(self.norm(x))
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
     def _table(self) -> tuple[Tensor, Tensor]:
         device = self.embedding.weight.device
@@ -208,8 +211,8 @@ class Network(nn.Module):
         cos, sin = self._table()
         dtype = self.embedding.weight.dtype
         if len(set(window.starts)) == 1:
-            at = slice(window.starts[0], window.starts[0] + window.width)
-            return cos[at].to(dtype), sin[at].to(dtype)
+            span = slice(window.starts[0], window.starts[0] + window.width)
+            return cos[span].to(dtype), sin[span].to(dtype)
         offsets = torch.arange(window.width, device=cos.device)
         at = torch.tensor(window.starts, device=cos.device)[:, None] + offsets
         return cos[at][:, None].to(dtype), sin[at][:, None].to(dtype)

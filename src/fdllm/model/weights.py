@@ -16,19 +16,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fdllm import tiny
 from fdllm.errors import FdllmError, UsageError
+from fdllm.model.files import find_mask, load_tokenizer, locate
 from fdllm.model.network import Network
 from fdllm.model.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_MASK_NAMES = ("|<MASK>|", "<|mask|>", "<|MASK|>", "[MASK]")
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -74,25 +72,6 @@ class Model:
         return load_tokenizer(self.folder, self.name)
 
 
-def load_tokenizer(folder: Path | None, name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer files of ``folder``; never any code.
-
-    Raises:
-        FdllmError: there are none, or they cannot be read.
-    """
-    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds to import, text in/out only
-
-    if folder is None or not any(folder.glob("tokenizer*")):
-        raise FdllmError(
-            f"model '{name}' has no tokenizer files (tokenizer.json, tokenizer_config.json); "
-            "copy them into its folder"
-        )
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-any-return, no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise FdllmError(f"the tokenizer in {folder} cannot be read: {error}") from None
-
-
 def load_model(
     path: str | Path,
     device: str | torch.device = "auto",
@@ -121,40 +100,9 @@ def load_model(
     _fill(network, folder)
     network.eval().requires_grad_(requires_grad=False)
     if spec.mask_id is None:
-        spec = replace(spec, mask_id=_find_mask(folder))
+        spec = replace(spec, mask_id=find_mask(folder))
         network.spec = spec
     return Model(network, spec, folder, str(path), where, kind)
-
-
-def locate(path: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint on this machine; a Hub id is fetched (or found in the cache).
-
-    Raises:
-        UsageError: neither a folder nor a Hub id.
-        FdllmError: the Hub cannot be reached or refuses.
-    """
-    if path == "tiny":
-        return tiny.FOLDER
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UsageError(
-            f"no model folder at '{path}'; --model takes 'tiny', an existing folder, or a Hub id "
-            "such as Efficient-Large-Model/Fast_dLLM_v2_7B"
-        )
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
-
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=list(HUB_FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()
-        raise FdllmError(
-            f"model '{path}' could not be fetched from the Hub ({type(error).__name__}: "
-            f"{reason[0] if reason else 'no answer'}); check the name and the network, or give a "
-            "folder that holds the files"
-        ) from None
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -217,7 +165,7 @@ def _parts(spec: ModelSpec, ours: str, parameter: Tensor) -> tuple[Tensor, ...]:
     if ".qkv." in ours:
         q = spec.num_heads * spec.head_dim
         kv = spec.num_kv_heads * spec.head_dim
-        return parameter.split([q, kv, kv])
+        return tuple(parameter.split([q, kv, kv]))
     if ".gate_up." in ours:
         return parameter.chunk(2)
     return (parameter,)
@@ -263,7 +211,7 @@ def _fill(network: Network, folder: Path) -> None:
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     for path in shard_paths(folder):
         try:
-            with safe_open(path, framework="pt") as shard:  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt") as shard:
                 for name in shard.keys():  # noqa: SIM118 - not a mapping
                     yield name, shard.get_tensor(name)
         except (SafetensorError, OSError) as error:
@@ -281,7 +229,9 @@ def shard_paths(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         except (ValueError, KeyError, AttributeError) as error:
             raise FdllmError(f"{index} is not a safetensors index: {error!r}") from None
         absent = [name for name in names if not (folder / name).exists()]
@@ -300,32 +250,3 @@ def shard_paths(folder: Path) -> list[Path]:
             "pickles can run code and are never opened: convert them to model.safetensors"
         )
     raise FdllmError(f"checkpoint {folder} holds no {_SINGLE} and no {_INDEX}")
-
-
-def _find_mask(folder: Path) -> int:
-    """The mask token's id from the tokenizer files, where config.json names none."""
-    for name in ("tokenizer_config.json", "tokenizer.json", "added_tokens.json"):
-        path = folder / name
-        if not path.exists():
-            continue
-        data = json.loads(path.read_text(encoding="utf-8"))
-        added: dict[str, int] = {}
-        if name == "tokenizer_config.json":
-            added = {
-                token["content"]: int(i) for i, token in data.get("added_tokens_decoder", {}).items()
-            }
-            mask = data.get("mask_token")
-            mask = mask.get("content") if isinstance(mask, dict) else mask
-            if mask in added:
-                return added[mask]
-        elif name == "tokenizer.json":
-            added = {token["content"]: token["id"] for token in data.get("added_tokens", [])}
-        else:
-            added = data
-        for mask in _MASK_NAMES:
-            if mask in added:
-                return added[mask]
-    raise FdllmError(
-        f"checkpoint {folder} names no mask token: set mask_token_id in config.json (a "
-        "block-diffusion model needs one), or mask_token in tokenizer_config.json"
-    )

@@ -65,8 +65,8 @@ def read_journal(path: Path) -> JournalContent:
                 break
             raise DamagedJournalError(
                 f"{path}, line {number + 1} cannot be read ({error.__class__.__name__}); the file "
-                "was changed or the disk is failing. Start this run anew with --force, which moves "
-                "the damaged journal aside"
+                "was changed or the disk is failing; the next sweep moves it aside and computes this "
+                "run anew"
             ) from None
         content.size += len(line) + 1
     return content

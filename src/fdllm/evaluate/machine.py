@@ -1,0 +1,146 @@
+"""A loaded model and the machine it is on: evaluates runs, warms up, says what it is."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fdllm.config import ModelChoice, Run
+from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
+from fdllm.decode.unmask import Unmask
+from fdllm.evaluate.answer import AnswererFactory, HarnessTask, ModelAnswerer, Query
+from fdllm.evaluate.harness import evaluate
+from fdllm.evaluate.protocols import Evaluation, Progress, Store
+from fdllm.model.weights import Model, load_model
+from fdllm.record.summary import PeakMemory
+from fdllm.reuse import ReuseStrategy
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A model, loaded, on its device."""
+
+    model: Model
+
+    @classmethod
+    def load(cls, choice: ModelChoice, threads: int | None = None) -> Machine:
+        """Load a checkpoint.
+
+        Args:
+            choice: which, and onto what.
+            threads: torch's threads; None leaves them alone.
+
+        Raises:
+            UsageError: the name or the device is nothing.
+            FdllmError: the files are not a whole checkpoint.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        model = load_model(choice.name, choice.device, choice.dtype, revision=choice.revision)
+        return cls(model)
+
+    @property
+    def n_layers(self) -> int:
+        """Transformer layers of the model."""
+        return self.model.n_layers
+
+    def facts(self) -> dict[str, str | int | None]:
+        """What a session's provenance says of it."""
+        cuda = self.model.device.type == "cuda"
+        return {
+            "accelerator": torch.cuda.get_device_name(self.model.device) if cuda else None,
+            "device": str(self.model.device),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "cuda": torch.version.cuda if cuda else None,
+        }
+
+    def evaluate(
+        self,
+        run: Run,
+        strategy: ReuseStrategy[Any],
+        unmask: Unmask | None,
+        store: Store,
+        progress: Progress,
+    ) -> Evaluation:
+        """Ask the model a run's task."""
+        if self.model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.model.device)
+        asked = run.evaluating
+        return evaluate(
+            self.model,
+            run.task,
+            decoding=run.decoding,
+            strategy=strategy,
+            scoring=asked.scoring,
+            limit=run.limit,
+            num_fewshot=asked.num_fewshot,
+            chat_template=asked.chat_template,
+            batch_size=asked.batch_size,
+            store=store,
+            progress=progress,
+            allow_invalid=asked.allow_invalid,
+            seed=asked.seed,
+            answerer=None if unmask is None else self._answerer(run, strategy, unmask),
+        )
+
+    def _answerer(
+        self, run: Run, strategy: ReuseStrategy[Any], unmask: Unmask
+    ) -> AnswererFactory:
+        def make(_: Mapping[str, HarnessTask]) -> UnmaskingAnswerer:
+            asked = run.evaluating
+            return UnmaskingAnswerer(
+                self.model, run.decoding, strategy, asked.scoring, asked.batch_size, unmask
+            )
+
+        return make
+
+    def warm_up(self, run: Run, strategy: ReuseStrategy[Any]) -> None:
+        """Decode a block and forget it: what a first use costs is not this run's speed."""
+        size = run.decoding.block_size
+        mask = self.model.spec.mask_id if run.decoding.mask_id is None else run.decoding.mask_id
+        token = next(t for t in range(self.model.spec.vocab_size) if t != mask)
+        request = GenerationRequest((token,) * (size + 1), max_new_tokens=size)
+        generate_requests(self.model, [request], run.decoding, strategy)
+
+    def peak_memory(self) -> PeakMemory:
+        """Largest memory so far: of the GPU since the run began, else of the process."""
+        if self.model.device.type == "cuda":
+            return PeakMemory(
+                bytes=torch.cuda.max_memory_allocated(self.model.device), kind="cuda"
+            )
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return PeakMemory(bytes=peak, kind="resident")
+
+
+@dataclass(frozen=True)
+class UnmaskingAnswerer(ModelAnswerer):
+    """The model answers, with an experiment's own rule of unmasking.
+
+    Attributes:
+        unmask: which masked columns to unmask.
+    """
+
+    unmask: Unmask
+
+    def generate(
+        self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
+    ) -> None:
+        """Decode every prompt."""
+        requests = [GenerationRequest(q.tokens, q.max_new_tokens, q.until, q.seed) for q in queries]
+        generate_requests(
+            self.model,
+            requests,
+            self.decoding,
+            self.strategy,
+            batch_size=self.batch_size,
+            on_done=on_done,
+            unmask=self.unmask,
+            detokenize=True,
+        )

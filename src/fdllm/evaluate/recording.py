@@ -1,0 +1,108 @@
+"""The record of an evaluation: its summary's figures, and its files in the order that is safe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from fdllm.config import Run
+from fdllm.errors import FdllmError
+from fdllm.evaluate.protocols import Evaluation
+from fdllm.record import measure
+from fdllm.record.atomic import write_json, write_text
+from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.paths import RunPaths
+from fdllm.record.provenance import utc_now
+from fdllm.record.summary import PeakMemory, StrategyRecord, Summary, describe_file
+from fdllm.reuse import ReuseStrategy
+
+
+def describe_strategy(run: Run, strategy: ReuseStrategy[Any], n_layers: int) -> StrategyRecord:
+    """What the record says of a strategy."""
+    return StrategyRecord(
+        text=repr(strategy),
+        k=run.cell.k,
+        subset=run.cell.subset,
+        layers=strategy.layer_subset(n_layers),
+        n_layers=n_layers,
+        reuses=strategy.reuses,
+    )
+
+
+def fill_summary(  # noqa: PLR0913 - what a record is made of, each named
+    run: Run,
+    found: Evaluation,
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    kind: Literal["generate", "loglikelihood"],
+    strategy: StrategyRecord,
+    identity: Fingerprint,
+    peak_memory: PeakMemory,
+    sessions: Sequence[Mapping[str, Any]],
+) -> Summary:
+    """The summary of an evaluation, all but its files' hashes.
+
+    Raises:
+        FdllmError: a guard failed.
+    """
+    counts = measure.add_counts(entries)
+    estimator = run.evaluating.scoring if kind == "loglikelihood" else None
+    guards = measure.guards(
+        strategy,
+        counts,
+        one_forward=estimator == "first-token",
+        num_samples=len(found.samples),
+        num_documents=found.num_documents,
+    )
+    for guard in guards:
+        if not guard.passed:
+            raise FdllmError(
+                f"guard '{guard.name}': {guard.detail}. No record is written; the answers are kept "
+                "in journal.jsonl"
+            )
+    return Summary(
+        experiment=run.experiment,
+        task=run.task,
+        config=run.cell.name,
+        limit=run.limit,
+        model=run.model.name,
+        kind=kind,
+        estimator=estimator,
+        headline=measure.headline(found.headline, found.value, found.samples),
+        num_requests=len(entries),
+        throughput=measure.throughput(kind, entries, found.samples, counts),
+        peak_memory=peak_memory,
+        counts=counts,
+        layer_calls=measure.layer_calls(counts),
+        quality=measure.quality(kind, entries),
+        strategy=strategy,
+        guards=guards,
+        files={},
+        fingerprint=identity,
+        dataset=found.dataset,
+        task_versions=found.task_versions,
+        provenance={"sessions": [dict(one) for one in sessions], "finished": utc_now()},
+    )
+
+
+def write_record(paths: RunPaths, summary: Summary, found: Evaluation) -> Summary:
+    """Write results and samples, then the summary, then its copy for git.
+
+    Returns:
+        The summary with its files' hashes.
+
+    Raises:
+        FdllmError: a file cannot be written; without a summary there is no record.
+    """
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in found.samples]
+    write_text(paths.samples, "".join(lines))
+    write_json(paths.results, found.results)
+    files = {
+        paths.samples.name: describe_file(paths.samples, len(lines)),
+        paths.results.name: describe_file(paths.results, None),
+    }
+    whole = summary.model_copy(update={"files": files})
+    write_json(paths.summary, whole.model_dump(mode="json"))
+    write_json(paths.artifact, whole.model_dump(mode="json"))
+    return whole

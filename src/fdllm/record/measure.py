@@ -1,0 +1,153 @@
+"""From answers and samples to the figures of a summary. Pure: the same lines, the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import quantiles
+from typing import Any
+
+from fdllm.record.summary import Guard, Headline, LayerCalls, Quality, StrategyRecord, Throughput
+
+Entries = Sequence[Mapping[str, Any]]
+Samples = Sequence[Mapping[str, Any]]
+CountsByPhase = dict[str, dict[str, int]]
+
+_WINDOW = 8  # tokens
+_SHORTEST = 16  # tokens; a shorter answer cannot be told to be repetitive
+
+
+def headline(metric: str, value: float, samples: Samples) -> Headline:
+    """The headline figure, with the number of right documents where each is right or wrong."""
+    single = [sample["metrics"].get(metric) for sample in samples]
+    binary = all(isinstance(v, (bool, int, float)) and v in (0, 1) for v in single)
+    correct = round(sum(single)) if binary else None
+    # A group may weigh its subjects otherwise; then the documents do not add up to the figure.
+    if correct is not None and samples and abs(correct / len(samples) - value) > 1e-6:  # noqa: PLR2004
+        correct = None
+    return Headline(metric=metric, value=value, num_samples=len(samples), num_correct=correct)
+
+
+def add_counts(rows: Sequence[Mapping[str, Any]]) -> CountsByPhase:
+    """Forwards and layer calls of many rows, by phase."""
+    total: CountsByPhase = {}
+    for row in rows:
+        for phase, count in row["counts"].items():
+            into = total.setdefault(phase, dict.fromkeys(count, 0))
+            for name, number in count.items():
+                into[name] = into.get(name, 0) + number
+    return total
+
+
+def total(counts: CountsByPhase, name: str) -> int:
+    """A count, all phases."""
+    return sum(count[name] for count in counts.values())
+
+
+def layer_calls(counts: CountsByPhase) -> LayerCalls:
+    """Layers computed and saved."""
+    computed, reused = total(counts, "computed"), total(counts, "reused")
+    return LayerCalls(
+        computed=computed, reused=reused, saved_share=_ratio(reused, computed + reused)
+    )
+
+
+def throughput(kind: str, entries: Entries, samples: Samples, counts: CountsByPhase) -> Throughput:
+    """Speed, from the time and the tokens that each answer carries."""
+    seconds = sum(entry["seconds"] for entry in entries)
+    latencies = [sample["seconds"] for sample in samples]
+    p50, p95 = _percentile(latencies, 50), _percentile(latencies, 95)
+    if kind == "generate":
+        tokens = sum(entry["num_tokens"] for entry in entries)
+        return Throughput(
+            seconds=seconds,
+            tokens=tokens,
+            tokens_per_second=_ratio(tokens, seconds),
+            tokens_per_forward=_ratio(tokens, total(counts, "forwards")),
+            latency_p50_s=p50,
+            latency_p95_s=p95,
+        )
+    scored = sum(entry["scored_tokens"] for entry in entries)
+    return Throughput(
+        seconds=seconds,
+        scored_tokens=scored,
+        scored_tokens_per_second=_ratio(scored, seconds),
+        requests_per_second=_ratio(len(entries), seconds),
+        latency_p50_s=p50,
+        latency_p95_s=p95,
+    )
+
+
+def quality(kind: str, entries: Entries) -> Quality | None:
+    """Signs of degeneration; None where nothing is generated."""
+    if kind != "generate":
+        return None
+    return Quality(
+        truncation_rate=_ratio(sum(e["finish"] == "length" for e in entries), len(entries)),
+        repetition_rate=_ratio(sum(is_repetitive(e["tokens"]) for e in entries), len(entries)),
+    )
+
+
+def is_repetitive(tokens: Sequence[int]) -> bool:
+    """Whether more than half of all 8-token windows have occurred earlier in the same answer."""
+    if len(tokens) < _SHORTEST:
+        return False
+    windows = [tuple(tokens[i : i + _WINDOW]) for i in range(len(tokens) - _WINDOW + 1)]
+    return len(set(windows)) * 2 < len(windows)
+
+
+def guards(
+    strategy: StrategyRecord,
+    counts: CountsByPhase,
+    *,
+    one_forward: bool,
+    num_samples: int,
+    num_documents: int,
+) -> tuple[Guard, ...]:
+    """The checks that a record must pass (DESIGN sections 4 and 6).
+
+    Args:
+        strategy: what was asked for.
+        counts: what happened.
+        one_forward: the estimator runs one forward a prompt, so that nothing can be reused.
+        num_samples: lines of ``samples.jsonl``.
+        num_documents: documents of the evaluation.
+    """
+    reused = total(counts, "reused")
+    denoise = counts.get("denoise", {}).get("forwards", 0)
+    refresh = counts.get("refresh", {}).get("forwards", 0)
+    figures = (
+        f"{reused} of {reused + total(counts, 'computed')} layer calls reused in {denoise} DENOISE "
+        f"and {refresh} REFRESH forwards"
+    )
+    should = strategy.reuses and not one_forward
+    if should and not reused:
+        why = (
+            "every step was a REFRESH, which never reuses: the block cache is off, or each "
+            "sub-block was finished in one step"
+            if not denoise
+            else f"no step of period k={strategy.k} fell on a DENOISE: the answers are too short, "
+            "or the strategy never planned a reuse"
+        )
+        figures = f"reuse was asked for and nothing was reused ({figures}): {why}"
+    elif reused and not should:
+        figures = f"no reuse was asked for, yet {figures}"
+    return (
+        Guard(name="reuse counters", passed=bool(reused) == should, detail=figures),
+        Guard(
+            name="every document has a sample",
+            passed=num_samples == num_documents and num_samples > 0,
+            detail=f"{num_samples} samples of {num_documents} documents",
+        ),
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _percentile(values: Sequence[float], percent: int) -> float:
+    if not values:
+        return 0.0
+    if len(values) == 1:
+        return float(values[0])
+    return float(quantiles(values, n=100, method="inclusive")[percent - 1])

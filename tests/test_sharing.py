@@ -1,0 +1,168 @@
+"""Sharing, batching and deduplication: the same scores with a fraction of the work."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fdllm
+from fdllm.decode.scorer import Score, score_requests
+from fdllm.errors import UsageError
+from fdllm.model.cache import RowCache
+from fdllm.model.prefix import ROOT, PrefixPool
+from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from models import MASK, STOP, random_model, random_prompt
+
+Scoring = Literal["first-token", "denoise"]
+DECODING = fdllm.Decoding(
+    block_size=16, small_block_size=4, stop_token=STOP, mask_id=MASK, scoring_steps=3
+)
+GIB_PER_BLOCK = (
+    6 * 2 * 2 * 16 * 8 * 4 / 2**30
+)  # layers, k and v, kv heads, block, head dim, float32
+STRATEGIES: list[ReuseStrategy[Any]] = [
+    NoReuse(),
+    PeriodicReuse(2, 2, 4),
+    PeriodicReuse(3, 1, 4, "residual"),
+]
+
+
+def score_all(
+    pairs: list[tuple[list[int], list[int]]],
+    scoring: Scoring,
+    strategy: ReuseStrategy[Any],
+    *,
+    batch_size: int = 1,
+    share: bool = False,
+    pool_blocks: float = 0,
+) -> list[Score]:
+    return score_requests(
+        random_model(1),
+        pairs,
+        DECODING,
+        strategy,
+        scoring=scoring,
+        batch_size=batch_size,
+        deduplicate=share,
+        prefix_cache_gib=pool_blocks * GIB_PER_BLOCK,
+    )
+
+
+@st.composite
+def request_sets(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
+    """Questions behind a common text, each with answers that agree to various depths."""
+    common = random_prompt(draw(st.integers(0, 5)), draw(st.sampled_from([0, 16, 40, 64])))
+    pairs = []
+    for _ in range(draw(st.integers(1, 3))):
+        question = random_prompt(draw(st.integers(0, 9)), draw(st.sampled_from([1, 7, 15, 16, 30])))
+        stem = random_prompt(draw(st.integers(0, 3)), draw(st.sampled_from([0, 1, 2, 17])))
+        for _ in range(draw(st.integers(1, 3))):
+            tail = random_prompt(draw(st.integers(0, 3)), draw(st.integers(1, 3)))
+            pairs.append((common + question, stem + tail))
+    return pairs
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    pairs=request_sets(),
+    scoring=st.sampled_from(["first-token", "denoise"]),
+    strategy=st.sampled_from(STRATEGIES),
+    batch_size=st.sampled_from([1, 3, 8]),
+    pool_blocks=st.sampled_from([0, 1, 2, 50]),
+    order=st.randoms(use_true_random=False),
+)
+def test_nothing_changes_a_score(
+    pairs: list[tuple[list[int], list[int]]],
+    scoring: Scoring,
+    strategy: ReuseStrategy[Any],
+    batch_size: int,
+    pool_blocks: int,
+    order: Any,
+) -> None:
+    alone = score_all(pairs, scoring, strategy)
+    shuffled = list(range(len(pairs)))
+    order.shuffle(shuffled)
+    together = score_all(
+        [pairs[i] for i in shuffled],
+        scoring,
+        strategy,
+        batch_size=batch_size,
+        share=True,
+        pool_blocks=pool_blocks,
+    )
+    for at, i in enumerate(shuffled):
+        assert together[at].loglikelihood == pytest.approx(alone[i].loglikelihood, abs=1e-5)
+        assert together[at].is_greedy == alone[i].is_greedy
+        assert together[at].tokens == alone[i].tokens
+    # What is fed and what is shared add up to what each request alone would have fed.
+    fed = sum(s.counts.tokens + s.counts.shared for s in together)
+    assert fed == sum(s.counts.tokens for s in alone)
+    assert sum(s.counts.tokens for s in together) <= fed
+    assert not any(s.counts.shared for s in alone)
+
+
+def test_four_choices_cost_one_forward() -> None:
+    prefix = random_prompt(0, 70)
+    pairs = [(prefix, [token]) for token in (5, 6, 7, 8)]
+    for scoring, forwards in (("first-token", 1), ("denoise", 4)):
+        scores = score_all(pairs, scoring, NoReuse(), share=True)  # type: ignore[arg-type]
+        assert sum(s.counts.forwards for s in scores) == 1 + forwards
+        assert [s.counts.tokens > 0 for s in scores] == [True, False, False, False]
+        assert len({s.loglikelihood for s in scores}) == 4  # noqa: PLR2004
+
+
+def test_a_common_text_is_prefilled_once() -> None:
+    """Requests of one batch that begin alike wait for the first of them."""
+    common = random_prompt(0, 16 * 40)[: 16 * 20]
+    pairs = [(common + random_prompt(i, 5), [7]) for i in range(6)]
+    for batch_size in (1, 6):
+        scores = score_all(
+            pairs, "first-token", NoReuse(), batch_size=batch_size, share=True, pool_blocks=30
+        )
+        assert sum(s.counts["prefill"].tokens for s in scores) == len(common)
+        assert sum(s.counts["prefill"].shared for s in scores) == 5 * len(common)
+
+
+def test_the_pool_is_bounded_and_keeps_what_was_used_last() -> None:
+    model = random_model(1)
+    like = model.network.embedding.weight
+    pool = PrefixPool(model.spec, 16, 2 * GIB_PER_BLOCK * 2**30, like)
+    cache = RowCache(model.spec, num_rows=1, capacity=64, block_size=16, like=like)
+    cache.keys.normal_()
+    a, b, c = (tuple(random_prompt(i, 16)) for i in range(3))
+    node_a = pool.keep(ROOT, a, cache, 0, 0)
+    node_b = pool.keep(node_a, b, cache, 0, 16)
+    assert pool.match(ROOT, a + b + c) == [node_a, node_b]
+    pool.keep(ROOT, c, cache, 0, 32)  # evicts b, the end of the chain, not a
+    assert len(pool) == pool.num_blocks == 2  # noqa: PLR2004
+    assert pool.match(ROOT, a + b) == [node_a]
+    want = cache.keys[:, 0, :, :16].clone()
+    cache.keys.zero_()
+    pool.load(ROOT, a, cache, 0)
+    assert torch.equal(cache.keys[:, 0, :, :16], want)
+
+
+def test_a_pool_too_small_for_a_block_is_refused() -> None:
+    with pytest.raises(UsageError, match="not even one block of this model"):
+        score_all([([5], [6])], "denoise", NoReuse(), pool_blocks=0.5)
+
+
+def test_generation_can_share_prompts_too() -> None:
+    from fdllm.decode.sampler import GenerationRequest, generate_requests  # noqa: PLC0415
+
+    model = random_model(1)
+    common = random_prompt(0, 48)
+    requests = [
+        GenerationRequest(tuple(common + random_prompt(i, n))) for i, n in enumerate([3, 16, 20])
+    ]
+    decoding = DECODING.model_copy(update={"max_new_tokens": 20})
+    alone = generate_requests(model, requests, decoding)
+    shared = generate_requests(
+        model, requests, decoding, batch_size=3, prefix_cache_gib=50 * GIB_PER_BLOCK
+    )
+    assert [s.tokens for s in shared] == [a.tokens for a in alone]
+    assert sum(s.counts["prefill"].shared for s in shared) == 2 * len(common)
