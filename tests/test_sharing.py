@@ -112,7 +112,7 @@ def test_four_choices_cost_one_forward() -> None:
         scores = score_all(pairs, scoring, NoReuse(), share=True)  # type: ignore[arg-type]
         assert sum(s.counts.forwards for s in scores) == 1 + forwards
         assert [s.counts.tokens > 0 for s in scores] == [True, False, False, False]
-        assert len({s.loglikelihood for s in scores}) == 4  # noqa: PLR2004
+        assert len({s.loglikelihood for s in scores}) == 4
 
 
 def test_a_common_text_is_prefilled_once() -> None:
@@ -138,7 +138,7 @@ def test_the_pool_is_bounded_and_keeps_what_was_used_last() -> None:
     node_b = pool.keep(node_a, b, cache, 0, 16)
     assert pool.match(ROOT, a + b + c) == [node_a, node_b]
     pool.keep(ROOT, c, cache, 0, 32)  # evicts b, the end of the chain, not a
-    assert len(pool) == pool.num_blocks == 2  # noqa: PLR2004
+    assert len(pool) == pool.num_blocks == 2
     assert pool.match(ROOT, a + b) == [node_a]
     want = cache.keys[:, 0, :, :16].clone()
     cache.keys.zero_()

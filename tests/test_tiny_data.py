@@ -61,7 +61,9 @@ def test_held_out_rows_are_never_trained_on(task: TaskName) -> None:
     assert not test & validation
     rng = random.Random(1)
     trained = [data.training_row(rng) for _ in range(60_000)]
-    same_task = {r.expression for r in trained if r.question.startswith("What") == (task == "choice")}
+    same_task = {
+        r.expression for r in trained if r.question.startswith("What") == (task == "choice")
+    }
     assert len(same_task) > 1000
     assert not (test | validation) & same_task
 
@@ -211,7 +213,11 @@ def oracle(rows: dict[str, Row], name: str, shift: int) -> Any:
                 )
             )
 
-        def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        def generate_until(
+            self,
+            requests: list[Instance],
+            disable_tqdm: bool = False,  # noqa: ARG002 - harness's
+        ) -> list[str]:
             answers = [self.row(request.args[0]) for request in requests]
             assert all(request.args[1]["until"] == [] for request in requests)
             return [
@@ -220,7 +226,9 @@ def oracle(rows: dict[str, Row], name: str, shift: int) -> Any:
             ]
 
         def loglikelihood(
-            self, requests: list[Instance], disable_tqdm: bool = False
+            self,
+            requests: list[Instance],
+            disable_tqdm: bool = False,  # noqa: ARG002 - the harness's
         ) -> list[tuple[float, bool]]:
             out = []
             for request in requests:
@@ -231,7 +239,9 @@ def oracle(rows: dict[str, Row], name: str, shift: int) -> Any:
             return out
 
         def loglikelihood_rolling(
-            self, requests: list[Instance], disable_tqdm: bool = False
+            self,
+            requests: list[Instance],
+            disable_tqdm: bool = False,  # noqa: ARG002 - the harness's
         ) -> list[float]:
             raise NotImplementedError
 

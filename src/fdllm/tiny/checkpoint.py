@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from fdllm.model.network import Network
 from fdllm.model.spec import ModelSpec
+from fdllm.model.weights import hub_names
 from fdllm.tiny.vocabulary import END_ID, MASK_ID, PAD_ID, VOCAB_SIZE
 
 CONFIG: dict[str, Any] = {
@@ -47,32 +47,13 @@ def hub_tensors(network: Network) -> dict[str, Tensor]:
     """The weights under the Hub's names: packed projections are taken apart; float16."""
     shape = network.spec
     q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    out = {
-        "model.embed_tokens.weight": network.embedding.weight,
-        "model.norm.weight": network.norm.weight,
-        "lm_head.weight": network.head.weight,
-    }
-    for name, value in network.layers.named_parameters():
-        index, part, kind = name.split(".")
-        hub = f"model.layers.{index}."
-        if part == "qkv":
-            for letter, piece in zip("qkv", value.split([q, kv, kv]), strict=True):
-                out[f"{hub}self_attn.{letter}_proj.{kind}"] = piece
-        elif part == "gate_up":
-            gate, up = value.chunk(2)
-            out[f"{hub}mlp.gate_proj.{kind}"], out[f"{hub}mlp.up_proj.{kind}"] = gate, up
-        else:
-            renamed = {
-                "o": "self_attn.o_proj",
-                "down": "mlp.down_proj",
-                "input_norm": "input_layernorm",
-                "post_norm": "post_attention_layernorm",
-            }[part]
-            out[f"{hub}{renamed}.{kind}"] = value
-    return {
-        name: tensor.detach().to(torch.float16).contiguous().clone()
-        for name, tensor in sorted(out.items())
-    }
+    out: dict[str, Tensor] = {}
+    for ours, names in hub_names(shape).items():
+        packed = network.get_parameter(ours).detach()
+        pieces = packed.split([q, kv, kv]) if ".qkv." in ours else packed.chunk(len(names))
+        for name, piece in zip(names, pieces, strict=True):
+            out[name] = piece.to(torch.float16).clone()
+    return out
 
 
 def export(network: Network, folder: Path) -> None:
@@ -80,17 +61,17 @@ def export(network: Network, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "model.safetensors.part"
     save_file(hub_tensors(network), part, metadata={"format": "pt"})
-    os.replace(part, folder / "model.safetensors")
+    part.replace(folder / "model.safetensors")
     part = folder / "config.json.part"
     part.write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / "config.json")
+    part.replace(folder / "config.json")
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state to resume from."""
     part = path.with_suffix(".part")
     torch.save(state, part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def load_state(path: Path) -> dict[str, Any]:

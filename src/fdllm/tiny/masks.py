@@ -135,8 +135,11 @@ def _scoring_masks(row: Row, first: int, rng: random.Random) -> list[int]:
     order = sorted(
         range(len(behind)),
         # Pads and copied characters become certain first, the result's digits last.
-        key=lambda i: rng.random() + (0.0 if behind[i] in (PAD_ID, END_ID) else 0.5)
-        + (1.0 if i >= result and behind[i] != PAD_ID else 0.0),
+        key=lambda i: (
+            rng.random()
+            + (0.0 if behind[i] in (PAD_ID, END_ID) else 0.5)
+            + (1.0 if i >= result and behind[i] != PAD_ID else 0.0)
+        ),
     )
     num_known = rng.choice((0, len(behind), rng.randint(0, len(behind))))
     return [first] + [first + 1 + i for i in order[num_known:]]

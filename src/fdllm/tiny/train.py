@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,9 @@ from fdllm.tiny.validate import arithmetic_accuracy, choice_accuracy
 
 LOG = Path(__file__).resolve().parent / "train_log.jsonl"
 _VALIDATION_ROWS = 60
-_LOG_EVERY = 50
+_LOG_EVERY = 50  # steps
+_SAVE_EVERY = 500  # steps
+_MATRIX = 2  # dimensions
 
 
 @dataclass(frozen=True)
@@ -69,37 +70,113 @@ class Recipe:
 def init_weights(network: Network) -> None:
     """Small matrices; every layer starts as the identity, its two outputs at zero."""
     for name, parameter in network.named_parameters():
-        if name.endswith("bias") or name.endswith(("o.weight", "down.weight")):
+        if name.endswith(("bias", "o.weight", "down.weight")):
             nn.init.zeros_(parameter)
         elif name == "embedding.weight":
             nn.init.normal_(parameter, std=0.1)
-        elif parameter.dim() == 2:
+        elif parameter.dim() == _MATRIX:
             nn.init.normal_(parameter, std=0.5 * parameter.shape[1] ** -0.5)
 
 
-def loss_of(network: Network) -> Callable[..., Tensor]:
-    """The weighted mean cross-entropy of one batch."""
+class Loss(nn.Module):
+    """The weighted mean cross-entropy of a batch's masked columns."""
 
-    def loss(ids: Tensor, positions: Tensor, visible: Tensor, targets: Tensor, w: Tensor) -> Tensor:
-        logits = network.dense(ids, positions, visible)
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, ids: Tensor, positions: Tensor, visible: Tensor, targets: Tensor, weights: Tensor
+    ) -> Tensor:
+        """The loss; the arguments are the fields of :class:`~fdllm.tiny.masks.Batch`."""
+        logits = self.network.dense(ids, positions, visible)
         each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return (each * w.flatten()).sum() / w.sum()
-
-    return loss
+        return (each * weights.flatten()).sum() / weights.sum()
 
 
-def optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for the rest."""
-    matrices = [p for p in network.layers.parameters() if p.dim() == 2]
-    taken = {id(p) for p in matrices}
-    rest = [p for p in network.parameters() if id(p) not in taken]
-    return [
-        torch.optim.Muon(matrices, lr=recipe.muon_lr, momentum=0.95, weight_decay=0.1),
-        torch.optim.AdamW(rest, lr=recipe.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+class Trainer:
+    """Network, optimisers and the place in the recipe: all that the next step depends on."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        torch.set_num_threads(recipe.threads)
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.step = 0
+        self.seconds = 0.0  # of training alone; validation is outside
+        self.network = Network(checkpoint.spec())
+        init_weights(self.network)
+        self.loss: nn.Module = Loss(self.network)
+        if recipe.compile:
+            self.loss.compile()
+        matrices = [p for p in self.network.layers.parameters() if p.dim() == _MATRIX]
+        taken = {id(p) for p in matrices}
+        rest = [p for p in self.network.parameters() if id(p) not in taken]
+        self.muon = torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.1)
+        self.adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
+
+    def advance(self) -> float:
+        """Take one step; its loss."""
+        began = time.perf_counter()
+        rate = self.recipe.rate(self.step)
+        self.muon.param_groups[0]["lr"] = self.recipe.muon_lr * rate
+        self.adamw.param_groups[0]["lr"] = self.recipe.adamw_lr * rate
+        loss = self.loss(*tensors(make_batch(self.recipe.seed, self.step, self.recipe.rows)))
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        for optimizer in (self.muon, self.adamw):
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        value = float(loss.item())
+        self.seconds += time.perf_counter() - began
+        return value
+
+    def validate(self) -> dict[str, float]:
+        """Accuracy on the first rows of both validation sets."""
+        dense = self.network.dense
+        arithmetic = held_out("arithmetic", "validation")[:_VALIDATION_ROWS]
+        choice = held_out("choice", "validation")[:_VALIDATION_ROWS]
+        return {
+            "arithmetic_accuracy": round(arithmetic_accuracy(dense, arithmetic), 4),
+            "choice_accuracy": round(choice_accuracy(dense, choice), 4),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the state for :meth:`restore`."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "recipe": asdict(self.recipe),
+            "network": self.network.state_dict(),
+            "optimizers": [self.muon.state_dict(), self.adamw.state_dict()],
+        }
+        checkpoint.save_state(path, state)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a state that :meth:`save` wrote.
+
+        Raises:
+            ValueError: the state was trained by another recipe.
+        """
+        state = checkpoint.load_state(path)
+        if state["recipe"] != asdict(self.recipe):
+            raise ValueError(
+                f"{path} was trained with {state['recipe']}, not {asdict(self.recipe)}; give the "
+                "same options, or start anew without --resume"
+            )
+        self.network.load_state_dict(state["network"])
+        self.muon.load_state_dict(state["optimizers"][0])
+        self.adamw.load_state_dict(state["optimizers"][1])
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
 
 
-def train(recipe: Recipe, folder: Path, log_path: Path, state_path: Path, resume: bool) -> None:
+def tensors(batch: Batch) -> tuple[Tensor, ...]:
+    """A batch as tensors, in the order of the loss's arguments."""
+    arrays = (batch.ids, batch.positions, batch.visible, batch.targets, batch.weights)
+    return tuple(torch.from_numpy(array) for array in arrays)
+
+
+def train(recipe: Recipe, folder: Path, log_path: Path, state_path: Path, *, resume: bool) -> None:
     """Train, log, validate, export.
 
     Args:
@@ -109,110 +186,34 @@ def train(recipe: Recipe, folder: Path, log_path: Path, state_path: Path, resume
         state_path: the training state, written at each validation.
         resume: go on from ``state_path``.
     """
-    torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
-    network = Network(checkpoint.spec())
-    init_weights(network)
-    engines = optimizers(network, recipe)
-    start, seconds = 0, 0.0
-    if resume:
-        start, seconds = restore(state_path, network, engines, recipe)
+    trainer = Trainer(recipe)
     tokenizer.write(folder)
-    loss_fn = loss_of(network)
-    if recipe.compile:
-        loss_fn = torch.compile(loss_fn)
-    peaks = [group["lr"] for engine in engines for group in engine.param_groups]
     if resume:
-        peaks = [recipe.muon_lr, recipe.adamw_lr]
-    with log_path.open("a" if resume else "w", encoding="utf-8") as log:
-
-        def write(line: dict[str, Any]) -> None:
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-
-        if not resume:
-            num = sum(p.numel() for p in network.parameters())
-            write({"parameters": num, "torch": torch.__version__, "recipe": asdict(recipe)})
-        losses: list[float] = []
-        for step in range(start, recipe.steps):
-            began = time.perf_counter()
-            for engine, peak in zip(engines, peaks, strict=True):
-                engine.param_groups[0]["lr"] = peak * recipe.rate(step)
-            batch = make_batch(recipe.seed, step, recipe.rows)
-            loss = loss_fn(*tensors(batch))
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
-            for engine in engines:
-                engine.step()
-                engine.zero_grad()
-            losses.append(loss.item())
-            seconds += time.perf_counter() - began
-            done = step + 1
-            if done % _LOG_EVERY == 0:
-                mean = sum(losses) / len(losses)
-                write({"step": done, "loss": round(mean, 5), "train_s": round(seconds, 1)})
-                losses = []
-            if done % 500 == 0 or done == recipe.steps:
-                write({"step": done, **validate(network)})
-                checkpoint.export(network, folder)
-                save(state_path, network, engines, recipe, done, seconds)
+        trainer.restore(state_path)
+    else:
+        log_path.unlink(missing_ok=True)
+        num = sum(p.numel() for p in trainer.network.parameters())
+        head = {"parameters": num, "torch": torch.__version__, "recipe": asdict(recipe)}
+        append(log_path, head)
+    losses: list[float] = []
+    while trainer.step < recipe.steps:
+        losses.append(trainer.advance())
+        last = trainer.step == recipe.steps
+        if trainer.step % _LOG_EVERY == 0 or last:
+            mean = round(sum(losses) / len(losses), 5)
+            seconds = round(trainer.seconds, 1)
+            append(log_path, {"step": trainer.step, "loss": mean, "train_s": seconds})
+            losses = []
+        if trainer.step % _SAVE_EVERY == 0 or last:
+            append(log_path, {"step": trainer.step, **trainer.validate()})
+            checkpoint.export(trainer.network, folder)
+            trainer.save(state_path)
 
 
-def tensors(batch: Batch) -> Iterable[Tensor]:
-    """A batch as tensors, in the order of the loss's arguments."""
-    arrays = (batch.ids, batch.positions, batch.visible, batch.targets, batch.weights)
-    return tuple(torch.from_numpy(array) for array in arrays)
-
-
-def validate(network: Network) -> dict[str, float]:
-    """Accuracy on the first rows of both validation sets."""
-    return {
-        "arithmetic_accuracy": arithmetic_accuracy(
-            network.dense, held_out("arithmetic", "validation")[:_VALIDATION_ROWS]
-        ),
-        "choice_accuracy": choice_accuracy(
-            network.dense, held_out("choice", "validation")[:_VALIDATION_ROWS]
-        ),
-    }
-
-
-def save(
-    path: Path,
-    network: Network,
-    engines: list[torch.optim.Optimizer],
-    recipe: Recipe,
-    step: int,
-    seconds: float,
-) -> None:
-    """Write everything that the next step depends on."""
-    state = {
-        "step": step,
-        "seconds": seconds,
-        "recipe": asdict(recipe),
-        "network": network.state_dict(),
-        "optimizers": [engine.state_dict() for engine in engines],
-    }
-    checkpoint.save_state(path, state)
-
-
-def restore(
-    path: Path, network: Network, engines: list[torch.optim.Optimizer], recipe: Recipe
-) -> tuple[int, float]:
-    """Fill network and optimisers; the next step and the seconds trained so far.
-
-    Raises:
-        ValueError: the state was trained by another recipe.
-    """
-    state = checkpoint.load_state(path)
-    if state["recipe"] != asdict(recipe):
-        raise ValueError(
-            f"{path} was trained with {state['recipe']}, not {asdict(recipe)}; give the same "
-            "options, or start anew without --resume"
-        )
-    network.load_state_dict(state["network"])
-    for engine, saved in zip(engines, state["optimizers"], strict=True):
-        engine.load_state_dict(saved)
-    return int(state["step"]), float(state["seconds"])
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Add one JSON line to the log."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def main() -> None:
@@ -232,7 +233,7 @@ def main() -> None:
     options = vars(parser.parse_args())
     folder, log, state = (options.pop(name) for name in ("folder", "log", "state"))
     resume = options.pop("resume")
-    train(Recipe(**options), folder, log, state, resume)
+    train(Recipe(**options), folder, log, state, resume=resume)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Accuracy during training: plain decoding and scoring, whole sequences, no caches, no batches of
-different phases. The package's sampler and scorer are the real thing; this only watches a run.
+"""Accuracy during training: plain decoding and scoring of whole sequences, without any cache.
+
+The package's sampler and scorer are the real thing; this only watches a run.
 """
 
 from __future__ import annotations
