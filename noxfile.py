@@ -50,11 +50,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Static types, strictly; each experiment by itself, as they share their file names."""
+    """Static types, strictly; each script by itself, as experiments share their file names."""
     project = Environment(session).install("project", "types")
     project.python("mypy", *session.posargs, *CODE)
-    for code in sorted(Path("experiments").glob("*/*.py")):
-        project.python("mypy", str(code))
+    for script in sorted((*Path("experiments").glob("*/*.py"), *Path("benchmarks").glob("*.py"))):
+        project.python("mypy", str(script))
 
 
 @nox.session
@@ -81,7 +81,7 @@ def sweep(session: nox.Session) -> None:
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """The tables of what has been computed."""
+    """Write the tables of what has been computed into the experiment's ``results.md``."""
     Environment(session).install("project").fdllm("report", *session.posargs)
 
 

@@ -33,7 +33,7 @@ LAYERS = (
 LIGHT = ("cli", "report", "plan", "experiment", "record", "config", "reuse", "schedule", "errors")
 HEAVY = {"torch", "transformers", "lm_eval", "datasets"}
 MAX_LINES = 300
-FOLDERS = ("src", "tests", "experiments", "sbatch", ".ci")
+FOLDERS = ("src", "tests", "benchmarks", "experiments", "sbatch", ".ci")
 CODE = {".py", ".sh", ".toml", ".def", ""}
 
 TREES = modules()

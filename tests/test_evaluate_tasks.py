@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from fdllm import tiny
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.prompts import PROMPT_RULES, STEP_BY_STEP, PromptRule
 from fdllm.evaluate.tasks import TASKS, definition_hash, definition_paths, task_info
 from helpers import ROOT
-
-HARNESS_TASKS = [name for name, info in TASKS.items() if info.sources]
 
 
 def test_an_unknown_task_names_the_nearest_and_lists_all() -> None:
@@ -25,14 +24,14 @@ def test_an_unknown_task_names_the_nearest_and_lists_all() -> None:
     assert all(name in str(raised.value) for name in TASKS)
 
 
-@pytest.mark.parametrize("name", HARNESS_TASKS)
+@pytest.mark.parametrize("name", TASKS)
 def test_the_headline_metric_stands_in_the_harness_definition(name: str) -> None:
     metric, filter_name = TASKS[name].headline.split(",")
     text = "".join(
         path.read_text(encoding="utf-8")
         for root in definition_paths(name)
         for path in ([root] if root.is_file() else root.iterdir())
-        if path.is_file()
+        if path.is_file() and path.suffix != ".jsonl"
     )
     named = "pass_at_k" if metric == "pass@1" else metric
     assert re.search(rf"metric:.*\b{named}\b", text)
@@ -109,7 +108,21 @@ def test_the_hash_follows_our_prompt_rule(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_tasks_have_hashes_of_their_own() -> None:
-    assert len({definition_hash(name) for name in HARNESS_TASKS}) == len(HARNESS_TASKS)
+    assert len({definition_hash(name) for name in TASKS}) == len(TASKS)
+
+
+def test_the_rows_of_an_embedded_task_are_part_of_its_definition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tasks"
+    shutil.copytree(tiny.TASKS, folder)
+    before = {name: definition_hash(name) for name in tiny.TASK_NAMES}
+    monkeypatch.setattr(tiny, "TASKS", folder)
+    assert {name: definition_hash(name) for name in tiny.TASK_NAMES} == before
+    with (folder / "choice.jsonl").open("a") as rows:
+        rows.write("{}\n")
+    assert definition_hash("tiny_choice") != before["tiny_choice"]
+    assert definition_hash("tiny_arithmetic") == before["tiny_arithmetic"]
 
 
 def test_a_harness_without_the_task_is_named(tmp_path: Path) -> None:

@@ -98,8 +98,7 @@ class Decoding(Spec):
     def _fit(self) -> Self:
         if self.block_size % self.small_block_size:
             raise ValueError(
-                f"small_block_size {self.small_block_size} must divide block_size "
-                f"{self.block_size}"
+                f"small_block_size {self.small_block_size} must divide block_size {self.block_size}"
             )
         return self
 
@@ -135,7 +134,7 @@ class Reuse(Spec):
                 f"unknown config '{name}'; a config is k<period>_<subset> with subset one of "
                 f"{', '.join(SUBSETS)}, for example k2_middle"
             )
-        return cls(k=int(match["k"]), subset=match["subset"])  # type: ignore[arg-type]
+        return cls.read({"k": int(match["k"]), "subset": match["subset"]}, name)
 
 
 class StrategyConfig(Spec):

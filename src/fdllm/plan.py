@@ -191,11 +191,8 @@ class Planner:
 
     def fingerprint(self, run: Run) -> Fingerprint:
         """The identity of a run, as far as this machine knows it."""
-        experiment, task, model = (
-            self.experiment(run.experiment),
-            self.task(run.task),
-            self.model(run.model),
-        )
+        experiment, task = self.experiment(run.experiment), self.task(run.task)
+        model = self.model(run.model)
         code = {f"experiments/{run.experiment}/{name}": h for name, h in experiment.code.items()}
         asked = run.evaluating
         scored = task.kind == "loglikelihood"
@@ -294,7 +291,7 @@ class Planner:
                 return CellState(run, State.STALE, reason, paths)
             if done:
                 return CellState(run, State.PARTIAL, _progress(journal), paths, done, total)
-        return CellState(run, state, reason, paths, done if done else None, total)
+        return CellState(run, state, reason, paths, done or None, total)
 
 
 def _progress(journal: JournalContent) -> str:

@@ -8,6 +8,7 @@ written to ``OUT`` as JSON, one entry a case.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ def run(
     scoring: str = "denoise",
     repeat: bool = False,
     allow_invalid: bool = False,
+    token: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate, and hand back what the tests look at.
 
@@ -44,7 +46,10 @@ def run(
         scoring: the estimator.
         repeat: evaluate again from the same store.
         allow_invalid: as the command line's flag.
+        token: the user's token from here on.
     """
+    if token is not None:
+        os.environ["HF_TOKEN"] = token
     began = time.monotonic()
     store, first, second = MemoryStore(), Tally(), Tally()
     settings: dict[str, Any] = {

@@ -214,9 +214,9 @@ def load_task(name: str, *, num_fewshot: int = 0, seed: int = 0) -> LoadedTask:
         reason = without_token(str(error))
         # A definition imports what it needs; two of the tasks even fetch code at import.
         raise FdllmError(
-            f"task '{name}' cannot be loaded ({type(error).__name__}: {reason}); install fdllm with "
-            "its pinned dependencies, and let tasks that fetch code (ifeval, humaneval) load once "
-            "where there is a network"
+            f"task '{name}' cannot be loaded ({type(error).__name__}: {reason}); install fdllm "
+            "with its pinned dependencies, and let tasks that fetch code (ifeval, humaneval) load "
+            "once where there is a network"
         ) from error
     groups = {group: found for group, found in loaded["groups"].items() if group != _ENCLOSING}
     return LoadedTask(dict(loaded["tasks"]), groups)

@@ -98,6 +98,7 @@ def evaluate(
             log_samples=True,
             apply_chat_template=chat_template,
             fewshot_as_multiturn=chat_template,
+            # The metric that runs generated code asks for HF_ALLOW_CODE_EVAL=1 by itself.
             confirm_run_unsafe_code=True,
         )
         samples = join_samples(found.pop("samples"), loaded.leaves, lm.entries, info)

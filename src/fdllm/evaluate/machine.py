@@ -89,9 +89,7 @@ class Machine:
             answerer=None if unmask is None else self._answerer(run, strategy, unmask),
         )
 
-    def _answerer(
-        self, run: Run, strategy: ReuseStrategy[Any], unmask: Unmask
-    ) -> AnswererFactory:
+    def _answerer(self, run: Run, strategy: ReuseStrategy[Any], unmask: Unmask) -> AnswererFactory:
         def make(_: Mapping[str, HarnessTask]) -> UnmaskingAnswerer:
             asked = run.evaluating
             return UnmaskingAnswerer(
@@ -111,9 +109,7 @@ class Machine:
     def peak_memory(self) -> PeakMemory:
         """Largest memory so far: of the GPU since the run began, else of the process."""
         if self.model.device.type == "cuda":
-            return PeakMemory(
-                bytes=torch.cuda.max_memory_allocated(self.model.device), kind="cuda"
-            )
+            return PeakMemory(bytes=torch.cuda.max_memory_allocated(self.model.device), kind="cuda")
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return PeakMemory(bytes=peak, kind="resident")

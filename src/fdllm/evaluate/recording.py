@@ -30,7 +30,7 @@ def describe_strategy(run: Run, strategy: ReuseStrategy[Any], n_layers: int) -> 
     )
 
 
-def fill_summary(  # noqa: PLR0913 - what a record is made of, each named
+def fill_summary(
     run: Run,
     found: Evaluation,
     entries: Sequence[Mapping[str, Any]],

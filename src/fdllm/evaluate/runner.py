@@ -194,9 +194,7 @@ class _Watch:
     It is the :class:`~fdllm.evaluate.protocols.Store` and ``Progress`` of the evaluation.
     """
 
-    def __init__(
-        self, journal: Journal, reporter: Reporter, warm_up: Callable[[], None]
-    ) -> None:
+    def __init__(self, journal: Journal, reporter: Reporter, warm_up: Callable[[], None]) -> None:
         self._journal = journal
         self._reporter = reporter
         self._warm_up = warm_up

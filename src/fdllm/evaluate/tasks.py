@@ -26,11 +26,12 @@ class TaskInfo:
         kind: ``generate`` writes text, ``loglikelihood`` ranks choices.
         headline: the key of the figure that goes into a table, as the harness writes it:
             ``metric,filter``.
-        max_new_tokens: new tokens a row may have (1 where nothing is generated).
+        max_new_tokens: new tokens a row may have (1 where nothing is generated): room enough that
+            a right answer is never cut. A limit in the task's own definition takes precedence.
         description: one line for people.
         dataset: where the documents live on the Hub; None where they are in the package.
-        sources: folders of the definition inside the harness's ``tasks``; empty where the package
-            itself defines the task.
+        sources: files and folders of the definition, inside the harness's ``tasks``, or inside
+            the package's own where ``dataset`` is None.
         gated: whether the Hub asks for a token and for agreement to the dataset's conditions.
         cluster_by: ``subject`` where the task is a group of subjects.
         shared_first_token: whether the choices share their first token, so that the
@@ -57,11 +58,18 @@ _ALL = (
         "tiny_arithmetic",
         "generate",
         "exact_match,strict-match",
-        96,
+        56,
         "step-by-step sums, for the embedded model",
+        sources=("tiny_arithmetic.yaml", "rows.py", "arithmetic.jsonl"),
+        solution="answer",
     ),
     TaskInfo(
-        "tiny_choice", "loglikelihood", "acc,none", 1, "which result is right, embedded model"
+        "tiny_choice",
+        "loglikelihood",
+        "acc,none",
+        1,
+        "which result is right, for the embedded model",
+        sources=("tiny_choice.yaml", "rows.py", "choice.jsonl"),
     ),
     TaskInfo(
         "gsm8k",
@@ -155,8 +163,8 @@ def definition_paths(name: str) -> tuple[Path, ...]:
         FdllmError: the harness is not installed, or of a version that lacks the task.
     """
     info = task_info(name)
-    if not info.sources:
-        return (tiny.TASKS,)
+    if info.dataset is None:
+        return tuple(tiny.TASKS / source for source in info.sources)
     spec = find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
         raise FdllmError(

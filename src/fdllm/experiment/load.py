@@ -7,7 +7,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,8 +27,8 @@ SETTINGS_FILE = "experiment.toml"
 TEMPLATE = "_template"
 EXPERIMENT_NAME = re.compile(r"^\d\d_[a-z0-9][a-z0-9_]*$")
 
-Unmask = Callable[[Sequence[float], float], Sequence[int]]
-"""Which of the masked columns to unmask: confidences and threshold in, indices out."""
+Unmask = Callable[..., list[int]]
+"""``unmask(confidence, threshold)``: indices of the masked columns to unmask."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Experiment:
         return made
 
 
-def load_strategy(  # noqa: PLR0913 - a public call with names
+def load_strategy(
     name: str,
     *,
     k: int,

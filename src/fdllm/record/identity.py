@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fdllm import tiny
-from fdllm.config import ModelChoice
+from fdllm.config import DEFAULT_MODEL, TINY_MODEL, ModelChoice
+from fdllm.errors import UsageError
 from fdllm.record.atomic import write_json
 from fdllm.record.fingerprint import digest_of
 
@@ -36,6 +37,7 @@ _LOCKED = (
 )
 _CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _SMALL = 1 << 20  # bytes; what is smaller is hashed anew each time
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
@@ -87,8 +89,11 @@ def model_identity(choice: ModelChoice) -> ModelIdentity:
     """Identify a checkpoint from what lies on this machine; nothing is fetched.
 
     A folder is identified by its content; a Hub id by the commit that the local Hub cache holds.
+
+    Raises:
+        UsageError: the name is neither a folder nor of a Hub id's form.
     """
-    folder = tiny.FOLDER if choice.name == "tiny" else Path(choice.name).expanduser()
+    folder = tiny.FOLDER if choice.name == TINY_MODEL else Path(choice.name).expanduser()
     if folder.is_dir():
         hashes = {
             path.name: _cached_hash(path)
@@ -96,6 +101,11 @@ def model_identity(choice: ModelChoice) -> ModelIdentity:
             for path in sorted(folder.glob(pattern))
         }
         return ModelIdentity(f"sha256:{digest_of(hashes)}", "", folder, _num_layers(folder))
+    if not _HUB_ID.match(choice.name):
+        raise UsageError(
+            f"no model folder at '{choice.name}'; --model takes 'tiny', an existing folder, or a "
+            f"Hub id such as {DEFAULT_MODEL}"
+        )
     commit = _hub_commit(choice)
     snapshot = _hub_folder(choice.name) / "snapshots" / (commit or "unknown")
     here = snapshot if snapshot.is_dir() else None

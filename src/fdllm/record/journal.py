@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from pydantic import ValidationError
 
@@ -56,7 +56,7 @@ def read_journal(path: Path) -> JournalContent:
     content = JournalContent()
     if not path.exists():
         return content
-    lines = path.read_bytes().split(b"\n")  # the last part has no line end: torn, or empty
+    lines = path.read_bytes().split(b"\n")  # the last part has no end: torn, or empty
     for number, line in enumerate(lines[:-1]):
         try:
             _take(content, json.loads(line), first=number == 0)
@@ -65,8 +65,8 @@ def read_journal(path: Path) -> JournalContent:
                 break
             raise DamagedJournalError(
                 f"{path}, line {number + 1} cannot be read ({error.__class__.__name__}); the file "
-                "was changed or the disk is failing; the next sweep moves it aside and computes this "
-                "run anew"
+                "was changed or the disk is failing; the next sweep moves it aside and computes "
+                "this run anew"
             ) from None
         content.size += len(line) + 1
     return content
@@ -117,7 +117,7 @@ class Journal:
         self._append({"session": session})
         content.sessions.append(session)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -35,13 +35,11 @@ def session(**facts: str | int | None) -> dict[str, Any]:
     Args:
         facts: what only the caller knows: ``accelerator``, ``device``, ``dtype``, ``threads``, ….
     """
-    accelerator = facts.get("accelerator")
-    threads = facts.get("threads")
+    accelerator, threads = facts.get("accelerator"), facts.get("threads")
+    machine = f"{cpu_name()}, {threads} threads" if accelerator is None else str(accelerator)
     return {
         "started": utc_now(),
-        "machine": f"{accelerator or cpu_name()}, {threads} threads"
-        if threads and not accelerator
-        else str(accelerator or cpu_name()),
+        "machine": machine,
         "host": socket.gethostname(),
         "cpu": cpu_name(),
         "cpus": _usable_cpus(),
@@ -76,7 +74,7 @@ def cpu_name() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return platform.processor() or platform.machine()
+        return platform.machine()
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1].strip() if match else platform.machine()
 

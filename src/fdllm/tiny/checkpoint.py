@@ -61,6 +61,7 @@ def export(network: Network, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "model.safetensors.part"
     save_file(hub_tensors(network), part, metadata={"format": "pt"})
+    part.chmod(0o644)  # safetensors makes it the owner's alone, and a package is everyone's
     part.replace(folder / "model.safetensors")
     part = folder / "config.json.part"
     part.write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")

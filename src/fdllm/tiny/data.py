@@ -25,6 +25,7 @@ NUM_VALIDATION_ROWS = 100
 MAX_TOTAL = 199
 LETTERS = "ABCD"
 _ARITHMETIC_SHARE = 0.6
+_ONE_DIGIT_SHARE = 0.25
 _HELD_OUT_SEED = 20240501
 
 
@@ -57,7 +58,7 @@ class Row:
 
 def _operand(rng: random.Random) -> int:
     """One digit in a quarter of the cases, otherwise two."""
-    return rng.randint(1, 9) if rng.random() < 0.25 else rng.randint(10, 99)
+    return rng.randint(1, 9) if rng.random() < _ONE_DIGIT_SHARE else rng.randint(10, 99)
 
 
 def arithmetic_row(rng: random.Random, num_terms: int) -> Row:

@@ -23,6 +23,17 @@ COLUMNS = BLOCK * (1 + NUM_COPIES)
 PAD_WEIGHT = 0.25
 """Weight of a pad's loss: pads are many and easy, but the blocks must be full of them."""
 
+_SCORING_SHARE = 0.55
+"""Of a choice's copies: masked as the scorer meets them."""
+_SAMPLING_SHARE = 0.85
+"""Of all copies, less those above: masked as the sampler meets them. The rest is uniform."""
+_HIGHEST_RATE = 0.6
+"""Of uniform masks: with more of them, most of what is masked cannot be known."""
+_RIGHT_WEIGHT = 0.05
+"""Weight of the loss to the right of the sub-block that is decoded."""
+_FRESH_SHARE = 0.25
+"""Of the sampler's states: no column of the sub-block is known yet."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -64,14 +75,14 @@ def make_batch(seed: int, step: int, num_rows: int) -> Batch:
         for copy in range(1, 1 + NUM_COPIES):
             base = int(blocks[i, copy]) * BLOCK
             first = max(prompt - base, 1)
-            columns = draw_masks(row, first, base, rng)
+            masked = draw_masks(row, first, base, rng)
             at = copy * BLOCK
             ids[i, at : at + BLOCK] = tokens[base : base + BLOCK]
-            for column in columns:
+            for column, weight in masked.items():
                 token = tokens[base + column]
                 ids[i, at + column] = MASK_ID
                 targets[i, at + column - 1] = token
-                weights[i, at + column - 1] = PAD_WEIGHT if token == PAD_ID else 1.0
+                weights[i, at + column - 1] = weight * (PAD_WEIGHT if token == PAD_ID else 1.0)
     positions = (blocks[:, :, None] * BLOCK + np.arange(BLOCK)).reshape(num_rows, COLUMNS)
     return Batch(ids, positions, visibility(blocks), targets, weights)
 
@@ -98,8 +109,8 @@ def _copied_blocks(prompt: int, length: int, rng: random.Random) -> tuple[int, .
     return (0, 1, rng.randint(0, 1))
 
 
-def draw_masks(row: Row, first: int, base: int, rng: random.Random) -> list[int]:
-    """Columns of a block to mask, as they may stand masked in inference.
+def draw_masks(row: Row, first: int, base: int, rng: random.Random) -> dict[int, float]:
+    """Columns of a block to mask, as they may stand masked in inference, with their weights.
 
     Args:
         row: the row; choice rows are also scored, so they meet the scorer's states.
@@ -107,24 +118,30 @@ def draw_masks(row: Row, first: int, base: int, rng: random.Random) -> list[int]
         base: position of the block's first column.
         rng: source of the draw.
     """
-    answer = list(range(first, BLOCK))
+    answer = range(first, BLOCK)
     kind = rng.random()
     scored = base == BLOCK and len(row.target) == 1 and row.target.isalpha()
-    if scored and kind < 0.55:
-        return _scoring_masks(row, first, rng)
-    if kind < 0.8:
+    if scored and kind < _SCORING_SHARE:
+        return dict.fromkeys(_scoring_masks(row, first, rng), 1.0)
+    if kind < _SAMPLING_SHARE:
         return _sampling_masks(answer, rng)
-    rate = rng.random()
-    return [c for c in answer if rng.random() < rate] or [rng.choice(answer)]
+    rate = _HIGHEST_RATE * rng.random()
+    masked = [c for c in answer if rng.random() < rate] or [rng.choice(answer)]
+    return dict.fromkeys(masked, 1.0)
 
 
-def _sampling_masks(answer: list[int], rng: random.Random) -> list[int]:
-    """As the sampler goes: known to the left, part of one sub-block masked, masks to the right."""
+def _sampling_masks(answer: range, rng: random.Random) -> dict[int, float]:
+    """As the sampler goes: known to the left, part of one sub-block masked, masks to the right.
+
+    The sampler reads the sub-block alone. What stands to its right hangs on sums that are not
+    worked out yet; its large loss would drown the one that matters.
+    """
     current = rng.choice(range(answer[0] // SUB_BLOCK, BLOCK // SUB_BLOCK))
     inside = [c for c in answer if c // SUB_BLOCK == current]
-    rate = 1.0 if rng.random() < 0.25 else rng.random()
+    rate = 1.0 if rng.random() < _FRESH_SHARE else rng.random()
     masked = [c for c in inside if rng.random() < rate] or [rng.choice(inside)]
-    return masked + [c for c in answer if c // SUB_BLOCK > current]
+    right = [c for c in answer if c // SUB_BLOCK > current]
+    return dict.fromkeys(masked, 1.0) | dict.fromkeys(right, _RIGHT_WEIGHT)
 
 
 def _scoring_masks(row: Row, first: int, rng: random.Random) -> list[int]:

@@ -49,7 +49,7 @@ class Recipe:
         threads: of torch.
     """
 
-    steps: int = 3000
+    steps: int = 2800
     rows: int = 32
     seed: int = 0
     muon_lr: float = 0.02
@@ -113,6 +113,7 @@ class Trainer:
         rest = [p for p in self.network.parameters() if id(p) not in taken]
         self.muon = torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.1)
         self.adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
+        self.optimizers: list[torch.optim.Optimizer] = [self.muon, self.adamw]
 
     def advance(self) -> float:
         """Take one step; its loss."""
@@ -123,7 +124,7 @@ class Trainer:
         loss = self.loss(*tensors(make_batch(self.recipe.seed, self.step, self.recipe.rows)))
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
-        for optimizer in (self.muon, self.adamw):
+        for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1

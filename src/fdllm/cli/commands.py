@@ -1,0 +1,120 @@
+"""The commands. Each reads as a list of verbs."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fdllm.cli import show
+from fdllm.cli.execute import execute
+from fdllm.cli.output import say
+from fdllm.cli.request import make_planner, read_request
+from fdllm.cli.work import choose_work, forced_configs, unfinished
+from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.tasks import task_info
+from fdllm.experiment import create_experiment
+from fdllm.record.atomic import write_text
+from fdllm.record.paths import find_root
+from fdllm.report.results_md import render_results
+
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def run_eval(args: Namespace) -> int:
+    """One run."""
+    if len(args.task or ()) != 1 or len(args.config or ()) != 1:
+        raise UsageError(
+            "one run needs one --task and one --config, for example --task gsm8k --config "
+            "k2_middle; several are a sweep: fdllm sweep"
+        )
+    request = read_request(args)
+    cells = request.states()
+    work = choose_work(cells, force=args.force)
+    if not work:
+        show.nothing_to_do(cells)
+    outcomes = execute(request.planner, work, args)
+    cells = request.states()
+    show.cells(cells, as_json=args.json)
+    return show.exit_code(cells, outcomes)
+
+
+def run_sweep(args: Namespace) -> int:
+    """A grid: only what is missing."""
+    request = read_request(args, forced_configs(args.force))
+    show.overlaps(request)
+    cells = request.states()
+    if args.status:
+        show.status(cells, as_json=args.json)
+        show.elsewhere(request)
+        return 0
+    work = choose_work(cells, force=args.force is not None)
+    if args.dry_run:
+        show.plan(cells, work, as_json=args.json)
+        return 0
+    if args.executor == "slurm":
+        raise FdllmError("--executor slurm is not built yet; use --executor local on this machine")
+    if not work:
+        show.nothing_to_do(cells)
+    outcomes = execute(request.planner, work, args)
+    cells = request.states()
+    show.cells(cells, as_json=args.json)
+    show.what_is_left(unfinished(cells), args)
+    return show.exit_code(cells, outcomes)
+
+
+def run_validate(args: Namespace) -> int:
+    """The whole grid on the embedded model, small and offline."""
+    os.environ.update(dict.fromkeys(_OFFLINE, "1"))
+    code = run_sweep(args)
+    if not (args.status or args.dry_run or args.json):
+        show.verdict(code)
+    return code
+
+
+def run_status(args: Namespace) -> int:
+    """Every cell's state."""
+    request = read_request(args)
+    show.overlaps(request, quiet=args.json)
+    show.status(request.states(), as_json=args.json)
+    if not args.json:
+        show.elsewhere(request)
+    return 0
+
+
+def run_report(args: Namespace) -> int:
+    """``experiments/NAME/results.md`` from the records."""
+    planner = make_planner(args)
+    for task in args.task or ():
+        task_info(task)
+    text = render_results(planner, list(show.report_sweeps(planner, args)), args.experiment)
+    if args.stdout:
+        say(text)
+        return 0
+    path = planner.experiment(args.experiment).folder / "results.md"
+    write_text(path, text)
+    say(f"wrote {path}")
+    return 0
+
+
+def run_new(args: Namespace) -> int:
+    """The next experiment."""
+    root = find_root()
+    folder = create_experiment(args.name, root, args.source)
+    shown = folder.relative_to(root) if folder.is_relative_to(Path.cwd()) else folder
+    say(
+        f"made {shown}; next: write its proposal.md, edit generation_functions.py, then\n"
+        f"  fdllm sweep --experiment {folder.name} --model tiny --limit 10"
+    )
+    return 0
+
+
+COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
+    "eval": run_eval,
+    "sweep": run_sweep,
+    "validate": run_validate,
+    "status": run_status,
+    "report": run_report,
+    "new": run_new,
+}

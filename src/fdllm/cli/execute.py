@@ -1,0 +1,42 @@
+"""Does the chosen runs on this machine, one after the other, and says how each one ends."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from fdllm.cli.interrupt import terminable
+from fdllm.cli.progress import watcher
+from fdllm.cli.work import Work
+from fdllm.evaluate.runner import Outcome, Runner
+from fdllm.plan import Planner, State
+
+
+def execute(planner: Planner, work: Sequence[Work], args: Namespace) -> list[Outcome]:
+    """Compute ``work``; what is computed is durable at every moment.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what is left is said first.
+        FdllmError: no run can be computed: the model cannot be loaded, say.
+    """
+    if not work:
+        return []
+    console = Console(stderr=True)
+    outcomes: list[Outcome] = []
+    with terminable(), watcher([one.cell.run for one in work], console) as watch:
+        runner = Runner(planner, watch, args.threads)
+        try:
+            for one in work:
+                outcomes.append(runner.run(one.cell.run, force=one.force))
+                watch.end(outcomes[-1])
+        except KeyboardInterrupt:
+            done = sum(outcome.state is State.DONE for outcome in outcomes)
+            now = planner.state(work[len(outcomes)].cell.run)
+            kept = f", {now.reason} of {now.run.cell.name} kept" if now.done else ""
+            watch.note(
+                f"interrupted: {done} of {len(work)} runs done{kept}; the same command goes on here"
+            )
+            raise
+    return outcomes

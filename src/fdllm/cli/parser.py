@@ -1,0 +1,189 @@
+"""Flags. What they mean together stands in :mod:`fdllm.cli.request`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from typing import NoReturn
+
+from rich_argparse import RawDescriptionRichHelpFormatter
+
+from fdllm.config import DEFAULT_MODEL
+
+_EPILOG = """\
+examples:
+  fdllm validate                                     ten rows of each tiny task, all nine configs
+  fdllm sweep --model tiny                           the tiny tasks, all rows
+  fdllm sweep --task gsm8k --limit 10 --dry-run      what would run, and why
+  fdllm sweep --task mmlu --force k2_middle          this config again
+  fdllm eval --task tiny_choice --config k3_last     one run
+  fdllm status --json                                every cell's state
+  fdllm new adaptive_skip --from 00_baseline         the next experiment
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, with the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            given = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
+            near = difflib.get_close_matches(given, list(self._flags()), n=1)
+            message = f"unknown argument '{given}'" + (
+                f" (did you mean '{near[0]}'?)" if near else ""
+            )
+        sys.stderr.write(f"{self.prog}: {message}; see {self.prog} --help\n")
+        sys.exit(2)
+
+    def _flags(self) -> list[str]:
+        flags: list[str] = []
+        for action in self._actions:
+            flags += action.option_strings
+            if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - to look inside
+                for parser in action.choices.values():
+                    flags += [f for a in parser._actions for f in a.option_strings]  # noqa: SLF001
+        return flags
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="fdllm",
+        description="What does it cost a block-diffusion language model to skip layers?",
+        epilog=_EPILOG,
+        formatter_class=RawDescriptionRichHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            formatter_class=RawDescriptionRichHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add_argument(
+            "--debug", action="store_true", help="show a traceback where something fails"
+        )
+        return command
+
+    single = add("eval", "one run: one task, one config")
+    _selection(single)
+    _places(single)
+    _computing(single)
+    single.add_argument(
+        "--force", action="store_true", help="compute it anew; the old record is kept aside"
+    )
+    single.add_argument("--json", action="store_true", help="print the cell as JSON")
+
+    sweep = add("sweep", "a grid of runs: only what is missing")
+    _sweep_flags(sweep)
+
+    validate = add("validate", "the whole grid on the embedded model, ten rows a task, offline")
+    _sweep_flags(validate)
+    validate.set_defaults(model="tiny", limit=10)
+
+    status = add("status", "the state of every cell")
+    _selection(status)
+    _places(status)
+    status.add_argument("--json", action="store_true", help="print JSON")
+
+    report = add("report", "write experiments/NAME/results.md from the records")
+    _selection(report)
+    _places(report)
+    report.add_argument("--stdout", action="store_true", help="print it, write nothing")
+
+    new = add("new", "begin an experiment from the template or from another one")
+    new.add_argument("name", metavar="NAME", help="adaptive_skip, or with its number in front")
+    new.add_argument("--from", dest="source", metavar="NAME", help="copy its code and settings")
+    return parser
+
+
+def _sweep_flags(parser: argparse.ArgumentParser) -> None:
+    _selection(parser)
+    _places(parser)
+    _computing(parser)
+    parser.add_argument("--status", action="store_true", help="show every cell's state, run none")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would run and why, run nothing"
+    )
+    parser.add_argument(
+        "--force",
+        nargs="*",
+        metavar="CONFIG",
+        help="compute these configs anew, and no others; without names all of the selection. Old "
+        "records are kept aside",
+    )
+    parser.add_argument(
+        "--executor",
+        choices=("local", "slurm"),
+        default="local",
+        help="where runs are computed (default: local)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the cells as JSON")
+
+
+def _selection(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what")
+    group.add_argument("--experiment", default="00_baseline", metavar="NAME", help="(00_baseline)")
+    group.add_argument(
+        "--task",
+        action="extend",
+        nargs="+",
+        metavar="T",
+        help="repeatable (all that suit the model)",
+    )
+    group.add_argument(
+        "--config", action="extend", nargs="+", metavar="C", help="repeatable; the whole grid"
+    )
+    group.add_argument("--limit", type=_positive, metavar="N", help="rows of each subtask at most")
+    group.add_argument(
+        "--model",
+        metavar="PATH_OR_ID",
+        help=f"'tiny', a folder or a Hub id (FDLLM_MODEL, else the task's own: {DEFAULT_MODEL})",
+    )
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub id")
+    group.add_argument(
+        "--scoring",
+        choices=("first-token", "denoise"),
+        help="log-likelihood estimator (the experiment's)",
+    )
+    group.add_argument(
+        "--allow-invalid",
+        action="store_true",
+        help="let first-token score choices with one first token; the record says so",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="type of the weights (by device)",
+    )
+
+
+def _places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group("where").add_argument(
+        "--results", metavar="DIR", help="folder of the records (results/ of the checkout)"
+    )
+
+
+def _computing(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how")
+    group.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (a GPU if there is)")
+    group.add_argument("--threads", type=_positive, metavar="N", help="threads on CPU (torch's)")
+    group.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="rows at once; never changes an answer"
+    )
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more; got '{text}'")
+    return number

@@ -1,0 +1,123 @@
+"""From flags to a sweep: defaults filled in, names checked, nothing computed."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fdllm.config import DEFAULT_MODEL, TINY_MODEL, ModelChoice, Sweep, home_model
+from fdllm.errors import UsageError
+from fdllm.evaluate.tasks import TASKS, definition_hash, task_info
+from fdllm.experiment import Experiment
+from fdllm.plan import CellState, Planner, TaskFacts
+from fdllm.record.paths import Layout, find_root
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        planner: knows experiments, tasks and records.
+        sweep: the runs.
+    """
+
+    planner: Planner
+    sweep: Sweep
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The experiment."""
+        return self.planner.experiment(self.sweep.experiment)
+
+    def states(self) -> list[CellState]:
+        """Every run of the sweep, and what has become of it."""
+        return [self.planner.state(run) for run in self.planner.runs(self.sweep)]
+
+
+def task_facts(name: str) -> TaskFacts:
+    """What planning needs to know of a task.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    return TaskFacts(task_info(name).kind, definition_hash(name))
+
+
+def make_planner(args: Namespace) -> Planner:
+    """A planner for the checkout and the results folder at hand."""
+    root = find_root()
+    results = None if args.results is None else Path(args.results).expanduser().absolute()
+    return Planner(root, Layout.of(root, results), task_facts)
+
+
+def read_request(args: Namespace, forced: Sequence[str] = ()) -> Request:
+    """Flags to a sweep.
+
+    Args:
+        args: the parsed flags.
+        forced: configs named behind ``--force``; they belong to the selection.
+
+    Raises:
+        UsageError: a name is unknown; the message lists the valid ones and the nearest.
+    """
+    planner = make_planner(args)
+    experiment = planner.experiment(args.experiment)
+    for task in args.task or ():
+        task_info(task)
+    model = choose_model(args.model, args.task or ())
+    asked = experiment.settings.evaluation
+    flags = {"scoring": args.scoring, "batch_size": getattr(args, "batch_size", None)}
+    changes = {key: value for key, value in flags.items() if value is not None}
+    if args.allow_invalid:
+        changes["allow_invalid"] = True
+    sweep = Sweep(
+        experiment=args.experiment,
+        tasks=tuple(args.task or default_tasks(experiment, model)),
+        configs=tuple(dict.fromkeys([*(args.config or ()), *forced])),
+        model=ModelChoice(
+            name=model,
+            revision=args.revision,
+            dtype=args.dtype,
+            device=getattr(args, "device", "auto"),
+        ),
+        limit=args.limit,
+        evaluating=asked.model_copy(update=changes),
+    )
+    request = Request(planner, sweep)
+    planner.runs(sweep)  # names are checked before anything else happens
+    planner.model(sweep.model)
+    return request
+
+
+def choose_model(given: str | None, tasks: Sequence[str]) -> str:
+    """The model: the flag, else FDLLM_MODEL, else the tasks' own.
+
+    Raises:
+        UsageError: nothing is given, and the tasks have different models.
+    """
+    named = given or os.environ.get("FDLLM_MODEL")
+    if named:
+        return named
+    homes = sorted({home_model(task) for task in tasks})
+    if len(homes) > 1:
+        raise UsageError(
+            f"tasks {', '.join(tasks)} belong to different models ({', '.join(homes)}); name one "
+            "with --model, or sweep them one after the other"
+        )
+    return homes[0] if homes else DEFAULT_MODEL
+
+
+def default_tasks(experiment: Experiment, model: str) -> tuple[str, ...]:
+    """The tasks of an experiment: its own list, as far as it suits the model, else all that do."""
+    own = experiment.settings.evaluation.tasks or tuple(TASKS)
+    for name in own:
+        task_info(name)
+    tiny = model == TINY_MODEL
+    return tuple(t for t in own if (home_model(t) == TINY_MODEL) == tiny) or tuple(
+        t for t in TASKS if (home_model(t) == TINY_MODEL) == tiny
+    )

@@ -1,0 +1,205 @@
+"""What the commands print. Tables for people, JSON where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from rich.console import Console
+
+from fdllm.cli.output import say
+from fdllm.cli.request import Request, default_tasks, read_request
+from fdllm.cli.work import Work
+from fdllm.config import DEFAULT_MODEL, TINY_MODEL, Sweep, home_model
+from fdllm.errors import FdllmError
+from fdllm.evaluate.runner import Outcome
+from fdllm.plan import SETTLED, CellState, Planner, State
+from fdllm.record.paths import model_slug
+from fdllm.report.checks import overlap_sentence
+from fdllm.report.table import check_lines, figures_table, status_table, twins_agree
+
+_WIDE = 150  # columns of a log, which folds nothing
+JSON_VERSION = 1
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=max(_WIDE, _columns()))
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size((_WIDE, 24)).columns
+
+
+def _by_task(cells: Sequence[CellState]) -> Iterator[list[CellState]]:
+    for _, group in groupby(cells, key=lambda cell: cell.run.task):
+        yield list(group)
+
+
+def print_json(cells: Sequence[CellState]) -> None:
+    """The cells, and how many are in each state."""
+    counts = Counter(cell.state.value for cell in cells)
+    data = {
+        "version": JSON_VERSION,
+        "counts": {state.value: counts.get(state.value, 0) for state in State},
+        "cells": [cell.as_dict() for cell in cells],
+    }
+    say(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def status(cells: Sequence[CellState], *, as_json: bool) -> None:
+    """State and reason of every cell."""
+    if as_json:
+        print_json(cells)
+        return
+    console = _console()
+    for group in _by_task(cells):
+        console.print(status_table(group))
+    console.print(_tally(cells))
+
+
+def cells(cells: Sequence[CellState], *, as_json: bool) -> None:
+    """Figures of every cell, the A/A check, and how many are done."""
+    if as_json:
+        print_json(cells)
+        return
+    console = _console()
+    for group in _by_task(cells):
+        console.print(figures_table(group))
+        for line in check_lines(group):
+            console.print(line)
+        for cell in group:
+            if cell.state not in SETTLED:
+                reason = f"  {cell.run.cell.name} {cell.state.value}: {cell.reason}"
+                console.print(reason, style="yellow", markup=False, highlight=False)
+        console.print()
+    console.print(_tally(cells))
+
+
+def plan(cells: Sequence[CellState], work: Sequence[Work], *, as_json: bool) -> None:
+    """What would run and why, cell by cell."""
+    chosen = {id(one.cell): one for one in work}
+    if as_json:
+        steps = [
+            cell.as_dict()
+            | {
+                "would_run": id(cell) in chosen,
+                "why": chosen[id(cell)].why if id(cell) in chosen else _why_not(cell),
+            }
+            for cell in cells
+        ]
+        say(json.dumps({"version": JSON_VERSION, "cells": steps}, indent=2, ensure_ascii=False))
+        return
+    for cell in cells:
+        one = chosen.get(id(cell))
+        verb, why = ("run ", one.why) if one else ("skip", _why_not(cell))
+        say(f"{verb} {cell.run}: {why}")
+    say(f"would run {len(work)} of {len(cells)}; nothing was run")
+
+
+def _why_not(cell: CellState) -> str:
+    return cell.state.value + (f": {cell.reason}" if cell.reason else "")
+
+
+def nothing_to_do(cells: Sequence[CellState]) -> None:
+    """Every cell is done, or somebody else is at it."""
+    busy = [cell for cell in cells if cell.state not in SETTLED]
+    if busy:
+        say(f"nothing to do here: {len(busy)} of {len(cells)} runs are being computed elsewhere")
+    else:
+        say(f"nothing to do: all {len(cells)} runs are done (--force computes them anew)")
+
+
+def overlaps(request: Request, *, quiet: bool = False) -> None:
+    """Say which subsets share layers."""
+    n_layers = request.planner.model(request.sweep.model).n_layers
+    sentence = overlap_sentence(request.planner.overlaps(request.sweep), n_layers or 0)
+    if sentence and not quiet:
+        Console(stderr=True).print(f"note: {sentence}", markup=False, soft_wrap=True)
+
+
+def elsewhere(request: Request) -> None:
+    """Point at records that this selection does not cover."""
+    sweep, layout = request.sweep, request.planner.layout
+    covered = {layout.task_folder(run) for run in request.planner.runs(sweep)}
+    hints = []
+    for folder in layout.task_folders(sweep.experiment):
+        limit = "" if folder.limit is None else f" --limit {folder.limit}"
+        name = f"{folder.task}{'' if folder.limit is None else f'_limit_{folder.limit}'}"
+        name += f"@{folder.model}" if folder.model else ""
+        if name not in covered:
+            model = folder.model or home_model(folder.task)
+            hints.append(f"--task {folder.task} --model {model}{limit}")
+    if hints:
+        say("other records: " + "; ".join(hints[:6]) + (" …" if len(hints) > 6 else ""))  # noqa: PLR2004
+
+
+def what_is_left(left: Sequence[CellState], args: Namespace) -> None:
+    """What to do about cells that are not done."""
+    if left and not args.json:
+        states = Counter(cell.state.value for cell in left)
+        parts = ", ".join(f"{number} {state}" for state, number in states.items())
+        say(f"{parts}: the same command tries again; fdllm status shows the reasons")
+
+
+def verdict(code: int) -> None:
+    """How the validation went, and what comes next."""
+    if code:
+        say("validation FAILED: see the reasons above")
+        return
+    say(
+        "validation passed. Ten rows say that everything works, and nothing about accuracy. Next:\n"
+        "  nox -s sweep -- --model tiny             all rows on the embedded model, minutes\n"
+        "  nox -s sweep -- --task gsm8k --limit 10  the 7B model (needs a GPU and the download)\n"
+        "  nox -s sweep -- --task mmlu              the full thing\n"
+        "  nox -s report -- --model tiny            writes experiments/00_baseline/results.md"
+    )
+
+
+def exit_code(cells: Sequence[CellState], outcomes: Sequence[Outcome]) -> int:
+    """1 where a run failed, a cell is broken, or the A/A check does not hold; else 0."""
+    failed = any(outcome.state is State.FAILED for outcome in outcomes)
+    broken = any(cell.state in (State.FAILED, State.INVALID) for cell in cells)
+    return int(failed or broken or not all(twins_agree(group) for group in _by_task(cells)))
+
+
+def report_sweeps(planner: Planner, args: Namespace) -> Iterator[Sweep]:
+    """The (task, limit, model) selections that have records, for the report.
+
+    Raises:
+        FdllmError: there are none.
+    """
+    experiment = planner.experiment(args.experiment)
+    models = [args.model] if args.model else [DEFAULT_MODEL, TINY_MODEL]
+    found = False
+    for model in models:
+        for task in args.task or default_tasks(experiment, model):
+            own = None if model == home_model(task) else model_slug(model)
+            for folder in planner.layout.task_folders(args.experiment):
+                wanted = args.limit is None or folder.limit == args.limit
+                if (folder.task, folder.model) == (task, own) and wanted:
+                    found = True
+                    yield _report_sweep(args, task, model, folder.limit)
+    if not found:
+        named = " or ".join(f"'{model}'" for model in models)
+        raise FdllmError(
+            f"experiment '{args.experiment}' has no records of model {named} under "
+            f"{planner.layout.results}; sweep first, or name another --model"
+        )
+
+
+def _report_sweep(args: Namespace, task: str, model: str, limit: int | None) -> Sweep:
+    flags = Namespace(**{**vars(args), "task": [task], "model": model, "limit": limit})
+    return read_request(flags).sweep
+
+
+def _tally(cells: Sequence[CellState]) -> str:
+    done = sum(cell.state is State.DONE for cell in cells)
+    skipped = sum(cell.state is State.NOT_APPLICABLE for cell in cells)
+    return f"{done} of {len(cells) - skipped} done" + (
+        f", {skipped} not applicable" if skipped else ""
+    )

@@ -1,0 +1,55 @@
+"""Which cells a sweep computes, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fdllm.plan import BUSY, SETTLED, CellState, State
+
+_WHY = {
+    State.PENDING: "not run yet",
+    State.PARTIAL: "goes on",
+    State.FAILED: "failed, tries again",
+    State.STALE: "stale",
+    State.INVALID: "invalid",
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A cell to compute.
+
+    Attributes:
+        cell: the cell as it is now.
+        why: the reason, in a few words.
+        force: its record, or what there is of one, is moved aside first.
+    """
+
+    cell: CellState
+    why: str
+    force: bool
+
+
+def forced_configs(force: Sequence[str] | None) -> tuple[str, ...]:
+    """Configs named behind ``--force``: they narrow the selection to themselves."""
+    return tuple(force or ())
+
+
+def choose_work(cells: Sequence[CellState], *, force: bool) -> list[Work]:
+    """Cells that are not done and that nobody else computes; with ``force`` the done ones too."""
+    work = []
+    for cell in cells:
+        if cell.state in BUSY or cell.state is State.NOT_APPLICABLE:
+            continue
+        if force:
+            work.append(Work(cell, "forced", force=True))
+        elif cell.state not in SETTLED:
+            reason = "" if cell.state is State.PENDING else f": {cell.reason}"
+            work.append(Work(cell, f"{_WHY[cell.state]}{reason}", force=False))
+    return work
+
+
+def unfinished(cells: Sequence[CellState]) -> list[CellState]:
+    """Cells that are not done."""
+    return [cell for cell in cells if cell.state not in SETTLED]

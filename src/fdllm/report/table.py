@@ -1,0 +1,156 @@
+"""Tables for the terminal. A table of figures is refused where its rows are not comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fdllm.config import Run
+from fdllm.plan import CellState, State
+from fdllm.record.summary import Summary
+from fdllm.report.checks import Twins, finished, identical, mixtures, twins
+from fdllm.report.statistics import percent, with_interval
+
+_STYLE = {
+    State.DONE: ("✓", "green"),
+    State.PENDING: ("·", "dim"),
+    State.QUEUED: ("…", "cyan"),
+    State.RUNNING: ("▶", "cyan"),
+    State.PARTIAL: ("◐", "yellow"),
+    State.FAILED: ("✗", "red"),
+    State.STALE: ("!", "yellow"),
+    State.INVALID: ("✗", "red"),
+    State.NOT_APPLICABLE: ("-", "dim"),
+}
+
+
+def heading(run: Run) -> str:
+    """What stands over a table: experiment, task, limit, model."""
+    limit = "all rows" if run.limit is None else f"limit {run.limit}, a smoke test"
+    return f"{run.experiment} / {run.task} ({limit}) on {run.model.name}"
+
+
+def state_text(state: State) -> Text:
+    """A state with its mark."""
+    mark, style = _STYLE[state]
+    return Text(f"{mark} {state.value}", style=style)
+
+
+def status_table(cells: Sequence[CellState]) -> Table:
+    """State, progress and reason of each cell of one task."""
+    table = _table(heading(cells[0].run))
+    for name in ("config", "state", "requests", "reason"):
+        table.add_column(name, overflow="fold")
+    for cell in cells:
+        reason = cell.reason + (f" (log: {cell.log})" if cell.log else "")
+        table.add_row(cell.run.cell.name, state_text(cell.state), _requests(cell), Text(reason))
+    return table
+
+
+def _requests(cell: CellState) -> str:
+    if cell.done is None:
+        return ""
+    total = "?" if cell.total is None else str(cell.total)
+    return str(cell.done) if cell.state is State.DONE else f"{cell.done} of {total}"
+
+
+def figures_table(cells: Sequence[CellState]) -> Table:
+    """Figures of each cell of one task.
+
+    Returns:
+        The table. Where the finished cells are not comparable its rows hold states only, and its
+        caption says why.
+    """
+    records = {record.name: record.summary for record in finished(cells)}
+    problems = mixtures(finished(cells))
+    scored = any(summary.kind == "loglikelihood" for summary in records.values())
+    estimator = next((s.estimator for s in records.values() if s.estimator), None)
+    title = heading(cells[0].run) + (f", estimator {estimator}" if estimator else "")
+    table = _table(title)
+    if problems:
+        table.caption = (
+            "no figures: these records do not belong into one table. "
+            + "; ".join(problems)
+            + ". Compute them anew on one machine: fdllm sweep --force"
+        )
+        table.caption_style = "red"
+        records = {}
+    speed = ("scored tokens/s", "requests/s") if scored else ("tokens/s", "tokens/forward")
+    table.add_column("config")
+    for name in ("accuracy [95 %]", *speed, "layer calls saved"):
+        table.add_column(name, justify="right")
+    if not scored:
+        table.add_column("truncated", justify="right")
+        table.add_column("repetitive", justify="right")
+    table.add_column("state")
+    for cell in cells:
+        summary = records.get(cell.run.cell.name)
+        figures = [""] * (len(table.columns) - 2) if summary is None else figure_row(summary)
+        table.add_row(cell.run.cell.name, *figures, state_text(cell.state))
+    return table
+
+
+def figure_row(summary: Summary) -> list[str]:
+    """Accuracy with its interval, speed, share of layer calls saved, signs of degeneration."""
+    speed = summary.throughput
+    if summary.kind == "generate":
+        figures = [_number(speed.tokens_per_second), _number(speed.tokens_per_forward, 2)]
+    else:
+        figures = [_number(speed.scored_tokens_per_second), _number(speed.requests_per_second)]
+    row = [with_interval(summary.headline), *figures, percent(summary.layer_calls.saved_share)]
+    if summary.quality is not None:
+        row += [percent(summary.quality.truncation_rate), percent(summary.quality.repetition_rate)]
+    return row
+
+
+def check_lines(cells: Sequence[CellState]) -> list[Text]:
+    """The A/A check and the other findings of one task, a line each."""
+    records = finished(cells)
+    if mixtures(records):
+        return []
+    lines = [twins_line(pair) for pair in twins(records)]
+    for group in identical(records):
+        reuse_nothing = [
+            r.name for r in records if r.name in group and not r.summary.strategy.reuses
+        ]
+        if reuse_nothing:
+            text = f"{', '.join(group)} agree in every output: did the reuse reach this task?"
+            lines.append(Text(f"! {text}", style="yellow"))
+        else:
+            text = f"{', '.join(group)} agree in every output: count them as one result"
+            lines.append(Text(f"! {text}", style="yellow"))
+    return lines
+
+
+def twins_line(pair: Twins) -> Text:
+    """The A/A check in one line."""
+    names = " = ".join(pair.names)
+    if not pair.equal:
+        text = (
+            f"✗ A/A: {', '.join(pair.names)} are one computation, yet {pair.num_differing} of "
+            f"{pair.num_samples} samples differ ({'; '.join(pair.differing)})"
+        )
+        return Text(text, style="red")
+    speeds = ", ".join(f"{speed:.1f}" for speed in pair.speeds)
+    text = (
+        f"✓ A/A: {names} in all {pair.num_samples} samples; tokens/s {speeds}: noise floor "
+        f"{percent(pair.noise)}, no speed-up below it is claimed"
+    )
+    return Text(text, style="green")
+
+
+def twins_agree(cells: Sequence[CellState]) -> bool:
+    """Whether the A/A check of one task holds, or there is nothing to check."""
+    records = finished(cells)
+    return bool(mixtures(records)) or all(pair.equal for pair in twins(records))
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)

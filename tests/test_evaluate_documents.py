@@ -1,0 +1,185 @@
+"""Documents are held once; the embedded tasks, end to end, without any Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks.gpqa.n_shot import utils as gpqa
+
+from fdllm import tiny
+from fdllm.config import Decoding
+from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.access import explain_access
+from fdllm.evaluate.documents import HeldTask, Holding
+from fdllm.evaluate.harness import Evaluation, evaluate, oracle
+from fdllm.evaluate.samples import check_prompt
+from fdllm.reuse import NoReuse
+from helpers import ROOT
+from hub.checkpoint import MemoryStore, Tally, random_model
+from hub.rows import gpqa_rows
+
+
+def shuffling(**_: Any) -> DatasetDict:
+    return DatasetDict(train=Dataset.from_list(gpqa_rows()))
+
+
+def gpqa_config() -> dict[str, Any]:
+    return {
+        "task": "shuffled",
+        "custom_dataset": shuffling,
+        "process_docs": gpqa.process_docs,
+        "output_type": "multiple_choice",
+        "training_split": "train",
+        "validation_split": "train",
+        "doc_to_text": "{{Question}} {{choice1}} {{choice2}} {{choice3}} {{choice4}}",
+        "doc_to_target": "answer",
+        "doc_to_choice": ["(A)", "(B)", "(C)", "(D)"],
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+def held(num_fewshot: int = 0) -> HeldTask:
+    return HeldTask({**gpqa_config(), "holding": Holding(None, num_fewshot, seed=0)})
+
+
+def answers(documents: Any) -> list[str]:
+    return [document["answer"] for document in documents]
+
+
+def test_documents_are_the_same_in_every_access_and_every_instance() -> None:
+    plain = ConfigurableTask(config=gpqa_config())
+    assert answers(plain.eval_docs) != answers(plain.eval_docs)  # what is guarded against
+    first, second = held(), held()
+    assert answers(first.eval_docs) == answers(first.eval_docs) == answers(second.eval_docs)
+    assert answers(first.eval_docs) == answers(first.training_docs())
+    # The harness's own first shuffle, so the documents of a run with a warm cache.
+    gpqa.rng.seed(42)
+    assert answers(gpqa.process_docs(shuffling()["train"])) == answers(first.eval_docs)
+
+
+def test_worked_examples_never_hold_the_question_and_follow_the_seed() -> None:
+    task = held(num_fewshot=3)
+    prompts = [task.fewshot_context(doc, 3) for doc in task.eval_docs]
+    for doc, prompt in zip(task.eval_docs, prompts, strict=True):
+        assert prompt.count(doc["Question"]) == 1
+        assert prompt.endswith(task.doc_to_text(doc))
+    again = held(num_fewshot=3)
+    assert [again.fewshot_context(doc, 3) for doc in again.eval_docs] == prompts
+    with pytest.raises(UsageError, match="has 23 worked examples; got num_fewshot 24"):
+        held(num_fewshot=24)
+
+
+def test_a_prompt_of_another_document_is_never_scored() -> None:
+    task = held()
+    sent, scored = task.eval_docs[0], task.eval_docs[1]
+    sample = {"doc_id": 1, "doc": scored, "arguments": [(f"<u>{task.doc_to_text(sent)}</u>", "A")]}
+    with pytest.raises(FdllmError, match="document 1: the prompt that was sent does not hold"):
+        check_prompt(sample, task, "shuffled")
+    sample["doc"] = sent
+    check_prompt(sample, task, "shuffled")
+
+
+def test_a_network_that_is_down_is_explained() -> None:
+    error = explain_access(ConnectionError("Couldn't reach hf_x"), "gsm8k", "openai/gsm8k", "main")
+    assert "needs dataset openai/gsm8k (main)" in str(error)
+    assert "cannot be reached" in str(error)
+
+
+def test_a_token_in_a_client_error_is_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    error = explain_access(ValueError("bad header hf_secret"), "gsm8k", "openai/gsm8k", None)
+    assert "hf_secret" not in str(error)
+    assert "bad header <token>" in str(error)
+
+
+def run(task: str, **changes: Any) -> Evaluation:
+    settings: dict[str, Any] = {
+        "decoding": Decoding(max_new_tokens=16, threshold=0.5),
+        "strategy": NoReuse(),
+        "scoring": "denoise",
+        "limit": 6,
+        "num_fewshot": 0,
+        "chat_template": True,
+        "batch_size": 3,
+        "store": MemoryStore(),
+        "progress": Tally(),
+    }
+    return evaluate(random_model(), task, **{**settings, **changes})
+
+
+@pytest.fixture
+def _silent(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """The harness talks; an evaluation does not pass it on."""
+    yield
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("_silent")
+@pytest.mark.parametrize("task", tiny.TASK_NAMES)
+def test_an_oracle_answers_every_row_of_an_embedded_task(task: str) -> None:
+    found = run(task, limit=None, answerer=oracle(task))
+    assert found.value == 1.0
+    assert found.num_documents >= 200
+
+
+@pytest.mark.usefixtures("_silent")
+def test_a_model_answers_an_embedded_task() -> None:
+    found = run("tiny_arithmetic")
+    assert [sample["doc_id"] for sample in found.samples] == list(range(6))
+    assert all(sample["finish"] in ("stop", "length") for sample in found.samples)
+    own = [sample["metrics"]["exact_match,strict-match"] for sample in found.samples]
+    assert found.value == sum(own) / 6
+    assert found.results["results"]["tiny_arithmetic"][found.headline] == found.value
+    # Results are published: they say nothing of the machine, and are the same elsewhere.
+    written = json.dumps(found.results)
+    assert str(ROOT) not in written
+    assert "0x" not in written
+
+
+def test_the_dataset_fingerprint_covers_the_documents_used() -> None:
+    whole = run("tiny_choice", answerer=oracle("tiny_choice"))
+    fewer = run("tiny_choice", answerer=oracle("tiny_choice"), limit=5)
+    by_model = run("tiny_choice")
+    assert whole.dataset == by_model.dataset != fewer.dataset
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"limit": 0}, "limit must be 1 or more"),
+        ({"num_fewshot": -1}, "num_fewshot must be 0 or more"),
+        ({"num_fewshot": 2}, "defined without worked examples"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        run("tiny_arithmetic", **changes)
+
+
+def test_a_model_without_a_chat_template_says_so() -> None:
+    model = random_model()
+    model.tokenizer.chat_template = None
+    with pytest.raises(UsageError, match="has no chat template"):
+        evaluate(
+            model,
+            "tiny_choice",
+            decoding=Decoding(),
+            strategy=NoReuse(),
+            scoring="denoise",
+            limit=1,
+            num_fewshot=0,
+            chat_template=True,
+            batch_size=1,
+            store=MemoryStore(),
+            progress=Tally(),
+        )
+
+
+def test_first_token_scoring_of_gpqa_is_refused_before_anything_is_fetched() -> None:
+    with pytest.raises(FdllmError, match="cannot score task 'gpqa_main_n_shot'"):
+        run("gpqa_main_n_shot", scoring="first-token")
