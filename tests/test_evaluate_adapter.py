@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from lm_eval.api.instance import Instance
 
 import fdllm
 from fdllm.config import Decoding, Estimator
@@ -222,9 +223,25 @@ def test_a_target_that_leaves_no_token_is_refused() -> None:
         engine_lm(Recorder()).loglikelihood([instance("p", "", kind="loglikelihood")])
 
 
-def test_whole_document_perplexity_is_refused() -> None:
-    with pytest.raises(FdllmError, match="perplexity"):
-        engine_lm(Recorder()).loglikelihood_rolling([instance("p", {})])
+def test_whole_documents_are_refused_by_the_estimator_that_scores_one_token() -> None:
+    lm = engine_lm(Recorder(), scoring="first-token")
+    with pytest.raises(FdllmError, match="likelihood of whole documents"):
+        lm.loglikelihood_rolling([instance("p", "", kind="loglikelihood_rolling")])
+
+
+def test_every_token_of_a_whole_document_is_scored_once() -> None:
+    recorder = Recorder()
+    lm = engine_lm(recorder, max_positions=64)
+    text = "a document of more tokens than the model has positions, " * 3
+    request = Instance("loglikelihood_rolling", {}, (text,), 0, metadata=("sums", 0, 1))
+    lm.loglikelihood_rolling([request])
+    assert len(recorder.asked) > 2
+    assert [t for query in recorder.asked for t in query.target_tokens] == lm.tok_encode(text)
+    behind = [query.target_tokens[-1] for query in recorder.asked[:-1]]
+    assert [query.tokens for query in recorder.asked] == [
+        (lm.prefix_token_id,),
+        *((token,) for token in behind),
+    ]
 
 
 def test_a_template_that_refuses_a_message_drops_nothing() -> None:

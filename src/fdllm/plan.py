@@ -223,7 +223,8 @@ class Planner:
             return None
         strategy = self.strategy(run, n_layers)
         layers = " ".join(map(str, strategy.layer_subset(n_layers)))
-        return f"{strategy!r}, layers {layers} of {n_layers}"
+        parameters = repr(strategy).replace("(", ", ", 1).removesuffix(")")
+        return f"{parameters}, layers {layers} of {n_layers}"
 
     def state(self, run: Run, *, mine: bool = False) -> CellState:
         """What has become of a run. Only files are read; nothing is changed.

@@ -10,8 +10,16 @@ from rich.console import Console
 from fdllm.cli.interrupt import terminable
 from fdllm.cli.progress import watcher
 from fdllm.cli.work import Work
-from fdllm.evaluate.runner import Outcome, Runner
+from fdllm.config import ModelChoice
+from fdllm.evaluate.runner import Outcome, Runner, Worker
 from fdllm.plan import Planner, State
+
+
+def load_machine(choice: ModelChoice, threads: int | None) -> Worker:
+    """Load a checkpoint; torch and the harness come in here, where something is computed."""
+    from fdllm.evaluate.machine import Machine  # noqa: PLC0415
+
+    return Machine.load(choice, threads)
 
 
 def execute(planner: Planner, work: Sequence[Work], args: Namespace) -> list[Outcome]:
@@ -26,7 +34,7 @@ def execute(planner: Planner, work: Sequence[Work], args: Namespace) -> list[Out
     console = Console(stderr=True)
     outcomes: list[Outcome] = []
     with terminable(), watcher([one.cell.run for one in work], console) as watch:
-        runner = Runner(planner, watch, args.threads)
+        runner = Runner(planner, watch, lambda choice: load_machine(choice, args.threads))
         try:
             for one in work:
                 outcomes.append(runner.run(one.cell.run, force=one.force))

@@ -245,17 +245,56 @@ class EngineLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
         self._answerer.score(queries, found.__setitem__)
         return [(found[i].loglikelihood, found[i].is_greedy) for i in range(len(queries))]
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> Any:  # noqa: ANN401, ARG002, FBT001, FBT002
-        """Perplexity of whole documents is not offered.
+    def loglikelihood_rolling(
+        self,
+        requests: list[Instance],
+        disable_tqdm: bool = True,  # noqa: ARG002, FBT001, FBT002
+    ) -> list[float]:
+        """Log-likelihoods of whole documents, for perplexity: every token is scored once.
+
+        A document is the target behind the tokenizer's first token; ``denoise`` scores it block
+        by block, left to right, teacher-forced. One that is longer than the model's positions is
+        cut into disjoint windows, each behind the last token of the one before, as lm-eval's own
+        causal models do it.
 
         Raises:
-            FdllmError: always.
+            FdllmError: the estimator is ``first-token``, which scores one token and cannot say
+                how likely a document is.
         """
-        raise FdllmError(
-            f"task '{requests[0].task_name}' asks for the perplexity of whole documents "
-            "(loglikelihood_rolling), which neither estimator defines; choose a task that "
-            "generates or ranks choices"
-        )
+        if self._scoring == "first-token":
+            raise FdllmError(
+                f"task '{requests[0].task_name}' asks for the likelihood of whole documents, and "
+                "the first-token estimator scores one token; use --scoring denoise"
+            )
+        identities = Requests("loglikelihood_rolling")
+        windows = [self._windows(request, identities) for request in requests]
+        queries = [query for parts in windows for query in parts]
+        entries = iter(self._fulfil(queries, self._answerer.score, score_entry))
+        return [sum(float(next(entries)["loglikelihood"]) for _ in parts) for parts in windows]
+
+    def _windows(self, instance: Instance, identities: Requests) -> list[Query]:
+        """One query for each window of a document."""
+        text = str(instance.args[0])
+        where = f"task '{instance.task_name}', document {instance.doc_id}"
+        first, tokens = self.encode_pair("", text, where)
+        request, _ = identities.identify(instance, text, {})
+        longest = self._limits.longest_target
+        queries = []
+        for at in range(0, len(tokens), longest):
+            query = Query(
+                key=f"{request.key}:{at}",
+                task=str(instance.task_name),
+                doc_id=int(instance.doc_id),
+                index=int(instance.idx),
+                doc=instance.doc,
+                prompt=text,
+                tokens=(tokens[at - 1],) if at else tuple(first),
+                target=text,
+                target_tokens=tuple(tokens[at : at + longest]),
+            )
+            self._limits.check(query)
+            queries.append(query)
+        return queries
 
     def _fulfil(
         self,

@@ -39,6 +39,11 @@ class Limits:
         """The limits of a model under decoding settings."""
         return cls(model.spec.max_positions, decoding.block_size, decoding.max_new_tokens)
 
+    @property
+    def longest_target(self) -> int:
+        """Tokens that can be scored behind a single token."""
+        return self.max_positions // self.block_size * self.block_size - 2
+
     def check(self, query: Query) -> None:
         """Nothing is ever truncated: what has no room is an error that names the document.
 

@@ -11,24 +11,51 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from fdllm.config import ModelChoice, Run
 from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.protocols import Evaluation, Progress, Store
 from fdllm.evaluate.recording import describe_strategy, fill_summary, write_record
 from fdllm.evaluate.tasks import task_info
+from fdllm.experiment import Unmask
 from fdllm.plan import SETTLED, CellState, Planner, State
 from fdllm.record.atomic import write_json
 from fdllm.record.journal import DamagedJournalError, Journal
 from fdllm.record.lock import LockedError, locked
 from fdllm.record.paths import RunPaths
 from fdllm.record.provenance import session, utc_now
-from fdllm.record.summary import Summary
-
-if TYPE_CHECKING:
-    from fdllm.evaluate.machine import Machine
+from fdllm.record.summary import PeakMemory, Summary
+from fdllm.reuse import ReuseStrategy
 
 _RECORD_FILES = ("summary.json", "samples.jsonl", "results.json")
+
+
+class Worker(Protocol):
+    """A loaded model; :class:`fdllm.evaluate.machine.Machine` is one."""
+
+    @property
+    def n_layers(self) -> int:
+        """Transformer layers of the model."""
+
+    def facts(self) -> dict[str, str | int | None]:
+        """What a session's provenance says of it."""
+
+    def evaluate(
+        self,
+        run: Run,
+        strategy: ReuseStrategy[Any],
+        unmask: Unmask | None,
+        store: Store,
+        progress: Progress,
+    ) -> Evaluation:
+        """Ask the model a run's task."""
+
+    def warm_up(self, run: Run, strategy: ReuseStrategy[Any]) -> None:
+        """Decode something and forget it."""
+
+    def peak_memory(self) -> PeakMemory:
+        """Largest memory so far."""
 
 
 class Reporter(Protocol):
@@ -76,14 +103,16 @@ class Runner:
     Args:
         planner: says what a run is and how far it is.
         reporter: told about progress.
-        threads: torch's threads; None leaves them alone.
+        load: loads a checkpoint; :meth:`fdllm.evaluate.machine.Machine.load` is one.
     """
 
-    def __init__(self, planner: Planner, reporter: Reporter, threads: int | None = None) -> None:
+    def __init__(
+        self, planner: Planner, reporter: Reporter, load: Callable[[ModelChoice], Worker]
+    ) -> None:
         self._planner = planner
         self._reporter = reporter
-        self._threads = threads
-        self._machines: dict[ModelChoice, Machine] = {}
+        self._load = load
+        self._machines: dict[ModelChoice, Worker] = {}
 
     def run(self, run: Run, *, force: bool = False) -> Outcome:
         """Bring a run to its record; a record that stands already is left alone.
@@ -111,13 +140,11 @@ class Runner:
         except LockedError as error:
             return Outcome(run, State.RUNNING, str(error.holder or "another process"))
 
-    def _machine(self, choice: ModelChoice) -> Machine:
+    def _machine(self, choice: ModelChoice) -> Worker:
         """The loaded model; every run of a grid shares it."""
         if choice not in self._machines:
-            from fdllm.evaluate.machine import Machine  # noqa: PLC0415 - torch: when it is needed
-
             self._machines.clear()  # two models do not fit one GPU
-            self._machines[choice] = Machine.load(choice, self._threads)
+            self._machines[choice] = self._load(choice)
             self._planner.forget_model(choice)  # a Hub id's commit is known now
         return self._machines[choice]
 
@@ -133,7 +160,7 @@ class Runner:
         if aside is not None:
             self._reporter.note(f"the earlier record ({now.state.value}) was moved to {aside}")
 
-    def _attempt(self, run: Run, machine: Machine, paths: RunPaths, started: float) -> Outcome:
+    def _attempt(self, run: Run, machine: Worker, paths: RunPaths, started: float) -> Outcome:
         strategy = self._planner.strategy(run, machine.n_layers)
         unmask = self._planner.experiment(run.experiment).unmask
         fresh = 0
@@ -163,7 +190,7 @@ class Runner:
         seconds = time.monotonic() - started
         return Outcome(run, State.DONE, "", None, fresh, seconds, summary)
 
-    def _open_journal(self, run: Run, machine: Machine, paths: RunPaths) -> Journal:
+    def _open_journal(self, run: Run, machine: Worker, paths: RunPaths) -> Journal:
         identity = self._planner.fingerprint(run)
         who = session(**machine.facts())
         try:

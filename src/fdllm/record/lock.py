@@ -62,11 +62,11 @@ def locked(paths: RunPaths) -> Iterator[None]:
     """
     make_folder(paths.folder)
     lock = FileLock(paths.lock, timeout=_PATIENCE_S)
-    try:
-        with explained(paths.lock):
+    with explained(paths.lock):
+        try:
             lock.acquire()
-    except Timeout:
-        raise LockedError(_read_holder(paths)) from None
+        except Timeout:  # an OSError too, but nothing is wrong with the file
+            raise LockedError(_read_holder(paths)) from None
     try:
         write_json(paths.holder, asdict(_myself()))
         yield

@@ -136,7 +136,7 @@ def twins_line(pair: Twins) -> Text:
         return Text(text, style="red")
     speeds = ", ".join(f"{speed:.1f}" for speed in pair.speeds)
     text = (
-        f"✓ A/A: {names} in all {pair.num_samples} samples; tokens/s {speeds}: noise floor "
+        f"✓ A/A: {names} in all {pair.num_samples} samples; speeds {speeds}: noise floor "
         f"{percent(pair.noise)}, no speed-up below it is claimed"
     )
     return Text(text, style="green")

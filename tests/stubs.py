@@ -1,0 +1,209 @@
+"""A model that answers at once, and everything around a run in a temporary folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fdllm.config import Evaluating, ModelChoice, Run, Sweep
+from fdllm.decode.counts import Counts
+from fdllm.evaluate.protocols import Evaluation, Progress, Store
+from fdllm.evaluate.runner import Outcome, Runner
+from fdllm.experiment import Unmask
+from fdllm.plan import Planner, TaskFacts
+from fdllm.record.paths import Layout
+from fdllm.record.summary import PeakMemory
+from fdllm.reuse import ReuseStrategy
+from fdllm.schedule import Phase, Step
+from helpers import ROOT
+
+NUM_LAYERS = 12
+NUM_DOCS = 5
+METRIC = {"tiny_arithmetic": "exact_match,strict-match", "tiny_choice": "acc,none"}
+
+
+def make_root(folder: Path) -> Path:
+    """A checkout: the project's experiments, and a model folder that only has an identity."""
+    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"num_hidden_layers": NUM_LAYERS}))
+    (model / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def facts(name: str) -> TaskFacts:
+    """Two tasks."""
+    kind: Any = "generate" if name == "tiny_arithmetic" else "loglikelihood"
+    return TaskFacts(kind, f"definition of {name}")
+
+
+def make_planner(root: Path, task_facts: Callable[[str], TaskFacts] = facts) -> Planner:
+    """A planner of a checkout; it remembers nothing of an earlier one."""
+    return Planner(root, Layout.of(root), task_facts)
+
+
+def make_sweep(root: Path, **changes: Any) -> Sweep:  # noqa: ANN401 - any field of a sweep
+    """The whole grid of the baseline on one task."""
+    values: dict[str, Any] = {
+        "experiment": "00_baseline",
+        "tasks": ("tiny_arithmetic",),
+        "model": ModelChoice(name=str(root / "model")),
+        "evaluating": Evaluating(),
+        "limit": None,
+    }
+    return Sweep(**(values | changes))
+
+
+def make_run(root: Path, config: str = "k2_middle", **changes: Any) -> Run:  # noqa: ANN401
+    """One run."""
+    (run,) = make_planner(root).runs(make_sweep(root, configs=(config,), **changes))
+    return run
+
+
+@dataclass
+class Notes:
+    """A reporter that keeps what it is told."""
+
+    notes: list[str] = field(default_factory=list)
+    begun: list[tuple[int, int]] = field(default_factory=list)
+
+    def start(self, run: Run) -> None:
+        """Nothing."""
+
+    def begin(self, total: int, done: int) -> None:
+        """Keep it."""
+        self.begun.append((total, done))
+
+    def advance(self, entry: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Keep it."""
+        self.notes.append(text)
+
+
+@dataclass
+class StubMachine:
+    """Answers documents by rule, and notes which it had to compute.
+
+    Attributes:
+        num_docs: documents of the task.
+        delay_s: how long an answer takes.
+        computed: file that gets a line for each computed answer.
+        before: called ahead of each answer; may raise, or kill.
+        answer: what a document's answer is.
+        count_reuse: False counts layer calls as if nothing had been reused.
+    """
+
+    num_docs: int = NUM_DOCS
+    delay_s: float = 0.0
+    computed: Path | None = None
+    before: Callable[[int], None] = lambda _: None
+    answer: Callable[[Run, int], str] = lambda run, doc: f"{run.cell.k}: {doc}"
+    count_reuse: bool = True
+    warm_ups: int = 0
+
+    @property
+    def n_layers(self) -> int:
+        """As the configuration says."""
+        return NUM_LAYERS
+
+    def facts(self) -> dict[str, str | int | None]:
+        """A machine."""
+        return {"accelerator": None, "device": "cpu", "dtype": "float32", "threads": 1}
+
+    def warm_up(self, run: Run, strategy: ReuseStrategy[Any]) -> None:  # noqa: ARG002
+        """Count it."""
+        self.warm_ups += 1
+
+    def peak_memory(self) -> PeakMemory:
+        """A number."""
+        return PeakMemory(bytes=1, kind="resident")
+
+    def evaluate(
+        self,
+        run: Run,
+        strategy: ReuseStrategy[Any],
+        unmask: Unmask | None,  # noqa: ARG002
+        store: Store,
+        progress: Progress,
+    ) -> Evaluation:
+        """Ask for every document, as the harness does."""
+        known = {i: store.get(f"{run.task}-{i}") for i in range(self.num_docs)}
+        progress.begin(self.num_docs, sum(entry is not None for entry in known.values()))
+        samples = []
+        for i, kept in known.items():
+            entry = kept
+            if entry is None:
+                self.before(i)
+                time.sleep(self.delay_s)
+                entry = self._entry(run, strategy, i)
+                if self.computed is not None:
+                    with self.computed.open("a") as file:
+                        file.write(f"{i}\n")
+                store.put(f"{run.task}-{i}", entry)
+                progress.advance(entry)
+            samples.append(self._sample(run, i, entry))
+        metric = METRIC[run.task]
+        value = sum(s["metrics"][metric] for s in samples) / len(samples)
+        results = {"results": {run.task: {metric: value}}}
+        return Evaluation(results, samples, metric, value, "docs", {run.task: 1}, len(samples))
+
+    def _entry(self, run: Run, strategy: ReuseStrategy[Any], doc: int) -> dict[str, Any]:
+        shared = {"task": run.task, "doc_id": doc, "index": 0, "prompt_hash": f"p{doc}"}
+        cost = {"seconds": 0.5, "counts": self._counts(strategy)}
+        text = self.answer(run, doc)
+        if run.task == "tiny_arithmetic":
+            tokens = [ord(c) for c in text]
+            answer = {"kind": "generate", "text": text, "tokens": tokens, "steps": [1]}
+            answer |= {"num_tokens": len(tokens), "finish": "stop"}
+        else:
+            answer = {"kind": "loglikelihood", "target": "A", "is_greedy": True}
+            answer |= {"loglikelihood": -float(len(text) + run.cell.k), "scored_tokens": 1}
+        return shared | answer | cost
+
+    def _counts(self, strategy: ReuseStrategy[Any]) -> dict[str, dict[str, int]]:
+        counts = Counts()
+        state = strategy.init(NUM_LAYERS)
+        for index in range(6):
+            phase = Phase.DENOISE if index else Phase.REFRESH
+            step = Step(phase, index, (0, 8), first=index == 0)
+            plan = strategy.plan(step, state)
+            if not self.count_reuse:
+                plan = type(plan)(NUM_LAYERS)
+            counts.add(phase, plan, 8)
+        return counts.as_dict()
+
+    def _sample(self, run: Run, doc: int, entry: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "task": run.task,
+            "doc_id": doc,
+            "doc_hash": f"d{doc}",
+            "prompt_hash": f"p{doc}",
+            "output": entry.get("text", [entry.get("loglikelihood")]),
+            "metrics": {METRIC[run.task]: float(doc % 2)},
+            "tokens": entry.get("num_tokens", entry.get("scored_tokens")),
+            "seconds": entry["seconds"],
+            "counts": entry["counts"],
+        }
+
+
+def do_run(
+    root: Path, run: Run, machine: StubMachine | None = None, *, force: bool = False
+) -> Outcome:
+    """Do one run in a new planner, as a new process would."""
+    worker = machine or StubMachine()
+    return Runner(make_planner(root), Notes(), lambda _: worker).run(run, force=force)
+
+
+def do_sweep(root: Path, sweep: Sweep, machine: StubMachine | None = None) -> Sequence[Outcome]:
+    """Do every run of a sweep."""
+    planner = make_planner(root)
+    runner = Runner(planner, Notes(), lambda _: machine or StubMachine())
+    return [runner.run(run) for run in planner.runs(sweep)]

@@ -1,0 +1,259 @@
+"""Experiments are found by their whole name, checked strictly, and obey one contract."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fdllm
+from fdllm.config import StrategyConfig
+from fdllm.errors import FdllmError, UsageError
+from fdllm.experiment import (
+    create_experiment,
+    list_experiments,
+    load_experiment,
+    load_strategy,
+    read_settings,
+)
+from fdllm.record.paths import find_root
+from fdllm.reuse import Observation, ReuseStrategy, subset_bounds
+from fdllm.schedule import Phase, Step
+from helpers import ROOT
+from stubs import make_root
+
+CELLS = [
+    (name, cell.name) for name in list_experiments(ROOT) for cell in load_experiment(name, ROOT).cells
+]
+SIZES = (12, 28, 36)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_root(tmp_path / "root")
+
+
+def make(root: Path, name: str, code: str, settings: str = "") -> None:
+    folder = root / "experiments" / name
+    folder.mkdir()
+    (folder / "generation_functions.py").write_text(code)
+    (folder / "experiment.toml").write_text(settings)
+
+
+# --- the contract of every experiment's strategy --------------------------------------------------
+
+
+def strategy_of(experiment: str, cell_name: str, n_layers: int) -> ReuseStrategy[Any]:
+    study = load_experiment(experiment, ROOT)
+    cell = study.cell(cell_name)
+    return study.strategy(
+        StrategyConfig(
+            k=cell.k,
+            subset=cell.subset,
+            n_layers=n_layers,
+            subset_size=study.settings.reuse.subset_size,
+            params=study.params(cell),
+        )
+    )
+
+
+@pytest.mark.parametrize("n_layers", SIZES)
+@pytest.mark.parametrize(("experiment", "cell"), CELLS)
+def test_contract(experiment: str, cell: str, n_layers: int) -> None:
+    strategy = strategy_of(experiment, cell, n_layers)
+    assert dataclasses.is_dataclass(strategy)
+    assert " at 0x" not in repr(strategy), "its text goes into fingerprints"
+    assert strategy == strategy_of(experiment, cell, n_layers)
+    assert hash(strategy) == hash(strategy_of(experiment, cell, n_layers))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        strategy.k = 99  # type: ignore[attr-defined]
+    allowed = set(strategy.layer_subset(n_layers))
+    assert allowed <= set(range(1, n_layers)), "layer 0 is never reused"
+
+    state = strategy.init(n_layers)
+    stored: set[tuple[int, int]] = set()
+    num_reused = 0
+    for index in range(8):
+        phase = Phase.DENOISE if index else Phase.REFRESH
+        step = Step(phase, index, (0, 32) if index == 0 else (0, 8), first=index == 0)
+        plan = strategy.plan(step, state)
+        assert plan == strategy.plan(step, state), "plan must not change anything"
+        hash(plan)
+        assert plan.n_layers == n_layers
+        assert plan.num_computed + plan.num_reused == n_layers
+        for run in plan.reuse:
+            assert index > 0, "a block's first forward has nothing to reuse"
+            assert (run.start, run.stop) in stored, "only what was stored can be reused"
+            assert set(range(run.start, run.stop)) <= allowed
+        stored |= {(run.start, run.stop) for run in plan.store}
+        num_reused += plan.num_reused
+        state = strategy.observe(step, Observation(plan, 4, 1, (0.99,)), state)
+    if not strategy.reuses:
+        assert num_reused == 0
+
+
+@pytest.mark.parametrize("n_layers", SIZES)
+def test_baseline_is_periodic_output_reuse(n_layers: int) -> None:
+    for k in (1, 2, 3):
+        for subset in ("first", "middle", "last"):
+            start, stop = subset_bounds(subset, n_layers)
+            strategy = load_strategy("00_baseline", k=k, subset=subset, n_layers=n_layers)
+            assert strategy == fdllm.PeriodicReuse(k, start, stop, target="output")
+
+
+def test_baseline_settings_are_the_published_ones() -> None:
+    study = load_experiment("00_baseline", ROOT)
+    decoding = study.decoding(study.cells[0])
+    assert decoding == fdllm.Decoding(
+        block_size=32, small_block_size=8, threshold=0.95, use_block_cache=True
+    )
+    asked = study.settings.evaluation
+    assert (asked.num_fewshot, asked.batch_size, asked.chat_template) == (0, 1, True)
+    assert len(study.cells) == 9
+
+
+# --- found and loaded strictly --------------------------------------------------------------------
+
+
+def test_unknown_experiment_lists_what_exists(root: Path) -> None:
+    with pytest.raises(UsageError, match=r"'00_basline' \(did you mean '00_baseline'\?\)"):
+        load_experiment("00_basline", root)
+
+
+@pytest.mark.parametrize("name", ["00", "baseline", "_template", "../00_baseline", ""])
+def test_no_name_falls_back_to_another(root: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="unknown experiment"):
+        load_experiment(name, root)
+
+
+def test_two_experiments_never_share_code(root: Path) -> None:
+    code = "from fdllm.reuse import NoReuse, PeriodicReuse\ndef strategy(config):\n    return {}\n"
+    make(root, "01_a", code.format("NoReuse()"))
+    make(root, "02_b", code.format("PeriodicReuse(2, 1, 3)"))
+    config = StrategyConfig(k=1, subset="first", n_layers=12)
+    assert load_experiment("01_a", root).strategy(config) == fdllm.NoReuse()
+    assert load_experiment("02_b", root).strategy(config) == fdllm.PeriodicReuse(2, 1, 3)
+    assert load_experiment("01_a", root).strategy(config) == fdllm.NoReuse()
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("def strategy(config):\n    return 1 / 0\n", r"functions.py, line 2: ZeroDivisionError"),
+        ("import nothing_of_this_name\n", r"functions.py, line 1: ModuleNotFoundError"),
+        ("def strategy(config:\n", r"functions.py, line 1: .*never closed"),
+        ("def strategy(config):\n    return None\n", r"returned NoneType; it must return"),
+        ("x = 1\n", r"defines no function strategy\(config\)"),
+    ],
+)
+def test_errors_in_the_code_name_file_and_line(root: Path, code: str, error: str) -> None:
+    make(root, "01_broken", code)
+    config = StrategyConfig(k=1, subset="first", n_layers=12)
+    with pytest.raises(FdllmError, match=error) as caught:
+        load_experiment("01_broken", root).strategy(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_unmask_is_optional(root: Path) -> None:
+    make(root, "01_a", "def unmask(confidence, threshold):\n    return [0]\n")
+    own = load_experiment("01_a", root).unmask
+    assert own is not None
+    assert own([0.1], 0.9) == [0]
+    assert load_experiment("00_baseline", root).unmask is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ("[decoding]\ntreshold = 1\n", r"\[decoding\]: unknown key 'treshold' \(did you mean"),
+        ("[decodign]\n", r"unknown key 'decodign'.*decoding"),
+        ("[grid]\nk = [0]\nsubset = ['all']\n", r"\[grid\].*subset.*'first', 'middle' or 'last'"),
+        ("[decoding]\nthreshold = 2\n", r"threshold.*less than or equal to 1"),
+        ("[decoding]\nsmall_block_size = 7\n", r"must divide"),
+        ("[grid]\nk=[1]\nsubset=['first']\n[[config]]\nname='x'\n", r"both \[grid\]"),
+        ("[[config]]\nname='x'\n[[config]]\nname='x'\n", r"two configs named x"),
+        ("[[config]]\nname='../x'\n", r"it names a folder"),
+        ("[[config]]\nname='k2_last'\nk=3\n", r"the name says k2_last"),
+        ("not toml", r"cannot be read"),
+    ],
+)
+def test_settings_are_strict(tmp_path: Path, settings: str, error: str) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text(settings)
+    with pytest.raises(UsageError, match=error) as caught:
+        read_settings(path)
+    assert str(path) in str(caught.value)
+
+
+def test_cells_may_have_decoding_and_parameters_of_their_own(root: Path) -> None:
+    settings = (
+        "[decoding]\nthreshold = 0.9\nsmall_block_size = 4\n[reuse]\nparams = {a = 1, b = 1}\n"
+        "[[config]]\nname = 't0.70'\ndecoding = {threshold = 0.7}\n"
+        "[[config]]\nname = 'k2_middle'\nk = 2\nsubset = 'middle'\nparams = {b = 2}\n"
+    )
+    make(root, "01_a", "", settings)
+    study = load_experiment("01_a", root)
+    low, reuse = study.cells
+    assert study.decoding(low) == fdllm.Decoding(threshold=0.7, small_block_size=4)
+    assert study.decoding(reuse) == fdllm.Decoding(threshold=0.9, small_block_size=4)
+    assert study.params(reuse) == {"a": 1, "b": 2}
+
+
+def test_root_is_named_or_the_checkout(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FDLLM_ROOT", raising=False)
+    assert find_root() == ROOT
+    monkeypatch.setenv("FDLLM_ROOT", str(root))
+    assert find_root() == root.resolve()
+    monkeypatch.setenv("FDLLM_ROOT", str(root / "nowhere"))
+    with pytest.raises(UsageError, match="FDLLM_ROOT names"):
+        find_root()
+
+
+# --- new ------------------------------------------------------------------------------------------
+
+
+def test_new_takes_the_next_number(root: Path) -> None:
+    assert create_experiment("adaptive_skip", root).name == "01_adaptive_skip"
+    assert create_experiment("05_threshold", root).name == "05_threshold"
+    assert create_experiment("next", root).name == "06_next"
+    assert list_experiments(root) == ["00_baseline", "01_adaptive_skip", "05_threshold", "06_next"]
+
+
+def test_new_is_runnable_and_asks_for_a_proposal(root: Path) -> None:
+    folder = create_experiment("adaptive_skip", root)
+    study = load_experiment("01_adaptive_skip", root)
+    assert study.strategy(StrategyConfig(k=2, subset="last", n_layers=12)).reuses
+    assert study.settings.experiment.title == "Adaptive skip"
+    proposal = (folder / "proposal.md").read_text()
+    for word in ("Hypothesis", "Variables", "Success criteria", "01_adaptive_skip"):
+        assert word in proposal
+
+
+def test_new_from_another_copies_code_and_settings_only(root: Path) -> None:
+    source = root / "experiments/00_baseline"
+    (source / "results.md").write_text("old results")
+    (source / "helper.py").write_text("x = 1\n")
+    (source / "__pycache__").mkdir(exist_ok=True)
+    folder = create_experiment("skip", root, "00_baseline")
+    assert (folder / "helper.py").exists()
+    assert not (folder / "__pycache__").exists()
+    assert (folder / "generation_functions.py").read_text() == (
+        source / "generation_functions.py"
+    ).read_text()
+    assert "old results" not in (folder / "results.md").read_text()
+    assert "00_baseline" in (folder / "proposal.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["00_baseline", "00_other", "Bad Name", "../x", "", "01_"])
+def test_new_refuses_what_exists_or_is_no_name(root: Path, name: str) -> None:
+    before = sorted(p.name for p in (root / "experiments").iterdir())
+    with pytest.raises(UsageError):
+        create_experiment(name, root)
+    assert sorted(p.name for p in (root / "experiments").iterdir()) == before
+
+
+def test_new_from_an_unknown_experiment(root: Path) -> None:
+    with pytest.raises(UsageError, match="unknown experiment '07_x'"):
+        create_experiment("skip", root, "07_x")

@@ -1,0 +1,432 @@
+"""One run, one record, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fdllm.config import ModelChoice, Run
+from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.runner import Runner, Worker
+from fdllm.plan import State
+from fdllm.record.journal import read_journal
+from fdllm.record.lock import locked
+from fdllm.record.paths import RunPaths
+from fdllm.record.summary import Summary, read_summary
+from helpers import ROOT
+from stubs import (
+    NUM_DOCS,
+    Notes,
+    StubMachine,
+    do_run,
+    do_sweep,
+    make_planner,
+    make_root,
+    make_run,
+    make_sweep,
+)
+
+CONFIGS = ("k1_first", "k2_middle", "k3_last")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_root(tmp_path / "root")
+
+
+def paths_of(root: Path, run: Run) -> RunPaths:
+    return make_planner(root).layout.run(run)
+
+
+def stop_at(doc: int, error: BaseException) -> StubMachine:
+    def before(now: int) -> None:
+        if now == doc:
+            raise error
+
+    return StubMachine(before=before)
+
+
+def without_times(summary: Summary) -> dict[str, Any]:
+    data = summary.model_dump()
+    for name in ("provenance", "peak_memory"):
+        data.pop(name)
+    return data
+
+
+# --- the record ---------------------------------------------------------------------------------
+
+
+def test_a_record_is_four_files_and_a_copy_for_git(root: Path) -> None:
+    run = make_run(root)
+    outcome = do_run(root, run)
+    paths = paths_of(root, run)
+    assert outcome.state is State.DONE
+    assert outcome.num_computed == NUM_DOCS
+    summary = read_summary(paths.summary)
+    assert summary == outcome.summary
+    assert summary.headline.model_dump() == {
+        "metric": "exact_match,strict-match",
+        "value": 0.4,
+        "num_samples": 5,
+        "num_correct": 2,
+    }
+    assert summary.strategy.layers == (4, 5, 6, 7)
+    assert summary.layer_calls.reused == 5 * 3 * 4  # documents, reuse steps, layers
+    assert summary.throughput.seconds == 2.5
+    assert len(paths.samples.read_text().splitlines()) == NUM_DOCS
+    assert json.loads(paths.results.read_text())["results"]
+    assert paths.artifact.read_text() == paths.summary.read_text()
+    assert not paths.holder.exists()
+
+
+def test_a_scored_task_names_its_estimator_and_generates_nothing(root: Path) -> None:
+    outcome = do_run(root, make_run(root, tasks=("tiny_choice",)))
+    assert outcome.summary is not None
+    assert outcome.summary.estimator == "denoise"
+    assert outcome.summary.throughput.tokens_per_second is None
+    assert outcome.summary.throughput.scored_tokens_per_second == 2.0
+    assert outcome.summary.quality is None
+
+
+def test_what_is_done_is_left_alone(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    before = paths_of(root, run).summary.stat().st_mtime_ns
+    again = do_run(root, run, stop_at(0, RuntimeError("computed again")))
+    assert again.state is State.DONE
+    assert again.num_computed == 0
+    assert paths_of(root, run).summary.stat().st_mtime_ns == before
+
+
+def test_a_grid_shares_one_model_and_each_run_warms_up(root: Path) -> None:
+    planner, machine, loads = make_planner(root), StubMachine(), Counter[str]()
+
+    def load(choice: ModelChoice) -> Worker:
+        loads[choice.name] += 1
+        return machine
+
+    runner = Runner(planner, Notes(), load)
+    for run in planner.runs(make_sweep(root)):
+        assert runner.run(run).state is State.DONE
+    assert list(loads.values()) == [1]
+    assert machine.warm_ups == 9
+
+
+def test_the_model_is_not_loaded_for_what_is_done(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+
+    def load(_: ModelChoice) -> Worker:
+        pytest.fail("the model was loaded")
+
+    assert Runner(make_planner(root), Notes(), load).run(run).state is State.DONE
+
+
+# --- guards -------------------------------------------------------------------------------------
+
+
+def test_k2_that_reused_nothing_fails_and_says_why(root: Path) -> None:
+    run = make_run(root)
+    outcome = do_run(root, run, StubMachine(count_reuse=False))
+    assert outcome.state is State.FAILED
+    assert "reuse was asked for and nothing was reused" in outcome.reason
+    assert "period k=2" in outcome.reason
+    assert not paths_of(root, run).summary.exists()
+    assert make_planner(root).state(run).state is State.FAILED
+
+
+def test_k1_that_reused_anything_fails(root: Path) -> None:
+    """An experiment whose strategy says it does not reuse, and does."""
+    code = root / "experiments/00_baseline/generation_functions.py"
+    code.write_text(
+        "from dataclasses import dataclass\n"
+        "from fdllm.reuse import PeriodicReuse\n"
+        "@dataclass(frozen=True)\n"
+        "class Liar(PeriodicReuse):\n"
+        "    @property\n"
+        "    def reuses(self):\n"
+        "        return False\n"
+        "def strategy(config):\n"
+        "    return Liar(2, *config.bounds)\n"
+    )
+    outcome = do_run(root, make_run(root, "k1_first"))
+    assert outcome.state is State.FAILED
+    assert "no reuse was asked for, yet 60 of" in outcome.reason
+
+
+# --- what ends a run ----------------------------------------------------------------------------
+
+
+def test_a_failure_is_one_line_with_a_log_and_the_next_attempt_goes_on(root: Path) -> None:
+    run = make_run(root)
+    outcome = do_run(root, run, stop_at(2, RuntimeError("out of memory\nand a long story")))
+    assert outcome.reason == "RuntimeError: out of memory"
+    assert outcome.log is not None
+    assert "Traceback" in Path(outcome.log).read_text()
+    again = do_run(root, run)
+    assert again.state is State.DONE
+    assert again.num_computed == NUM_DOCS - 2
+    assert not paths_of(root, run).failed.exists()
+
+
+def test_a_request_that_makes_no_sense_ends_the_sweep(root: Path) -> None:
+    with pytest.raises(UsageError, match="no chat template"):
+        do_run(root, make_run(root), stop_at(0, UsageError("the tokenizer has no chat template")))
+
+
+def test_an_interrupt_keeps_what_was_computed(root: Path) -> None:
+    run = make_run(root)
+    with pytest.raises(KeyboardInterrupt):
+        do_run(root, run, stop_at(3, KeyboardInterrupt()))
+    assert not paths_of(root, run).failed.exists()
+    assert do_run(root, run).num_computed == NUM_DOCS - 3
+
+
+def test_a_resumed_record_equals_an_undisturbed_one(root: Path, tmp_path: Path) -> None:
+    other = make_root(tmp_path / "other")
+    run = make_run(root)
+    with pytest.raises(KeyboardInterrupt):
+        do_run(root, run, stop_at(3, KeyboardInterrupt()))
+    resumed = do_run(root, run).summary
+    whole = do_run(other, make_run(other)).summary
+    assert resumed is not None
+    assert whole is not None
+    assert resumed.throughput == whole.throughput
+    assert resumed.counts == whole.counts
+    assert len(resumed.provenance["sessions"]) == 2
+    assert paths_of(root, run).samples.read_bytes() == (
+        paths_of(other, make_run(other)).samples.read_bytes()
+    )
+
+
+def test_a_finished_journal_needs_no_model_time(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    paths_of(root, run).summary.unlink()
+    machine = StubMachine()
+    assert do_run(root, run, machine).num_computed == 0
+    assert machine.warm_ups == 0
+    assert make_planner(root).state(run).state is State.DONE
+
+
+# --- earlier records ----------------------------------------------------------------------------
+
+
+def superseded(root: Path, run: Run) -> list[str]:
+    place = paths_of(root, run).folder.parent / ".superseded"
+    return sorted(f"{p.parent.name.split('-')[0]}/{p.name}" for p in place.glob("*/*"))
+
+
+def test_force_computes_anew_and_keeps_the_old_record(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    assert do_run(root, run, force=True).num_computed == NUM_DOCS
+    kept = [f"k2_middle/{n}.json" for n in ("results", "summary")]
+    assert set(kept) < set(superseded(root, run))
+    assert "k2_middle/journal.jsonl" in superseded(root, run)
+
+
+def test_force_interrupted_goes_on_without_force(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    machine = stop_at(2, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        do_run(root, run, machine, force=True)
+    assert make_planner(root).state(run).state is State.PARTIAL
+    assert do_run(root, run).num_computed == NUM_DOCS - 2
+
+
+def test_stale_is_computed_anew_and_kept_aside(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    code = root / "experiments/00_baseline/generation_functions.py"
+    code.write_text(code.read_text() + "\n# changed\n")
+    assert do_run(root, run).num_computed == NUM_DOCS
+    assert "k2_middle/summary.json" in superseded(root, run)
+    assert make_planner(root).state(run).state is State.DONE
+
+
+@pytest.mark.parametrize("name", ["summary.json", "samples.jsonl"])
+def test_a_truncated_file_is_rebuilt_from_the_journal(root: Path, name: str) -> None:
+    run = make_run(root)
+    whole = do_run(root, run).summary
+    path = paths_of(root, run).folder / name
+    path.write_bytes(path.read_bytes()[:-30])
+    outcome = do_run(root, run)
+    assert outcome.num_computed == 0
+    assert outcome.summary is not None
+    assert whole is not None
+    assert without_times(outcome.summary) == without_times(whole)
+    assert f"k2_middle/{name}" in superseded(root, run)
+
+
+def test_a_damaged_journal_is_moved_aside(root: Path) -> None:
+    run = make_run(root)
+    with pytest.raises(KeyboardInterrupt):
+        do_run(root, run, stop_at(3, KeyboardInterrupt()))
+    journal = paths_of(root, run).journal
+    lines = journal.read_bytes().split(b"\n")
+    lines[2] = b"damaged"
+    journal.write_bytes(b"\n".join(lines))
+    assert make_planner(root).state(run).state is State.INVALID
+    assert do_run(root, run).num_computed == NUM_DOCS
+    assert superseded(root, run) == ["k2_middle/journal.jsonl"]
+
+
+def test_answers_to_documents_that_are_gone_do_not_count(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    paths_of(root, run).summary.unlink()
+    summary = do_run(root, run, StubMachine(num_docs=3)).summary
+    assert summary is not None
+    assert summary.num_requests == 3
+    assert summary.throughput.seconds == 1.5
+
+
+# --- places that cannot be written --------------------------------------------------------------
+
+
+def test_a_results_folder_that_cannot_be_written(root: Path) -> None:
+    (root / "results").write_text("a file in the way")
+    with pytest.raises(FdllmError, match=r"cannot write .*results.*move it away"):
+        do_run(root, make_run(root))
+
+
+def test_a_disk_that_fills_up_loses_nothing(root: Path) -> None:
+    run = make_run(root)
+    results = root / "results"
+    results.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(results)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here (it needs root)")
+    try:
+        ballast = results / "ballast"
+
+        def fill(doc: int) -> None:
+            if doc == 2:
+                with pytest.raises(OSError, match="No space"), ballast.open("wb", 0) as file:
+                    while True:
+                        file.write(b"x" * 512)
+
+        outcome = do_run(root, run, StubMachine(before=fill))
+        assert outcome.state is State.FAILED
+        assert "the disk is full" in outcome.reason
+        ballast.unlink()
+        again = do_run(root, run)
+        assert again.state is State.DONE
+        assert again.num_computed >= NUM_DOCS - 3
+    finally:
+        subprocess.run(["umount", str(results)], check=True)
+
+
+# --- killed, and two at once --------------------------------------------------------------------
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from stubs import StubMachine, do_sweep, make_sweep
+root = Path({root!r})
+sweep = make_sweep(root, configs={configs!r})
+print("go", flush=True)
+for outcome in do_sweep(root, sweep, StubMachine(delay_s={delay_s}, computed=root / "computed")):
+    print(outcome.run.cell.name, outcome.state.value, outcome.num_computed, flush=True)
+"""
+
+
+def start_sweep(root: Path, delay_s: float) -> subprocess.Popen[str]:
+    code = CHILD.format(tests=str(ROOT / "tests"), root=str(root), configs=CONFIGS, delay_s=delay_s)
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True
+    )
+
+
+def records(root: Path) -> list[dict[str, Any]]:
+    found = []
+    for config in CONFIGS:
+        paths = paths_of(root, make_run(root, config))
+        data = without_times(read_summary(paths.summary))
+        data["samples"] = paths.samples.read_text()
+        data.pop("model")  # its folder's name
+        found.append(data)
+    return found
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_started_again(root: Path, tmp_path: Path) -> None:
+    other = make_root(tmp_path / "other")
+    do_sweep(other, make_sweep(other, configs=CONFIGS))
+    moments, kills = random.Random(7), 0
+    for _ in range(40):
+        with start_sweep(root, delay_s=0.05) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(moments.uniform(0.0, 0.4))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+            process.stdout.read()
+            process.wait()
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills >= 3, "the sweep was never really disturbed"
+    assert records(root) == records(other)
+    computed = len((root / "computed").read_text().splitlines())
+    assert computed <= len(CONFIGS) * NUM_DOCS + kills
+
+
+def test_two_runners_at_once_do_not_harm_each_other(root: Path, tmp_path: Path) -> None:
+    other = make_root(tmp_path / "other")
+    do_sweep(other, make_sweep(other, configs=CONFIGS))
+    with start_sweep(root, 0.02) as one, start_sweep(root, 0.02) as two:
+        out = [process.communicate()[0] for process in (one, two)]
+        assert [one.returncode, two.returncode] == [0, 0]
+    assert records(root) == records(other)
+    assert len((root / "computed").read_text().splitlines()) == len(CONFIGS) * NUM_DOCS
+    assert sum(text.count("done") for text in out) >= len(CONFIGS)
+
+
+def test_who_comes_second_says_who_is_at_it(root: Path) -> None:
+    run = make_run(root)
+    with locked(paths_of(root, run)):
+        outcome = do_run(root, run)
+    assert outcome.state is State.RUNNING
+    assert f"process {os.getpid()}" in outcome.reason
+
+
+def test_asking_for_the_state_does_not_disturb_a_runner(root: Path) -> None:
+    run = make_run(root)
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            make_planner(root).state(run)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        assert do_run(root, run, StubMachine(delay_s=0.01)).state is State.DONE
+        assert do_run(root, run, force=True).state is State.DONE
+    finally:
+        ended.set()
+        asking.join()
+
+
+def test_the_total_is_known_as_soon_as_it_is_counted(root: Path) -> None:
+    run = make_run(root)
+    with pytest.raises(KeyboardInterrupt):
+        do_run(root, run, stop_at(0, KeyboardInterrupt()))
+    assert read_journal(paths_of(root, run).journal).total == NUM_DOCS
