@@ -20,9 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from rich.console import Console
@@ -34,6 +31,7 @@ from fdllm.model.cache import Window
 from fdllm.model.network import Network
 from fdllm.model.spec import ModelSpec
 
+TESTS = Path(__file__).resolve().parents[1] / "tests"
 Pairs = list[tuple[list[int], list[int]]]
 
 
@@ -57,6 +55,7 @@ VARIANTS = (
 
 def harness_requests(shared: Path, subject: str, questions: int) -> tuple[Pairs, int]:
     """The harness's requests for a subject, tokenised, and the size of the vocabulary."""
+    sys.path.insert(0, str(TESTS))  # the loopback Hub that serves the rows
     from hub.checkpoint import byte_tokenizer  # noqa: PLC0415
     from hub.rows import all_repositories, read_rows  # noqa: PLC0415
     from hub.server import Hub  # noqa: PLC0415
@@ -163,7 +162,9 @@ def main() -> None:
         f"{given.scoring}, {len(pairs)} requests of {min(lengths)}-{max(lengths)} tokens, "
         f"{given.layers} layers x {given.width}"
     )
-    table = Table("variant", "seconds", "spread", "times", "fed tokens", "times", "floor", title=title)
+    table = Table(
+        "variant", "seconds", "spread", "times", "fed tokens", "times", "floor", title=title
+    )
     base_seconds, base_tokens, base_scores = 0.0, 0, list[Score]()
     for i, variant in enumerate(VARIANTS):
         seconds = []
@@ -176,8 +177,7 @@ def main() -> None:
         if not i:
             base_seconds, base_tokens, base_scores = median, tokens, scores
         off = max(
-            abs(a.loglikelihood - b.loglikelihood)
-            for a, b in zip(scores, base_scores, strict=True)
+            abs(a.loglikelihood - b.loglikelihood) for a, b in zip(scores, base_scores, strict=True)
         )
         assert off < 1e-4, f"{variant.name} changed a score by {off}"  # noqa: S101, PLR2004
         table.add_row(

@@ -14,21 +14,22 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src")]
 TEXTS, LONGEST = 120, 4096
 
 
 def requests(number: int) -> list[tuple[list[int], list[int]]]:
-    """Prefix and target of each request, shuffled: the engine, not the caller, finds what is shared."""
-    draw = random.Random(0)  # noqa: S311 - a benchmark
-    texts = [[draw.randrange(3, 150) for _ in range(draw.randrange(200, 3900))] for _ in range(TEXTS)]
+    """Prefix and target of each request, shuffled: the engine finds what is shared."""
+    draw = random.Random(0)
+    texts = [
+        [draw.randrange(3, 150) for _ in range(draw.randrange(200, 3900))] for _ in range(TEXTS)
+    ]
     pairs = []
     for _ in range(number):
         text = draw.choice(texts)
-        question = [draw.randrange(3, 150) for _ in range(draw.randrange(1, LONGEST - 8 - len(text)))]
+        question = [
+            draw.randrange(3, 150) for _ in range(draw.randrange(1, LONGEST - 8 - len(text)))
+        ]
         pairs.append((text + question[:150], [draw.randrange(3, 150) for _ in range(2)]))
     return pairs
 
@@ -42,7 +43,9 @@ def child(number: int, gib: float) -> None:
     from fdllm.model.network import Network  # noqa: PLC0415
     from fdllm.model.spec import ModelSpec  # noqa: PLC0415
 
-    spec = ModelSpec(160, 128, 4, 4, 2, 256, max_positions=LONGEST + 64, mask_id=159, stop_tokens=(2,))
+    spec = ModelSpec(
+        160, 128, 4, 4, 2, 256, max_positions=LONGEST + 64, mask_id=159, stop_tokens=(2,)
+    )
     torch.manual_seed(0)
     network = Network(spec).eval().requires_grad_(requires_grad=False)
     model = fdllm.Model(network, spec, None, "small", torch.device("cpu"), torch.float32)
@@ -77,8 +80,8 @@ def main() -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found[gib] = json.loads(done.stdout)
         sys.stdout.write(
-            "pool {gib:5.2f} GiB: {seconds:6.1f} s, peak {mib_above_start:6.0f} MiB above the start, "
-            "{fed:,} tokens fed, {shared:,} shared\n".format(gib=gib, **found[gib])
+            "pool {gib:5.2f} GiB: {seconds:6.1f} s, {mib_above_start:6.0f} MiB at the peak above the "
+            "start, {fed:,} tokens fed, {shared:,} shared\n".format(gib=gib, **found[gib])
         )
     off = max(abs(a - b) for a, b in zip(found[0.25]["scores"], found[16.0]["scores"], strict=True))
     sys.stdout.write(f"largest difference of a score: {off:.1e}\n")

@@ -325,7 +325,7 @@ def test_a_disk_that_fills_up_loses_nothing(root: Path) -> None:
         ballast.unlink()
         again = do_run(root, run)
         assert again.state is State.DONE
-        assert again.num_computed >= NUM_DOCS - 3
+        assert 0 < again.num_computed <= NUM_DOCS - 2
     finally:
         subprocess.run(["umount", str(results)], check=True)
 
