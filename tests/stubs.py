@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from fdllm.config import Evaluating, ModelChoice, Run, Sweep
 from fdllm.decode.counts import Counts
@@ -17,7 +21,7 @@ from fdllm.evaluate.runner import Outcome, Runner
 from fdllm.experiment import Unmask
 from fdllm.plan import Planner, TaskFacts
 from fdllm.record.paths import Layout
-from fdllm.record.summary import PeakMemory
+from fdllm.record.summary import PeakMemory, Summary
 from fdllm.reuse import ReuseStrategy
 from fdllm.schedule import Phase, Step
 from helpers import ROOT
@@ -25,6 +29,19 @@ from helpers import ROOT
 NUM_LAYERS = 12
 NUM_DOCS = 5
 METRIC = {"tiny_arithmetic": "exact_match,strict-match", "tiny_choice": "acc,none"}
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[None]:
+    """A file system of its own that holds 64 KiB; the test is skipped where none can be mounted."""
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here (it needs root)")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 def make_root(folder: Path) -> Path:
@@ -48,7 +65,7 @@ def make_planner(root: Path, task_facts: Callable[[str], TaskFacts] = facts) -> 
     return Planner(root, Layout.of(root), task_facts)
 
 
-def make_sweep(root: Path, **changes: Any) -> Sweep:  # noqa: ANN401 - any field of a sweep
+def make_sweep(root: Path, **changes: Any) -> Sweep:
     """The whole grid of the baseline on one task."""
     values: dict[str, Any] = {
         "experiment": "00_baseline",
@@ -60,7 +77,7 @@ def make_sweep(root: Path, **changes: Any) -> Sweep:  # noqa: ANN401 - any field
     return Sweep(**(values | changes))
 
 
-def make_run(root: Path, config: str = "k2_middle", **changes: Any) -> Run:  # noqa: ANN401
+def make_run(root: Path, config: str = "k2_middle", **changes: Any) -> Run:
     """One run."""
     (run,) = make_planner(root).runs(make_sweep(root, configs=(config,), **changes))
     return run
@@ -156,12 +173,22 @@ class StubMachine:
         return Evaluation(results, samples, metric, value, "docs", {run.task: 1}, len(samples))
 
     def _entry(self, run: Run, strategy: ReuseStrategy[Any], doc: int) -> dict[str, Any]:
-        shared = {"task": run.task, "doc_id": doc, "index": 0, "prompt_hash": f"p{doc}"}
+        shared: dict[str, Any] = {
+            "task": run.task,
+            "doc_id": doc,
+            "index": 0,
+            "prompt_hash": f"p{doc}",
+        }
         cost = {"seconds": 0.5, "counts": self._counts(strategy)}
         text = self.answer(run, doc)
         if run.task == "tiny_arithmetic":
             tokens = [ord(c) for c in text]
-            answer = {"kind": "generate", "text": text, "tokens": tokens, "steps": [1]}
+            answer: dict[str, Any] = {
+                "kind": "generate",
+                "text": text,
+                "tokens": tokens,
+                "steps": [1],
+            }
             answer |= {"num_tokens": len(tokens), "finish": "stop"}
         else:
             answer = {"kind": "loglikelihood", "target": "A", "is_greedy": True}
@@ -207,3 +234,18 @@ def do_sweep(root: Path, sweep: Sweep, machine: StubMachine | None = None) -> Se
     planner = make_planner(root)
     runner = Runner(planner, Notes(), lambda _: machine or StubMachine())
     return [runner.run(run) for run in planner.runs(sweep)]
+
+
+def stop_at(doc: int, error: BaseException) -> StubMachine:
+    """A machine that raises ahead of one document."""
+
+    def before(now: int) -> None:
+        if now == doc:
+            raise error
+
+    return StubMachine(before=before)
+
+
+def without_times(summary: Summary) -> dict[str, Any]:
+    """What must agree between an undisturbed run and a resumed one."""
+    return summary.model_dump(exclude={"provenance", "peak_memory"})

@@ -51,14 +51,16 @@ def test_cached_logits(model: fdllm.Model, folder: Path) -> None:
     cache = RowCache(model.spec, num_rows=2, capacity=96, block_size=32, like=like)
     both = (0, 1)
     prefill = Window(both, (0, 0), 64, (64, 64), causal_block=32)
-    hidden = network(want["input_ids"], cache, prefill, plan, [0, 0])
+    hidden = network(want["input_ids"], cache, prefill, plan, [0, 0]).hidden
     torch.testing.assert_close(network.head(hidden), want["prefill_logits"], atol=TOLERANCE, rtol=0)
     for row in both:
         cache.commit(row, 64)
-    hidden = network(want["block_ids"], cache, Window(both, (64, 64), 32, (96, 96)), plan, [0, 0])
+    hidden = network(
+        want["block_ids"], cache, Window(both, (64, 64), 32, (96, 96)), plan, [0, 0]
+    ).hidden
     torch.testing.assert_close(network.head(hidden), want["block_logits"], atol=TOLERANCE, rtol=0)
     small = Window(both, (80, 80), 8, (96, 96))
-    hidden = network(want["small_ids"], cache, small, plan, [16, 16])
+    hidden = network(want["small_ids"], cache, small, plan, [16, 16]).hidden
     torch.testing.assert_close(network.head(hidden), want["small_logits"], atol=TOLERANCE, rtol=0)
 
 

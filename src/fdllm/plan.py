@@ -1,4 +1,4 @@
-"""From a sweep to its runs, their fingerprints and their states. No torch, nothing is changed."""
+"""From a sweep to its runs, their fingerprints and states. No torch, nothing is changed."""
 
 from __future__ import annotations
 
@@ -286,16 +286,14 @@ class Planner:
             return CellState(run, State.INVALID, str(error), paths)
         done, total = len(journal.entries), journal.total
         if state is State.PENDING and journal.fingerprint is not None:
-            changed = self.fingerprint(run).differences(journal.fingerprint)
+            changed = "; ".join(self.fingerprint(run).differences(journal.fingerprint))
             if changed:
-                reason = f"unfinished, and since then {'; '.join(changed)}"
-                return CellState(run, State.STALE, reason, paths)
+                return CellState(run, State.STALE, f"unfinished, and since then {changed}", paths)
             if done:
                 return CellState(run, State.PARTIAL, _progress(journal), paths, done, total)
         return CellState(run, state, reason, paths, done or None, total)
 
 
 def _progress(journal: JournalContent) -> str:
-    total = "?" if journal.total is None else journal.total
     finished = ", the record is missing" if len(journal.entries) == journal.total else ""
-    return f"{len(journal.entries)} of {total} requests{finished}"
+    return f"{len(journal.entries)} of {journal.total or '?'} requests{finished}"

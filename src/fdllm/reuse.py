@@ -9,73 +9,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from fdllm.errors import UsageError
+from fdllm.layerplan import AnyPlan, LayerPlan, LayerRun, ProbePlan, Target
 from fdllm.schedule import Phase, Step
 
+__all__ = [
+    "SUBSETS",
+    "AnyPlan",
+    "LayerPlan",
+    "LayerRun",
+    "NoReuse",
+    "Observation",
+    "PeriodicReuse",
+    "ProbePlan",
+    "ReuseStrategy",
+    "Target",
+    "subset_bounds",
+    "subset_overlaps",
+]
+
 S = TypeVar("S")
-Target = Literal["output", "residual"]
 SUBSETS = ("first", "middle", "last")
 DEFAULT_SUBSET_SIZE = 12
-
-
-@dataclass(frozen=True, order=True)
-class LayerRun:
-    """Adjacent layers ``start .. stop - 1`` that are skipped, or stored, as one.
-
-    Attributes:
-        start: first layer of the run.
-        stop: one past its last layer.
-        target: ``output`` stores the hidden state behind the run; ``residual`` stores the hidden
-            state behind it minus the one ahead of it, and adds that to what comes in.
-    """
-
-    start: int
-    stop: int
-    target: Target = "output"
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What one forward does with each layer. Hashable: it may key a compiled graph.
-
-    Attributes:
-        n_layers: layers of the model.
-        reuse: runs that are not computed; their stored values take their place.
-        store: runs that are computed and whose value is kept for later steps.
-
-    Raises:
-        ValueError: runs overlap, are empty, or leave the model.
-    """
-
-    n_layers: int
-    reuse: tuple[LayerRun, ...] = ()
-    store: tuple[LayerRun, ...] = ()
-
-    def __post_init__(self) -> None:
-        end = 0
-        for run in sorted((*self.reuse, *self.store)):
-            if not end <= run.start < run.stop <= self.n_layers:
-                raise ValueError(
-                    f"layer runs must be disjoint, non-empty and inside 0..{self.n_layers - 1}; "
-                    f"got reuse={self.reuse}, store={self.store}"
-                )
-            end = run.stop
-
-    @cached_property
-    def num_reused(self) -> int:
-        """Layer calls this plan saves."""
-        return sum(len(run) for run in self.reuse)
-
-    @cached_property
-    def num_computed(self) -> int:
-        """Layer calls this plan makes."""
-        return self.n_layers - self.num_reused
 
 
 @dataclass(frozen=True)
@@ -83,16 +40,18 @@ class Observation:
     """What a forward and the unmasking after it showed of one row.
 
     Attributes:
-        plan: the layer plan that was carried out.
+        plan: the layer plan that was carried out; where a probe chose, the one it chose.
         num_masked: masked columns of the sub-block before unmasking.
         num_unmasked: how many of them were unmasked.
         confidence: the confidences of those just unmasked, each in (0, 1].
+        change: what a probe measured; None where there was none.
     """
 
     plan: LayerPlan
     num_masked: int
     num_unmasked: int
     confidence: tuple[float, ...] = ()
+    change: float | None = None
 
 
 class ReuseStrategy(ABC, Generic[S]):
@@ -110,8 +69,12 @@ class ReuseStrategy(ABC, Generic[S]):
         """The state of a row before the first step of a block."""
 
     @abstractmethod
-    def plan(self, step: Step, state: S) -> LayerPlan:
-        """The layers that ``step`` computes, reuses and stores."""
+    def plan(self, step: Step, state: S) -> AnyPlan:
+        """The layers that ``step`` computes, reuses and stores.
+
+        A strategy that must look at activations in mid-forward returns a
+        :class:`~fdllm.layerplan.ProbePlan`.
+        """
 
     def observe(self, step: Step, seen: Observation, state: S) -> S:  # noqa: ARG002
         """The state after ``step``; unchanged unless a subclass looks at what was seen."""

@@ -34,12 +34,14 @@ class Step:
             ``refresh_reuse`` is on, only a block's first REFRESH is 0 and every forward adds 1.
         columns: ``(start, stop)`` of the block's columns that this forward computes.
         first: True for a block's first forward, when nothing has been stored yet.
+        masked: those of the columns that are still masked.
     """
 
     phase: Phase
     index: int
     columns: tuple[int, int]
     first: bool = False
+    masked: tuple[int, ...] = ()
 
 
 def num_full_blocks(num_tokens: int, block_size: int) -> int:

@@ -33,7 +33,7 @@ def run_eval(args: Namespace) -> int:
     cells = request.states()
     work = choose_work(cells, force=args.force)
     if not work:
-        show.nothing_to_do(cells)
+        show.nothing_to_do(cells, as_json=args.json)
     outcomes = execute(request.planner, work, args)
     cells = request.states()
     show.cells(cells, as_json=args.json)
@@ -56,7 +56,7 @@ def run_sweep(args: Namespace) -> int:
     if args.executor == "slurm":
         raise FdllmError("--executor slurm is not built yet; use --executor local on this machine")
     if not work:
-        show.nothing_to_do(cells)
+        show.nothing_to_do(cells, as_json=args.json)
     outcomes = execute(request.planner, work, args)
     cells = request.states()
     show.cells(cells, as_json=args.json)

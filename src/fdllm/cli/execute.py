@@ -41,10 +41,17 @@ def execute(planner: Planner, work: Sequence[Work], args: Namespace) -> list[Out
                 watch.end(outcomes[-1])
         except KeyboardInterrupt:
             done = sum(outcome.state is State.DONE for outcome in outcomes)
-            now = planner.state(work[len(outcomes)].cell.run)
-            kept = f", {now.reason} of {now.run.cell.name} kept" if now.done else ""
+            kept = _kept(planner, work[len(outcomes) :])
             watch.note(
                 f"interrupted: {done} of {len(work)} runs done{kept}; the same command goes on here"
             )
             raise
     return outcomes
+
+
+def _kept(planner: Planner, rest: Sequence[Work]) -> str:
+    """What the run in flight leaves behind."""
+    if not rest:
+        return ""
+    now = planner.state(rest[0].cell.run)
+    return f", {now.reason} of {now.run.cell.name} kept" if now.done else ""

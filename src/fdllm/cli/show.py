@@ -20,7 +20,7 @@ from fdllm.evaluate.runner import Outcome
 from fdllm.plan import SETTLED, CellState, Planner, State
 from fdllm.record.paths import model_slug
 from fdllm.report.checks import overlap_sentence
-from fdllm.report.table import check_lines, figures_table, status_table, twins_agree
+from fdllm.report.table import check_lines, figures_table, heading, status_table, twins_agree
 
 _WIDE = 150  # columns of a log, which folds nothing
 JSON_VERSION = 1
@@ -58,6 +58,7 @@ def status(cells: Sequence[CellState], *, as_json: bool) -> None:
         return
     console = _console()
     for group in _by_task(cells):
+        console.print(heading(group), style="bold", markup=False, highlight=False)
         console.print(status_table(group))
     console.print(_tally(cells))
 
@@ -69,6 +70,7 @@ def cells(cells: Sequence[CellState], *, as_json: bool) -> None:
         return
     console = _console()
     for group in _by_task(cells):
+        console.print(heading(group), style="bold", markup=False, highlight=False)
         console.print(figures_table(group))
         for line in check_lines(group):
             console.print(line)
@@ -105,10 +107,14 @@ def _why_not(cell: CellState) -> str:
     return cell.state.value + (f": {cell.reason}" if cell.reason else "")
 
 
-def nothing_to_do(cells: Sequence[CellState]) -> None:
+def nothing_to_do(cells: Sequence[CellState], *, as_json: bool) -> None:
     """Every cell is done, or somebody else is at it."""
+    if as_json:
+        return
     busy = [cell for cell in cells if cell.state not in SETTLED]
-    if busy:
+    if all(cell.state is State.NOT_APPLICABLE for cell in cells):
+        say(f"nothing to do: not applicable: {cells[0].reason}")
+    elif busy:
         say(f"nothing to do here: {len(busy)} of {len(cells)} runs are being computed elsewhere")
     else:
         say(f"nothing to do: all {len(cells)} runs are done (--force computes them anew)")

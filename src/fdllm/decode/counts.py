@@ -15,8 +15,10 @@ class PhaseCount:
 
     Attributes:
         forwards: forward passes this row took part in.
-        computed: layer calls made.
+        computed: layer calls made, in whole or in part.
         reused: layer calls saved; ``computed + reused`` is forwards times layers.
+        trimmed: layer calls saved inside those made in part, in shares of a call: one that
+            computes 2 of its 8 columns counts 0.75.
         tokens: columns fed to the network.
         shared: columns that were not fed, because another request had computed the same ones.
     """
@@ -24,6 +26,7 @@ class PhaseCount:
     forwards: int = 0
     computed: int = 0
     reused: int = 0
+    trimmed: float = 0.0
     tokens: int = 0
     shared: int = 0
 
@@ -47,6 +50,7 @@ class Counts:
         count.forwards += 1
         count.computed += plan.num_computed
         count.reused += plan.num_reused
+        count.trimmed += plan.trimmed(num_tokens)
         count.tokens += num_tokens
 
     def share(self, phase: Phase, num_tokens: int) -> None:
@@ -73,6 +77,11 @@ class Counts:
     def reused(self) -> int:
         """Layer calls saved, all phases."""
         return sum(count.reused for count in self.by_phase.values())
+
+    @property
+    def trimmed(self) -> float:
+        """Layer calls saved inside those made in part, all phases."""
+        return sum(count.trimmed for count in self.by_phase.values())
 
     @property
     def tokens(self) -> int:

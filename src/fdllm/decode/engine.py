@@ -21,6 +21,7 @@ from fdllm.decode.job import NOTHING, Ask, Job, Row, Steps
 from fdllm.decode.readout import Wanted, predict
 from fdllm.decode.unmask import Prediction
 from fdllm.errors import FdllmError, UsageError
+from fdllm.layerplan import ProbePlan
 from fdllm.model.cache import RowCache, Window
 from fdllm.model.prefix import PrefixPool
 from fdllm.model.weights import Model
@@ -208,10 +209,12 @@ class Engine:
         )
         ids = torch.tensor([ask.ids for ask in asks], device=self.model.device)
         columns = [ask.start for ask in asks]
-        hidden = self.model.network(ids, cache, window, asks[0].plan, columns)
+        done = self.model.network(ids, cache, window, asks[0].plan, columns)
         wanted = [Wanted(row.ask.read, row.ask.targets, row.job.rng) for row in group]
         head = self.model.network.head
-        predictions = predict(head, hidden, wanted, self.decoding, self.mask_id)
+        predictions = predict(head, done.hidden, wanted, self.decoding, self.mask_id)
+        if done.change is not None:
+            predictions = [replace(p, plan=done.plan, change=done.change) for p in predictions]
         for row, ask in zip(group, asks, strict=True):
             if phase is Phase.PREFILL and self.pool is not None:
                 for at in range(0, width, block):
@@ -221,7 +224,7 @@ class Engine:
                     )
             if phase in (Phase.PREFILL, Phase.COMMIT):
                 cache.commit(row.row.slot, width)
-            row.job.counts.add(phase, ask.plan, width)
+            row.job.counts.add(phase, done.plan, width)
         seconds = (self._now() - began) / len(group)
         for row in group:
             row.job.seconds += seconds
@@ -247,6 +250,8 @@ class Engine:
                     continue
                 begun.add(first)
                 at = row.row.length if len(ask.ids) > block else None
+            elif isinstance(ask.plan, ProbePlan):
+                at = row.row.slot  # a probe decides for its forward, so each row has its own
             groups.setdefault((ask.phase, len(ask.ids), ask.plan, at), []).append(row)
         return list(groups.values())
 

@@ -14,9 +14,9 @@ from typing import Any
 from fdllm.config import Decoding
 from fdllm.decode.counts import Counts
 from fdllm.decode.job import Ask, Job, Row, Steps, prefill
-from fdllm.decode.unmask import Prediction, most_confident
+from fdllm.decode.unmask import Prediction, most_confident, observation
 from fdllm.model.weights import Model
-from fdllm.reuse import LayerPlan, Observation, ReuseStrategy
+from fdllm.reuse import LayerPlan, ReuseStrategy
 from fdllm.schedule import Phase, Step, next_step_index, num_full_blocks
 
 
@@ -42,6 +42,7 @@ class _Place:
         column: the column of the next target token.
         done: target tokens scored so far.
         left: target tokens still to score in this block.
+        rest: columns behind the target that are still masked.
         index: the step counter of the block's last forward; None before its first.
         state: the strategy's.
     """
@@ -51,6 +52,7 @@ class _Place:
     column: int
     done: int
     left: int
+    rest: tuple[int, ...]
     index: int | None
     state: Any
 
@@ -90,7 +92,7 @@ class GroupScorer:
         behind = (*self.members[0].target[1:], *self.decoding.stop_tokens[:1])
         block = [*self.prefix[self.full :], self.mask, *behind][: self.size]
         block += [self.mask] * (self.size - len(block))
-        step = Step(Phase.REFRESH, 0, (0, self.size), first=True)
+        step = self._step(None, at, tuple(c for c in range(self.size) if block[c] == self.mask))
         plan = self.strategy.plan(step, self.strategy.init(self.n_layers))
         ask = Ask(Phase.REFRESH, tuple(block), plan, read=(at - 1,))
         yield from self._score(job, self.members, ask, 0)
@@ -121,7 +123,7 @@ class GroupScorer:
         for rounds in range(self.decoding.scoring_steps, 0, -1):
             if not rest:
                 break
-            step = self._step(index, at)
+            step = self._step(index, at, (*range(at, at + here), *rest))
             plan = self.strategy.plan(step, state)
             first = step.columns[0]
             ask = Ask(
@@ -131,12 +133,10 @@ class GroupScorer:
             chosen = most_confident(seen.confidence, -(-len(rest) // rounds))
             for i in chosen:
                 block[rest[i]] = seen.tokens[i]
-            sure = tuple(seen.confidence[i] for i in chosen)
-            observed = Observation(plan, len(rest), len(chosen), sure)
-            state = self.strategy.observe(step, observed, state)
+            state = self.strategy.observe(step, observation(plan, seen, chosen), state)
             rest = [c for i, c in enumerate(rest) if i not in set(chosen)]
             index = step.index
-        place = _Place(tuple(block), at, at, done, here, index, state)
+        place = _Place(tuple(block), at, at, done, here, tuple(rest), index, state)
         yield from self._teacher(job, row, members, place)
 
     def _teacher(
@@ -146,13 +146,13 @@ class GroupScorer:
         if not here.left:
             yield from self._commit(job, row, members, here)
             return
-        step = self._step(here.index, here.at)
+        masked = (*range(here.column, here.column + here.left), *here.rest)
+        step = self._step(here.index, here.at, masked)
         plan = self.strategy.plan(step, here.state)
         first = step.columns[0]
         ask = Ask(step.phase, here.block[first:], plan, first, (here.column - 1 - first,))
         seen = yield from self._score(job, members, ask, here.done)
-        observed = Observation(plan, 1, 1, seen.confidence)
-        state = self.strategy.observe(step, observed, here.state)
+        state = self.strategy.observe(step, observation(plan, seen, [0]), here.state)
         for branch in self._branches(row, members, here.done):
             block = list(here.block)
             block[here.column] = branch[0].target[here.done]
@@ -162,6 +162,7 @@ class GroupScorer:
                 here.column + 1,
                 here.done + 1,
                 here.left - 1,
+                here.rest,
                 step.index,
                 state,
             )
@@ -187,11 +188,12 @@ class GroupScorer:
                 row.restore(saved)
             yield branch
 
-    def _step(self, index: int | None, at: int) -> Step:
+    def _step(self, index: int | None, at: int, masked: tuple[int, ...]) -> Step:
         """A block's first forward is a REFRESH; the others start one column ahead of the target."""
         phase = Phase.REFRESH if index is None else Phase.DENOISE
         count = next_step_index(index, phase, refresh_reuse=self.strategy.refresh_reuse)
-        return Step(phase, count, (0 if index is None else at - 1, self.size), first=index is None)
+        columns = (0 if index is None else at - 1, self.size)
+        return Step(phase, count, columns, first=index is None, masked=masked)
 
     def _prefill(self, job: Job[None], *, read: bool) -> Steps[None]:
         """PREFILL the prefix's full blocks; where ``read``, they score the first token."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from fdllm.decode.counts import Counts
 from fdllm.decode.unmask import Prediction
+from fdllm.layerplan import AnyPlan, LayerPlan, LayerRun
 from fdllm.model.cache import RowCache, Snapshot
 from fdllm.model.prefix import ROOT
-from fdllm.reuse import LayerPlan
 from fdllm.schedule import Phase
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ class Ask:
 
     phase: Phase
     ids: tuple[int, ...]
-    plan: LayerPlan
+    plan: AnyPlan
     start: int = 0
     read: tuple[int, ...] = ()
     targets: tuple[tuple[int, ...], ...] = ()
@@ -59,6 +60,14 @@ class Row:
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to where :meth:`save` was called."""
         self._cache.restore(self.slot, snapshot)
+
+    def stored(self, run: LayerRun, columns: range) -> Tensor:
+        """What a reuse of ``run`` would put in for these columns of the block, [columns, hidden].
+
+        Raises:
+            NeverWrittenError: nothing is stored for one of them.
+        """
+        return self._cache.slots.read(run, (self.slot,), (columns,))[0]
 
     @property
     def length(self) -> int:
@@ -86,6 +95,24 @@ class Job(Generic[T]):
     rng: torch.Generator | None = None
     counts: Counts = field(default_factory=Counts)
     seconds: float = 0.0
+
+
+class Watch(Protocol):
+    """May stand around a job, to see what it asks for and what it is told."""
+
+    def job(self, job: Job[T]) -> Job[T]:
+        """The job to run in its place, with the same result."""
+
+
+class NoWatch:
+    """Nobody watches: every job runs as it is."""
+
+    def job(self, job: Job[T]) -> Job[T]:
+        """The same job."""
+        return job
+
+
+UNWATCHED = NoWatch()
 
 
 def prefill(

@@ -12,11 +12,11 @@ import torch
 from fdllm.config import Decoding
 from fdllm.decode.counts import Counts
 from fdllm.decode.engine import Engine, check_tokens, resolve
-from fdllm.decode.job import Ask, Job, Row, Steps, prefill
-from fdllm.decode.unmask import Unmask, by_threshold
+from fdllm.decode.job import UNWATCHED, Ask, Job, Row, Steps, Watch, prefill
+from fdllm.decode.unmask import Unmask, by_threshold, observation
 from fdllm.errors import UsageError
 from fdllm.model.weights import Model
-from fdllm.reuse import LayerPlan, NoReuse, Observation, ReuseStrategy
+from fdllm.reuse import LayerPlan, NoReuse, ReuseStrategy
 from fdllm.schedule import Phase, Step, next_step_index, num_full_blocks
 
 Finish = Literal["stop", "length", "until"]
@@ -99,6 +99,7 @@ def generate_requests(
     unmask: Unmask = by_threshold,
     detokenize: bool = False,
     prefix_cache_gib: float = 0.0,
+    watch: Watch = UNWATCHED,
 ) -> list[Generation]:
     """Continue requests; ``on_done(index, generation)`` is called as each row ends, in any order.
 
@@ -113,6 +114,7 @@ def generate_requests(
         detokenize: fill ``text`` also where no request has an ``until`` string.
         prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares none, so that each
             row's time is its own.
+        watch: sees every row's forwards, see :mod:`fdllm.trace`.
 
     Raises:
         UsageError: a prompt is empty or holds a token outside the vocabulary.
@@ -128,7 +130,8 @@ def generate_requests(
         row = _RowSampler(
             model, request, filled, strategy or NoReuse(), unmask, detokenize=detokenize
         )
-        jobs.append(Job(row.run, row.capacity, rng=_generator(request, filled)))
+        job = Job(row.run, row.capacity, rng=_generator(request, filled))
+        jobs.append(watch.job(job))
     out: dict[int, Generation] = {}
     for index, generation in engine.run(jobs):
         out[index] = generation
@@ -213,7 +216,7 @@ class _RowSampler:
         for start in range(0, size, width):
             columns = range(start, start + width)
             while todo := [c for c in columns if c in masked]:
-                step = self._step(start, index, first_masked=start in masked)
+                step = self._step(start, index, masked)
                 index = step.index
                 plan = self.strategy.plan(step, state)
                 left = step.columns[0]
@@ -229,10 +232,7 @@ class _RowSampler:
                     block[todo[i]] = seen.tokens[i]
                     masked.discard(todo[i])
                 self.steps.append(len(chosen))
-                sure = tuple(seen.confidence[i] for i in chosen)
-                state = self.strategy.observe(
-                    step, Observation(plan, len(todo), len(chosen), sure), state
-                )
+                state = self.strategy.observe(step, observation(plan, seen, chosen), state)
                 upto = min(masked, default=size)
                 if upto > settled:
                     self._settle(block[max(settled, num_prompt) : upto])
@@ -240,17 +240,15 @@ class _RowSampler:
                     if self.finish is not None:
                         return
 
-    def _step(self, start: int, index: int | None, *, first_masked: bool) -> Step:
+    def _step(self, start: int, index: int | None, masked: set[int]) -> Step:
         """REFRESH or DENOISE, and the step counter (DESIGN sections 3 and 4)."""
-        refresh = not self.decoding.use_block_cache or index is None or first_masked
+        refresh = not self.decoding.use_block_cache or index is None or start in masked
         phase = Phase.REFRESH if refresh else Phase.DENOISE
         stop = start + self.decoding.small_block_size
-        return Step(
-            phase,
-            next_step_index(index, phase, refresh_reuse=self.strategy.refresh_reuse),
-            (0, self.decoding.block_size) if refresh else (start, stop),
-            first=index is None,
-        )
+        columns = (0, self.decoding.block_size) if refresh else (start, stop)
+        count = next_step_index(index, phase, refresh_reuse=self.strategy.refresh_reuse)
+        inside = tuple(c for c in range(*columns) if c in masked)
+        return Step(phase, count, columns, first=index is None, masked=inside)
 
     @property
     def _mask(self) -> int:

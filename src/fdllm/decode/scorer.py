@@ -10,7 +10,7 @@ from fdllm.config import Decoding, Estimator
 from fdllm.decode.counts import Counts
 from fdllm.decode.engine import Engine, check_tokens, resolve
 from fdllm.decode.estimators import GroupScorer, Member
-from fdllm.decode.job import Job
+from fdllm.decode.job import UNWATCHED, Job, Watch
 from fdllm.errors import UsageError
 from fdllm.model.weights import Model
 from fdllm.reuse import NoReuse, ReuseStrategy
@@ -85,6 +85,7 @@ def score_requests(
     on_done: Callable[[int, Score], None] | None = None,
     deduplicate: bool = True,
     prefix_cache_gib: float = DEFAULT_PREFIX_CACHE_GIB,
+    watch: Watch = UNWATCHED,
 ) -> list[Score]:
     """Score pairs; ``on_done(index, score)`` is called as each one ends, in any order.
 
@@ -98,6 +99,7 @@ def score_requests(
         on_done: called with index and result while the other rows still run.
         deduplicate: compute identical model inputs once.
         prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares none.
+        watch: sees every group's forwards, see :mod:`fdllm.trace`.
 
     Raises:
         UsageError: a prefix or target is empty or of another vocabulary, or the estimator is
@@ -122,7 +124,8 @@ def score_requests(
     for group in ordered:
         scorer = GroupScorer(model, group.prefix, group.members, filled, strategy or NoReuse())
         steps = scorer.first_token if scoring == "first-token" else scorer.denoise
-        jobs.append(Job(steps, len(group.prefix) + len(group.members[0].target) + 1))
+        job = Job(steps, len(group.prefix) + len(group.members[0].target) + 1)
+        jobs.append(watch.job(job))
     out: dict[int, Score] = {}
     for at, _ in Engine(model, filled, batch_size, prefix_cache_gib).run(jobs):
         for m in ordered[at].members:

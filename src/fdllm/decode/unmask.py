@@ -9,6 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fdllm.layerplan import AnyPlan, LayerPlan, ProbePlan
+from fdllm.reuse import Observation
+
 
 class Unmask(Protocol):
     """Which masked columns to unmask, given how sure the model is of each.
@@ -43,11 +46,24 @@ class Prediction:
         tokens: the chosen token of each column, never the mask token.
         confidence: its softmax probability.
         logprobs: for each column read, the log-probabilities of the tokens asked for.
+        plan: the plan that a probe chose; None where the plan asked for had none.
+        change: what the probe measured.
     """
 
     tokens: tuple[int, ...]
     confidence: tuple[float, ...]
     logprobs: tuple[tuple[float, ...], ...] = ()
+    plan: LayerPlan | None = None
+    change: float | None = None
+
+
+def observation(plan: AnyPlan, seen: Prediction, chosen: Sequence[int]) -> Observation:
+    """What a strategy is told of a forward and of the columns chosen after it."""
+    carried = seen.plan or plan
+    if isinstance(carried, ProbePlan):
+        raise TypeError(f"a probe chose no plan: {plan}")
+    sure = tuple(seen.confidence[i] for i in chosen)
+    return Observation(carried, len(seen.confidence), len(chosen), sure, seen.change)
 
 
 def choose_greedy(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:

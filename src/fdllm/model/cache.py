@@ -7,86 +7,12 @@ refreshes). A COMMIT therefore writes where the block cache stood and only moves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from fdllm.errors import FdllmError
+from fdllm.model.slots import ReuseSlots, SavedSlots
 from fdllm.model.spec import ModelSpec
-from fdllm.reuse import LayerRun
-
-
-class NeverWrittenError(FdllmError):
-    """A reuse step asked for a stored value that no layer has written for that row and column."""
-
-
-class ReuseSlots:
-    """Stored values of skipped layer runs, addressed by (row, column of the block).
-
-    Which columns hold a value is kept beside the values as one bit mask a row, on the host, so
-    that reading what was never written raises without asking the device.
-    """
-
-    def __init__(self, num_rows: int, block_size: int, hidden_size: int, like: Tensor) -> None:
-        self._shape = (num_rows, block_size, hidden_size)
-        self._like = like
-        self._values: dict[LayerRun, Tensor] = {}
-        self._written: dict[LayerRun, list[int]] = {}
-
-    def write(self, run: LayerRun, rows: Sequence[int], starts: Sequence[int], x: Tensor) -> None:
-        """Keep ``x`` [rows, columns, hidden] for the columns from each row's start on."""
-        if run not in self._values:
-            self._values[run] = self._like.new_empty(self._shape)
-            self._written[run] = [0] * self._shape[0]
-        values, written = self._values[run], self._written[run]
-        width = x.shape[1]
-        for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            values[row, start : start + width] = x[i]
-            written[row] |= ((1 << width) - 1) << start
-
-    def read(self, run: LayerRun, rows: Sequence[int], starts: Sequence[int], width: int) -> Tensor:
-        """Stored values [rows, width, hidden].
-
-        Raises:
-            NeverWrittenError: a column asked for was never written since its row began its block.
-        """
-        written = self._written.get(run)
-        want = (1 << width) - 1
-        for row, start in zip(rows, starts, strict=True):
-            if written is None or (written[row] >> start) & want != want:
-                raise NeverWrittenError(
-                    f"layers {run.start}..{run.stop - 1} ({run.target}) were to be reused for "
-                    f"columns {start}..{start + width - 1} of row {row}, but no step of this block "
-                    "has computed them; the strategy must store a run before it reuses it"
-                )
-        values = self._values[run]
-        if len(rows) == 1:
-            return values[rows[0] : rows[0] + 1, starts[0] : starts[0] + width]
-        pieces = [
-            values[row, start : start + width] for row, start in zip(rows, starts, strict=True)
-        ]
-        return torch.stack(pieces)
-
-    def forget(self, row: int) -> None:
-        """Drop what ``row`` stored: its block is finished, or its slot changes hands."""
-        for written in self._written.values():
-            written[row] = 0
-
-    def save(self, row: int) -> dict[LayerRun, tuple[Tensor, int]]:
-        """What ``row`` holds: values [block, hidden] and the mask of written columns, by run."""
-        return {
-            run: (values[row].clone(), self._written[run][row])
-            for run, values in self._values.items()
-        }
-
-    def restore(self, row: int, saved: dict[LayerRun, tuple[Tensor, int]]) -> None:
-        """Make ``row`` hold what :meth:`save` returned."""
-        self.forget(row)
-        for run, (values, written) in saved.items():
-            self._values[run][row] = values
-            self._written[run][row] = written
 
 
 @dataclass(frozen=True)
@@ -103,7 +29,7 @@ class Snapshot:
     length: int
     keys: Tensor
     values: Tensor
-    slots: dict[LayerRun, tuple[Tensor, int]]
+    slots: SavedSlots
 
 
 class RowCache:

@@ -4,123 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from fdllm.layerplan import AnyPlan, LayerPlan, LayerRun
+from fdllm.model.attention import CachedAttention, DenseAttention
 from fdllm.model.cache import RowCache, Window
-from fdllm.model.layers import Layer, RMSNorm, block_causal_mask, rotary_table
+from fdllm.model.layers import Layer, RMSNorm, rotary_table
+from fdllm.model.segments import segments
 from fdllm.model.spec import ModelSpec
-from fdllm.reuse import LayerPlan, LayerRun
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """A stretch of the layer loop: layers to compute, or one run to take from the slots."""
+class Forwarded:
+    """What came of a forward.
 
-    kind: Literal["compute", "reuse"]
-    start: int
-    stop: int
-    run: LayerRun | None = None
-    kv_only: bool = False
-    """The output of the last layer reaches nothing: compute its keys and values alone."""
+    Attributes:
+        hidden: the last hidden state, normed, [rows, columns, hidden].
+        plan: the plan that was carried out; where a probe chose, the one it chose.
+        change: the relative change that a probe measured; None where there was none.
+    """
 
-
-@lru_cache(maxsize=4096)
-def _segments(plan: LayerPlan) -> tuple[_Segment, ...]:
-    """Cut a plan into what the layer loop does, one entry a run and none a layer."""
-    stretches: list[_Segment] = []
-    at = 0
-    for run in sorted((*plan.reuse, *plan.store)):
-        if at < run.start:
-            stretches.append(_Segment("compute", at, run.start))
-        kind: Literal["compute", "reuse"] = "reuse" if run in plan.reuse else "compute"
-        stretches.append(_Segment(kind, run.start, run.stop, run))
-        at = run.stop
-    if at < plan.n_layers:
-        stretches.append(_Segment("compute", at, plan.n_layers))
-    # Nothing ahead of a reused *output* reaches the logits; only keys and values are owed there.
-    out: list[_Segment] = []
-    for i, piece in enumerate(stretches):
-        after = stretches[i + 1] if i + 1 < len(stretches) else None
-        replaced = (
-            after is not None
-            and after.kind == "reuse"
-            and after.run is not None
-            and after.run.target == "output"
-        )
-        if replaced and piece.kind == "reuse":
-            continue
-        kv_only = replaced and piece.run is None
-        out.append(_Segment(piece.kind, piece.start, piece.stop, piece.run, kv_only))
-    return tuple(out)
+    hidden: Tensor
+    plan: LayerPlan
+    change: float | None = None
 
 
-class _CachedAttention:
-    """Attention of one forward against the row cache; writes the new columns first."""
+class _Place:
+    """Where a forward reads and writes: cache, positions, attention."""
 
-    def __init__(self, cache: RowCache, window: Window, group: int) -> None:
+    def __init__(
+        self, network: Network, cache: RowCache, window: Window, starts: Sequence[int]
+    ) -> None:
+        spec = network.spec
         self.cache = cache
         self.window = window
-        self.mask: Tensor | None = None
-        if window.causal_block is not None:
-            mask = block_causal_mask(
-                window.width, window.extents[0], window.causal_block, cache.keys.device
-            )
-            self.mask = mask.repeat(group, 1)
+        self.columns = [range(start, start + window.width) for start in starts]
+        self.cos, self.sin = network.rotary_at(window)
+        self.group = spec.num_heads // spec.num_kv_heads
+        self.attend = CachedAttention(cache, window, self.group)
 
-    def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Write keys and values of the window's columns."""
-        window, cache = self.window, self.cache
-        if window.uniform:
-            first, at = window.rows[0], window.starts[0]
-            rows = slice(first, first + len(window.rows))
-            cache.keys[layer, rows, :, at : at + window.width] = k
-            cache.values[layer, rows, :, at : at + window.width] = v
-            return
-        for i, (row, at) in enumerate(zip(window.rows, window.starts, strict=True)):
-            cache.keys[layer, row, :, at : at + window.width] = k[i]
-            cache.values[layer, row, :, at : at + window.width] = v[i]
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write the new columns, then attend to everything the window may see."""
-        self.keep(layer, k, v)
-        window = self.window
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        if window.uniform:
-            first, extent = window.rows[0], window.extents[0]
-            rows = slice(first, first + len(window.rows))
-            return F.scaled_dot_product_attention(
-                q, keys[rows, :, :extent], values[rows, :, :extent], attn_mask=self.mask
-            )
-        # Rows stand at different lengths: attend row by row. No padding, no mask, no copy of the
-        # cache, and every row sees exactly the numbers it would see alone.
-        out = torch.empty_like(q)
-        for i, (row, extent) in enumerate(zip(window.rows, window.extents, strict=True)):
-            out[i] = F.scaled_dot_product_attention(
-                q[i : i + 1],
-                keys[row : row + 1, :, :extent],
-                values[row : row + 1, :, :extent],
-                attn_mask=self.mask,
-            )[0]
-        return out
-
-
-class _DenseAttention:
-    """Attention among the given columns alone, under an explicit mask (training, tests)."""
-
-    def __init__(self, mask: Tensor | None, group: int) -> None:
-        self.mask = None if mask is None else mask.repeat(*[1] * (mask.dim() - 2), group, 1)
-
-    def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Nothing to keep."""
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
-        """Attend."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+    def narrow(self, offsets: list[int]) -> _Place:
+        """The same place, for some columns of the window only."""
+        some = _Place.__new__(_Place)
+        some.cache, some.window, some.columns = self.cache, self.window, self.columns
+        some.group = self.group
+        some.cos, some.sin = self.cos[..., offsets, :], self.sin[..., offsets, :]
+        only = torch.tensor(offsets, device=self.cos.device)
+        some.attend = CachedAttention(self.cache, self.window, self.group, only)
+        return some
 
 
 class Network(nn.Module):
@@ -139,43 +72,81 @@ class Network(nn.Module):
         self._rotary: tuple[Tensor, Tensor] | None = None
 
     def forward(
-        self, ids: Tensor, cache: RowCache, window: Window, plan: LayerPlan, columns: Sequence[int]
-    ) -> Tensor:
+        self,
+        ids: Tensor,
+        cache: RowCache,
+        window: Window,
+        plan: AnyPlan,
+        starts: Sequence[int],
+    ) -> Forwarded:
         """One forward of any phase.
 
         Args:
             ids: tokens [rows, columns].
             cache: keys, values and reuse slots; written in place.
             window: the rows and positions that ``ids`` stand at.
-            plan: which layer runs are computed, stored or reused.
-            columns: each row's first column inside its block, where the reuse slots are addressed.
+            plan: which layer runs are computed, stored or reused. A plan with a probe decides for
+                all rows at once, so give it one row.
+            starts: each row's first column inside its block, where the slots are addressed.
 
         Returns:
-            The last hidden state, normed, [rows, columns, hidden]; give :meth:`head` the columns
-            that are read.
+            The last hidden state, normed; give :attr:`head` the columns that are read.
         """
-        width = ids.shape[1]
-        cos, sin = self._rotary_at(window)
-        group = self.spec.num_heads // self.spec.num_kv_heads
-        attend = _CachedAttention(cache, window, group)
-        x = self.embedding(ids)
-        for piece in _segments(plan):
+        place = _Place(self, cache, window, starts)
+        x: Tensor = self.embedding(ids)
+        if isinstance(plan, LayerPlan):
+            return Forwarded(self.norm(self._layers(x, plan, place)), plan)
+        x = self._compute(x, 0, plan.layer, place)
+        before, x = x, self._compute(x, plan.layer, plan.layer + 1, place)
+        fresh = x - before
+        stored = cache.slots.read(plan.run, window.rows, place.columns)
+        change = float((fresh - stored).norm() / stored.norm())
+        chosen = plan.calm if change < plan.threshold else plan.otherwise
+        if chosen is plan.otherwise:
+            cache.slots.write(plan.run, window.rows, place.columns, fresh)
+        x = self._layers(x, chosen, place, plan.layer + 1)
+        return Forwarded(self.norm(x), chosen, change)
+
+    def _layers(self, x: Tensor, plan: LayerPlan, place: _Place, first: int = 0) -> Tensor:
+        """Carry out a plan from layer ``first`` on."""
+        slots, rows = place.cache.slots, place.window.rows
+        for piece in segments(plan, first):
             run = piece.run
-            if piece.kind == "reuse" and run is not None:
-                stored = cache.slots.read(run, window.rows, columns, width)
+            if piece.kind == "partial" and run is not None:
+                x = self._partial(x, run, place)
+            elif piece.kind == "reuse" and run is not None:
+                stored = slots.read(run, rows, place.columns)
                 x = stored if run.target == "output" else x + stored
-                continue
-            before = x
-            last = piece.stop - 1 if piece.kv_only else piece.stop
-            for layer in self.stack[piece.start : last]:
-                x = layer(x, cos, sin, attend)
-            if piece.kv_only:
-                self.stack[last].keep_kv(x, cos, sin, attend)
-            if run is not None:
-                kept = x if run.target == "output" else x - before
-                cache.slots.write(run, window.rows, columns, kept)
-        normed: Tensor = self.norm(x)
-        return normed
+            else:
+                before = x
+                x = self._compute(x, piece.start, piece.stop, place, kv_only=piece.kv_only)
+                if run is not None:
+                    kept = x if run.target == "output" else x - before
+                    slots.write(run, rows, place.columns, kept)
+        return x
+
+    def _compute(
+        self, x: Tensor, start: int, stop: int, place: _Place, *, kv_only: bool = False
+    ) -> Tensor:
+        """Layers ``start .. stop - 1``; of the last one perhaps only keys and values."""
+        for layer in self.stack[start : stop - 1 if kv_only else stop]:
+            x = layer(x, place.cos, place.sin, place.attend)
+        if kv_only:
+            self.stack[stop - 1].keep_kv(x, place.cos, place.sin, place.attend)
+        return x
+
+    def _partial(self, x: Tensor, run: LayerRun, place: _Place) -> Tensor:
+        """Compute a run for some columns, keep them, and take what is stored for the others."""
+        slots, rows = place.cache.slots, place.window.rows
+        if run.columns:
+            offsets = [column - place.columns[0].start for column in run.columns]
+            some = place.narrow(offsets)
+            before = x[:, offsets]
+            fresh = self._compute(before, run.start, run.stop, some)
+            kept = fresh if run.target == "output" else fresh - before
+            slots.write(run, rows, [run.columns] * len(rows), kept)
+        stored = slots.read(run, rows, place.columns)
+        return stored if run.target == "output" else x + stored
 
     def dense(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Logits of whole sequences without any cache.
@@ -194,7 +165,7 @@ class Network(nn.Module):
         cos, sin = (t[positions].to(dtype) for t in table)
         if positions.dim() > 1:
             cos, sin = cos[:, None], sin[:, None]
-        attend = _DenseAttention(mask, self.spec.num_heads // self.spec.num_kv_heads)
+        attend = DenseAttention(mask, self.spec.num_heads // self.spec.num_kv_heads)
         x = self.embedding(ids)
         for layer in self.stack:
             x = layer(x, cos, sin, attend)
@@ -207,7 +178,8 @@ class Network(nn.Module):
             self._rotary = rotary_table(self.spec, self.spec.max_positions, device)
         return self._rotary
 
-    def _rotary_at(self, window: Window) -> tuple[Tensor, Tensor]:
+    def rotary_at(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Cosines and sines at a window's positions, as :class:`Layer` takes them."""
         cos, sin = self._table()
         dtype = self.embedding.weight.dtype
         if len(set(window.starts)) == 1:

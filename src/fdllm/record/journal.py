@@ -114,8 +114,7 @@ class Journal:
             sync_folder(path.parent)
         if content.fingerprint is None:
             self._append({"journal": VERSION, "fingerprint": fingerprint.model_dump()})
-        self._append({"session": session})
-        content.sessions.append(session)
+        self._session: dict[str, Any] | None = session
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +132,7 @@ class Journal:
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
-        """Who computed, in order; the last one is this process."""
+        """Who computed the answers, in order; who only read them is not among these."""
         return self._content.sessions
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -146,6 +145,10 @@ class Journal:
         Raises:
             FdllmError: it cannot be written; the file is as it was before.
         """
+        if self._session is not None:
+            self._append({"session": self._session})
+            self._content.sessions.append(self._session)
+            self._session = None
         self._append({"key": key, "entry": entry})
         self._content.entries[key] = entry
 

@@ -8,7 +8,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fdllm.config import Run
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Summary
 from fdllm.report.checks import Twins, finished, identical, mixtures, twins
@@ -27,10 +26,13 @@ _STYLE = {
 }
 
 
-def heading(run: Run) -> str:
-    """What stands over a table: experiment, task, limit, model."""
+def heading(cells: Sequence[CellState]) -> str:
+    """What stands over a table: experiment, task, limit, model, estimator."""
+    run = cells[0].run
     limit = "all rows" if run.limit is None else f"limit {run.limit}, a smoke test"
-    return f"{run.experiment} / {run.task} ({limit}) on {run.model.name}"
+    scored = {record.summary.estimator for record in finished(cells)} - {None}
+    estimator = "".join(f", estimator {name}" for name in scored if name)
+    return f"{run.experiment} / {run.task} ({limit}) on {run.model.name}{estimator}"
 
 
 def state_text(state: State) -> Text:
@@ -41,7 +43,7 @@ def state_text(state: State) -> Text:
 
 def status_table(cells: Sequence[CellState]) -> Table:
     """State, progress and reason of each cell of one task."""
-    table = _table(heading(cells[0].run))
+    table = Table(box=box.SIMPLE_HEAD)
     for name in ("config", "state", "requests", "reason"):
         table.add_column(name, overflow="fold")
     for cell in cells:
@@ -67,9 +69,7 @@ def figures_table(cells: Sequence[CellState]) -> Table:
     records = {record.name: record.summary for record in finished(cells)}
     problems = mixtures(finished(cells))
     scored = any(summary.kind == "loglikelihood" for summary in records.values())
-    estimator = next((s.estimator for s in records.values() if s.estimator), None)
-    title = heading(cells[0].run) + (f", estimator {estimator}" if estimator else "")
-    table = _table(title)
+    table = Table(box=box.SIMPLE_HEAD)
     if problems:
         table.caption = (
             "no figures: these records do not belong into one table. "
@@ -150,7 +150,3 @@ def twins_agree(cells: Sequence[CellState]) -> bool:
 
 def _number(value: float | None, digits: int = 1) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)

@@ -1,8 +1,8 @@
-"""Training batches: rows laid out as a clean first block and three noisy copies of blocks.
+"""Training batches: whole rows under a causal mask, then noisy copies of blocks.
 
-A sequence is ``[clean block 0 | copy | copy | copy]``, 128 columns. A copy sees itself in both
-directions, and the clean block 0 where it is a copy of block 1; the clean block sees itself. That
-is what the model meets in inference: finished blocks, and one block with masks.
+A sequence of the second kind is ``[clean block 0 | copy | copy | copy]``, 128 columns. A copy sees
+itself in both directions, and the clean block 0 where it is a copy of block 1; the clean block sees
+itself. That is what the model meets in inference: finished blocks, and one block with masks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Batch:
     Attributes:
         ids: tokens with masks in the copies, int64 [rows, columns].
         positions: rotary positions, int64 [rows, columns].
-        visible: True where a query may see a key, bool [rows, 1, columns, columns].
+        visible: True where a query may see a key, bool [rows or 1, 1, columns, columns].
         targets: the token that a column's logits predict (token shift), int64 [rows, columns].
         weights: weight of that prediction in the loss, 0 for none, float32 [rows, columns].
     """
@@ -55,7 +55,7 @@ class Batch:
 
 
 def make_batch(seed: int, step: int, num_rows: int) -> Batch:
-    """The batch of one step; it depends on ``seed`` and ``step`` alone, so a run can resume."""
+    """Noisy copies for one step; they hang on ``seed`` and ``step`` alone, so a run can resume."""
     rng = random.Random(f"{seed}:{step}")
     ids = np.full((num_rows, COLUMNS), PAD_ID, dtype=np.int64)
     targets = np.zeros((num_rows, COLUMNS), dtype=np.int64)
@@ -85,6 +85,27 @@ def make_batch(seed: int, step: int, num_rows: int) -> Batch:
                 weights[i, at + column - 1] = weight * (PAD_WEIGHT if token == PAD_ID else 1.0)
     positions = (blocks[:, :, None] * BLOCK + np.arange(BLOCK)).reshape(num_rows, COLUMNS)
     return Batch(ids, positions, visibility(blocks), targets, weights)
+
+
+def make_causal_batch(seed: int, step: int, num_rows: int) -> Batch:
+    """Whole rows for one step, every column seeing what is left of it.
+
+    Each column of an answer is a target and none hides the others: sums are learnt with a
+    fraction of the sequences that noisy copies need. Block diffusion starts from such a model.
+    """
+    rng = random.Random(f"{seed}:{step}")
+    ids = np.full((num_rows, MAX_TOKENS), PAD_ID, dtype=np.int64)
+    weights = np.zeros((num_rows, MAX_TOKENS), dtype=np.float32)
+    for i in range(num_rows):
+        row = training_row(rng)
+        tokens = row.prompt_ids + row.answer_ids
+        ids[i, : len(tokens)] = tokens
+        weights[i, len(row.prompt_ids) - 1 : len(tokens) - 1] = 1.0
+        weights[i, len(tokens) - 1 : -1] = PAD_WEIGHT
+    targets = np.concatenate((ids[:, 1:], ids[:, :1]), axis=1)
+    positions = np.broadcast_to(np.arange(MAX_TOKENS), ids.shape).copy()
+    visible = np.tril(np.ones((1, 1, MAX_TOKENS, MAX_TOKENS), dtype=np.bool_))
+    return Batch(ids, positions, visible, targets, weights)
 
 
 def visibility(blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -1,8 +1,9 @@
 """Train the embedded model: ``python -m fdllm.tiny.train --compile``.
 
-Block diffusion with the token shift, as Fast-dLLM v2 trains: masked columns of noisy blocks are
-predicted from the logits one column to the left. Rows are made on the fly, none twice but by
-chance. Muon turns the layers' matrices, AdamW everything else.
+First a causal language model, then block diffusion from there, as Fast-dLLM v2 came from Qwen2.5:
+masked columns of noisy blocks are predicted from the logits one column to the left, as the causal
+model's are (the token shift). Rows are made on the fly. Muon turns the layers' matrices, AdamW
+everything else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fdllm import tiny
 from fdllm.model.network import Network
 from fdllm.tiny import checkpoint, tokenizer
 from fdllm.tiny.data import held_out
-from fdllm.tiny.masks import Batch, make_batch
+from fdllm.tiny.masks import Batch, make_batch, make_causal_batch
 from fdllm.tiny.validate import arithmetic_accuracy, choice_accuracy
 
 LOG = Path(__file__).resolve().parent / "train_log.jsonl"
@@ -37,8 +38,10 @@ class Recipe:
     """What decides the weights.
 
     Attributes:
-        steps: optimiser steps.
-        rows: rows of a step, 128 columns each.
+        causal_steps: optimiser steps of the causal model.
+        causal_rows: rows of such a step, 64 columns each.
+        steps: optimiser steps in all; those behind ``causal_steps`` are of block diffusion.
+        rows: rows of a block-diffusion step, 128 columns each.
         seed: of the initial weights and of the data.
         muon_lr: peak learning rate of the layers' matrices.
         adamw_lr: peak learning rate of embedding, head, norms and biases.
@@ -49,7 +52,9 @@ class Recipe:
         threads: of torch.
     """
 
-    steps: int = 2800
+    causal_steps: int = 1800
+    causal_rows: int = 64
+    steps: int = 4200
     rows: int = 32
     seed: int = 0
     muon_lr: float = 0.02
@@ -107,7 +112,7 @@ class Trainer:
         init_weights(self.network)
         self.loss: nn.Module = Loss(self.network)
         if recipe.compile:
-            self.loss.compile()
+            self.loss.compile(dynamic=False)  # two shapes, each worth its own kernels
         matrices = [p for p in self.network.layers.parameters() if p.dim() == _MATRIX]
         taken = {id(p) for p in matrices}
         rest = [p for p in self.network.parameters() if id(p) not in taken]
@@ -121,7 +126,7 @@ class Trainer:
         rate = self.recipe.rate(self.step)
         self.muon.param_groups[0]["lr"] = self.recipe.muon_lr * rate
         self.adamw.param_groups[0]["lr"] = self.recipe.adamw_lr * rate
-        loss = self.loss(*tensors(make_batch(self.recipe.seed, self.step, self.recipe.rows)))
+        loss = self.loss(*tensors(self.batch()))
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         for optimizer in self.optimizers:
@@ -131,6 +136,13 @@ class Trainer:
         value = float(loss.item())
         self.seconds += time.perf_counter() - began
         return value
+
+    def batch(self) -> Batch:
+        """What the next step reads."""
+        recipe = self.recipe
+        if self.step < recipe.causal_steps:
+            return make_causal_batch(recipe.seed, self.step, recipe.causal_rows)
+        return make_batch(recipe.seed, self.step, recipe.rows)
 
     def validate(self) -> dict[str, float]:
         """Accuracy on the first rows of both validation sets."""
@@ -184,7 +196,7 @@ def train(recipe: Recipe, folder: Path, log_path: Path, state_path: Path, *, res
         recipe: what decides the weights.
         folder: where the checkpoint goes, also the unfinished one at each validation.
         log_path: a JSON line each 50 steps and at each validation.
-        state_path: the training state, written at each validation.
+        state_path: the training state, written every 500 steps.
         resume: go on from ``state_path``.
     """
     trainer = Trainer(recipe)
@@ -204,10 +216,11 @@ def train(recipe: Recipe, folder: Path, log_path: Path, state_path: Path, *, res
             mean = round(sum(losses) / len(losses), 5)
             seconds = round(trainer.seconds, 1)
             append(log_path, {"step": trainer.step, "loss": mean, "train_s": seconds})
-            losses = []
+            losses.clear()
         if trainer.step % _SAVE_EVERY == 0 or last:
-            append(log_path, {"step": trainer.step, **trainer.validate()})
-            checkpoint.export(trainer.network, folder)
+            if trainer.step > recipe.causal_steps:  # the causal model cannot fill masks yet
+                append(log_path, {"step": trainer.step, **trainer.validate()})
+                checkpoint.export(trainer.network, folder)
             trainer.save(state_path)
 
 

@@ -1,0 +1,211 @@
+"""The report's drawings: each a pure function from plain values to an inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from fdllm.report.svg import CHARACTER, Drawing, decimals, ticks
+
+_ROW = 24.0
+_TOP = 8.0
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A grid of figures, the stronger the colour the larger.
+
+    Attributes:
+        key: of the drawing.
+        title: what it shows.
+        rows: names of rows.
+        columns: names of columns.
+        values: one row of figures a row; None where there is none.
+        unit: behind each figure, in words, for the description.
+        digits: places behind the comma.
+        low: figure without colour; None takes the smallest.
+        high: figure of full colour; None takes the largest.
+        span: name of the columns together.
+        cell_width: units.
+    """
+
+    key: str
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+    unit: str
+    digits: int = 1
+    low: float | None = None
+    high: float | None = None
+    span: str = ""
+    cell_width: float = 74.0
+
+    def render(self) -> Markup:
+        """The drawing."""
+        known = [value for row in self.values for value in row if value is not None]
+        low = min(known, default=0.0) if self.low is None else self.low
+        high = max(known, default=1.0) if self.high is None else self.high
+        left = max((len(name) for name in self.rows), default=0) * CHARACTER + 12
+        top = (36.0 if self.span else 22.0) if any(self.columns) else _TOP
+        row = 34.0 if len(self.rows) <= 4 else _ROW  # noqa: PLR2004 - a small grid has room
+        width = left + len(self.columns) * self.cell_width
+        drawing = Drawing(
+            self.key, width, top + row * len(self.rows) + 4, self.title, self._description()
+        )
+        if self.span:
+            drawing.text(left + (width - left) / 2, 12, self.span, "label soft", "middle")
+        for j, name in enumerate(self.columns):
+            drawing.text(left + (j + 0.5) * self.cell_width, top - 7, name, "label", "middle")
+        for i, name in enumerate(self.rows):
+            y = top + i * row
+            drawing.text(left - 8, y + row / 2 + 4, name, "label", "end")
+            for j, value in enumerate(self.values[i]):
+                x = left + j * self.cell_width
+                middle = x + self.cell_width / 2
+                if value is None:
+                    drawing.rectangle(x + 1, y + 1, self.cell_width - 2, row - 2, "none")
+                    drawing.text(middle, y + row / 2 + 4, "-", "label soft", "middle")
+                    continue
+                share = (value - low) / (high - low) if high > low else 0.0
+                shade = 0.06 + 0.94 * min(max(share, 0.0), 1.0)
+                drawing.rectangle(x + 1, y + 1, self.cell_width - 2, row - 2, "heat", shade)
+                ink = "figures ink" if shade > 0.55 else "figures"  # noqa: PLR2004 - contrast
+                drawing.text(middle, y + row / 2 + 4, f"{value:.{self.digits}f}", ink, "middle")
+        return drawing.render()
+
+    def _description(self) -> str:
+        lines = []
+        for name, row in zip(self.rows, self.values, strict=True):
+            parts = [
+                f"{column} {'none' if value is None else f'{value:.{self.digits}f}'}".strip()
+                for column, value in zip(self.columns, row, strict=True)
+            ]
+            lines.append(f"{name}: {', '.join(parts)}")
+        return f"{self.unit}. " + "; ".join(lines) + "."
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of a bar chart.
+
+    Attributes:
+        name: of the row.
+        parts: length and class of each piece, from the left.
+        label: behind the bar.
+        marks: position, shape and class of further marks on the row.
+        interval: a whisker; None where there is none.
+    """
+
+    name: str
+    parts: Sequence[tuple[float, str]] = ()
+    label: str = ""
+    marks: Sequence[tuple[float, str, str]] = ()
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Rows of bars, marks and whiskers over one axis.
+
+    Attributes:
+        key: of the drawing.
+        title: what it shows.
+        bars: the rows.
+        axis: what the axis counts.
+        description: what can be read from it.
+        start: value at the left end.
+        reference: a value that gets a line through all rows.
+        legend: class, shape (or "" for a box) and text of each entry.
+        width: units.
+        band: a shaded range around the reference.
+    """
+
+    key: str
+    title: str
+    bars: Sequence[Bar]
+    axis: str
+    description: str
+    start: float = 0.0
+    reference: float | None = None
+    legend: Sequence[tuple[str, str, str]] = ()
+    width: float = 460.0
+    band: tuple[float, float] | None = None
+
+    def render(self) -> Markup:
+        """The drawing."""
+        left = max((len(bar.name) for bar in self.bars), default=0) * CHARACTER + 12
+        right = max((len(bar.label) for bar in self.bars), default=0) * CHARACTER + 10
+        lines = _flow(self.legend, self.width)
+        top = _TOP + 18 * len(lines)
+        bottom = top + _ROW * len(self.bars)
+        drawing = Drawing(self.key, self.width, bottom + 38, self.title, self.description)
+        for number, entries in enumerate(lines):
+            for x, (kind, shape, text) in entries:
+                y = 10 + 18 * number
+                if shape:
+                    drawing.mark(x + 5, y, shape, kind)
+                else:
+                    drawing.rectangle(x, y - 5, 10, 10, kind)
+                drawing.text(x + 15, y + 4, text)
+        high = self._largest()
+        room = self.width - left - max(right, 14)
+        scale = room / (high - self.start) if high > self.start else 0.0
+
+        def at(value: float) -> float:
+            return left + (value - self.start) * scale
+
+        if self.band is not None:
+            low_x, high_x = (at(min(max(end, self.start), high)) for end in self.band)
+            drawing.rectangle(low_x, top, high_x - low_x, bottom - top, "band")
+        marks = ticks(self.start, high)
+        for value in marks:
+            drawing.line(at(value), top, at(value), bottom, "grid")
+            label = f"{value:,.{decimals(marks)}f}"
+            drawing.text(at(value), bottom + 15, label, "label soft", "middle")
+        drawing.text(left + room / 2, bottom + 32, self.axis, "label soft", "middle")
+        if self.reference is not None:
+            drawing.line(at(self.reference), top, at(self.reference), bottom, "reference")
+        for i, bar in enumerate(self.bars):
+            y = top + i * _ROW
+            drawing.text(left - 8, y + _ROW / 2 + 4, bar.name, "label", "end")
+            x = self.start
+            for length, kind in bar.parts:
+                drawing.rectangle(at(x), y + 5, length * scale, _ROW - 10, kind)
+                x += length
+            if bar.interval is not None:
+                ends = [at(min(max(end, self.start), high)) for end in bar.interval]
+                drawing.line(ends[0], y + _ROW / 2, ends[1], y + _ROW / 2, "whisker")
+                for end in ends:
+                    drawing.line(end, y + _ROW / 2 - 3, end, y + _ROW / 2 + 3, "whisker")
+            for value, shape, kind in bar.marks:
+                drawing.mark(at(value), y + _ROW / 2, shape, kind)
+            if bar.label:
+                drawing.text(self.width - right + 10, y + _ROW / 2 + 4, bar.label, "figures")
+        return drawing.render()
+
+    def _largest(self) -> float:
+        ends = [sum(length for length, _ in bar.parts) + self.start for bar in self.bars]
+        ends += [value for bar in self.bars for value, _, _ in bar.marks]
+        ends += [bar.interval[1] for bar in self.bars if bar.interval is not None]
+        ends += [self.reference] if self.reference is not None else []
+        high = max(ends, default=1.0)
+        return high + 0.04 * (high - self.start)
+
+
+def _flow(
+    legend: Sequence[tuple[str, str, str]], width: float
+) -> list[list[tuple[float, tuple[str, str, str]]]]:
+    """Legend entries on lines that fit, each with its place."""
+    lines: list[list[tuple[float, tuple[str, str, str]]]] = []
+    x = width
+    for entry in legend:
+        need = 15 + len(entry[2]) * CHARACTER + 16
+        if x + need > width:
+            lines.append([])
+            x = 4.0
+        lines[-1].append((x, entry))
+        x += need
+    return lines

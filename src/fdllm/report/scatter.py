@@ -1,0 +1,185 @@
+"""Accuracy against speed: points with intervals, a frontier, and a curve to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markupsafe import Markup
+
+from fdllm.report.svg import CHARACTER, Drawing, decimals, ticks
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 40.0
+_HEIGHT = 11.0  # of a label
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A cell.
+
+    Attributes:
+        name: its label.
+        x: speed.
+        y: accuracy in percent.
+        low: lower end of its interval; None where there is none.
+        high: upper end.
+        shape: of the mark.
+        kind: class of the mark.
+    """
+
+    name: str
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    shape: str
+    kind: str
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats in both speed and accuracy, the slowest first."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (-p.x, -p.y)):
+        if not best or point.y > best[-1].y:
+            best.append(point)
+    return best[::-1]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """The figure, at the width it is drawn for.
+
+    Attributes:
+        key: of the drawing.
+        title: what it shows.
+        points: the experiment's cells.
+        curve: cells of the alternative, joined by a line; empty where there is none.
+        axis: what the horizontal axis counts.
+        description: what can be read from it.
+        width: units.
+        height: units.
+    """
+
+    key: str
+    title: str
+    points: Sequence[Point]
+    curve: Sequence[Point]
+    axis: str
+    description: str
+    width: float
+    height: float
+
+    def render(self) -> Markup:
+        """The drawing."""
+        drawing = Drawing(self.key, self.width, self.height, self.title, self.description)
+        self._axes(drawing)
+        for one, other in pairwise(sorted(self.curve, key=lambda p: p.x)):
+            drawing.line(*self._at(one), *self._at(other), "curve")
+        best = frontier([*self.points, *self.curve])
+        if len(best) > 1:
+            drawing.path([self._at(p) for p in best], "frontier")
+        every = [*self.curve, *self.points]
+        for point in every:
+            x, y = self._at(point)
+            if point.low is not None and point.high is not None:
+                drawing.line(x, self._y(point.low), x, self._y(point.high), "whisker")
+        for point in every:
+            drawing.mark(*self._at(point), point.shape, point.kind)
+        self._labels(drawing, every)
+        return drawing.render()
+
+    def _range_x(self) -> tuple[float, float]:
+        values = [p.x for p in (*self.points, *self.curve)]
+        room = max(max(values) - min(values), 0.05 * max(values)) * 0.12
+        return max(min(values) - room, 0.0), max(values) + room * 1.8
+
+    def _range_y(self) -> tuple[float, float]:
+        every = [*self.points, *self.curve]
+        low = min(p.y if p.low is None else p.low for p in every)
+        high = max(p.y if p.high is None else p.high for p in every)
+        room = max(high - low, 2.0) * 0.07
+        return max(low - room, 0.0), min(high + room, 100.0 + room)
+
+    def _x(self, value: float) -> float:
+        low, high = self._range_x()
+        return _LEFT + (value - low) / (high - low) * (self.width - _LEFT - _RIGHT)
+
+    def _y(self, value: float) -> float:
+        low, high = self._range_y()
+        return self.height - _BOTTOM - (value - low) / (high - low) * (
+            self.height - _TOP - _BOTTOM
+        )
+
+    def _at(self, point: Point) -> tuple[float, float]:
+        return self._x(point.x), self._y(point.y)
+
+    def _axes(self, drawing: Drawing) -> None:
+        bottom, right = self.height - _BOTTOM, self.width - _RIGHT
+        across = ticks(*self._range_x(), count=6 if self.width > 500 else 4)  # noqa: PLR2004
+        for value in across:
+            x = self._x(value)
+            drawing.line(x, _TOP, x, bottom, "grid")
+            drawing.text(x, bottom + 15, f"{value:.{decimals(across)}f}", "label soft", "middle")
+        upward = ticks(*self._range_y())
+        for value in upward:
+            y = self._y(value)
+            drawing.line(_LEFT, y, right, y, "grid")
+            drawing.text(_LEFT - 6, y + 4, f"{value:.{decimals(upward)}f}", "label soft", "end")
+        drawing.line(_LEFT, bottom, right, bottom, "axis")
+        drawing.line(_LEFT, _TOP, _LEFT, bottom, "axis")
+        drawing.text((_LEFT + right) / 2, bottom + 33, self.axis, "label soft", "middle")
+
+    def _labels(self, drawing: Drawing, points: Sequence[Point]) -> None:
+        """Names beside their points, where they cover neither a point nor each other."""
+        taken: list[Box] = []
+        for point in points:
+            x, y = self._at(point)
+            taken.append((x - 5, y - 5, x + 5, y + 5))
+        for point in points:
+            x, y = self._at(point)
+            width = len(point.name) * CHARACTER
+            for anchor, left, base, joined in _places(x, y, width):
+                box = (left, base - _HEIGHT + 1, left + width, base + 2)
+                inside = (
+                    left > _LEFT
+                    and box[2] < self.width - 2
+                    and box[1] > 0
+                    and base < self.height - _BOTTOM - 2
+                )
+                if inside and not any(_overlap(box, other) for other in taken):
+                    taken.append(box)
+                    if joined:
+                        drawing.line(x, y, left + width / 2, base - _HEIGHT / 2, "leader")
+                    middle = {"start": left, "end": left + width, "middle": left + width / 2}
+                    drawing.text(middle[anchor], base, point.name, "label", anchor)
+                    break
+
+
+def _places(x: float, y: float, width: float) -> list[tuple[str, float, float, bool]]:
+    """Where a label may stand, the nicest place first: anchor, left end, base line, joined."""
+    places = [
+        ("start", x + 8, y + 4, False),
+        ("end", x - 8 - width, y + 4, False),
+        ("middle", x - width / 2, y - 8, False),
+        ("middle", x - width / 2, y + 16, False),
+        ("start", x + 6, y - 6, False),
+        ("start", x + 6, y + 14, False),
+        ("end", x - 6 - width, y - 6, False),
+        ("end", x - 6 - width, y + 14, False),
+    ]
+    for ring in range(1, 7):
+        for up in (-1, 1):
+            base = y + 4 + up * ring * 14
+            places += [
+                ("start", x + 12, base, True),
+                ("end", x - 12 - width, base, True),
+                ("middle", x - width / 2, base, True),
+            ]
+    return places
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,0 +1,1 @@
+"""Seeing it decode: one document, block by block, step by step."""

@@ -1,0 +1,207 @@
+"""What a trace is made of. Plain data: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fdllm.layerplan import LayerPlan, Target
+
+COMPUTED, REUSED, PARTIAL = "c", "r", "p"
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a forward predicted for one column.
+
+    Attributes:
+        column: of the block; a block's size where it is the look-ahead token of the next block.
+        token: the chosen token; in the scoring of an answer, the answer's own.
+        confidence: its probability, in (0, 1].
+        taken: whether it was unmasked there and then.
+    """
+
+    column: int
+    token: int
+    confidence: float
+    taken: bool
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """How far one reused run was from what its layers would have computed.
+
+    Attributes:
+        start: first layer of the run.
+        stop: one past its last layer.
+        target: what is stored of it.
+        columns: the block's columns whose stored values were used.
+        distances: for each of them, the norm of (stored - fresh) by the norm of fresh. Fresh is
+            what the run computes in the same forward, from the same caches, where every layer is
+            computed.
+    """
+
+    start: int
+    stop: int
+    target: Target
+    columns: tuple[int, ...]
+    distances: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the columns."""
+        return sum(self.distances) / len(self.distances)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward of a row.
+
+    Attributes:
+        phase: ``prefill``, ``refresh``, ``denoise`` or ``commit``.
+        index: the step counter of DESIGN section 4; None outside a block's denoising.
+        block: which block of the sequence, from 0; of a PREFILL the first one.
+        columns: ``(start, stop)``, the block's columns that were fed; a PREFILL feeds whole blocks.
+        layers: a letter a layer: ``c`` computed, ``r`` reused, ``p`` computed for some columns.
+        partial: the columns that partial layers were computed for.
+        computed: layer calls made, as the row's counters booked them.
+        reused: layer calls saved, as booked.
+        trimmed: layer calls saved inside partial ones, as booked.
+        before: the block's tokens ahead of the forward; empty for a PREFILL.
+        guesses: what was predicted, column by column.
+        after: the block's tokens behind the unmasking.
+        stale: staleness of each reused run; None where it was not asked for.
+        change: what a probe measured; None where there was none.
+        seconds: model time of the forward, without what the tracing took.
+    """
+
+    phase: str
+    index: int | None
+    block: int
+    columns: tuple[int, int]
+    layers: str
+    partial: tuple[int, ...]
+    computed: int
+    reused: int
+    trimmed: float
+    before: tuple[int, ...]
+    guesses: tuple[Guess, ...]
+    after: tuple[int, ...]
+    stale: tuple[Staleness, ...] | None
+    change: float | None
+    seconds: float
+
+    @property
+    def taken(self) -> tuple[Guess, ...]:
+        """Those that were unmasked."""
+        return tuple(guess for guess in self.guesses if guess.taken)
+
+
+@dataclass(frozen=True)
+class RowTrace:
+    """One row: a text that was generated, or one answer that was scored.
+
+    Attributes:
+        title: what it is, in a few words.
+        prompt: its tokens.
+        target: tokens of the answer that was scored; empty where text was generated.
+        forwards: in order.
+        tokens: new tokens, up to and including what ended the row; the target's where scored.
+        text: the text that the run records; the target's where scored.
+        finish: what ended a generated row; None where scored.
+        loglikelihood: of the target; None where text was generated.
+        is_greedy: whether every token of the target was the most probable; None where generated.
+        counts: forwards and layer calls by phase, as the run books them for this row.
+    """
+
+    title: str
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+    forwards: tuple[Forward, ...]
+    tokens: tuple[int, ...]
+    text: str
+    finish: Literal["stop", "length", "until"] | None
+    loglikelihood: float | None
+    is_greedy: bool | None
+    counts: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One document of a run.
+
+    Attributes:
+        experiment: folder under ``experiments/``.
+        task: the leaf task.
+        doc_id: the document's number in it.
+        config: the cell.
+        model: what was asked for.
+        strategy: the frozen strategy, as Python writes it.
+        n_layers: layers of the model.
+        block_size: tokens decoded together.
+        small_block_size: columns of a sub-block.
+        threshold: confidence above which a column is unmasked.
+        mask_id: the mask token.
+        pieces: the text of every token that occurs, by its number.
+        prompt: the prompt's text.
+        expected: the task's own answer.
+        metrics: the task's metrics of this document.
+        rows: one, or one a choice.
+        staleness: whether staleness was computed.
+    """
+
+    experiment: str
+    task: str
+    doc_id: int
+    config: str
+    model: str
+    strategy: str
+    n_layers: int
+    block_size: int
+    small_block_size: int
+    threshold: float
+    mask_id: int
+    pieces: dict[int, str]
+    prompt: str
+    expected: str
+    metrics: dict[str, Any]
+    rows: tuple[RowTrace, ...]
+    staleness: bool
+
+    @property
+    def name(self) -> str:
+        """Which run and document, in one line."""
+        return f"{self.experiment} / {self.task} / {self.config}, document {self.doc_id}"
+
+
+def layer_letters(plan: LayerPlan) -> str:
+    """A letter a layer, see :attr:`Forward.layers`."""
+    letters = [COMPUTED] * plan.n_layers
+    for letter, runs in ((REUSED, plan.reuse), (PARTIAL, plan.partial)):
+        for run in runs:
+            letters[run.start : run.stop] = [letter] * len(run)
+    return "".join(letters)
+
+
+def layer_names(letters: str, letter: str) -> str:
+    """The layers with a letter, as people write them: ``4-7, 9``; empty where there is none."""
+    spans: list[list[int]] = []
+    for layer, found in enumerate(letters):
+        if found != letter:
+            continue
+        if spans and spans[-1][1] == layer - 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def tokens_in(rows: Sequence[RowTrace]) -> set[int]:
+    """Every token that occurs in some rows."""
+    found: set[int] = set()
+    for row in rows:
+        found |= {*row.prompt, *row.target, *row.tokens}
+        for forward in row.forwards:
+            found |= {*forward.before, *forward.after, *(g.token for g in forward.guesses)}
+    return found

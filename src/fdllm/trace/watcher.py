@@ -1,0 +1,142 @@
+"""Stands around a row's algorithm, keeps what each forward did, and may ask what reuse cost.
+
+A row is a generator that yields the forwards it needs (:mod:`fdllm.decode.job`), so everything is
+seen from around it: nothing in the engine or the model knows of a trace, and without one nothing is
+paid. Staleness takes a second forward with every layer computed, after the row's block has been put
+back to where it was; then the block is put back once more. Neither the row's caches nor its random
+numbers, counters and clock notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from fdllm.decode.counts import Counts
+from fdllm.decode.job import Ask, Job, Row, Steps
+from fdllm.decode.unmask import Prediction, Unmask
+from fdllm.layerplan import LayerPlan, LayerRun, ProbePlan
+from fdllm.model.cache import Snapshot
+from fdllm.schedule import Phase
+from fdllm.trace.steps import Staleness
+
+T = TypeVar("T")
+DENOISING = (Phase.REFRESH, Phase.DENOISE)
+
+
+@dataclass
+class Seen:
+    """One forward, as it was asked for and answered.
+
+    Attributes:
+        ask: what the row asked for.
+        told: what it was told.
+        plan: what the layers did.
+        length: tokens of the row's prefix ahead of the forward.
+        counts: what the forward added to the row's counters.
+        seconds: what it added to the row's clock.
+        chosen: indices into the prediction that were unmasked; None until the rule has spoken,
+            and for ever where no rule is asked.
+        stale: staleness of the reused runs; None where it was not asked for.
+    """
+
+    ask: Ask
+    told: Prediction
+    plan: LayerPlan
+    length: int
+    counts: Counts
+    seconds: float
+    chosen: tuple[int, ...] | None = None
+    stale: tuple[Staleness, ...] | None = None
+
+
+@dataclass
+class Watcher:
+    """A :class:`~fdllm.decode.job.Watch` that keeps what it sees; of one row at a time.
+
+    Attributes:
+        staleness: compute how far each reused value is from a fresh one.
+        seen: the row's forwards so far, in order.
+    """
+
+    staleness: bool = False
+    seen: list[Seen] = field(default_factory=list)
+
+    def job(self, job: Job[T]) -> Job[T]:
+        """The same job, watched."""
+        steps = job.steps
+        return replace(job, steps=lambda job, row: self._steps(steps, job, row))
+
+    def rule(self, unmask: Unmask) -> Unmask:
+        """The same rule of unmasking, with its choices kept."""
+
+        def watched(confidence: Sequence[float], threshold: float) -> list[int]:
+            chosen = unmask(confidence, threshold)
+            self.seen[-1].chosen = tuple(chosen)
+            return chosen
+
+        return watched
+
+    def _steps(
+        self, steps: Callable[[Job[T], Row], Steps[T]], job: Job[T], row: Row
+    ) -> Steps[T]:
+        inner = steps(job, row)
+        try:
+            ask = next(inner)
+            while True:
+                ask = inner.send((yield from self._forward(job, row, ask)))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _forward(
+        self, job: Job[T], row: Row, ask: Ask
+    ) -> Generator[Ask, Prediction, Prediction]:
+        """The forward that was asked for, kept; then perhaps the fresh one."""
+        asked = self.staleness and ask.phase in DENOISING
+        before = row.save() if asked else None
+        length, counts, seconds = row.length, job.counts, job.seconds
+        job.counts = Counts()  # what this forward alone books
+        told = yield ask
+        added, job.counts = job.counts, counts
+        counts += added
+        plan = told.plan or ask.plan
+        if isinstance(plan, ProbePlan):
+            raise TypeError(f"a probe chose no plan: {plan}")
+        seen = Seen(ask, told, plan, length, added, job.seconds - seconds)
+        if before is not None:
+            seen.stale = yield from self._stale(job, row, ask, plan, before)
+        self.seen.append(seen)
+        return told
+
+    @staticmethod
+    def _stale(
+        job: Job[T], row: Row, ask: Ask, plan: LayerPlan, before: Snapshot
+    ) -> Generator[Ask, Prediction, tuple[Staleness, ...]]:
+        """Do the forward again from where it began, computing every layer; compare; undo it."""
+        used = [(run, _taken(run, ask)) for run in (*plan.reuse, *plan.partial)]
+        used = [(run, columns) for run, columns in used if columns]
+        if not used:
+            return ()
+        after, counts, seconds = row.save(), job.counts, job.seconds
+        row.restore(before)
+        whole = range(ask.start, ask.start + len(ask.ids))
+        stored = [row.stored(run, columns) for run, columns in used]
+        kept = tuple(replace(run, columns=(), extrapolate=0.0) for run, _ in used)
+        job.counts = Counts()
+        yield Ask(ask.phase, ask.ids, LayerPlan(plan.n_layers, store=kept), ask.start)
+        found = []
+        for (run, columns), old, keep in zip(used, stored, kept, strict=True):
+            fresh = row.stored(keep, whole)[[column - ask.start for column in columns]].float()
+            gap = (old.float() - fresh).norm(dim=-1)
+            distances = tuple((gap / fresh.norm(dim=-1)).tolist())
+            found.append(Staleness(run.start, run.stop, run.target, tuple(columns), distances))
+        row.restore(after)
+        job.counts, job.seconds = counts, seconds
+        return tuple(found)
+
+
+def _taken(run: LayerRun, ask: Ask) -> list[int]:
+    """The fed columns for which a run's stored value was used."""
+    return [c for c in range(ask.start, ask.start + len(ask.ids)) if c not in run.columns]

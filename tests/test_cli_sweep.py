@@ -1,0 +1,177 @@
+"""``fdllm sweep`` and ``fdllm validate``: what they compute, print, and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command import Command, make_command, summary_of
+from stubs import NUM_DOCS, StubMachine
+
+TASK = ("--task", "tiny_arithmetic")
+
+
+@pytest.fixture
+def fdllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    return make_command(tmp_path, monkeypatch, capsys)
+
+
+def test_sweep_computes_the_grid_and_shows_the_table(fdllm: Command) -> None:
+    assert fdllm("sweep", *TASK) == 0
+    assert "9 of 9 done" in fdllm.out
+    assert "A/A: k1_first = k1_middle = k1_last in all 5 samples" in fdllm.out
+    assert "40.0 % [11.8, 76.9]" in fdllm.out  # Wilson, 2 of 5
+    assert "layer calls saved" in fdllm.out
+    assert "[9/9] 00_baseline / tiny_arithmetic / k3_last" in fdllm.err
+    assert "left in the grid" in fdllm.err
+    assert fdllm.loads == 1
+
+
+def test_a_second_sweep_has_nothing_to_do(fdllm: Command) -> None:
+    fdllm("sweep", *TASK)
+    fdllm.loads = 0
+    assert fdllm("sweep", *TASK) == 0
+    assert "nothing to do: all 9 runs are done" in fdllm.out
+    assert fdllm.loads == 0
+
+
+def test_sweep_computes_only_what_is_missing(fdllm: Command) -> None:
+    fdllm("sweep", *TASK)
+    summary_of(fdllm.root, "k2_last").unlink()
+    path = summary_of(fdllm.root, "k3_first")
+    path.write_text(path.read_text()[:-50])
+    assert fdllm("sweep", *TASK, "--dry-run") == 0
+    lines = fdllm.out.splitlines()
+    assert len(lines) == 10
+    assert sum(line.startswith("run ") for line in lines) == 2
+    assert "k2_last: goes on: 5 of 5 requests, the record is missing" in fdllm.out
+    assert "k3_first: invalid: summary.json is truncated" in fdllm.out
+    assert "skip 00_baseline / tiny_arithmetic / k1_first: done" in fdllm.out
+    assert lines[-1] == "would run 2 of 9; nothing was run"
+    assert fdllm("sweep", *TASK) == 0
+    assert "[2/2]" in fdllm.err
+
+
+@pytest.mark.parametrize(
+    ("force", "num_runs"),
+    [
+        (("--force",), 9),
+        (("--force", "k2_middle"), 1),
+        (("--force", "k1_first", "k2_middle", "k3_last"), 3),
+        (("--config", "k1_first", "--force"), 1),
+    ],
+)
+def test_force(fdllm: Command, force: tuple[str, ...], num_runs: int) -> None:
+    fdllm("sweep", *TASK)
+    assert fdllm("sweep", *TASK, *force, "--dry-run") == 0
+    assert fdllm.out.count("forced") == num_runs
+    assert fdllm("sweep", *TASK, *force) == 0
+    assert f"[{num_runs}/{num_runs}]" in fdllm.err
+    assert f"{NUM_DOCS} computed" in fdllm.err
+    aside = list(fdllm.root.glob("results/00_baseline/*/.superseded/*"))
+    assert len(aside) == num_runs
+
+
+def test_repeatable_flags_in_both_forms(fdllm: Command) -> None:
+    fdllm("sweep", *TASK, "--config", "k1_first", "--config", "k2_last", "--dry-run")
+    assert "would run 2 of 2" in fdllm.out
+    fdllm("sweep", *TASK, "--config", "k1_first", "k2_last", "--dry-run")
+    assert "would run 2 of 2" in fdllm.out
+    fdllm("sweep", "--task", "tiny_choice", "--task", "tiny_arithmetic", "--dry-run")
+    assert "would run 18 of 18" in fdllm.out
+
+
+def test_a_failed_run_does_not_stop_the_others(fdllm: Command) -> None:
+    def fail(run: Any, doc: int) -> str:
+        if run.cell.name == "k2_first":
+            raise RuntimeError("a bad day")
+        return f"{run.cell.k}: {doc}"
+
+    fdllm.machine = StubMachine(answer=fail)
+    assert fdllm("sweep", *TASK) == 1
+    assert "8 of 9 done" in fdllm.out
+    assert "k2_first failed: RuntimeError: a bad day" in fdllm.out
+    assert "the same command tries again" in fdllm.out
+    assert "Traceback" not in fdllm.out + fdllm.err
+    fdllm.machine = StubMachine()
+    assert fdllm("sweep", *TASK) == 0
+
+
+def test_status_flag_runs_nothing(fdllm: Command) -> None:
+    assert fdllm("sweep", *TASK, "--status") == 0
+    assert fdllm.out.count("pending") == 9
+    assert fdllm.loads == 0
+
+
+def test_slurm_says_that_it_is_not_there(fdllm: Command) -> None:
+    assert fdllm("sweep", *TASK, "--executor", "slurm") == 1
+    assert "not built yet" in fdllm.err
+
+
+def test_limit_is_part_of_the_identity(fdllm: Command) -> None:
+    fdllm("sweep", *TASK, "--limit", "5")
+    assert "smoke test" in fdllm.out
+    assert set(fdllm.cells(*TASK, "--limit", "5").values()) == {"done"}
+    assert set(fdllm.cells(*TASK).values()) == {"pending"}
+    fdllm("status", *TASK)
+    assert "other records: --task tiny_arithmetic" in fdllm.out
+    assert "--limit 5" in fdllm.out
+
+
+def test_another_results_folder(fdllm: Command, tmp_path: Path) -> None:
+    place = tmp_path / "elsewhere"
+    assert fdllm("sweep", *TASK, "--results", str(place)) == 0
+    assert not (fdllm.root / "results").exists()
+    assert not (fdllm.root / "artifacts").exists()
+    assert set(fdllm.cells(*TASK, "--results", str(place)).values()) == {"done"}
+
+
+def test_twins_that_differ_are_a_failure(fdllm: Command) -> None:
+    fdllm.machine = StubMachine(
+        answer=lambda run, doc: "other" if (run.cell.name, doc) == ("k1_last", 3) else f"{doc}"
+    )
+    assert fdllm("sweep", *TASK) == 1
+    assert "are one computation, yet 1 of 5 samples differ" in fdllm.out
+    assert "row 3: k1_first against k1_last" in fdllm.out
+
+
+def test_identical_cells_are_flagged(fdllm: Command) -> None:
+    """Nine identical cells once counted as nine results."""
+    fdllm.machine = StubMachine(answer=lambda _, doc: f"{doc}")
+    assert fdllm("sweep", *TASK) == 0
+    assert "k3_last agree in every output: did the reuse reach this task?" in fdllm.out
+
+
+def test_no_figures_over_mixed_machines(fdllm: Command) -> None:
+    fdllm("sweep", *TASK)
+    path = summary_of(fdllm.root, "k2_last")
+    data = json.loads(path.read_text())
+    data["provenance"]["sessions"][0]["machine"] = "another GPU"
+    path.write_text(json.dumps(data))
+    fdllm("sweep", *TASK)
+    assert "no figures: these records do not belong into one table" in " ".join(fdllm.out.split())
+    assert "40.0 %" not in fdllm.out
+    assert fdllm("report", *TASK) == 1
+    assert "machine differs" in fdllm.err
+    assert "k2_last: another GPU" in fdllm.err
+
+
+def test_validate_is_offline_and_says_what_is_next(
+    fdllm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "0")
+    assert fdllm("validate", *TASK, "--task", "tiny_choice") == 0
+    assert os.environ["HF_HUB_OFFLINE"] == os.environ["HF_DATASETS_OFFLINE"] == "1"
+    assert "18 of 18 done" in fdllm.out
+    assert "limit 10" in fdllm.out
+    assert "validation passed" in fdllm.out
+    assert "nox -s sweep -- --task mmlu" in fdllm.out
+    assert fdllm("validate", *TASK, "--task", "tiny_choice") == 0
+    assert "nothing to do: all 18 runs are done" in fdllm.out

@@ -1,0 +1,133 @@
+"""The journal: whatever cuts it short, at most the answer in flight is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdllm.errors import FdllmError
+from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.journal import DamagedJournalError, Journal, read_journal
+from helpers import ROOT
+from stubs import small_disk
+
+ONE = Fingerprint(fields={"source": "1", "limit": "10"})
+OTHER = Fingerprint(fields={"source": "2", "limit": "10"})
+
+
+def fill(path: Path, keys: range, fingerprint: Fingerprint = ONE) -> None:
+    with Journal(path, fingerprint, {"machine": "m"}) as journal:
+        journal.set_total(10)
+        for key in keys:
+            journal.put(str(key), {"text": f"answer {key} \ud800 ü"})
+
+
+def test_journal_gives_back_what_was_put(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    fill(path, range(3))
+    with Journal(path, ONE, {"machine": "n"}) as journal:
+        assert len(journal) == 3
+        assert journal.get("1") == {"text": "answer 1 \ud800 ü"}
+        assert journal.get("7") is None
+        assert [s["machine"] for s in journal.sessions] == ["m"], "it has computed nothing yet"
+        journal.put("3", {})
+        assert [s["machine"] for s in journal.sessions] == ["m", "n"]
+    content = read_journal(path)
+    assert content.total == 10
+    assert [s["machine"] for s in content.sessions] == ["m", "n"]
+
+
+@given(st.integers(min_value=0), st.integers(min_value=0, max_value=4))
+def test_a_journal_cut_anywhere_loses_at_most_the_last_entry(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, num_entries: int
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "journal.jsonl"
+    fill(path, range(num_entries))
+    data = path.read_bytes()
+    kept = data[: cut % (len(data) + 1)]
+    path.write_bytes(kept)
+    whole = kept.count(b'"key"') - (0 if kept.endswith(b"\n") else kept[-1:] != b"")
+    with Journal(path, ONE, {"machine": "n"}) as journal:
+        survived = len(journal)
+        assert 0 <= num_entries - survived <= num_entries
+        assert survived >= min(whole, num_entries) - 1
+        journal.put("after", {"text": "x"})
+    again = read_journal(path)
+    assert len(again.entries) == survived + 1
+    assert again.fingerprint == ONE
+
+
+def test_a_torn_line_is_cut_off_before_the_next_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    fill(path, range(2))
+    with path.open("ab") as file:
+        file.write(b'{"key": "2", "entry": {"te')
+    fill(path, range(2, 3))
+    assert sorted(read_journal(path).entries) == ["0", "1", "2"]
+    for line in path.read_bytes().splitlines():
+        json.loads(line)
+
+
+def test_zeros_at_the_end_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    fill(path, range(2))
+    with path.open("ab") as file:
+        file.write(b"\0" * 100 + b"\n")
+    assert len(read_journal(path).entries) == 2
+
+
+def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    fill(path, range(3))
+    lines = path.read_bytes().split(b"\n")
+    lines[3] = b"damaged"
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(DamagedJournalError, match="line 4"):
+        read_journal(path)
+
+
+def test_another_fingerprint_is_moved_aside_and_never_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "task" / "k2" / "journal.jsonl"
+    fill(path, range(3))
+    with Journal(path, OTHER, {}) as journal:
+        assert len(journal) == 0
+        assert journal.moved_aside is not None
+        kept = read_journal(journal.moved_aside / "journal.jsonl")
+    assert (len(kept.entries), kept.fingerprint) == (3, ONE)
+
+
+def test_an_entry_that_does_not_fit_the_disk_leaves_a_whole_journal(tmp_path: Path) -> None:
+    path = tmp_path / "disk" / "journal.jsonl"
+    with small_disk(path.parent):
+        with Journal(path, ONE, {}) as journal:
+            journal.put("small", {"text": "x"})
+            with pytest.raises(FdllmError, match="disk is full"):
+                journal.put("large", {"text": "x" * 200_000})
+            journal.put("next", {"text": "y"})
+        assert sorted(read_journal(path).entries) == ["next", "small"]
+
+
+def test_an_entry_is_durable_when_put_returns(tmp_path: Path) -> None:
+    """SIGKILL straight behind ``put``: the entry is there."""
+    path = tmp_path / "journal.jsonl"
+    code = f"""
+import os, signal
+from pathlib import Path
+from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.journal import Journal
+journal = Journal(Path({str(path)!r}), Fingerprint(fields={ONE.fields!r}), {{}})
+journal.put("0", {{"text": "x"}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list(read_journal(path).entries) == ["0"]

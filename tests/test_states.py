@@ -1,0 +1,272 @@
+"""Every state of a cell, with its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fdllm.config import Evaluating, ModelChoice, Run
+from fdllm.plan import State, TaskFacts
+from fdllm.record.lock import locked
+from stubs import StubMachine, do_run, facts, make_planner, make_root, make_run
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_root(tmp_path / "root")
+
+
+def state_of(root: Path, run: Run) -> tuple[State, str]:
+    cell = make_planner(root).state(run)
+    return cell.state, cell.reason
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_pending_then_done(root: Path) -> None:
+    run = make_run(root)
+    assert state_of(root, run) == (State.PENDING, "not run yet")
+    do_run(root, run)
+    assert state_of(root, run) == (State.DONE, "")
+
+
+def test_limits_are_different_runs(root: Path) -> None:
+    do_run(root, make_run(root, limit=5))
+    assert state_of(root, make_run(root, limit=5))[0] is State.DONE
+    assert state_of(root, make_run(root))[0] is State.PENDING
+
+
+def test_a_summary_alone_is_not_done(root: Path) -> None:
+    run = make_run(root)
+    paths = make_planner(root).layout.run(run)
+    paths.folder.mkdir(parents=True)
+    paths.summary.write_text("{}")
+    state, reason = state_of(root, run)
+    assert state is State.INVALID
+    assert "version" in reason
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda p: p.summary.write_text(p.summary.read_text()[:-40]), "truncated"),
+        (lambda p: p.summary.write_text(""), "empty"),
+        (lambda p: p.summary.write_text("[]"), "no object"),
+        (lambda p: edit_json(p.summary, headline={}), "missing keys headline.metric"),
+        (lambda p: edit_json(p.summary, extra=1), "unknown key 'extra'"),
+        (lambda p: edit_json(p.summary, version=99), "version 99"),
+        (lambda p: edit_json(p.summary, task="gsm8k"), "another run"),
+        (lambda p: edit_json(p.summary, files={}), "names no samples.jsonl"),
+        (lambda p: p.results.unlink(), "results.json is missing"),
+        (lambda p: p.samples.unlink(), "samples.jsonl is missing"),
+        (
+            lambda p: p.samples.write_text("".join(p.samples.read_text().splitlines(True)[:-2])),
+            "samples.jsonl holds 3 of 5 samples",
+        ),
+    ],
+)
+def test_invalid_says_what_is_wrong(root: Path, damage: Any, reason: str) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    damage(make_planner(root).layout.run(run))
+    state, said = state_of(root, run)
+    assert state is State.INVALID
+    assert reason in said
+
+
+def test_a_guard_that_did_not_pass_is_invalid(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    guards = [{"name": "reuse counters", "passed": False, "detail": ""}]
+    edit_json(make_planner(root).layout.run(run).summary, guards=guards)
+    assert state_of(root, run) == (
+        State.INVALID,
+        "summary.json: guard failed: reuse counters",
+    )
+
+
+def test_stale_names_the_file_of_the_experiment(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    code = root / "experiments/00_baseline/generation_functions.py"
+    code.write_text(code.read_text() + "\n# changed\n")
+    assert state_of(root, run) == (
+        State.STALE,
+        "experiment: experiments/00_baseline/generation_functions.py changed",
+    )
+
+
+def test_stale_names_the_file_of_the_source(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    summary = make_planner(root).layout.run(run).summary
+    recorded = json.loads(summary.read_text())["fingerprint"]
+    recorded["files"]["src/fdllm/decode/sampler.py"] = "0"
+    recorded["fields"]["source"] = "0"
+    edit_json(summary, fingerprint=recorded)
+    assert state_of(root, run) == (State.STALE, "source: src/fdllm/decode/sampler.py changed")
+
+
+def _stale(root: Path, now: Run) -> str:
+    state, reason = state_of(root, now)
+    assert state is State.STALE
+    return reason
+
+
+def test_stale_names_the_setting(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    settings = root / "experiments/00_baseline/experiment.toml"
+    settings.write_text(settings.read_text().replace("threshold = 0.95", "threshold = 0.9"))
+    assert _stale(root, make_run(root)) == "decoding: threshold=0.95 -> threshold=0.9"
+    settings.write_text(settings.read_text().replace("threshold = 0.9", "threshold = 0.95"))
+    assert state_of(root, make_run(root))[0] is State.DONE
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"evaluating": Evaluating(num_fewshot=2)}, "num_fewshot: 0 -> 2"),
+        ({"evaluating": Evaluating(chat_template=False)}, "chat_template: True -> False"),
+        ({"evaluating": Evaluating(seed=3)}, "seed: 0 -> 3"),
+        ({"subset_size": 3}, "strategy: start=4 -> start=5"),
+        ({"params": {"refresh_reuse": True}}, "refresh_reuse=False -> refresh_reuse=True"),
+    ],
+)
+def test_stale_names_the_field(root: Path, change: dict[str, Any], reason: str) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    assert reason in _stale(root, run.model_copy(update=change))
+
+
+def test_other_dtype_is_stale(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    other = run.model.model_copy(update={"dtype": "bfloat16"})
+    assert _stale(root, run.model_copy(update={"model": other})) == "dtype: auto -> bfloat16"
+
+
+def test_other_weights_and_other_definition_are_stale(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    changed = make_planner(root, lambda name: TaskFacts(facts(name).kind, "reworded"))
+    assert changed.state(run).reason.startswith("task: ")
+    (root / "model/model.safetensors").write_bytes(b"other weights")
+    assert _stale(root, run).startswith("model: sha256:")
+
+
+def test_what_cannot_change_an_output_is_outside(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    model = run.model.model_copy(update={"device": "cuda:1"})
+    batched = run.evaluating.model_copy(update={"batch_size": 8})
+    other = run.model_copy(update={"model": model, "evaluating": batched})
+    (root / "experiments/00_baseline/proposal.md").write_text("reworded")
+    assert state_of(root, other)[0] is State.DONE
+
+
+def test_the_estimator_matters_only_where_something_is_scored(root: Path) -> None:
+    generated, scored = make_run(root), make_run(root, "k1_first", tasks=("tiny_choice",))
+    do_run(root, generated)
+    do_run(root, scored)
+    once = Evaluating(scoring="first-token")
+    assert state_of(root, generated.model_copy(update={"evaluating": once}))[0] is State.DONE
+    assert "scoring: denoise -> first-token" in _stale(
+        root, scored.model_copy(update={"evaluating": once})
+    )
+
+
+def test_what_this_machine_does_not_know_is_not_held_against_a_record(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A login node without the checkpoint still shows finished cells as done."""
+    cache = tmp_path / "hub"
+    place = cache / "models--org--name"
+    snapshot = place / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps({"num_hidden_layers": 12}))
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text("a" * 40)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    run = make_run(root).model_copy(update={"model": ModelChoice(name="org/name")})
+    do_run(root, run)
+    assert state_of(root, run)[0] is State.DONE
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    assert state_of(root, run)[0] is State.DONE
+    (place / "refs/main").write_text("b" * 40)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    assert _stale(root, run).startswith("revision: ")
+
+
+def test_partial_says_n_of_n(root: Path) -> None:
+    run = make_run(root)
+
+    def stop(doc: int) -> None:
+        if doc == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do_run(root, run, StubMachine(before=stop))
+    cell = make_planner(root).state(run)
+    assert (cell.state, cell.reason) == (State.PARTIAL, "3 of 5 requests")
+    assert (cell.done, cell.total) == (3, 5)
+
+
+def test_a_lost_summary_is_partial_and_says_so(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    make_planner(root).layout.run(run).summary.unlink()
+    assert state_of(root, run) == (State.PARTIAL, "5 of 5 requests, the record is missing")
+
+
+def test_unfinished_under_other_code_is_stale(root: Path) -> None:
+    run = make_run(root)
+
+    def stop(doc: int) -> None:
+        if doc == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do_run(root, run, StubMachine(before=stop))
+    code = root / "experiments/00_baseline/generation_functions.py"
+    code.write_text(code.read_text() + "\n# changed\n")
+    assert "generation_functions.py changed" in _stale(root, run)
+
+
+def test_failed_has_the_reason_and_the_log(root: Path) -> None:
+    run = make_run(root)
+
+    def fail(doc: int) -> None:
+        if doc == 2:
+            raise RuntimeError("out of memory")
+
+    do_run(root, run, StubMachine(before=fail))
+    cell = make_planner(root).state(run)
+    assert (cell.state, cell.reason) == (State.FAILED, "RuntimeError: out of memory")
+    assert cell.done == 2
+    assert cell.log is not None
+    assert "out of memory" in Path(cell.log).read_text()
+
+
+def test_running_while_somebody_holds_the_lock(root: Path) -> None:
+    run = make_run(root)
+    with locked(make_planner(root).layout.run(run)):
+        state, reason = state_of(root, run)
+        assert state is State.RUNNING
+        assert str(os.getpid()) in reason
+    assert state_of(root, run)[0] is State.PENDING
+
+
+def test_a_card_of_a_dead_process_means_nothing(root: Path) -> None:
+    run = make_run(root)
+    paths = make_planner(root).layout.run(run)
+    with locked(paths):
+        card = paths.holder.read_text()
+    paths.holder.write_text(card)
+    assert state_of(root, run)[0] is State.PENDING
