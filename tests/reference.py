@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fdllm
-from fdllm.reuse import LayerPlan, Observation, ReuseStrategy
+from fdllm.reuse import AnyPlan, LayerPlan, LayerRun, Observation, ProbePlan, ReuseStrategy
 from fdllm.schedule import Phase, Step
 
 
@@ -43,41 +43,83 @@ class PlainModel:
     keys: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     values: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     stored: dict[tuple[Any, int], Tensor] = field(default_factory=dict)
+    older: dict[tuple[Any, int], Tensor] = field(default_factory=dict)
+    carried: LayerPlan | None = None
+    change: float | None = None
 
-    def forward(self, ids: Sequence[int], at: int, plan: LayerPlan, visible: int) -> Tensor:
+    def forward(self, ids: Sequence[int], at: int, plan: AnyPlan, visible: int) -> Tensor:
         """Logits [len(ids), vocabulary] of tokens at positions ``at ..``; see ``visible`` keys.
 
-        A query sees keys of its own and earlier blocks, below position ``visible``.
+        A query sees keys of its own and earlier blocks, below position ``visible``. The plan that
+        was carried out and what a probe measured are left in ``carried`` and ``change``.
         """
-        spec, weights = self.model.spec, dict(self.model.network.named_parameters())
-        positions = range(at, at + len(ids))
+        weights = dict(self.model.network.named_parameters())
+        positions = list(range(at, at + len(ids)))
         x = weights["embedding.weight"][torch.tensor(list(ids))]
-        layer = 0
-        reuse = {run.start: run for run in plan.reuse}
-        store = {run.start: run for run in plan.store}
-        pending: dict[int, tuple[Any, Tensor]] = {}
-        while layer < spec.num_layers:
-            if layer in reuse:
-                run = reuse[layer]
-                old = torch.stack([self.stored[run, p] for p in positions])
-                x = old if run.target == "output" else x + old
-                layer = run.stop
-                continue
-            if layer in store:
-                pending[store[layer].stop] = (store[layer], x)
-            x = self._layer(layer, x, positions, weights, visible)
-            layer += 1
-            if layer in pending:
-                run, before = pending[layer]
-                for i, p in enumerate(positions):
-                    self.stored[run, p] = x[i] if run.target == "output" else x[i] - before[i]
+        first, self.change = 0, None
+        if isinstance(plan, ProbePlan):
+            for layer in range(plan.layer):
+                x = self._layer(layer, x, positions, visible)
+            before, x = x, self._layer(plan.layer, x, positions, visible)
+            slot = plan.run.slot
+            old = torch.stack([self.stored[slot, p] for p in positions])
+            self.change = float(torch.linalg.norm(x - before - old) / torch.linalg.norm(old))
+            calm = self.change < plan.threshold
+            if not calm:
+                self._store(plan.run, positions, x - before)
+            first, plan = plan.layer + 1, plan.calm if calm else plan.otherwise
+        self.carried = plan
+        x = self._layers(x, plan, first, positions, visible)
+        spec = self.model.spec
         x = _norm(x, weights["norm.weight"], spec.rms_norm_eps)
         return x @ weights["head.weight"].T
 
-    def _layer(
-        self, index: int, x: Tensor, positions: range, weights: dict[str, Tensor], visible: int
+    def _layers(
+        self, x: Tensor, plan: LayerPlan, layer: int, positions: list[int], visible: int
     ) -> Tensor:
-        spec = self.model.spec
+        runs = {run.start: run for run in plan.runs}
+        while layer < plan.n_layers:
+            run = runs.get(layer)
+            if run is None:
+                x = self._layer(layer, x, positions, visible)
+                layer += 1
+                continue
+            here = list(positions)
+            if run in plan.reuse:
+                here = []
+            elif run in plan.partial:
+                block = positions[0] // self.block_size * self.block_size
+                here = [p for p in positions if p - block in run.columns]
+            if here:
+                pick = [positions.index(p) for p in here]
+                y = x[pick]
+                for inner in range(run.start, run.stop):
+                    y = self._layer(inner, y, here, visible)
+                self._store(run, here, y if run.target == "output" else y - x[pick])
+            if len(here) == len(positions) and run.target == "output":
+                x = y
+            else:
+                kept = torch.stack([self._value(run, p) for p in positions])
+                x = kept if run.target == "output" else x + kept
+            layer = run.stop
+        return x
+
+    def _store(self, run: LayerRun, positions: list[int], x: Tensor) -> None:
+        for i, p in enumerate(positions):
+            if (run.slot, p) in self.stored:
+                self.older[run.slot, p] = self.stored[run.slot, p]
+            self.stored[run.slot, p] = x[i]
+
+    def _value(self, run: LayerRun, position: int) -> Tensor:
+        new = self.stored[run.slot, position]
+        if not run.extrapolate:
+            return new
+        return new + run.extrapolate * (new - self.older[run.slot, position])
+
+    def _layer(
+        self, index: int, x: Tensor, positions: list[int], visible: int
+    ) -> Tensor:
+        spec, weights = self.model.spec, dict(self.model.network.named_parameters())
         heads, kv, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         w = {k.removeprefix(f"layers.{index}."): v for k, v in weights.items()}
         h = _norm(x, w["input_norm.weight"], spec.rms_norm_eps)
@@ -99,6 +141,12 @@ class PlainModel:
         h = _norm(x, w["post_norm.weight"], spec.rms_norm_eps)
         gate, up = (h @ w["gate_up.weight"].T).chunk(2, dim=-1)
         return x + (gate * torch.sigmoid(gate) * up) @ w["down.weight"].T
+
+
+def plan_of(plain: PlainModel) -> LayerPlan:
+    """The plan of the last forward."""
+    assert plain.carried is not None
+    return plain.carried
 
 
 def _best(logits: Tensor, mask_id: int) -> tuple[int, float]:
@@ -143,7 +191,8 @@ def reference_generate(
                 index = 0 if first or (refresh and not strategy.refresh_reuse) else index + 1
                 columns = (0, size) if refresh else (start, start + width)
                 phase = Phase.REFRESH if refresh else Phase.DENOISE
-                step = Step(phase, index, columns, first=first)
+                inside = tuple(c for c in range(*columns) if c in masked)
+                step = Step(phase, index, columns, first=first, masked=inside)
                 plan = strategy.plan(step, state)
                 logits = plain.forward(block[slice(*columns)], base + columns[0], plan, base + size)
                 guess = {c: _best(logits[c - 1 - columns[0]], mask) for c in todo}
@@ -152,7 +201,8 @@ def reference_generate(
                 for c in chosen:
                     block[c] = guess[c][0]
                 masked -= set(chosen)
-                seen = Observation(plan, len(todo), len(chosen), tuple(guess[c][1] for c in chosen))
+                sure = tuple(guess[c][1] for c in chosen)
+                seen = Observation(plan_of(plain), len(todo), len(chosen), sure, plain.change)
                 state = strategy.observe(step, seen, state)
         text = text[:base] + block
     new = text[len(prompt) :][: decoding.max_new_tokens]
@@ -194,18 +244,20 @@ def reference_denoise_score(
             index += 1
             lo = 0 if index == 0 else at - 1
             phase = Phase.REFRESH if index == 0 else Phase.DENOISE
-            step = Step(phase, index, (lo, size), first=index == 0)
+            masked = (*range(at + scored, at + len(here)), *rest)
+            step = Step(phase, index, (lo, size), first=index == 0, masked=masked)
             plan = strategy.plan(step, state)
             logits = plain.forward(block[lo:], base + lo, plan, base + size)
             if rest and rounds:
                 guess = {c: _best(logits[c - 1 - lo], mask) for c in rest}
                 order = sorted(rest, key=lambda c: (-guess[c][1], c))
-                chosen = order[: math.ceil(len(rest) / rounds)]
+                chosen = sorted(order[: math.ceil(len(rest) / rounds)])
                 rounds -= 1
                 for c in chosen:
                     block[c] = guess[c][0]
+                sure = tuple(guess[c][1] for c in chosen)
+                seen = Observation(plan_of(plain), len(rest), len(chosen), sure, plain.change)
                 rest = [c for c in rest if c not in chosen]
-                seen = Observation(plan, len(rest) + len(chosen), len(chosen))
             else:
                 column = at + scored
                 token = here[scored]
@@ -213,7 +265,8 @@ def reference_denoise_score(
                 greedy &= _best(logits[column - 1 - lo], mask)[0] == token
                 block[column] = token
                 scored += 1
-                seen = Observation(plan, 1, 1)
+                best = (_best(logits[column - 1 - lo], mask)[1],)
+                seen = Observation(plan_of(plain), 1, 1, best, plain.change)
             state = strategy.observe(step, seen, state)
         text += here
     return total, greedy

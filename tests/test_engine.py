@@ -14,6 +14,12 @@ from fdllm.schedule import Phase
 from models import MASK, STOP, random_model, random_prompt
 from reference import reference_denoise_score, reference_generate
 
+
+
+def of(experiment: str, **params: Any) -> ReuseStrategy[Any]:
+    return fdllm.load_strategy(experiment, k=2, subset="middle", n_layers=6, **params)
+
+
 STRATEGIES: dict[str, ReuseStrategy[Any]] = {
     "none": NoReuse(),
     "k1": PeriodicReuse(1, 2, 4),
@@ -23,7 +29,13 @@ STRATEGIES: dict[str, ReuseStrategy[Any]] = {
     "k2-residual": PeriodicReuse(2, 2, 5, "residual"),
     "k2-output-refresh": PeriodicReuse(2, 1, 4, refresh_reuse=True),
     "k3-residual-refresh": PeriodicReuse(3, 2, 6, "residual", refresh_reuse=True),
-    "whole-model": PeriodicReuse(2, 0, 6),
+    "whole-model": of("04_resample"),
+    "calm-tokens": of("01_adaptive_skip", most_unmasked=1),
+    "calm-confidence": of("01_adaptive_skip", least_confidence=0.5),
+    "calm-probe": of("01_adaptive_skip", probe_change=0.9),
+    "residual-line": of("02_residual", extrapolate=True),
+    "trim": of("03_trim"),
+    "trim-refresh": of("03_trim", refresh_reuse=True),
 }
 DECODING = fdllm.Decoding(
     block_size=16, small_block_size=4, threshold=0.7, max_new_tokens=30, stop_token=STOP
@@ -100,7 +112,8 @@ def test_batch_equals_single(strategy: ReuseStrategy[Any]) -> None:
 def test_counts_add_up(strategy: ReuseStrategy[Any]) -> None:
     model = random_model(4)
     prompts = [random_prompt(i, n) for i, n in enumerate([5, 16, 40])]
-    for out in fdllm.generate(model, prompts, DECODING, strategy):
+    outs = fdllm.generate(model, prompts, DECODING, strategy)
+    for out in outs:
         for phase in Phase:
             count = out.counts[phase]
             assert count.computed + count.reused == count.forwards * model.n_layers
@@ -108,7 +121,8 @@ def test_counts_add_up(strategy: ReuseStrategy[Any]) -> None:
         assert sum(out.steps) >= len(out.tokens) - out.counts["commit"].forwards - 1
         denoising = out.counts["denoise"].forwards + out.counts["refresh"].forwards
         assert len(out.steps) == denoising
-        assert (out.counts.reused > 0) == strategy.reuses
+    saved = sum(out.counts.reused + out.counts.trimmed for out in outs)
+    assert (saved > 0) == strategy.reuses
 
 
 @pytest.mark.parametrize("scoring", ["denoise", "first-token"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -61,7 +61,7 @@ class Row:
         """Go back to where :meth:`save` was called."""
         self._cache.restore(self.slot, snapshot)
 
-    def stored(self, run: LayerRun, columns: range) -> Tensor:
+    def stored(self, run: LayerRun, columns: Sequence[int]) -> Tensor:
         """What a reuse of ``run`` would put in for these columns of the block, [columns, hidden].
 
         Raises:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.group import Group
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
@@ -138,6 +139,11 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
         """Build the prompts, without the harness's bar on standard error."""
         with muted():
             super().build_all_requests(**kwargs)
+
+    def keep_only(self, doc_id: int) -> list[Instance]:
+        """Drop the requests of all other documents; the rest is what is left."""
+        self._instances = [one for one in self.instances if one.doc_id == doc_id]
+        return self._instances
 
 
 @contextlib.contextmanager

@@ -52,9 +52,9 @@ class Recipe:
         threads: of torch.
     """
 
-    causal_steps: int = 1800
+    causal_steps: int = 1000
     causal_rows: int = 64
-    steps: int = 4200
+    steps: int = 3400
     rows: int = 32
     seed: int = 0
     muon_lr: float = 0.02

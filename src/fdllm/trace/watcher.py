@@ -23,6 +23,7 @@ from fdllm.trace.steps import Staleness
 
 T = TypeVar("T")
 DENOISING = (Phase.REFRESH, Phase.DENOISE)
+_TINY = 1e-30  # a fresh value of nothing but zeros is as far from itself as 0
 
 
 @dataclass
@@ -34,7 +35,9 @@ class Seen:
         told: what it was told.
         plan: what the layers did.
         length: tokens of the row's prefix ahead of the forward.
-        counts: what the forward added to the row's counters.
+        computed: layer calls that the row's counters booked for it as made.
+        reused: layer calls that they booked as saved.
+        trimmed: layer calls that they booked as saved inside those made in part.
         seconds: what it added to the row's clock.
         chosen: indices into the prediction that were unmasked; None until the rule has spoken,
             and for ever where no rule is asked.
@@ -45,7 +48,9 @@ class Seen:
     told: Prediction
     plan: LayerPlan
     length: int
-    counts: Counts
+    computed: int
+    reused: int
+    trimmed: float
     seconds: float
     chosen: tuple[int, ...] | None = None
     stale: tuple[Staleness, ...] | None = None
@@ -78,9 +83,7 @@ class Watcher:
 
         return watched
 
-    def _steps(
-        self, steps: Callable[[Job[T], Row], Steps[T]], job: Job[T], row: Row
-    ) -> Steps[T]:
+    def _steps(self, steps: Callable[[Job[T], Row], Steps[T]], job: Job[T], row: Row) -> Steps[T]:
         inner = steps(job, row)
         try:
             ask = next(inner)
@@ -90,21 +93,26 @@ class Watcher:
             result: T = end.value
             return result
 
-    def _forward(
-        self, job: Job[T], row: Row, ask: Ask
-    ) -> Generator[Ask, Prediction, Prediction]:
+    def _forward(self, job: Job[T], row: Row, ask: Ask) -> Generator[Ask, Prediction, Prediction]:
         """The forward that was asked for, kept; then perhaps the fresh one."""
         asked = self.staleness and ask.phase in DENOISING
         before = row.save() if asked else None
-        length, counts, seconds = row.length, job.counts, job.seconds
-        job.counts = Counts()  # what this forward alone books
+        length, booked, seconds = row.length, replace(job.counts[ask.phase]), job.seconds
         told = yield ask
-        added, job.counts = job.counts, counts
-        counts += added
         plan = told.plan or ask.plan
         if isinstance(plan, ProbePlan):
             raise TypeError(f"a probe chose no plan: {plan}")
-        seen = Seen(ask, told, plan, length, added, job.seconds - seconds)
+        now = job.counts[ask.phase]
+        seen = Seen(
+            ask,
+            told,
+            plan,
+            length,
+            now.computed - booked.computed,
+            now.reused - booked.reused,
+            now.trimmed - booked.trimmed,
+            job.seconds - seconds,
+        )
         if before is not None:
             seen.stale = yield from self._stale(job, row, ask, plan, before)
         self.seen.append(seen)
@@ -115,14 +123,16 @@ class Watcher:
         job: Job[T], row: Row, ask: Ask, plan: LayerPlan, before: Snapshot
     ) -> Generator[Ask, Prediction, tuple[Staleness, ...]]:
         """Do the forward again from where it began, computing every layer; compare; undo it."""
-        used = [(run, _taken(run, ask)) for run in (*plan.reuse, *plan.partial)]
-        used = [(run, columns) for run, columns in used if columns]
+        whole = range(ask.start, ask.start + len(ask.ids))
+        used: list[tuple[LayerRun, Sequence[int]]] = [(run, whole) for run in plan.reuse]
+        for run in plan.partial:
+            rest = [column for column in whole if column not in run.columns]
+            used += [(run, rest)] if rest else []
         if not used:
             return ()
         after, counts, seconds = row.save(), job.counts, job.seconds
         row.restore(before)
-        whole = range(ask.start, ask.start + len(ask.ids))
-        stored = [row.stored(run, columns) for run, columns in used]
+        stored = [row.stored(run, columns).clone() for run, columns in used]
         kept = tuple(replace(run, columns=(), extrapolate=0.0) for run, _ in used)
         job.counts = Counts()
         yield Ask(ask.phase, ask.ids, LayerPlan(plan.n_layers, store=kept), ask.start)
@@ -130,13 +140,8 @@ class Watcher:
         for (run, columns), old, keep in zip(used, stored, kept, strict=True):
             fresh = row.stored(keep, whole)[[column - ask.start for column in columns]].float()
             gap = (old.float() - fresh).norm(dim=-1)
-            distances = tuple((gap / fresh.norm(dim=-1)).tolist())
+            distances = tuple((gap / fresh.norm(dim=-1).clamp_min(_TINY)).tolist())
             found.append(Staleness(run.start, run.stop, run.target, tuple(columns), distances))
         row.restore(after)
         job.counts, job.seconds = counts, seconds
         return tuple(found)
-
-
-def _taken(run: LayerRun, ask: Ask) -> list[int]:
-    """The fed columns for which a run's stored value was used."""
-    return [c for c in range(ask.start, ask.start + len(ask.ids)) if c not in run.columns]

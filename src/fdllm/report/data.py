@@ -1,0 +1,194 @@
+"""Finished records with their samples, read strictly: what every figure of a report starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fdllm.errors import FdllmError
+from fdllm.record.summary import InvalidRecordError, Summary, read_summary
+
+SampleKey = tuple[str, int]
+"""A document of a run: its leaf task and its number there."""
+
+_FIELDS = ("task", "doc_id", "doc_hash", "prompt_hash", "output", "metrics", "tokens", "seconds")
+_TASK_FOLDER = re.compile(r"^(?P<task>.+?)(?:_limit_(?P<limit>\d+))?(?:@[^@]+)?$")
+
+
+class RecordError(FdllmError):
+    """A record cannot be read, or is not what a finished run leaves."""
+
+
+@dataclass(frozen=True)
+class CellData:
+    """One finished run with its samples.
+
+    Attributes:
+        experiment: folder under ``experiments/``.
+        task: the task.
+        config: the cell, ``k2_middle`` say.
+        limit: documents of each leaf task at most; None is all.
+        model: what was asked for: a Hub id, a folder, or ``tiny``.
+        folder: where the record lies.
+        summary: ``summary.json``.
+        samples: lines of ``samples.jsonl``, sorted by leaf task and document.
+    """
+
+    experiment: str
+    task: str
+    config: str
+    limit: int | None
+    model: str
+    folder: Path
+    summary: Summary
+    samples: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The config."""
+        return self.config
+
+    @property
+    def is_smoke_test(self) -> bool:
+        """Whether a limit cut the task."""
+        return self.limit is not None
+
+    @cached_property
+    def by_key(self) -> dict[SampleKey, dict[str, Any]]:
+        """Samples by leaf task and document."""
+        return {sample_key(sample): sample for sample in self.samples}
+
+    @cached_property
+    def outputs(self) -> dict[SampleKey, Any]:
+        """What the model said to each document, text or log-likelihoods, and in how many tokens."""
+        return {key: (s["output"], s["tokens"]) for key, s in self.by_key.items()}
+
+    def value(self, sample: dict[str, Any]) -> float:
+        """The headline metric of one document.
+
+        Raises:
+            RecordError: the sample has no such figure.
+        """
+        metric = self.summary.headline.metric
+        value = sample["metrics"].get(metric)
+        if not isinstance(value, (bool, int, float)):
+            raise RecordError(
+                f"{self.folder}: {sample['task']} row {sample['doc_id']} has no '{metric}' figure; "
+                "what is compared is the headline metric of each document"
+            )
+        return float(value)
+
+
+def sample_key(sample: dict[str, Any]) -> SampleKey:
+    """What names a sample inside its run."""
+    return str(sample["task"]), int(sample["doc_id"])
+
+
+def load_cell(folder: Path) -> CellData:
+    """Read a finished run.
+
+    Args:
+        folder: holds ``summary.json`` and ``samples.jsonl``.
+
+    Raises:
+        RecordError: a file is missing, damaged, or not the one its summary describes; or a sample
+            lacks a field or stands there twice.
+    """
+    if not (folder / "summary.json").is_file():
+        what = "holds no summary.json: that run is not finished" if folder.is_dir() else "is absent"
+        raise RecordError(f"{folder} {what}; fdllm status shows what there is")
+    try:
+        summary = read_summary(folder / "summary.json")
+    except InvalidRecordError as error:
+        raise RecordError(f"{folder}: {error}; move it away and sweep again") from None
+    samples = _read_samples(folder / "samples.jsonl", summary)
+    return CellData(
+        experiment=summary.experiment,
+        task=summary.task,
+        config=summary.config,
+        limit=summary.limit,
+        model=summary.model,
+        folder=folder,
+        summary=summary,
+        samples=samples,
+    )
+
+
+def load_cells(
+    results_root: Path, experiment: str, task: str | None = None, limit: int | None = None
+) -> list[CellData]:
+    """Read the finished runs of an experiment; unfinished ones are passed over.
+
+    Args:
+        results_root: the folder that holds ``<experiment>/<task>…/<config>/``.
+        experiment: its name.
+        task: only this one; None is all of them.
+        limit: only records cut to this many documents; None is every limit and none, which
+            :attr:`CellData.limit` tells apart.
+
+    Returns:
+        Cells by task folder, then by config; several models where there are several.
+
+    Raises:
+        RecordError: a record is broken, or lies in the folder of another run.
+    """
+    cells = []
+    for folder in _finished(results_root / experiment):
+        match = _TASK_FOLDER.match(folder.parent.name)
+        if match is None or (task is not None and match["task"] != task):
+            continue
+        cut = int(match["limit"]) if match["limit"] else None
+        if limit is not None and cut != limit:
+            continue
+        cell = load_cell(folder)
+        place = (experiment, match["task"], cut, folder.name)
+        if (cell.experiment, cell.task, cell.limit, cell.config) != place:
+            raise RecordError(
+                f"{folder} holds the record of {cell.experiment} / {cell.task} (limit "
+                f"{cell.limit}) / {cell.config}: it was copied there; move it away"
+            )
+        cells.append(cell)
+    return cells
+
+
+def _finished(place: Path) -> Iterator[Path]:
+    """Folders ``<task>/<config>`` that hold a summary; hidden ones hold superseded records."""
+    for path in sorted(place.glob("*/*/summary.json")):
+        if not path.parent.name.startswith(".") and not path.parent.parent.name.startswith("."):
+            yield path.parent
+
+
+def _read_samples(path: Path, summary: Summary) -> list[dict[str, Any]]:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != summary.files[path.name].sha256:
+        raise RecordError(
+            f"{path} was changed after its run: its SHA-256 is not the one in summary.json; move "
+            "the folder away and sweep again"
+        )
+    samples: list[dict[str, Any]] = []
+    seen: set[SampleKey] = set()
+    for number, line in enumerate(data.decode("utf-8").removesuffix("\n").split("\n"), 1):
+        try:
+            sample = json.loads(line)
+        except ValueError:
+            raise RecordError(f"{path}, line {number}: this is no JSON") from None
+        lacking = [f for f in _FIELDS if not isinstance(sample, dict) or f not in sample]
+        if lacking:
+            raise RecordError(f"{path}, line {number}: the sample lacks {', '.join(lacking)}")
+        key = sample_key(sample)
+        if key in seen:
+            raise RecordError(f"{path}, line {number}: {key[0]} row {key[1]} stands there twice")
+        seen.add(key)
+        samples.append(sample)
+    if len(samples) != summary.headline.num_samples:
+        raise RecordError(
+            f"{path} holds {len(samples)} samples, summary.json counts "
+            f"{summary.headline.num_samples}; move the folder away and sweep again"
+        )
+    return samples

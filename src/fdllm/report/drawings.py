@@ -1,0 +1,261 @@
+"""From a table's figures to its drawings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from markupsafe import Markup
+
+from fdllm.config import CONFIG_NAME
+from fdllm.report.charts import Bar, BarChart, HeatMap
+from fdllm.report.measured import Measured
+from fdllm.report.page import TablePage
+from fdllm.report.scatter import Point, Scatter, frontier
+
+PHASES = ("prefill", "refresh", "denoise", "commit")
+_SUBSETS = ("first", "middle", "last")
+_SHAPES = {1: "circle", 2: "square", 3: "triangle"}
+_PERCENT = 100.0
+
+
+def draw_heat_maps(table: TablePage) -> list[Markup]:
+    """Accuracy, speed and saved share over the grid."""
+    wanted: tuple[tuple[str, str, Callable[[Measured], float], int, float | None], ...] = (
+        ("accuracy", "Accuracy, %", lambda c: _PERCENT * c.accuracy.value, 1, None),
+        ("speed", f"Speed, {table.unit}", lambda c: c.speed, 1, None),
+        ("saved", "Layer calls saved, %", lambda c: _PERCENT * c.saved_share, 1, 0.0),
+    )
+    return [
+        _heat_map(table, f"{table.key}-{key}", title, figure, digits, low)
+        for key, title, figure, digits, low in wanted
+    ]
+
+
+def _heat_map(
+    table: TablePage,
+    key: str,
+    title: str,
+    figure: Callable[[Measured], float],
+    digits: int,
+    low: float | None,
+) -> Markup:
+    cells = {cell.name: cell for cell in table.cells}
+    if all(CONFIG_NAME.match(name) for name in cells):
+        periods = sorted({cell.k for cell in cells.values()})
+        subsets = [s for s in _SUBSETS if any(cell.subset == s for cell in cells.values())]
+        grid = [[cells.get(f"k{k}_{subset}") for subset in subsets] for k in periods]
+        return HeatMap(
+            key,
+            f"{title}, by period and subset",
+            [f"k = {k}" for k in periods],
+            subsets,
+            [[None if cell is None else figure(cell) for cell in row] for row in grid],
+            title,
+            digits,
+            low=low,
+            cell_width=86.0,
+        ).render()
+    values = [[figure(cell)] for cell in table.cells]
+    names = [cell.name for cell in table.cells]
+    return HeatMap(
+        key, f"{title}, by config", names, [""], values, title, digits, low=low, cell_width=150.0
+    ).render()
+
+
+def draw_scatter(table: TablePage, width: float, height: float, suffix: str) -> Markup:
+    """Accuracy against speed, at one width."""
+    points = [_point(cell, *_look(cell)) for cell in table.cells]
+    curve = [_point(cell, "cross", "s4") for cell in table.alternative.cells]
+    best = ", ".join(p.name for p in frontier([*points, *curve]))
+    listed = "; ".join(
+        f"{p.name} {p.y:.1f} % at {p.x:.1f} {table.unit}" for p in [*points, *curve]
+    )
+    title = "Accuracy against speed, with 95 % intervals"
+    return Scatter(
+        f"{table.key}-scatter-{suffix}",
+        title,
+        points,
+        curve,
+        f"{table.unit} (model time)",
+        f"{listed}. On the frontier: {best}.",
+        width,
+        height,
+    ).render()
+
+
+def _look(cell: Measured) -> tuple[str, str]:
+    """Shape by period, colour by subset; what reuses nothing is plain."""
+    if not cell.reuses:
+        return "circle", "s0"
+    kind = f"s{_SUBSETS.index(cell.subset) + 1}" if CONFIG_NAME.match(cell.name) else "s1"
+    return _SHAPES.get(cell.k, "diamond"), kind
+
+
+def _point(cell: Measured, shape: str, kind: str) -> Point:
+    low, high = cell.accuracy.low, cell.accuracy.high
+    return Point(
+        cell.name,
+        cell.speed,
+        _PERCENT * cell.accuracy.value,
+        None if low is None else _PERCENT * low,
+        None if high is None else _PERCENT * high,
+        shape,
+        kind,
+    )
+
+
+def draw_speedups(table: TablePage) -> Markup | None:
+    """Ideal, possible and measured speed-up of each config that reuses."""
+    bars, words = [], []
+    for cell in table.cells:
+        against = table.against.get(cell.name)
+        if not cell.reuses or against is None or against.speed_ratio is None:
+            continue
+        ratio = against.speed_ratio
+        marks = [(cell.possible, "square", "possible"), (ratio.value, "circle", "measured")]
+        text = f"{cell.name}: possible {cell.possible:.2f}, measured {ratio.value:.2f}"
+        if cell.ideal is not None:
+            marks.insert(0, (cell.ideal, "diamond", "ideal"))
+            text += f", ideal {cell.ideal:.2f}"
+        interval = None if ratio.low is None or ratio.high is None else (ratio.low, ratio.high)
+        words.append(text)
+        bars.append(Bar(cell.name, (), f"{ratio.value:.2f}", marks, interval))
+    if not bars:
+        return None
+    noise = max((check.noise for check in table.same_work), default=None)
+    lows = [mark[0] for bar in bars for mark in bar.marks]
+    lows += [bar.interval[0] for bar in bars if bar.interval]
+    return BarChart(
+        f"{table.key}-speedup",
+        "Ideal, possible and measured speed-up",
+        bars,
+        f"{table.unit} by those of {table.baseline}",
+        "; ".join(words) + ".",
+        start=max(min(*lows, 1.0) - 0.08, 0.0),
+        reference=1.0,
+        legend=(
+            ("ideal", "diamond", "ideal"),
+            ("possible", "square", "possible"),
+            ("measured", "circle", "measured, 95 %"),
+            *((("band", "", "noise floor"),) if noise else ()),
+        ),
+        band=(1 / (1 + noise), 1 + noise) if noise else None,
+    ).render()
+
+
+def draw_calls(table: TablePage) -> Markup:
+    """Layer calls by phase, for each token of the output."""
+    bars, words = [], []
+    for cell in table.cells:
+        tokens = max(cell.tokens, 1)
+        parts = [(cell.calls.get(p, {}).get("computed", 0) / tokens, p) for p in PHASES]
+        reused = sum(count["reused"] for count in cell.calls.values()) / tokens
+        said = ", ".join(f"{kind} {value:.2f}" for value, kind in parts)
+        words.append(f"{cell.name}: {said}, reused {reused:.2f}")
+        total = sum(value for value, _ in parts)
+        bars.append(Bar(cell.name, [*parts, (reused, "reused")], f"{total:.1f}"))
+    what = "generated" if table.kind == "generate" else "scored"
+    return BarChart(
+        f"{table.key}-calls",
+        f"Layer calls by phase, for each {what} token",
+        bars,
+        f"layer calls a {what} token; the figure counts those computed",
+        "; ".join(words) + ".",
+        legend=(*((phase, "", phase) for phase in PHASES), ("reused", "", "reused")),
+    ).render()
+
+
+def draw_lengths(table: TablePage) -> Markup | None:
+    """How long the answers are."""
+    bars, words = [], []
+    for cell in table.cells:
+        if (found := cell.lengths) is None:
+            continue
+        box = [(found.p25, "blank"), (found.p75 - found.p25, "box")]
+        bars.append(
+            Bar(
+                cell.name,
+                box,
+                f"{found.mean:.0f}",
+                ((found.p50, "circle", "measured"),),
+                (found.p5, found.p95),
+            )
+        )
+        words.append(f"{cell.name}: median {found.p50:.0f}, 5 to 95 %: {found.p5:.0f}-{found.p95:.0f}")
+    if not bars:
+        return None
+    return BarChart(
+        f"{table.key}-lengths",
+        "Length of the answers",
+        bars,
+        "tokens an answer; the figure is the mean",
+        "; ".join(words) + ".",
+        legend=(
+            ("measured", "circle", "median"),
+            ("box", "", "middle half"),
+            ("rule", "", "5 % to 95 %"),
+        ),
+    ).render()
+
+
+def draw_degeneration(table: TablePage) -> Markup | None:
+    """Shares of answers that were truncated, and that repeat themselves."""
+    bars, words = [], []
+    for cell in table.cells:
+        if cell.truncation is None:
+            continue
+        cut = _PERCENT * cell.truncation
+        marks = [(cut, "circle", "s1")]
+        label, said = f"{cut:.1f}", f"{cell.name}: truncated {cut:.1f} %"
+        if cell.repetition is not None:
+            again = _PERCENT * cell.repetition
+            marks.append((again, "triangle", "s2"))
+            label += f" / {again:.1f}"
+            said += f", repetitive {again:.1f} %"
+        bars.append(Bar(cell.name, (), label, marks))
+        words.append(said)
+    if not bars:
+        return None
+    return BarChart(
+        f"{table.key}-degeneration",
+        "Truncated and repetitive answers",
+        bars,
+        "% of the answers",
+        "; ".join(words) + ".",
+        legend=(("s1", "circle", "truncated"), ("s2", "triangle", "repetitive")),
+    ).render()
+
+
+def draw_steps(table: TablePage) -> list[Markup]:
+    """Tokens unmasked by a denoising step: how many, and in which part of the answer."""
+    cells = [(cell.name, cell.steps) for cell in table.cells if cell.steps is not None]
+    if not cells:
+        return []
+    names = [name for name, _ in cells]
+    shares = [[_PERCENT * share for share in steps.shares] for _, steps in cells]
+    tenths: Sequence[Sequence[float | None]] = [list(steps.tenths) for _, steps in cells]
+    return [
+        HeatMap(
+            f"{table.key}-steps",
+            "Share of denoising steps by tokens unmasked, %",
+            names,
+            [*map(str, range(1, 8)), "8+"],
+            shares,
+            "Percent of the steps that unmask so many tokens",
+            0,
+            low=0.0,
+            span="tokens unmasked by the step",
+            cell_width=42.0,
+        ).render(),
+        HeatMap(
+            f"{table.key}-tenths",
+            "Tokens unmasked a step, along the answer",
+            names,
+            [str(i) for i in range(1, 11)],
+            tenths,
+            "Mean tokens unmasked by a step",
+            1,
+            span="tenth of the answer's steps",
+            cell_width=36.0,
+        ).render(),
+    ]

@@ -1,0 +1,139 @@
+"""The report as one HTML file that needs nothing from anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fdllm import __version__
+from fdllm.report import drawings, wording
+from fdllm.report.data import CellData
+from fdllm.report.flips import FlipSource, embed
+from fdllm.report.page import Page, TablePage
+
+FLIP_BUDGET = 3_600_000
+"""Bytes of JSON that texts may take: a whole page stays under five megabytes."""
+_VERDICTS = {"same-or-better": "met", "worse": "missed", "cannot-tell": "open"}
+_CLASSES = {"confirmed": "confirmed", "refuted": "refuted", "cannot tell": "open"}
+
+
+def render_html(
+    page: Page,
+    cells: Sequence[Sequence[CellData]],
+    missing: Mapping[str, Sequence[wording.Missing]],
+    overlaps: Mapping[str, str | None],
+) -> str:
+    """The whole file.
+
+    Args:
+        page: every figure.
+        cells: the cells of each of the page's tables, for their texts.
+        missing: cells without a record, by key of the table.
+        overlaps: the sentence on overlapping subsets, by key of the table.
+    """
+    flips = embed(
+        [
+            source
+            for table, own in zip(page.tables, cells, strict=True)
+            if (source := _flip_source(table, own)) is not None
+        ],
+        FLIP_BUDGET,
+    )
+    environment = _environment()
+    loader = Path(__file__).parent / "templates"
+    return environment.get_template("report.html.j2").render(
+        version=__version__,
+        page=page,
+        verdict_class=_CLASSES.get(page.verdict.word, ""),
+        summaries={table.key: wording.summary_sentence(table) for table in page.tables},
+        drawings={table.key: _drawings(table) for table in page.tables},
+        extras={
+            table.key: _extras(table, missing.get(table.key, ()), overlaps.get(table.key))
+            for table in page.tables
+        },
+        flip_counts={
+            table.key: flips.get(table.key) if flips.get(table.key, {}).get("flips") else None
+            for table in page.tables
+        },
+        figures_json=script_json(page.figures()),
+        flips_json=script_json(flips),
+        style=Markup((loader / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our file
+        script=Markup((loader / "report.js").read_text(encoding="utf-8")),  # noqa: S704 - our file
+    )
+
+
+def script_json(data: Any) -> Markup:  # noqa: ANN401 - any JSON value
+    """JSON that may stand inside a script element: it can neither end nor comment it."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    safe = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return Markup(safe)  # noqa: S704 - escaped above
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("fdllm.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "figure": _figure,
+        "probability": _probability,
+        "outcome": lambda verdict: _VERDICTS.get(verdict, "open"),
+        "words": lambda verdict: str(verdict).replace("-", " "),
+    }
+    return environment
+
+
+def _figure(value: float | None, scale: float, digits: int, sign: bool = False) -> str:  # noqa: FBT001, FBT002 - a template's filter
+    if value is None:
+        return "-"
+    text = f"{scale * value:{'+' if sign else ''}.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _probability(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"  # noqa: PLR2004 - three places
+
+
+def _drawings(table: TablePage) -> dict[str, Any]:
+    return {
+        "heat": drawings.draw_heat_maps(table),
+        "scatter_wide": drawings.draw_scatter(table, 860, 400, "wide"),
+        "scatter_narrow": drawings.draw_scatter(table, 360, 320, "narrow"),
+        "speedups": drawings.draw_speedups(table),
+        "calls": drawings.draw_calls(table),
+        "steps": drawings.draw_steps(table),
+        "lengths": drawings.draw_lengths(table),
+        "degeneration": drawings.draw_degeneration(table),
+    }
+
+
+def _extras(
+    table: TablePage, missing: Sequence[wording.Missing], overlap: str | None
+) -> dict[str, Any]:
+    return {
+        "notices": wording.notices(table, overlap),
+        "legend": wording.legend(table),
+        "heat_captions": wording.heat_captions(table),
+        "missing": missing,
+        "subjects": sorted({name for cell in table.cells for name in cell.subjects}),
+        "subject_rows": wording.subject_rows(table),
+        "flip_configs": list(table.against),
+    }
+
+
+def _flip_source(table: TablePage, cells: Sequence[CellData]) -> FlipSource | None:
+    baseline = next((cell for cell in cells if cell.config == table.baseline), None)
+    if baseline is None:
+        return None
+    others = [(c, table.against[c.config]) for c in cells if c.config in table.against]
+    return FlipSource(table.key, baseline, others)

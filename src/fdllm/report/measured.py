@@ -1,0 +1,256 @@
+"""A cell's figures, computed from its samples and its journal, never read from its summary."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, quantiles
+from typing import Any
+
+from fdllm.record import measure
+from fdllm.record.journal import read_journal
+from fdllm.record.summary import Headline
+from fdllm.report.data import CellData
+from fdllm.report.statistics import wilson
+
+_LONGEST = 8  # tokens a step may unmask before they are counted together
+_TENTHS = 10
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval, where it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of the answers, in tokens: five percentiles and the mean."""
+
+    p5: float
+    p25: float
+    p50: float
+    p75: float
+    p95: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Tokens unmasked by denoising steps.
+
+    Attributes:
+        shares: share of the steps that unmask 1, 2, … 8 tokens; the last counts more too.
+        tenths: mean tokens a step unmasks, by tenth of the answer's steps.
+        mean: tokens unmasked a step.
+        num_steps: how many steps there were.
+    """
+
+    shares: tuple[float, ...]
+    tenths: tuple[float | None, ...]
+    mean: float
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one cell's samples show.
+
+    Attributes:
+        name: the config.
+        k: reuse period.
+        subset: layers, by name.
+        layers: layers, by number, as ``12-23``.
+        reuses: whether it is meant to reuse anything.
+        accuracy: share of right documents.
+        num_samples: documents.
+        num_correct: right documents; None where the metric is not yes or no.
+        speed: tokens/s, or scored tokens/s where nothing is generated.
+        tokens: generated or scored tokens.
+        seconds: model time.
+        tokens_per_forward: tokens by forwards of all phases.
+        latency_p50_s: median model time of a sample.
+        latency_p95_s: 95th percentile of the same.
+        calls: by phase, forwards and layer calls computed and reused.
+        saved_share: layer calls reused, of all.
+        ideal: speed-up if every step but each k-th skipped the layers (ANCESTOR's formula); None
+            for strategies without a period.
+        possible: speed-up if time followed the layer calls that were really made.
+        truncation: share of answers that ended at their token limit; None where none are written.
+        repetition: share of repetitive answers; None where the journal is not there.
+        lengths: of the answers; None where none are written.
+        steps: tokens unmasked; None where the journal is not there or nothing is written.
+        subjects: accuracy and documents by subject; empty where the task has none.
+    """
+
+    name: str
+    k: int
+    subset: str
+    layers: str
+    reuses: bool
+    accuracy: Estimate
+    num_samples: int
+    num_correct: int | None
+    speed: float
+    tokens: int
+    seconds: float
+    tokens_per_forward: float
+    latency_p50_s: float
+    latency_p95_s: float
+    calls: dict[str, dict[str, int]]
+    saved_share: float
+    ideal: float | None
+    possible: float
+    truncation: float | None
+    repetition: float | None
+    lengths: Lengths | None
+    steps: Steps | None
+    subjects: dict[str, tuple[float, int]]
+
+
+def journal_entries(cell: CellData) -> list[dict[str, Any]] | None:
+    """The journal's answers to the documents of the samples; None where it is not there.
+
+    Raises:
+        DamagedJournalError: it cannot be read.
+    """
+    path = cell.folder / "journal.jsonl"
+    if not path.exists():
+        return None
+    asked = {(sample["task"], sample["doc_id"]) for sample in cell.samples}
+    entries = read_journal(path).entries.values()
+    return [entry for entry in entries if (entry["task"], entry["doc_id"]) in asked]
+
+
+def headline(cell: CellData) -> Headline:
+    """The headline figure, from the samples: the mean over documents."""
+    metric = cell.summary.headline.metric
+    values = [float(sample["metrics"][metric]) for sample in cell.samples]
+    return measure.headline(metric, fmean(values) if values else 0.0, cell.samples)
+
+
+def rows(cell: CellData) -> list[dict[str, Any]]:
+    """The samples under the names that :mod:`fdllm.record.measure` reads."""
+    return [
+        {
+            "num_tokens": sample["tokens"],
+            "scored_tokens": sample["tokens"],
+            "seconds": sample["seconds"],
+            "counts": sample["counts"],
+            "finish": sample["finish"],
+        }
+        for sample in cell.samples
+    ]
+
+
+def measured(cell: CellData) -> Measured:
+    """A cell's figures.
+
+    Raises:
+        FdllmError: its journal cannot be read.
+    """
+    summary = cell.summary
+    generates = summary.kind == "generate"
+    entries = journal_entries(cell)
+    counts = measure.add_counts(cell.samples)
+    pace = measure.throughput(summary.kind, rows(cell), cell.samples, counts)
+    tokens = (pace.tokens if generates else pace.scored_tokens) or 0
+    found = headline(cell)
+    interval = wilson(found)
+    calls = measure.layer_calls(counts)
+    forwards = measure.total(counts, "forwards")
+    strategy = summary.strategy
+    quality = measure.quality(summary.kind, entries) if entries else None
+    return Measured(
+        name=cell.config,
+        k=strategy.k,
+        subset=strategy.subset,
+        layers=span(strategy.layers),
+        reuses=strategy.reuses,
+        accuracy=Estimate(
+            found.value,
+            None if interval is None else interval.low,
+            None if interval is None else interval.high,
+        ),
+        num_samples=found.num_samples,
+        num_correct=found.num_correct,
+        speed=(pace.tokens_per_second if generates else pace.scored_tokens_per_second) or 0.0,
+        tokens=tokens,
+        seconds=pace.seconds,
+        tokens_per_forward=tokens / forwards if forwards else 0.0,
+        latency_p50_s=pace.latency_p50_s,
+        latency_p95_s=pace.latency_p95_s,
+        calls=counts,
+        saved_share=calls.saved_share,
+        ideal=ideal_speedup(strategy.k, len(strategy.layers), strategy.n_layers)
+        if strategy.reuses
+        else None,
+        possible=(calls.computed + calls.reused) / calls.computed if calls.computed else 1.0,
+        truncation=_share([s["finish"] == "length" for s in cell.samples]) if generates else None,
+        repetition=None if quality is None else quality.repetition_rate,
+        lengths=_lengths([s["tokens"] for s in cell.samples]) if generates else None,
+        steps=_steps([e["steps"] for e in entries]) if generates and entries else None,
+        subjects=_subjects(cell),
+    )
+
+
+def ideal_speedup(k: int, num_skipped: int, n_layers: int) -> float | None:
+    """Of a step, if ``num_skipped`` layers are skipped on all but every ``k``-th one.
+
+    None where there is no period, so that the formula says nothing.
+    """
+    if k == 1 or not num_skipped:
+        return None
+    return 1 / (1 - num_skipped / n_layers * (1 - 1 / k))
+
+
+def span(layers: Sequence[int]) -> str:
+    """Layer numbers in short: ``12-23``, or each where they are not adjacent."""
+    if not layers:
+        return "none"
+    if list(layers) == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1:
+        return f"{layers[0]}-{layers[-1]}"
+    return ", ".join(map(str, layers))
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 0.0
+
+
+def _lengths(lengths: Sequence[int]) -> Lengths | None:
+    if len(lengths) < 2:  # noqa: PLR2004 - no percentiles of one
+        return None
+    cut = quantiles(lengths, n=100, method="inclusive")
+    return Lengths(cut[4], cut[24], cut[49], cut[74], cut[94], fmean(lengths))
+
+
+def _steps(answers: Sequence[Sequence[int]]) -> Steps | None:
+    every = [number for steps in answers for number in steps if number]
+    if not every:
+        return None
+    counted = [min(number, _LONGEST) for number in every]
+    shares = tuple(counted.count(n) / len(every) for n in range(1, _LONGEST + 1))
+    tenths: list[list[int]] = [[] for _ in range(_TENTHS)]
+    for steps in answers:
+        for index, number in enumerate(steps):
+            tenths[index * _TENTHS // len(steps)].append(number)
+    means = tuple(fmean(tenth) if tenth else None for tenth in tenths)
+    return Steps(shares, means, fmean(every), len(every))
+
+
+def _subjects(cell: CellData) -> dict[str, tuple[float, int]]:
+    metric = cell.summary.headline.metric
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for sample in cell.samples:
+        if sample.get("subject") is not None:
+            values[str(sample["subject"])].append(float(sample["metrics"][metric]))
+    return {name: (fmean(found), len(found)) for name, found in sorted(values.items())}
+
+
+def sample_key(sample: Mapping[str, Any]) -> tuple[str, int]:
+    """Leaf task and number of a document."""
+    return str(sample["task"]), int(sample["doc_id"])

@@ -1,0 +1,223 @@
+"""Everything a report says of an experiment, as plain values; drawing and checking start here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fdllm.experiment.criteria import Criteria
+from fdllm.report.against import Against, compare_cells
+from fdllm.report.alternative import Alternative, find_alternative
+from fdllm.report.data import CellData
+from fdllm.report.measured import Measured, measured
+from fdllm.report.origin import Origin, origin
+from fdllm.report.verdict import Judged, Verdict, judge
+
+
+@dataclass(frozen=True)
+class SameWork:
+    """The A/A check: cells that reuse nothing, under equal decoding.
+
+    Attributes:
+        names: the cells.
+        num_samples: documents compared.
+        num_differing: documents whose outputs differ.
+        examples: three of them at most.
+        speeds: of each cell.
+        noise: fastest by slowest, less one.
+    """
+
+    names: tuple[str, ...]
+    num_samples: int
+    num_differing: int
+    examples: tuple[str, ...]
+    speeds: tuple[float, ...]
+    noise: float
+
+
+@dataclass(frozen=True)
+class TablePage:
+    """One task, on one model, under one limit.
+
+    Attributes:
+        key: of its elements on the page.
+        task: the task.
+        model: what was asked for.
+        limit: documents of each leaf task at most; None is all.
+        folder: the task folder below the experiment's.
+        kind: ``generate`` or ``loglikelihood``.
+        estimator: of log-likelihoods; None where text is generated.
+        metric: the headline metric.
+        unit: of speeds.
+        n_layers: layers of the model.
+        baseline: the cell that the others are compared with; None where none is done.
+        cells: figures, in the order of the grid.
+        against: comparison with the baseline, by config.
+        same_work: A/A checks.
+        identical: groups of cells that reuse differently and agree in every output.
+        alternative: lowering the threshold instead.
+        origin: provenance.
+    """
+
+    key: str
+    task: str
+    model: str
+    limit: int | None
+    folder: str
+    kind: str
+    estimator: str | None
+    metric: str
+    unit: str
+    n_layers: int
+    baseline: str | None
+    cells: tuple[Measured, ...]
+    against: dict[str, Against]
+    same_work: tuple[SameWork, ...]
+    identical: tuple[tuple[str, ...], ...]
+    alternative: Alternative
+    origin: Origin
+
+    @property
+    def base(self) -> Measured | None:
+        """Figures of the baseline."""
+        return next((cell for cell in self.cells if cell.name == self.baseline), None)
+
+    @property
+    def smoke(self) -> bool:
+        """Whether only some rows were run."""
+        return self.limit is not None
+
+
+@dataclass(frozen=True)
+class Page:
+    """The figures of a whole report."""
+
+    experiment: str
+    title: str
+    verdict: Verdict
+    tables: tuple[TablePage, ...]
+
+    def figures(self) -> dict[str, Any]:
+        """All of them as JSON values: what ``--check`` computes anew and compares."""
+        return asdict(self)
+
+
+def build_page(
+    experiment: str,
+    title: str,
+    criteria: Criteria | None,
+    tables: Sequence[Sequence[CellData]],
+    results: Path,
+) -> Page:
+    """Compute every figure of a report.
+
+    Args:
+        experiment: its name.
+        title: its title.
+        criteria: success criteria; None where there are none.
+        tables: finished cells, a list for each task, model and limit, in the order of the grid.
+        results: folder of all records, where the alternative's lie too.
+
+    Raises:
+        FdllmError: a record is broken, or cells cannot be compared.
+    """
+    made = tuple(_table(f"t{i}", cells, criteria, results) for i, cells in enumerate(tables))
+    return Page(experiment, title, judge(criteria, [_judged(table) for table in made]), made)
+
+
+def choose_baseline(cells: Sequence[CellData], criteria: Criteria | None) -> CellData | None:
+    """The cell that the others are compared with: the criteria's, else the first without reuse."""
+    named = criteria.baseline if criteria is not None else None
+    if named is not None:
+        return next((cell for cell in cells if cell.config == named), None)
+    return next((cell for cell in cells if not cell.summary.strategy.reuses), None)
+
+
+def _table(
+    key: str, cells: Sequence[CellData], criteria: Criteria | None, results: Path
+) -> TablePage:
+    first = cells[0]
+    baseline = choose_baseline(cells, criteria)
+    others = [cell for cell in cells if cell is not baseline]
+    return TablePage(
+        key=key,
+        task=first.task,
+        model=first.model,
+        limit=first.limit,
+        folder=first.folder.parent.name,
+        kind=first.summary.kind,
+        estimator=first.summary.estimator,
+        metric=first.summary.headline.metric,
+        unit="tokens/s" if first.summary.kind == "generate" else "scored tokens/s",
+        n_layers=first.summary.strategy.n_layers,
+        baseline=None if baseline is None else baseline.config,
+        cells=tuple(measured(cell) for cell in cells),
+        against={} if baseline is None else compare_cells(baseline, others),
+        same_work=tuple(_same_work(cells)),
+        identical=tuple(_identical(cells)),
+        alternative=find_alternative(results, cells),
+        origin=origin(cells),
+    )
+
+
+def _judged(table: TablePage) -> Judged:
+    others = [
+        (cell, table.against.get(cell.name))
+        for cell in table.cells
+        if cell.name != table.baseline
+    ]
+    # Further cells that reuse nothing under the same decoding are the baseline once more.
+    twins = {name for check in table.same_work for name in check.names}
+    if table.baseline in twins:
+        others = [pair for pair in others if pair[0].name not in twins]
+    return Judged(table.task, table.smoke, table.base, others)
+
+
+def _same_work(cells: Sequence[CellData]) -> list[SameWork]:
+    groups: dict[str, list[CellData]] = {}
+    for cell in cells:
+        if not cell.summary.strategy.reuses:
+            decoding = str(cell.summary.fingerprint.fields.get("decoding"))
+            groups.setdefault(decoding, []).append(cell)
+    found = []
+    for group in groups.values():
+        if len(group) < 2:  # noqa: PLR2004 - a pair at least
+            continue
+        first = group[0]
+        differing = [
+            f"{key[0]} row {key[1]}: {first.config} against {', '.join(names)}"
+            for key, output in first.outputs.items()
+            if (names := [c.config for c in group[1:] if c.outputs.get(key) != output])
+        ]
+        speeds = tuple(measured(cell).speed for cell in group)
+        slowest = min(speeds)
+        found.append(
+            SameWork(
+                names=tuple(cell.config for cell in group),
+                num_samples=len(first.outputs),
+                num_differing=len(differing),
+                examples=tuple(differing[:3]),
+                speeds=speeds,
+                noise=max(speeds) / slowest - 1 if slowest > 0 else 0.0,
+            )
+        )
+    return found
+
+
+def _identical(cells: Sequence[CellData]) -> list[tuple[str, ...]]:
+    """Groups that agree in every output although one of them reuses."""
+    groups: list[list[CellData]] = []
+    for cell in cells:
+        for group in groups:
+            if group[0].outputs == cell.outputs:
+                group.append(cell)
+                break
+        else:
+            groups.append([cell])
+    return [
+        tuple(cell.config for cell in group)
+        for group in groups
+        if len(group) > 1 and any(cell.summary.strategy.reuses for cell in group)
+    ]

@@ -1,0 +1,111 @@
+"""Answers one request after the other, and keeps every forward of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fdllm.config import Run
+from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
+from fdllm.decode.scorer import Score, score_requests
+from fdllm.decode.unmask import Unmask
+from fdllm.evaluate.answer import Query
+from fdllm.model.weights import Model
+from fdllm.reuse import ReuseStrategy
+from fdllm.trace.assemble import assemble
+from fdllm.trace.steps import Forward, RowTrace
+from fdllm.trace.watcher import Watcher
+
+
+@dataclass
+class TracingAnswerer:
+    """Answers as :class:`~fdllm.evaluate.answer.ModelAnswerer` does, one row after the other.
+
+    A row's tokens and scores never depend on the rows beside it, so this is what the run computes.
+    Choices of one question are scored apart, each with all of its forwards: a run shares those
+    that are the same, and books them once.
+
+    Attributes:
+        model: from :func:`fdllm.load_model`.
+        run: settings.
+        strategy: layer reuse.
+        unmask: which masked columns to unmask.
+        staleness: whether to compute it.
+        rows: the rows so far.
+    """
+
+    model: Model
+    run: Run
+    strategy: ReuseStrategy[Any]
+    unmask: Unmask
+    staleness: bool
+    rows: list[RowTrace] = field(default_factory=list)
+
+    def generate(
+        self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
+    ) -> None:
+        """Decode every prompt."""
+        for i, query in enumerate(queries):
+            watcher = Watcher(self.staleness)
+            [found] = generate_requests(
+                self.model,
+                [GenerationRequest(query.tokens, query.max_new_tokens, query.until, query.seed)],
+                self.run.decoding,
+                self.strategy,
+                unmask=watcher.rule(self.unmask),
+                detokenize=True,
+                watch=watcher,
+            )
+            title = "answer" if len(queries) == 1 else f"answer {i + 1} of {len(queries)}"
+            self.rows.append(
+                RowTrace(
+                    title=title,
+                    prompt=query.tokens,
+                    target=(),
+                    forwards=self._forwards(watcher),
+                    tokens=tuple(found.tokens),
+                    text=str(found.text),
+                    finish=found.finish,
+                    loglikelihood=None,
+                    is_greedy=None,
+                    counts=found.counts.as_dict(),
+                )
+            )
+            on_done(i, found)
+
+    def score(self, queries: Sequence[Query], on_done: Callable[[int, Score], None]) -> None:
+        """Score every target."""
+        for i, query in enumerate(queries):
+            watcher = Watcher(self.staleness)
+            [found] = score_requests(
+                self.model,
+                [(query.tokens, query.target_tokens)],
+                self.run.decoding,
+                self.strategy,
+                scoring=self.run.evaluating.scoring,
+                prefix_cache_gib=0.0,
+                watch=watcher,
+            )
+            self.rows.append(
+                RowTrace(
+                    title=f"choice {query.index}: {str(query.target).strip()}",
+                    prompt=query.tokens,
+                    target=query.target_tokens,
+                    forwards=self._forwards(watcher),
+                    tokens=query.target_tokens,
+                    text=str(query.target),
+                    finish=None,
+                    loglikelihood=found.loglikelihood,
+                    is_greedy=found.is_greedy,
+                    counts=found.counts.as_dict(),
+                )
+            )
+            on_done(i, found)
+
+    def _forwards(self, watcher: Watcher) -> tuple[Forward, ...]:
+        return assemble(
+            watcher.seen,
+            block_size=self.run.decoding.block_size,
+            refresh_reuse=self.strategy.refresh_reuse,
+        )

@@ -1,0 +1,111 @@
+"""A trace in the terminal: a line a forward."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fdllm.trace import words
+from fdllm.trace.steps import Forward, RowTrace, Trace
+
+_BAR = {"c": ("\u2588", "cyan"), "r": ("\u2591", "yellow"), "p": ("\u2592", "magenta")}
+_MASK = "\u00b7"
+_NEW = "bold black on green"
+
+
+def show(trace: Trace, console: Console) -> None:
+    """Print a whole trace."""
+    console.print(Text(trace.name, style="bold"))
+    console.print(Text(words.settings(trace), style="dim"))
+    console.print(legend(console, staleness=trace.staleness))
+    console.print(Text("prompt: ", style="bold") + Text(trace.prompt))
+    for row in trace.rows:
+        console.print()
+        console.print(Text(row.title, style="bold"))
+        for block, steps in words.steps_in_blocks(row.forwards).items():
+            console.print(Text(f"block {block}", style="bold cyan"))
+            console.print(_table(trace, row, steps, console))
+        console.print(Text(words.outcome(row)))
+        console.print(Text(words.totals(row)))
+        if row.loglikelihood is None:
+            console.print(Text("text: ", style="bold") + Text(row.text))
+    console.print()
+    console.print(Text(words.answers(trace)))
+
+
+def legend(console: Console, *, staleness: bool) -> Text:
+    """What the signs mean."""
+    text = Text("layers: ")
+    for letter, meaning in (("c", "computed"), ("r", "reused"), ("p", "computed for some columns")):
+        text.append(_BAR[letter][0], style=_BAR[letter][1])
+        text.append(f" {meaning}  ")
+    text.append(f"text: {_MASK} masked  ")
+    text.append_text(_mark("new", console))
+    text.append("  dim: prompt")
+    if staleness:
+        text.append("  stale: |stored - fresh| / |fresh|, mean over columns (to the largest)")
+    return text
+
+
+def _table(
+    trace: Trace, row: RowTrace, steps: list[tuple[int, Forward]], console: Console
+) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("#", justify="right", style="dim")
+    table.add_column("phase")
+    table.add_column("step", justify="right")
+    table.add_column("columns", justify="right")
+    table.add_column("layers", no_wrap=True)
+    table.add_column("confidence", justify="right", no_wrap=True)
+    if trace.staleness:
+        table.add_column("stale", justify="right", no_wrap=True)
+    table.add_column("block", overflow="fold")
+    for number, forward in steps:
+        cells: list[str | Text] = [
+            str(number),
+            forward.phase,
+            "" if forward.index is None else str(forward.index),
+            words.span(forward),
+            _bar(forward),
+            words.confidence(forward),
+        ]
+        if trace.staleness:
+            cells.append(words.staleness(forward))
+        table.add_row(*cells, _block(trace, row, forward, console))
+    return table
+
+
+def _bar(forward: Forward) -> Text:
+    bar = Text()
+    for letter in forward.layers:
+        bar.append(*_BAR[letter])
+    return bar
+
+
+def _block(trace: Trace, row: RowTrace, forward: Forward, console: Console) -> Text:
+    """The block's text behind a forward."""
+    if not forward.before:
+        return Text(f"{forward.columns[1]} tokens of the prompt", style="dim italic")
+    new = {guess.column for guess in forward.taken}
+    ahead = len(row.prompt) - forward.block * trace.block_size  # columns that are prompt
+    text = Text()
+    for column, token in enumerate(forward.after):
+        shown = words.visible(trace.pieces[token])
+        if token == trace.mask_id:
+            text.append(_MASK, style="dim")
+        elif column in new:
+            text.append_text(_mark(shown, console))
+        else:
+            text.append(shown, style="dim" if column < ahead else "")
+    for guess in forward.taken:
+        if guess.column >= len(forward.after):
+            text.append(" next: ", style="dim")
+            text.append_text(_mark(words.visible(trace.pieces[guess.token]), console))
+    return text
+
+
+def _mark(shown: str, console: Console) -> Text:
+    """A token that was just unmasked; in brackets where there is no colour."""
+    plain = console.color_system is None
+    return Text(f"[{shown}]") if plain else Text(shown, style=_NEW)

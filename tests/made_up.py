@@ -1,0 +1,298 @@
+"""Made-up records of any size: the real writing code, invented answers, no model."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fdllm.config import Cell, Decoding, Evaluating, ModelChoice, Reuse, Run
+from fdllm.evaluate.protocols import Evaluation, text_hash
+from fdllm.evaluate.recording import fill_summary, write_record
+from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.journal import Journal
+from fdllm.record.paths import Layout, RunPaths
+from fdllm.record.summary import PeakMemory, StrategyRecord
+from fdllm.reuse import subset_bounds
+
+N_LAYERS = 28
+METRICS = {
+    "gsm8k": "exact_match,flexible-extract",
+    "mmlu": "acc,none",
+    "tiny_arithmetic": "exact_match,strict-match",
+}
+SUBJECTS = ("anatomy", "astronomy", "marketing", "virology")
+GRID = tuple(f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last"))
+
+
+@dataclass(frozen=True)
+class Invented:
+    """How one cell turns out.
+
+    Attributes:
+        config: its name.
+        accuracy: share of right documents, about.
+        speed: tokens/s, about.
+        repetitive: share of answers that repeat themselves.
+        threshold: of decoding.
+    """
+
+    config: str
+    accuracy: float = 0.8
+    speed: float = 40.0
+    repetitive: float = 0.0
+    threshold: float = 0.95
+
+    @property
+    def k(self) -> int:
+        """Reuse period."""
+        return int(self.config[1]) if self.config in GRID else 1
+
+
+def write_grid(
+    results: Path,
+    cells: Sequence[Invented],
+    *,
+    experiment: str = "00_baseline",
+    task: str = "gsm8k",
+    num_docs: int = 60,
+    limit: int | None = None,
+    prompt_length: int = 200,
+) -> list[RunPaths]:
+    """Records of one task, a cell each, joined by their documents."""
+    return [
+        _write(results, cell, experiment, task, num_docs, limit, prompt_length) for cell in cells
+    ]
+
+
+def baseline_grid() -> list[Invented]:
+    """Nine cells: the more is reused, the worse and the faster."""
+    loss = {1: 0.0, 2: 0.06, 3: 0.14}
+    gain = {1: 1.0, 2: 1.14, 3: 1.22}
+    return [
+        Invented(
+            name,
+            accuracy=0.8 - loss[int(name[1])] + (0.02 if "first" in name and name[1] > "1" else 0),
+            speed=40.0 * gain[int(name[1])] + index * 0.2,
+            repetitive={1: 0.01, 2: 0.05, 3: 0.12}[int(name[1])],
+        )
+        for index, name in enumerate(GRID)
+    ]
+
+
+def _write(
+    results: Path,
+    invented: Invented,
+    experiment: str,
+    task: str,
+    num_docs: int,
+    limit: int | None,
+    prompt_length: int,
+) -> RunPaths:
+    in_grid = invented.config in GRID
+    reuse = Reuse.parse(invented.config) if in_grid else Reuse(k=1, subset="first")
+    cell = Cell(name=invented.config, k=reuse.k, subset=reuse.subset)
+    decoding = Decoding(threshold=invented.threshold)
+    run = Run(
+        experiment=experiment, task=task, cell=cell, model=ModelChoice(), limit=limit,
+        decoding=decoding, evaluating=Evaluating(),
+    )  # fmt: skip
+    paths = Layout.of(results.parent, results).run(run)
+    start, stop = subset_bounds(reuse.subset, N_LAYERS, None)
+    strategy = StrategyRecord(
+        text=f"PeriodicReuse(k={reuse.k})" if reuse.k > 1 else "NoReuse()",
+        k=reuse.k,
+        subset=reuse.subset,
+        layers=tuple(range(start, stop)) if reuse.k > 1 else (),
+        n_layers=N_LAYERS,
+        reuses=reuse.k > 1,
+    )
+    identity = _identity(invented, task, limit)
+    session = _session()
+    samples, entries = [], []
+    with Journal(paths.journal, identity, session) as journal:
+        for doc in range(num_docs):
+            sample, answers = _document(invented, strategy, task, doc, prompt_length)
+            samples.append(sample)
+            for index, entry in enumerate(answers):
+                entries.append(entry)
+                journal._append({"key": f"{doc}-{index}", "entry": entry})  # noqa: SLF001 - no fsync
+        journal.set_total(len(entries))
+    metric = METRICS[task]
+    value = sum(s["metrics"][metric] for s in samples) / len(samples)
+    found = Evaluation(
+        {"results": {task: {metric: value}}}, samples, metric, value, "d" * 64, {task: 1}, num_docs
+    )
+    summary = fill_summary(
+        run,
+        found,
+        entries,
+        kind="loglikelihood" if task == "mmlu" else "generate",
+        strategy=strategy,
+        identity=identity,
+        peak_memory=PeakMemory(bytes=1 << 30, kind="resident"),
+        sessions=[session],
+    )
+    write_record(paths, summary, found)
+    return paths
+
+
+def _identity(invented: Invented, task: str, limit: int | None) -> Fingerprint:
+    return Fingerprint(
+        fields={
+            "source": "a" * 64,
+            "experiment": "b" * 64,
+            "decoding": f"block_size=32, threshold={invented.threshold}",
+            "strategy": invented.config,
+            "task": text_hash(task),
+            "limit": str(limit),
+            "seed": "0",
+        }
+    )
+
+
+def _session() -> dict[str, Any]:
+    return {
+        "started": "2026-01-02T03:04:05+00:00",
+        "machine": "Quadro RTX 6000",
+        "host": "node7",
+        "device": "cuda",
+        "dtype": "float16",
+        "packages": {"torch": "2.13.0", "transformers": "4.57.6", "lm-eval": "0.4.13"},
+        "git": {"commit": "0123456789abcdef", "dirty": False},
+    }
+
+
+def _document(
+    invented: Invented, strategy: StrategyRecord, task: str, doc: int, prompt_length: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    # Cells that do the same work give the same answers, as k1_first and k1_last must.
+    same = "k1" if invented.k == 1 and invented.config in GRID else invented.config
+    chance, clock = random.Random(f"{same} {doc}"), random.Random(f"{invented.config} {doc}")
+    hard = random.Random(doc).random()
+    right = hard < invented.accuracy if chance.random() < 0.8 else chance.random() < invented.accuracy
+    make = _scored if task == "mmlu" else _generated
+    entries = list(make(invented, strategy, task, doc, chance, right))
+    for entry in entries:
+        tokens = entry.get("num_tokens", entry.get("scored_tokens"))
+        entry["seconds"] = tokens / invented.speed * clock.uniform(0.93, 1.07)
+    prompt = f"Question {doc}: " + _words(random.Random(doc), prompt_length) + "\nAnswer:"
+    generated = entries[0]["kind"] == "generate"
+    counts: dict[str, dict[str, int]] = {}
+    for entry in entries:
+        for phase, count in entry["counts"].items():
+            into = counts.setdefault(phase, dict.fromkeys(count, 0))
+            for name, number in count.items():
+                into[name] += number
+    leaf = f"mmlu_{SUBJECTS[doc % 4]}" if task == "mmlu" else task
+    sample = {
+        "task": leaf,
+        "doc_id": doc,
+        "doc_hash": text_hash(f"document {doc}"),
+        "prompt_hash": text_hash(prompt),
+        "prompt": prompt,
+        "target": "A" if task == "mmlu" else f"#### {doc}",
+        "output": entries[0]["text"] if generated else [e["loglikelihood"] for e in entries],
+        "filtered": {METRICS[task].partition(",")[2]: str(doc if right else doc + 1)},
+        "metrics": {METRICS[task]: 1.0 if right else 0.0},
+        "tokens": sum(e.get("num_tokens", e.get("scored_tokens")) for e in entries),
+        "forwards": sum(count["forwards"] for count in counts.values()),
+        "seconds": sum(e["seconds"] for e in entries),
+        "counts": counts,
+        "finish": entries[0].get("finish"),
+    }
+    if task == "mmlu":
+        sample["subject"] = SUBJECTS[doc % 4]
+    return sample, entries
+
+
+def _generated(
+    invented: Invented,
+    strategy: StrategyRecord,
+    task: str,
+    doc: int,
+    chance: random.Random,
+    right: bool,  # noqa: FBT001 - one of several
+) -> Iterator[dict[str, Any]]:
+    shared = random.Random(f"text {doc}")
+    text = _words(shared, 250) + " " + _words(chance, 150)
+    text += f"\nThe answer is {doc if right else doc + 1}. <b>&\u2028done</b>"
+    tokens = [chance.randrange(1000) for _ in range(int(chance.triangular(30, 220, 70)))]
+    repetitive = chance.random() < invented.repetitive
+    if repetitive:
+        tokens = [1, 2, 3, 4] * 64
+    steps, left = [], len(tokens)
+    while left > 0:
+        steps.append(min(left, max(1, round(chance.gauss(3 - 2 * (invented.threshold - 0.5), 1.3)))))
+        left -= steps[-1]
+    yield {
+        "kind": "generate",
+        "task": task,
+        "doc_id": doc,
+        "index": 0,
+        "prompt_hash": f"p{doc}",
+        "text": text,
+        "tokens": tokens,
+        "num_tokens": len(tokens),
+        "finish": "length" if repetitive else "stop",
+        "counts": _counts(strategy, len(steps), 1 + len(tokens) // 32),
+        "steps": steps,
+    }
+
+
+def _scored(
+    invented: Invented,  # noqa: ARG001 - the same shape as _generated
+    strategy: StrategyRecord,
+    task: str,
+    doc: int,
+    chance: random.Random,
+    right: bool,  # noqa: FBT001 - one of several
+) -> Iterator[dict[str, Any]]:
+    for index in range(4):
+        best = (index == 0) == right
+        yield {
+            "kind": "loglikelihood",
+            "task": f"{task}_{SUBJECTS[doc % 4]}",
+            "doc_id": doc,
+            "index": index,
+            "prompt_hash": f"p{doc}",
+            "target": "ABCD"[index],
+            "loglikelihood": -0.5 if best else -3 - chance.random(),
+            "is_greedy": best,
+            "scored_tokens": 1,
+            "counts": _counts(strategy, 5, 1),
+        }
+
+
+def _counts(strategy: StrategyRecord, steps: int, blocks: int) -> dict[str, dict[str, int]]:
+    saved = len(strategy.layers)
+    reusing = steps - steps // strategy.k if strategy.reuses else 0
+    forwards = {"prefill": 1, "refresh": blocks, "denoise": max(steps, 2), "commit": blocks}
+    return {
+        phase: {
+            "forwards": number,
+            "computed": number * N_LAYERS - (reusing * saved if phase == "denoise" else 0),
+            "reused": reusing * saved if phase == "denoise" else 0,
+            "tokens": number * 8,
+            "shared": 0,
+        }
+        for phase, number in forwards.items()
+    }
+
+
+def _words(chance: random.Random, length: int) -> str:
+    known = ("the", "sum", "of", "seven", "apples", "and", "what", "she", "sold", "is", "left", "so")
+    text = ""
+    while len(text) < length:
+        text += chance.choice(known) + " "
+    return text[:length]
+
+
+def tamper(path: Path, line: int, **changes: Any) -> None:
+    """Change fields of one sample, and nothing else."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    lines[line] = json.dumps(json.loads(lines[line]) | changes, ensure_ascii=False)
+    path.write_text("\n".join(lines), encoding="utf-8")
