@@ -22,7 +22,7 @@ from imports import imports, modules
 # From the top down. A module belongs to the longest name that it starts with.
 LAYERS = (
     {"cli"},
-    {"report", "cluster", "tiny.*"},  # the tools that trained the embedded model
+    {"report", "cluster", "trace", "release", "tiny.*"},  # the tools that trained the embedded model
     {"evaluate"},
     {"decode"},
     {"model"},
@@ -30,7 +30,7 @@ LAYERS = (
     {"config", "reuse", "schedule", "errors", "tiny"},  # where the embedded model lies
 )
 # What plans and tells a state, say on a login node: it answers at once.
-LIGHT = ("cli", "report", "plan", "experiment", "record", "config", "reuse", "schedule", "errors")
+LIGHT = ("cli", "report", "release", "plan", "experiment", "record", "config", "reuse", "schedule", "errors")
 HEAVY = {"torch", "transformers", "lm_eval", "datasets"}
 MAX_LINES = 300
 FOLDERS = ("src", "tests", "benchmarks", "experiments", "sbatch", ".ci")

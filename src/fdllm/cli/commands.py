@@ -11,6 +11,7 @@ from fdllm.cli import show
 from fdllm.cli.execute import execute
 from fdllm.cli.output import say
 from fdllm.cli.request import make_planner, read_request
+from fdllm.cli.trace import run_trace
 from fdllm.cli.work import choose_work, forced_configs, unfinished
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.tasks import task_info
@@ -117,4 +118,5 @@ COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
     "status": run_status,
     "report": run_report,
     "new": run_new,
+    "trace": run_trace,
 }

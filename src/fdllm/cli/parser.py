@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
+from fdllm.cli.trace import trace_flags
 from fdllm.config import DEFAULT_MODEL
 
 _EPILOG = """\
@@ -95,6 +96,12 @@ def build_parser() -> argparse.ArgumentParser:
     _selection(report)
     _places(report)
     report.add_argument("--stdout", action="store_true", help="print it, write nothing")
+
+    trace = add("trace", "watch one document being decoded, step by step")
+    _selection(trace)
+    _places(trace)
+    _computing(trace)
+    trace_flags(trace)
 
     new = add("new", "begin an experiment from the template or from another one")
     new.add_argument("name", metavar="NAME", help="adaptive_skip, or with its number in front")

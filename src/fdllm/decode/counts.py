@@ -93,7 +93,7 @@ class Counts:
         """Columns that sharing saved, all phases."""
         return sum(count.shared for count in self.by_phase.values())
 
-    def as_dict(self) -> dict[str, dict[str, int]]:
+    def as_dict(self) -> dict[str, dict[str, int | float]]:
         """JSON form, keyed by the phase's name in lower case."""
         return {phase.value: asdict(count) for phase, count in self.by_phase.items()}
 

@@ -10,7 +10,7 @@ from fdllm.record.summary import Guard, Headline, LayerCalls, Quality, StrategyR
 
 Entries = Sequence[Mapping[str, Any]]
 Samples = Sequence[Mapping[str, Any]]
-CountsByPhase = dict[str, dict[str, int]]
+CountsByPhase = dict[str, dict[str, int | float]]
 
 _WINDOW = 8  # tokens
 _SHORTEST = 16  # tokens; a shorter answer cannot be told to be repetitive
@@ -38,16 +38,20 @@ def add_counts(rows: Sequence[Mapping[str, Any]]) -> CountsByPhase:
     return total
 
 
-def total(counts: CountsByPhase, name: str) -> int:
+def total(counts: CountsByPhase, name: str) -> int | float:
     """A count, all phases."""
-    return sum(count[name] for count in counts.values())
+    return sum(count.get(name, 0) for count in counts.values())
 
 
 def layer_calls(counts: CountsByPhase) -> LayerCalls:
     """Layers computed and saved."""
-    computed, reused = total(counts, "computed"), total(counts, "reused")
+    computed, reused = int(total(counts, "computed")), int(total(counts, "reused"))
+    trimmed = total(counts, "trimmed")
     return LayerCalls(
-        computed=computed, reused=reused, saved_share=_ratio(reused, computed + reused)
+        computed=computed,
+        reused=reused,
+        trimmed=trimmed,
+        saved_share=_ratio(reused + trimmed, computed + reused),
     )
 
 
@@ -112,11 +116,12 @@ def guards(
         num_samples: lines of ``samples.jsonl``.
         num_documents: documents of the evaluation.
     """
-    reused = total(counts, "reused")
+    reused = total(counts, "reused") + total(counts, "trimmed")
     denoise = counts.get("denoise", {}).get("forwards", 0)
     refresh = counts.get("refresh", {}).get("forwards", 0)
     figures = (
-        f"{reused} of {reused + total(counts, 'computed')} layer calls reused in {denoise} DENOISE "
+        f"{reused:.10g} of {total(counts, 'reused') + total(counts, 'computed')} layer calls saved "
+        f"in {denoise} DENOISE "
         f"and {refresh} REFRESH forwards"
     )
     should = strategy.reuses and not one_forward

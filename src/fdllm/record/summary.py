@@ -78,11 +78,13 @@ class LayerCalls(Spec):
     Attributes:
         computed: layer calls made.
         reused: layer calls saved.
-        saved_share: ``reused / (computed + reused)``.
+        trimmed: layer calls saved inside those made for some columns only, in shares of a call.
+        saved_share: ``(reused + trimmed) / (computed + reused)``.
     """
 
     computed: int
     reused: int
+    trimmed: float = 0.0
     saved_share: float
 
 
@@ -188,7 +190,7 @@ class Summary(Spec):
     num_requests: int
     throughput: Throughput
     peak_memory: PeakMemory
-    counts: dict[str, dict[str, int]]
+    counts: dict[str, dict[str, int | float]]
     layer_calls: LayerCalls
     quality: Quality | None
     strategy: StrategyRecord

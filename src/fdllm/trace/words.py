@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from fdllm.trace.steps import Forward, RowTrace, Staleness, Trace, layer_names
@@ -119,8 +118,3 @@ def steps_in_blocks(forwards: Sequence[Forward]) -> dict[int, list[tuple[int, Fo
     for number, forward in enumerate(forwards):
         blocks.setdefault(forward.block, []).append((number, forward))
     return blocks
-
-
-def unmasked_per_step(row: RowTrace) -> Counter[int]:
-    """How many forwards unmasked how many columns."""
-    return Counter(len(f.taken) for f in row.forwards if f.index is not None)

@@ -1,0 +1,296 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const at = (id) => document.getElementById(id);
+  const slider = at("step");
+  const CELL = 14, LABEL = 34, SVG = "http://www.w3.org/2000/svg";
+  let row = 0, now = 0, timer = null;
+
+  const forwards = () => data.rows[row].forwards;
+  const piece = (token) => data.pieces[token];
+  const percent = (value) => (100 * value).toFixed(0) + " %";
+
+  function element(name, attributes = {}, text = null) {
+    const made = document.createElementNS(SVG, name);
+    for (const key of Object.keys(attributes)) made.setAttribute(key, attributes[key]);
+    if (text !== null) made.textContent = text;
+    return made;
+  }
+
+  function html(name, className, text = "") {
+    const made = document.createElement(name);
+    made.className = className;
+    made.textContent = text;
+    return made;
+  }
+
+  function picture(width, height, label) {
+    return element("svg", { width, height, role: "img", "aria-label": label });
+  }
+
+  /* The block -------------------------------------------------------------------------------- */
+
+  function state(forward, column, guess) {
+    const prompt = data.rows[row].num_prompt - forward.block * data.block_size;
+    if (guess && guess[3]) return "new";
+    if (forward.after[column] === data.mask_id) return "masked";
+    return column < prompt ? "prompt" : "known";
+  }
+
+  function cell(forward, column, guesses) {
+    const guess = guesses.get(column);
+    const kind = state(forward, column, guess);
+    const fed = column >= forward.columns[0] && column < forward.columns[1];
+    const made = html("div", "cell " + kind + (fed ? "" : " idle"));
+    made.setAttribute("role", "listitem");
+    const shown = kind === "masked" ? (guess ? piece(guess[1]) : "\u00b7") : piece(forward.after[column]);
+    const head = html("small", "");
+    head.append(html("span", "number", column + " "), guess ? percent(guess[2]) : "");
+    made.append(head, html("b", "", shown));
+    let words = "column " + column + ": " + (kind === "masked" ? "masked" : shown);
+    if (guess) {
+      const bar = html("i", "");
+      bar.style.width = 100 * guess[2] + "%";
+      made.append(bar);
+      words += kind === "new" ? ", unmasked now, confidence " + percent(guess[2])
+        : ", guess " + piece(guess[1]) + ", confidence " + percent(guess[2]);
+    }
+    if (kind === "prompt") words += " (prompt)";
+    if (!fed) words += ", not fed in this step";
+    made.setAttribute("aria-label", words);
+    made.title = words;
+    return made;
+  }
+
+  function showBlock(forward) {
+    const place = at("block");
+    place.replaceChildren();
+    if (!forward.before.length) {
+      place.append(html("p", "soft", "PREFILL: " + forward.columns[1]
+        + " tokens of the prompt go into the prefix cache; every layer is computed."));
+      return;
+    }
+    const guesses = new Map(forward.guesses.map((guess) => [guess[0], guess]));
+    const width = data.small_block_size;
+    for (let first = 0; first < data.block_size; first += width) {
+      const line = html("div", "sub");
+      line.style.setProperty("--width", width);
+      line.setAttribute("role", "presentation");
+      for (let c = first; c < first + width; c += 1) line.append(cell(forward, c, guesses));
+      place.append(line);
+    }
+    const ahead = guesses.get(data.block_size);
+    if (ahead) {
+      place.append(html("p", "soft", "Look-ahead, the next block's first token: " + piece(ahead[1])
+        + " (" + percent(ahead[2]) + ")"));
+    }
+  }
+
+  function showText() {
+    const place = at("text");
+    place.replaceChildren();
+    const blocks = new Map();
+    for (let i = 0; i <= now; i += 1) {
+      const forward = forwards()[i];
+      if (forward.before.length) blocks.set(forward.block, forward);
+    }
+    const latest = forwards()[now];
+    for (const forward of blocks.values()) {
+      const prompt = data.rows[row].num_prompt - forward.block * data.block_size;
+      const fresh = new Set(forward === latest
+        ? forward.guesses.filter((guess) => guess[3]).map((guess) => guess[0]) : []);
+      forward.after.forEach((token, column) => {
+        if (column < prompt) return;
+        if (token === data.mask_id) place.append(html("span", "masked", "\u00b7"));
+        else if (fresh.has(column)) place.append(html("span", "new", piece(token)));
+        else place.append(piece(token));
+        if (token !== data.mask_id && piece(token).endsWith("\u21b5")) place.append("\n");
+      });
+    }
+    place.hidden = !place.childNodes.length;
+  }
+
+  /* The maps --------------------------------------------------------------------------------- */
+
+  function steps(svg, height, name) {
+    const list = forwards();
+    svg.append(element("rect", { class: "frame", x: LABEL, y: 0, width: list.length * CELL, height }));
+    list.forEach((forward, i) => {
+      if (i && list[i - 1].block !== forward.block) {
+        const x = LABEL + i * CELL;
+        svg.append(element("line", { class: "rule", x1: x, x2: x, y1: 0, y2: height + 6 }));
+      }
+      if (i % 5 === 0) {
+        svg.append(element("text", { x: LABEL + i * CELL + 2, y: height + 14 }, String(i)));
+      }
+    });
+    svg.append(element("rect", { class: "here", id: name, y: 0, width: CELL, height, x: LABEL }));
+    svg.addEventListener("click", (event) => {
+      const x = event.clientX - svg.getBoundingClientRect().left - LABEL;
+      if (x >= 0) go(Math.floor(x / CELL));
+    });
+  }
+
+  function drawLayers() {
+    const list = forwards(), size = data.n_layers > 24 ? 7 : 11, height = data.n_layers * size;
+    const svg = picture(LABEL + list.length * CELL + 8, height + 20,
+      "Layers by step, layer 0 at the bottom: " + data.rows[row].totals);
+    const hatch = element("pattern", { id: "hatch", width: 5, height: 5, patternUnits: "userSpaceOnUse" });
+    hatch.append(element("rect", { width: 5, height: 5 }), element("path", { d: "M-1 6L6 -1" }));
+    const definitions = element("defs");
+    definitions.append(hatch);
+    svg.append(definitions);
+    list.forEach((forward, i) => {
+      for (let first = 0; first < data.n_layers;) {
+        let stop = first + 1;
+        while (stop < data.n_layers && forward.layers[stop] === forward.layers[first]) stop += 1;
+        svg.append(element("rect", {
+          class: forward.layers[first], x: LABEL + i * CELL + 1, width: CELL - 2,
+          y: height - stop * size, height: (stop - first) * size,
+        }));
+        first = stop;
+      }
+    });
+    svg.append(element("text", { x: 0, y: height - 2 }, "0"),
+      element("text", { x: 0, y: 10 }, String(data.n_layers - 1)));
+    steps(svg, height, "layer-here");
+    at("layers").replaceChildren(svg);
+  }
+
+  function distances() {
+    return forwards().flatMap((forward) => forward.stale.flatMap((one) => one.distances));
+  }
+
+  function drawStale() {
+    at("stale-map").replaceChildren();
+    const all = distances();
+    if (!all.length) return;
+    const most = Math.max(...all, 1e-9), size = data.block_size > 16 ? 6 : 10;
+    const height = data.block_size * size, list = forwards();
+    const svg = picture(LABEL + list.length * CELL + 8, height + 20,
+      "Staleness by step and column, column 0 at the top; the largest is " + most.toFixed(3));
+    list.forEach((forward, i) => {
+      const worst = new Map();
+      for (const one of forward.stale) {
+        one.columns.forEach((column, j) => {
+          worst.set(column, Math.max(worst.get(column) || 0, one.distances[j]));
+        });
+      }
+      for (const [column, value] of worst) {
+        svg.append(element("rect", {
+          x: LABEL + i * CELL + 1, width: CELL - 2, y: column * size, height: size,
+          style: "fill: rgb(var(--stale) / " + (0.12 + 0.88 * value / most).toFixed(3) + ")",
+        }));
+      }
+    });
+    svg.append(element("text", { x: 0, y: 10 }, "0"),
+      element("text", { x: 0, y: height - 1 }, String(data.block_size - 1)));
+    steps(svg, height, "stale-here");
+    at("stale-map").append(html("p", "soft",
+      "By step (across) and column (down), darkest " + most.toFixed(3) + ":"), svg);
+  }
+
+  function showStale(forward) {
+    const place = at("stale-bars");
+    place.replaceChildren();
+    if (!data.staleness) {
+      at("stale-words").textContent = "Not computed: fdllm trace --staleness does.";
+      return;
+    }
+    if (!forward.stale.length) {
+      at("stale-words").textContent = "Nothing was reused in this step.";
+      return;
+    }
+    const most = Math.max(...distances(), 1e-9);
+    at("stale-words").textContent = "Norm of (stored - fresh) by norm of fresh, column by column: "
+      + forward.stale.map((one) => "layers " + one.start + "-" + (one.stop - 1) + " (" + one.target
+        + ") " + (one.distances.reduce((a, b) => a + b, 0) / one.distances.length).toFixed(3)
+        + " on average").join("; ");
+    for (const one of forward.stale) {
+      const wide = 26, high = 70;
+      const svg = picture(one.columns.length * wide + 8, high + 30, "Staleness of layers " + one.start
+        + "-" + (one.stop - 1) + ": " + one.columns.map((c, j) => "column " + c + " "
+        + one.distances[j].toFixed(3)).join(", "));
+      one.columns.forEach((column, j) => {
+        const value = high * one.distances[j] / most;
+        svg.append(element("rect", { class: "bar", x: j * wide + 3, width: wide - 6,
+          y: 12 + high - value, height: value }),
+          element("text", { x: j * wide + 1, y: 9 + high - value }, one.distances[j].toFixed(2)),
+          element("text", { x: j * wide + 6, y: high + 26 }, String(column)));
+      });
+      const box = html("div", "scroll");
+      box.append(svg);
+      place.append(box);
+    }
+  }
+
+  /* The slider ------------------------------------------------------------------------------- */
+
+  function go(step) {
+    now = Math.max(0, Math.min(forwards().length - 1, step));
+    const forward = forwards()[now];
+    slider.value = now;
+    const counter = forward.index === null ? "" : ", step counter " + forward.index;
+    const columns = forward.before.length
+      ? ", columns " + forward.columns[0] + "-" + (forward.columns[1] - 1) : "";
+    const where = "Step " + now + " of " + (forwards().length - 1) + ": " + forward.phase.toUpperCase()
+      + " of block " + forward.block + columns + counter;
+    at("where").textContent = where;
+    slider.setAttribute("aria-valuetext", where);
+    const change = forward.change === null ? "" : ". The probe measured a change of "
+      + forward.change.toFixed(3);
+    at("layers-words").textContent = "This step: " + forward.words + ": " + forward.computed
+      + " layer calls computed, " + forward.reused + " reused" + change;
+    for (const name of ["layer-here", "stale-here"]) {
+      if (at(name)) at(name).setAttribute("x", LABEL + now * CELL);
+    }
+    showBlock(forward);
+    showText();
+    showStale(forward);
+    keepInSight("layers");
+    keepInSight("stale-map");
+  }
+
+  function keepInSight(id) {
+    const box = at(id), x = LABEL + now * CELL;
+    if (x < box.scrollLeft || x > box.scrollLeft + box.clientWidth - 2 * CELL) {
+      box.scrollLeft = x - box.clientWidth / 2;
+    }
+  }
+
+  function choose(number) {
+    row = number;
+    slider.max = forwards().length - 1;
+    drawLayers();
+    drawStale();
+    go(0);
+  }
+
+  function play(on) {
+    clearInterval(timer);
+    timer = on ? setInterval(() => {
+      if (now >= forwards().length - 1) play(false); else go(now + 1);
+    }, 600) : null;
+    at("play").textContent = on ? "Pause" : "Play";
+    at("play").setAttribute("aria-pressed", String(on));
+  }
+
+  slider.addEventListener("input", () => go(Number(slider.value)));
+  at("first").addEventListener("click", () => go(0));
+  at("back").addEventListener("click", () => go(now - 1));
+  at("on").addEventListener("click", () => go(now + 1));
+  at("last").addEventListener("click", () => go(forwards().length - 1));
+  at("play").addEventListener("click", () => {
+    if (timer === null && now >= forwards().length - 1) go(0);
+    play(timer === null);
+  });
+  if (at("row")) at("row").addEventListener("change", (event) => { play(false); choose(Number(event.target.value)); });
+  document.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    if (["INPUT", "SELECT", "SUMMARY"].includes(event.target.tagName)) return;
+    const moves = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: forwards().length - 1 };
+    if (event.key in moves) { event.preventDefault(); go(moves[event.key]); }
+    if (event.key === " " && event.target.tagName !== "BUTTON") { event.preventDefault(); at("play").click(); }
+  });
+  choose(0);
+})();
