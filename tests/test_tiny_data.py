@@ -88,14 +88,18 @@ def test_arithmetic_rows_are_worked_out_right() -> None:
 
 
 def test_choice_rows_have_one_right_option_and_it_is_no_giveaway() -> None:
+    places = []
     for row in data.held_out("choice", "test"):
         options = dict(re.findall(r"([A-D])\) (\d+)", row.question))
         assert list(options) == list(data.LETTERS)
         right = [name for name, value in options.items() if int(value) == total_of(row.expression)]
         assert right == [row.target]
         assert row.answer == f"{row.target}) {row.expression}={options[row.target]}"
-        low, *middle, high = sorted(map(int, options.values()))
-        assert low + high == sum(middle), "the options are no square, so they hint at the answer"
+        values = sorted(map(int, options.values()))
+        assert len({value % 10 for value in values}) == len(values)
+        assert len(set(np.diff(values))) == 1, "uneven options hint at the answer"
+        places.append(values.index(total_of(row.expression)))
+    assert min(np.bincount(places)) > len(places) / 8, "the right one stands out by its size"
 
 
 def test_rows_fit_two_blocks_and_choices_are_scored_inside_the_second() -> None:
@@ -167,7 +171,8 @@ def test_batches_mask_answers_only_and_shift_the_targets() -> None:
     assert masked.any(axis=1).all()
     # Logits at column i-1 predict column i; beside that only the look-ahead has a weight.
     predicted = batch.weights > 0
-    np.testing.assert_array_equal(predicted[:, masks.BLOCK :][:, :-1], masked[:, masks.BLOCK + 1 :])
+    assert not (predicted[:, masks.BLOCK : -1] & ~masked[:, masks.BLOCK + 1 :]).any()
+    assert predicted[:, masks.BLOCK :].any(axis=1).all()
     assert not predicted[:, : masks.BLOCK - 1].any()
     assert predicted[:, masks.BLOCK - 1].any()
     # Put the targets in: every copy is then a block of a well-formed row, and the prompt stands.
@@ -178,6 +183,17 @@ def test_batches_mask_answers_only_and_shift_the_targets() -> None:
             part = slice(copy * masks.BLOCK, (copy + 1) * masks.BLOCK)
             if at[part][0] == 0:
                 np.testing.assert_array_equal(ids[part], ids[: masks.BLOCK])
+
+
+def test_causal_batches_predict_the_answer_from_what_is_left_of_it() -> None:
+    batch = masks.make_causal_batch(0, 0, 16)
+    assert not (batch.ids == vocabulary.MASK_ID).any()
+    np.testing.assert_array_equal(batch.targets[:, :-1], batch.ids[:, 1:])
+    for ids, weights in zip(batch.ids, batch.weights, strict=True):
+        at = ids.tolist().index(vocabulary.ASSISTANT_ID)
+        assert not weights[:at].any()
+        assert weights[at:-1].all()
+        assert not weights[-1]
 
 
 def test_a_copy_sees_itself_and_what_is_finished() -> None:

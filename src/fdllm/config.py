@@ -219,7 +219,11 @@ class Evaluating(Spec):
         tasks: what the experiment runs; None takes the model's own list.
         num_fewshot: worked examples ahead of each question.
         chat_template: whether the model's chat template wraps the prompt.
-        batch_size: rows at once; it never changes an answer, so it is no part of an identity.
+        batch_size: rows at once where text is generated; it never changes an answer, so it is no
+            part of an identity.
+        score_batch_size: the same where answers are scored.
+        prefix_cache_gib: memory for prompt blocks that scored requests share; 0 shares none. No
+            part of an identity either.
         scoring: the log-likelihood estimator.
         seed: seed of the choice of worked examples.
         allow_invalid: accept an estimator that the task makes meaningless, and say so.
@@ -229,6 +233,8 @@ class Evaluating(Spec):
     num_fewshot: int = Field(0, ge=0)
     chat_template: bool = True
     batch_size: int = Field(1, ge=1)
+    score_batch_size: int = Field(16, ge=1)
+    prefix_cache_gib: float = Field(1.0, ge=0.0)
     scoring: Estimator = "denoise"
     seed: int = 0
     allow_invalid: bool = False

@@ -47,10 +47,13 @@ class TaskFacts:
     Attributes:
         kind: what the task asks of a model.
         definition: content hash of its definition.
+        max_new_tokens: new tokens an answer may have, where neither the experiment nor the task's
+            own definition says.
     """
 
     kind: Literal["generate", "loglikelihood"]
     definition: str
+    max_new_tokens: int = 512
 
 
 @dataclass(frozen=True)
@@ -132,15 +135,14 @@ class Planner:
             for cell in cells
         ]
 
-    @staticmethod
-    def _run(sweep: Sweep, task: str, experiment: Experiment, cell: Cell) -> Run:
+    def _run(self, sweep: Sweep, task: str, experiment: Experiment, cell: Cell) -> Run:
         return Run(
             experiment=sweep.experiment,
             task=task,
             cell=cell,
             model=sweep.model,
             limit=sweep.limit,
-            decoding=experiment.decoding(cell),
+            decoding=experiment.decoding(cell, self.task(task).max_new_tokens),
             evaluating=sweep.evaluating,
             subset_size=experiment.settings.reuse.subset_size,
             params=experiment.params(cell),

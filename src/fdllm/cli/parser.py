@@ -182,8 +182,33 @@ def _computing(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (a GPU if there is)")
     group.add_argument("--threads", type=_positive, metavar="N", help="threads on CPU (torch's)")
     group.add_argument(
-        "--batch-size", type=_positive, metavar="N", help="rows at once; never changes an answer"
+        "--batch-size",
+        type=_positive,
+        metavar="N",
+        help="rows at once where text is generated; never changes an answer",
     )
+    group.add_argument(
+        "--score-batch-size",
+        type=_positive,
+        metavar="N",
+        help="rows at once where answers are scored; never changes a score",
+    )
+    group.add_argument(
+        "--prefix-cache-gib",
+        type=_not_negative,
+        metavar="X",
+        help="memory for prompt blocks that scored requests share; 0 shares none",
+    )
+
+
+def _not_negative(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number, 0 or more; got '{text}'")
+    return number
 
 
 def _positive(text: str) -> int:

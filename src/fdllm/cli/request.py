@@ -45,7 +45,8 @@ def task_facts(name: str) -> TaskFacts:
     Raises:
         UsageError: it is unknown.
     """
-    return TaskFacts(task_info(name).kind, definition_hash(name))
+    info = task_info(name)
+    return TaskFacts(info.kind, definition_hash(name), info.max_new_tokens)
 
 
 def make_planner(args: Namespace) -> Planner:
@@ -53,6 +54,9 @@ def make_planner(args: Namespace) -> Planner:
     root = find_root()
     results = None if args.results is None else Path(args.results).expanduser().absolute()
     return Planner(root, Layout.of(root, results), task_facts)
+
+
+_EVALUATING_FLAGS = ("scoring", "batch_size", "score_batch_size", "prefix_cache_gib")
 
 
 def read_request(args: Namespace, forced: Sequence[str] = ()) -> Request:
@@ -71,7 +75,7 @@ def read_request(args: Namespace, forced: Sequence[str] = ()) -> Request:
         task_info(task)
     model = choose_model(args.model, args.task or ())
     asked = experiment.settings.evaluation
-    flags = {"scoring": args.scoring, "batch_size": getattr(args, "batch_size", None)}
+    flags = {name: getattr(args, name, None) for name in _EVALUATING_FLAGS}
     changes = {key: value for key, value in flags.items() if value is not None}
     if args.allow_invalid:
         changes["allow_invalid"] = True

@@ -99,7 +99,9 @@ def against_record(cell: CellState, trace: Trace) -> str | None:
         texts = [row.text for row in trace.rows]
         same = sample["output"] in (texts, texts[0])
     else:
-        same = [f"{v:.4f}" for v in sample["output"]] == [f"{v:.4f}" for v in scores if v is not None]
+        same = [f"{v:.4f}" for v in sample["output"]] == [
+            f"{v:.4f}" for v in scores if v is not None
+        ]
     if same:
         return "the record of this run says the same of this document"
     return (

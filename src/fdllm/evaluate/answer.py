@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from fdllm.config import Decoding, Estimator
 from fdllm.decode.counts import Counts
 from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
-from fdllm.decode.scorer import Score, score_requests
+from fdllm.decode.scorer import DEFAULT_PREFIX_CACHE_GIB, Score, score_requests
+from fdllm.decode.unmask import Unmask, by_threshold
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import TaskInfo
 from fdllm.model.weights import Model
@@ -80,7 +81,10 @@ class ModelAnswerer:
         decoding: settings.
         strategy: layer reuse, active in generation and scoring alike.
         scoring: the log-likelihood estimator.
-        batch_size: rows at once; never changes an answer.
+        batch_size: rows at once where text is generated; never changes an answer.
+        score_batch_size: rows at once where answers are scored.
+        prefix_cache_gib: memory for prompt blocks that scored requests share.
+        unmask: which masked columns to unmask.
     """
 
     model: Model
@@ -88,6 +92,9 @@ class ModelAnswerer:
     strategy: ReuseStrategy[Any]
     scoring: Estimator
     batch_size: int
+    score_batch_size: int = 16
+    prefix_cache_gib: float = DEFAULT_PREFIX_CACHE_GIB
+    unmask: Unmask = by_threshold
 
     def generate(
         self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
@@ -104,6 +111,7 @@ class ModelAnswerer:
             self.strategy,
             batch_size=self.batch_size,
             on_done=on_done,
+            unmask=self.unmask,
             detokenize=True,
         )
 
@@ -115,8 +123,9 @@ class ModelAnswerer:
             self.decoding,
             self.strategy,
             scoring=self.scoring,
-            batch_size=self.batch_size,
+            batch_size=self.score_batch_size,
             on_done=on_done,
+            prefix_cache_gib=self.prefix_cache_gib,
         )
 
 

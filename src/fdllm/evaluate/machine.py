@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fdllm.config import ModelChoice, Run
-from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
-from fdllm.decode.unmask import Unmask
-from fdllm.evaluate.answer import AnswererFactory, HarnessTask, ModelAnswerer, Query
+from fdllm.decode.sampler import GenerationRequest, generate_requests
+from fdllm.decode.unmask import Unmask, by_threshold
+from fdllm.evaluate.answer import ModelAnswerer
 from fdllm.evaluate.harness import evaluate
 from fdllm.evaluate.protocols import Evaluation, Progress, Store
 from fdllm.model.weights import Model, load_model
@@ -86,17 +85,17 @@ class Machine:
             progress=progress,
             allow_invalid=asked.allow_invalid,
             seed=asked.seed,
-            answerer=None if unmask is None else self._answerer(run, strategy, unmask),
+            answerer=lambda _: ModelAnswerer(
+                self.model,
+                run.decoding,
+                strategy,
+                asked.scoring,
+                asked.batch_size,
+                asked.score_batch_size,
+                asked.prefix_cache_gib,
+                unmask or by_threshold,
+            ),
         )
-
-    def _answerer(self, run: Run, strategy: ReuseStrategy[Any], unmask: Unmask) -> AnswererFactory:
-        def make(_: Mapping[str, HarnessTask]) -> UnmaskingAnswerer:
-            asked = run.evaluating
-            return UnmaskingAnswerer(
-                self.model, run.decoding, strategy, asked.scoring, asked.batch_size, unmask
-            )
-
-        return make
 
     def warm_up(self, run: Run, strategy: ReuseStrategy[Any]) -> None:
         """Decode a block and forget it: what a first use costs is not this run's speed."""
@@ -113,30 +112,3 @@ class Machine:
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return PeakMemory(bytes=peak, kind="resident")
-
-
-@dataclass(frozen=True)
-class UnmaskingAnswerer(ModelAnswerer):
-    """The model answers, with an experiment's own rule of unmasking.
-
-    Attributes:
-        unmask: which masked columns to unmask.
-    """
-
-    unmask: Unmask
-
-    def generate(
-        self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
-    ) -> None:
-        """Decode every prompt."""
-        requests = [GenerationRequest(q.tokens, q.max_new_tokens, q.until, q.seed) for q in queries]
-        generate_requests(
-            self.model,
-            requests,
-            self.decoding,
-            self.strategy,
-            batch_size=self.batch_size,
-            on_done=on_done,
-            unmask=self.unmask,
-            detokenize=True,
-        )

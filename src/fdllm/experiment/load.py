@@ -68,9 +68,15 @@ class Experiment:
             f"{', '.join(names)} (its grid is in {self.folder / SETTINGS_FILE})"
         )
 
-    def decoding(self, cell: Cell) -> Decoding:
-        """Decoding settings of a cell, its own overrides applied."""
-        both = self.settings.decoding.model_dump(exclude_unset=True) | cell.decoding
+    def decoding(self, cell: Cell, max_new_tokens: int | None = None) -> Decoding:
+        """Decoding settings of a cell, its own overrides applied.
+
+        Args:
+            cell: the cell.
+            max_new_tokens: the task's, where the experiment states none.
+        """
+        own = self.settings.decoding.model_dump(exclude_unset=True) | cell.decoding
+        both = own if max_new_tokens is None else {"max_new_tokens": max_new_tokens} | own
         return Decoding.read(both, f"{self.folder / SETTINGS_FILE}: config '{cell.name}'")
 
     def params(self, cell: Cell) -> dict[str, Any]:

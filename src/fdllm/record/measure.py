@@ -76,6 +76,7 @@ def throughput(kind: str, entries: Entries, samples: Samples, counts: CountsByPh
         scored_tokens=scored,
         scored_tokens_per_second=_ratio(scored, seconds),
         requests_per_second=_ratio(len(entries), seconds),
+        shared_tokens=int(total(counts, "shared")),
         latency_p50_s=p50,
         latency_p95_s=p95,
     )

@@ -45,6 +45,8 @@ class Throughput(Spec):
         scored_tokens: tokens of the targets.
         scored_tokens_per_second: ``scored_tokens / seconds``.
         requests_per_second: scored targets by seconds.
+        shared_tokens: columns that were not fed to the network, because another request of the
+            run had computed the same ones.
         latency_p50_s: median over samples of a sample's share of model time, in seconds.
         latency_p95_s: 95th percentile of the same.
     """
@@ -56,6 +58,7 @@ class Throughput(Spec):
     scored_tokens: int | None = None
     scored_tokens_per_second: float | None = None
     requests_per_second: float | None = None
+    shared_tokens: int | None = None
     latency_p50_s: float
     latency_p95_s: float
 

@@ -87,16 +87,16 @@ def arithmetic_row(rng: random.Random, num_terms: int) -> Row:
 def choice_row(rng: random.Random) -> Row:
     """A sum with four options.
 
-    The options are the corners of a square, ``x``, ``x+s``, ``x+t`` and ``x+s+t``, and the right
-    one is any corner: the options alone say nothing about which is right, and both digits count.
+    The options are evenly spaced, ``x``, ``x+d``, ``x+2d``, ``x+3d``, and the right one is any of
+    them: the options alone say nothing about which is right. All four end in different digits.
     """
     while True:
         left, right = rng.randint(10, 99), rng.randint(10, 99)
         sign = rng.choice("+-")
         result = left + right if sign == "+" else left - right
-        near = rng.choice((-2, -1, 1, 2))
-        far = rng.choice((-20, -10, 10, 20))
-        options = [result, result + near, result + far, result + near + far]
+        spacing = rng.choice((1, 3, 9, 11))
+        place = rng.randrange(len(LETTERS))
+        options = [result + spacing * (i - place) for i in range(len(LETTERS))]
         if min(options) >= 10 and max(options) <= MAX_TOTAL:  # noqa: PLR2004 - two digits
             break
     rng.shuffle(options)

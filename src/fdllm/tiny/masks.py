@@ -29,10 +29,10 @@ _SAMPLING_SHARE = 0.85
 """Of all copies, less those above: masked as the sampler meets them. The rest is uniform."""
 _HIGHEST_RATE = 0.6
 """Of uniform masks: with more of them, most of what is masked cannot be known."""
-_RIGHT_WEIGHT = 0.05
-"""Weight of the loss to the right of the sub-block that is decoded."""
-_FRESH_SHARE = 0.25
-"""Of the sampler's states: no column of the sub-block is known yet."""
+_LETTER_WEIGHT = 4.0
+"""Weight of a choice's letter: one column among many, and the one that is scored."""
+_LEFT_TO_RIGHT_SHARE = 0.5
+"""Of the sampler's states: the sub-block is known up to a column and masked from there on."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def make_causal_batch(seed: int, step: int, num_rows: int) -> Batch:
     Each column of an answer is a target and none hides the others: sums are learnt with a
     fraction of the sequences that noisy copies need. Block diffusion starts from such a model.
     """
-    rng = random.Random(f"{seed}:{step}")
+    rng = random.Random(f"{seed}:{step}:causal")
     ids = np.full((num_rows, MAX_TOKENS), PAD_ID, dtype=np.int64)
     weights = np.zeros((num_rows, MAX_TOKENS), dtype=np.float32)
     for i in range(num_rows):
@@ -143,7 +143,7 @@ def draw_masks(row: Row, first: int, base: int, rng: random.Random) -> dict[int,
     kind = rng.random()
     scored = base == BLOCK and len(row.target) == 1 and row.target.isalpha()
     if scored and kind < _SCORING_SHARE:
-        return dict.fromkeys(_scoring_masks(row, first, rng), 1.0)
+        return dict.fromkeys(_scoring_masks(row, first, rng), 1.0) | {first: _LETTER_WEIGHT}
     if kind < _SAMPLING_SHARE:
         return _sampling_masks(answer, rng)
     rate = _HIGHEST_RATE * rng.random()
@@ -155,14 +155,17 @@ def _sampling_masks(answer: range, rng: random.Random) -> dict[int, float]:
     """As the sampler goes: known to the left, part of one sub-block masked, masks to the right.
 
     The sampler reads the sub-block alone. What stands to its right hangs on sums that are not
-    worked out yet; its large loss would drown the one that matters.
+    worked out yet; its loss would drown the one that matters, so it has none.
     """
     current = rng.choice(range(answer[0] // SUB_BLOCK, BLOCK // SUB_BLOCK))
     inside = [c for c in answer if c // SUB_BLOCK == current]
-    rate = 1.0 if rng.random() < _FRESH_SHARE else rng.random()
-    masked = [c for c in inside if rng.random() < rate] or [rng.choice(inside)]
+    if rng.random() < _LEFT_TO_RIGHT_SHARE:
+        masked = inside[rng.randrange(len(inside)) :]
+    else:
+        rate = rng.random()
+        masked = [c for c in inside if rng.random() < rate] or [rng.choice(inside)]
     right = [c for c in answer if c // SUB_BLOCK > current]
-    return dict.fromkeys(masked, 1.0) | dict.fromkeys(right, _RIGHT_WEIGHT)
+    return dict.fromkeys(masked, 1.0) | dict.fromkeys(right, 0.0)
 
 
 def _scoring_masks(row: Row, first: int, rng: random.Random) -> list[int]:

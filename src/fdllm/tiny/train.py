@@ -39,37 +39,39 @@ class Recipe:
 
     Attributes:
         causal_steps: optimiser steps of the causal model.
-        causal_rows: rows of such a step, 64 columns each.
         steps: optimiser steps in all; those behind ``causal_steps`` are of block diffusion.
-        rows: rows of a block-diffusion step, 128 columns each.
+        causal_rows: causal rows of each of the first steps, 64 columns each.
+        block_rows: block-diffusion rows of each later step, 128 columns each.
+        kept_rows: causal rows beside them, so that sums are not forgotten while masks are learnt.
         seed: of the initial weights and of the data.
         muon_lr: peak learning rate of the layers' matrices.
         adamw_lr: peak learning rate of embedding, head, norms and biases.
         warmup_steps: linear rise at the start.
-        decay_share: share of the steps, at the end, over which the rates fall linearly to 0.
+        block_rate: share of the peaks at the first block-diffusion step; linear to 0 from there.
         clip_norm: largest norm of the whole gradient.
         compile: fuse the loss with ``torch.compile`` (a third faster; needs a C++ compiler).
         threads: of torch.
     """
 
-    causal_steps: int = 1000
+    causal_steps: int = 800
+    steps: int = 3200
     causal_rows: int = 64
-    steps: int = 3400
-    rows: int = 32
+    block_rows: int = 24
+    kept_rows: int = 16
     seed: int = 0
     muon_lr: float = 0.02
     adamw_lr: float = 0.003
     warmup_steps: int = 100
-    decay_share: float = 0.5
+    block_rate: float = 0.5
     clip_norm: float = 1.0
     compile: bool = False
     threads: int = 2
 
     def rate(self, step: int) -> float:
         """Share of the peak learning rate at a step."""
-        rise = min(1.0, (step + 1) / self.warmup_steps)
-        fall = min(1.0, (self.steps - step) / (self.decay_share * self.steps))
-        return rise * fall
+        if step < self.causal_steps:
+            return min(1.0, (step + 1) / self.warmup_steps)
+        return self.block_rate * (self.steps - step) / (self.steps - self.causal_steps)
 
 
 def init_weights(network: Network) -> None:
@@ -112,7 +114,7 @@ class Trainer:
         init_weights(self.network)
         self.loss: nn.Module = Loss(self.network)
         if recipe.compile:
-            self.loss.compile(dynamic=False)  # two shapes, each worth its own kernels
+            self.loss.compile(dynamic=False)  # three shapes, each worth its own kernels
         matrices = [p for p in self.network.layers.parameters() if p.dim() == _MATRIX]
         taken = {id(p) for p in matrices}
         rest = [p for p in self.network.parameters() if id(p) not in taken]
@@ -126,23 +128,26 @@ class Trainer:
         rate = self.recipe.rate(self.step)
         self.muon.param_groups[0]["lr"] = self.recipe.muon_lr * rate
         self.adamw.param_groups[0]["lr"] = self.recipe.adamw_lr * rate
-        loss = self.loss(*tensors(self.batch()))
+        loss = torch.stack([self.loss(*tensors(batch)) for batch in self.batches()]).sum()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
-        value = float(loss.item())
+        value = loss.item()
         self.seconds += time.perf_counter() - began
         return value
 
-    def batch(self) -> Batch:
-        """What the next step reads."""
-        recipe = self.recipe
-        if self.step < recipe.causal_steps:
-            return make_causal_batch(recipe.seed, self.step, recipe.causal_rows)
-        return make_batch(recipe.seed, self.step, recipe.rows)
+    def batches(self) -> list[Batch]:
+        """What the next step reads; the losses are added."""
+        recipe, seed, step = self.recipe, self.recipe.seed, self.step
+        if step < recipe.causal_steps:
+            return [make_causal_batch(seed, step, recipe.causal_rows)]
+        return [
+            make_batch(seed, step, recipe.block_rows),
+            make_causal_batch(seed, step, recipe.kept_rows),
+        ]
 
     def validate(self) -> dict[str, float]:
         """Accuracy on the first rows of both validation sets."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +14,7 @@ from fdllm.trace.steps import Forward, RowTrace, Trace
 _BAR = {"c": ("\u2588", "cyan"), "r": ("\u2591", "yellow"), "p": ("\u2592", "magenta")}
 _MASK = "\u00b7"
 _NEW = "bold black on green"
+_FEW = 2
 
 
 def show(trace: Trace, console: Console) -> None:
@@ -90,14 +93,18 @@ def _block(trace: Trace, row: RowTrace, forward: Forward, console: Console) -> T
     new = {guess.column for guess in forward.taken}
     ahead = len(row.prompt) - forward.block * trace.block_size  # columns that are prompt
     text = Text()
-    for column, token in enumerate(forward.after):
-        shown = words.visible(trace.pieces[token])
+    columns = [(token, column in new, column < ahead) for column, token in enumerate(forward.after)]
+    for (token, is_new, is_prompt), group in groupby(columns):
+        shown, number = words.visible(trace.pieces[token]), len(list(group))
         if token == trace.mask_id:
-            text.append(_MASK, style="dim")
-        elif column in new:
-            text.append_text(_mark(shown, console))
-        else:
-            text.append(shown, style="dim" if column < ahead else "")
+            text.append(_MASK * number, style="dim")
+            continue
+        if number > _FEW and len(shown) > _FEW:  # a tail of <|pad|>, say
+            shown, number = f"{shown}\u00d7{number}", 1
+        for _ in range(number):
+            text.append_text(_mark(shown, console) if is_new else Text(shown))
+        if is_prompt:
+            text.stylize("dim", len(text) - number * len(shown))
     for guess in forward.taken:
         if guess.column >= len(forward.after):
             text.append(" next: ", style="dim")

@@ -82,8 +82,8 @@ def settings(trace: Trace) -> str:
 def outcome(row: RowTrace) -> str:
     """How a row ended."""
     if row.loglikelihood is not None:
-        greedy = "the most probable answer" if row.is_greedy else "not the most probable answer"
-        return f"log-likelihood {row.loglikelihood:.4f}, {greedy}"
+        each = "every token" if row.is_greedy else "not every token"
+        return f"log-likelihood {row.loglikelihood:.4f}, {each} the most probable one"
     ends = {
         "stop": "ended by its stop token",
         "length": "cut at its token limit",

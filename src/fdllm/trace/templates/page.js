@@ -293,4 +293,6 @@
     if (event.key === " " && event.target.tagName !== "BUTTON") { event.preventDefault(); at("play").click(); }
   });
   choose(0);
+  const linked = /^#step-(\d+)$/.exec(location.hash);  // trace.html#step-9
+  if (linked) go(Number(linked[1]));
 })();
