@@ -173,12 +173,13 @@ def _document(
     same = "k1" if invented.k == 1 and invented.config in GRID else invented.config
     chance, clock = random.Random(f"{same} {doc}"), random.Random(f"{invented.config} {doc}")
     hard = random.Random(doc).random()
-    right = hard < invented.accuracy if chance.random() < 0.8 else chance.random() < invented.accuracy
+    right = (
+        hard < invented.accuracy if chance.random() < 0.8 else chance.random() < invented.accuracy
+    )
     make = _scored if task == "mmlu" else _generated
     entries = list(make(invented, strategy, task, doc, chance, right))
     for entry in entries:
-        tokens = entry.get("num_tokens", entry.get("scored_tokens"))
-        entry["seconds"] = tokens / invented.speed * clock.uniform(0.93, 1.07)
+        entry["seconds"] = _tokens(entry) / invented.speed * clock.uniform(0.93, 1.07)
     prompt = f"Question {doc}: " + _words(random.Random(doc), prompt_length) + "\nAnswer:"
     generated = entries[0]["kind"] == "generate"
     counts: dict[str, dict[str, int]] = {}
@@ -198,7 +199,7 @@ def _document(
         "output": entries[0]["text"] if generated else [e["loglikelihood"] for e in entries],
         "filtered": {METRICS[task].partition(",")[2]: str(doc if right else doc + 1)},
         "metrics": {METRICS[task]: 1.0 if right else 0.0},
-        "tokens": sum(e.get("num_tokens", e.get("scored_tokens")) for e in entries),
+        "tokens": sum(map(_tokens, entries)),
         "forwards": sum(count["forwards"] for count in counts.values()),
         "seconds": sum(e["seconds"] for e in entries),
         "counts": counts,
@@ -215,7 +216,7 @@ def _generated(
     task: str,
     doc: int,
     chance: random.Random,
-    right: bool,  # noqa: FBT001 - one of several
+    right: bool,
 ) -> Iterator[dict[str, Any]]:
     shared = random.Random(f"text {doc}")
     text = _words(shared, 250) + " " + _words(chance, 150)
@@ -226,7 +227,9 @@ def _generated(
         tokens = [1, 2, 3, 4] * 64
     steps, left = [], len(tokens)
     while left > 0:
-        steps.append(min(left, max(1, round(chance.gauss(3 - 2 * (invented.threshold - 0.5), 1.3)))))
+        steps.append(
+            min(left, max(1, round(chance.gauss(3 - 2 * (invented.threshold - 0.5), 1.3))))
+        )
         left -= steps[-1]
     yield {
         "kind": "generate",
@@ -249,7 +252,7 @@ def _scored(
     task: str,
     doc: int,
     chance: random.Random,
-    right: bool,  # noqa: FBT001 - one of several
+    right: bool,
 ) -> Iterator[dict[str, Any]]:
     for index in range(4):
         best = (index == 0) == right
@@ -265,6 +268,10 @@ def _scored(
             "scored_tokens": 1,
             "counts": _counts(strategy, 5, 1),
         }
+
+
+def _tokens(entry: dict[str, Any]) -> int:
+    return int(entry["num_tokens" if entry["kind"] == "generate" else "scored_tokens"])
 
 
 def _counts(strategy: StrategyRecord, steps: int, blocks: int) -> dict[str, dict[str, int]]:
@@ -284,7 +291,20 @@ def _counts(strategy: StrategyRecord, steps: int, blocks: int) -> dict[str, dict
 
 
 def _words(chance: random.Random, length: int) -> str:
-    known = ("the", "sum", "of", "seven", "apples", "and", "what", "she", "sold", "is", "left", "so")
+    known = (
+        "the",
+        "sum",
+        "of",
+        "seven",
+        "apples",
+        "and",
+        "what",
+        "she",
+        "sold",
+        "is",
+        "left",
+        "so",
+    )
     text = ""
     while len(text) < length:
         text += chance.choice(known) + " "

@@ -22,7 +22,7 @@ from fdllm.experiment import Unmask
 from fdllm.plan import Planner, TaskFacts
 from fdllm.record.paths import Layout
 from fdllm.record.summary import PeakMemory, Summary
-from fdllm.reuse import ReuseStrategy
+from fdllm.reuse import LayerPlan, ReuseStrategy
 from fdllm.schedule import Phase, Step
 from helpers import ROOT
 
@@ -45,8 +45,9 @@ def small_disk(place: Path) -> Iterator[None]:
 
 
 def make_root(folder: Path) -> Path:
-    """A checkout: the project's experiments, and a model folder that only has an identity."""
-    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    """A checkout: the baseline, the template, and a model folder that only has an identity."""
+    for name in ("00_baseline", "_template"):
+        shutil.copytree(ROOT / "experiments" / name, folder / "experiments" / name)
     model = folder / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"num_hidden_layers": NUM_LAYERS}))
@@ -195,16 +196,15 @@ class StubMachine:
             answer |= {"loglikelihood": -float(len(text) + run.cell.k), "scored_tokens": 1}
         return shared | answer | cost
 
-    def _counts(self, strategy: ReuseStrategy[Any]) -> dict[str, dict[str, int]]:
+    def _counts(self, strategy: ReuseStrategy[Any]) -> dict[str, Any]:
         counts = Counts()
         state = strategy.init(NUM_LAYERS)
         for index in range(6):
             phase = Phase.DENOISE if index else Phase.REFRESH
             step = Step(phase, index, (0, 8), first=index == 0)
             plan = strategy.plan(step, state)
-            if not self.count_reuse:
-                plan = type(plan)(NUM_LAYERS)
-            counts.add(phase, plan, 8)
+            assert isinstance(plan, LayerPlan), "the stub looks at no activations"
+            counts.add(phase, plan if self.count_reuse else LayerPlan(NUM_LAYERS), 8)
         return counts.as_dict()
 
     def _sample(self, run: Run, doc: int, entry: dict[str, Any]) -> dict[str, Any]:

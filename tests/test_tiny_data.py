@@ -19,8 +19,9 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fdllm import tiny
-from fdllm.tiny import checkpoint, data, masks, tokenizer, vocabulary
+from fdllm.tiny import checkpoint, data, tokenizer, vocabulary
 from fdllm.tiny.data import Row, TaskName
+from fdllm.tiny.masks import BLOCK
 
 TASKS: tuple[TaskName, ...] = ("arithmetic", "choice")
 
@@ -109,7 +110,7 @@ def test_rows_fit_two_blocks_and_choices_are_scored_inside_the_second() -> None:
         prompt, whole = len(row.prompt_ids), len(row.prompt_ids) + len(row.answer_ids)
         assert whole <= data.MAX_TOKENS
         if row.target.isalpha():
-            assert 5 <= prompt - masks.BLOCK <= 12
+            assert 5 <= prompt - BLOCK <= 12
 
 
 # --- tokenizer ----------------------------------------------------------------------------------
@@ -151,56 +152,6 @@ def test_tokenizer_files_are_the_makers(tmp_path: Path) -> None:
     tokenizer.write(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_text() == (tiny.FOLDER / name).read_text()
-
-
-# --- training batches ---------------------------------------------------------------------------
-
-
-def test_batches_depend_on_seed_and_step_alone() -> None:
-    first, again = masks.make_batch(3, 7, 8), masks.make_batch(3, 7, 8)
-    for name in ("ids", "positions", "visible", "targets", "weights"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
-    assert (masks.make_batch(3, 8, 8).ids != first.ids).any()
-
-
-def test_batches_mask_answers_only_and_shift_the_targets() -> None:
-    batch = masks.make_batch(0, 0, 64)
-    masked = batch.ids == vocabulary.MASK_ID
-    assert not masked[:, : masks.BLOCK].any(), "the clean block holds no mask"
-    assert not masked[:, :: masks.BLOCK].any(), "a block's first column is always known"
-    assert masked.any(axis=1).all()
-    # Logits at column i-1 predict column i; beside that only the look-ahead has a weight.
-    predicted = batch.weights > 0
-    assert not (predicted[:, masks.BLOCK : -1] & ~masked[:, masks.BLOCK + 1 :]).any()
-    assert predicted[:, masks.BLOCK :].any(axis=1).all()
-    assert not predicted[:, : masks.BLOCK - 1].any()
-    assert predicted[:, masks.BLOCK - 1].any()
-    # Put the targets in: every copy is then a block of a well-formed row, and the prompt stands.
-    filled = batch.ids.copy()
-    filled[:, 1:][masked[:, 1:]] = batch.targets[:, :-1][masked[:, 1:]]
-    for ids, at in zip(filled, batch.positions, strict=True):
-        for copy in range(1, 1 + masks.NUM_COPIES):
-            part = slice(copy * masks.BLOCK, (copy + 1) * masks.BLOCK)
-            if at[part][0] == 0:
-                np.testing.assert_array_equal(ids[part], ids[: masks.BLOCK])
-
-
-def test_causal_batches_predict_the_answer_from_what_is_left_of_it() -> None:
-    batch = masks.make_causal_batch(0, 0, 16)
-    assert not (batch.ids == vocabulary.MASK_ID).any()
-    np.testing.assert_array_equal(batch.targets[:, :-1], batch.ids[:, 1:])
-    for ids, weights in zip(batch.ids, batch.weights, strict=True):
-        at = ids.tolist().index(vocabulary.ASSISTANT_ID)
-        assert not weights[:at].any()
-        assert weights[at:-1].all()
-        assert not weights[-1]
-
-
-def test_a_copy_sees_itself_and_what_is_finished() -> None:
-    visible = masks.visibility(np.array([[0, 0, 1, 1]]))[0, 0]
-    size = masks.BLOCK
-    seen = visible[::size, ::size].astype(int).tolist()
-    assert seen == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
 
 
 # --- the harness --------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fdllm.decode.scorer import Score, score
     from fdllm.experiment import load_strategy
     from fdllm.model.weights import Model, load_model
+    from fdllm.release.frames import results, samples
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,8 @@ _LAZY = {
     "generate": "fdllm.decode.sampler",
     "load_model": "fdllm.model.weights",
     "load_strategy": "fdllm.experiment",
+    "results": "fdllm.release.frames",
+    "samples": "fdllm.release.frames",
     "score": "fdllm.decode.scorer",
 }
 
@@ -43,6 +46,8 @@ __all__ = [
     "generate",
     "load_model",
     "load_strategy",
+    "results",
+    "samples",
     "score",
 ]
 

@@ -47,8 +47,7 @@ class TaskFacts:
     Attributes:
         kind: what the task asks of a model.
         definition: content hash of its definition.
-        max_new_tokens: new tokens an answer may have, where neither the experiment nor the task's
-            own definition says.
+        max_new_tokens: new tokens of an answer at most, where the experiment states no number.
     """
 
     kind: Literal["generate", "loglikelihood"]

@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fdllm.cli import show
+from fdllm.cli.compare import run_compare
 from fdllm.cli.execute import execute
+from fdllm.cli.export import run_export
 from fdllm.cli.output import say
-from fdllm.cli.request import make_planner, read_request
+from fdllm.cli.report import run_report
+from fdllm.cli.request import read_request
 from fdllm.cli.trace import run_trace
 from fdllm.cli.work import choose_work, forced_configs, unfinished
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.tasks import task_info
 from fdllm.experiment import create_experiment
-from fdllm.record.atomic import write_text
 from fdllm.record.paths import find_root
-from fdllm.report.results_md import render_results
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
@@ -84,21 +84,6 @@ def run_status(args: Namespace) -> int:
     return 0
 
 
-def run_report(args: Namespace) -> int:
-    """``experiments/NAME/results.md`` from the records."""
-    planner = make_planner(args)
-    for task in args.task or ():
-        task_info(task)
-    text = render_results(planner, list(show.report_sweeps(planner, args)), args.experiment)
-    if args.stdout:
-        say(text)
-        return 0
-    path = planner.experiment(args.experiment).folder / "results.md"
-    write_text(path, text)
-    say(f"wrote {path}")
-    return 0
-
-
 def run_new(args: Namespace) -> int:
     """The next experiment."""
     root = find_root()
@@ -116,7 +101,9 @@ COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
     "sweep": run_sweep,
     "validate": run_validate,
     "status": run_status,
+    "compare": run_compare,
     "report": run_report,
     "new": run_new,
     "trace": run_trace,
+    "export": run_export,
 }

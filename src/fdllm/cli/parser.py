@@ -9,6 +9,9 @@ from typing import NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
+from fdllm.cli.compare import add_flags as add_compare_flags
+from fdllm.cli.report import add_flags as add_report_flags
+from fdllm.cli.export import export_flags
 from fdllm.cli.trace import trace_flags
 from fdllm.config import DEFAULT_MODEL
 
@@ -92,16 +95,23 @@ def build_parser() -> argparse.ArgumentParser:
     _places(status)
     status.add_argument("--json", action="store_true", help="print JSON")
 
-    report = add("report", "write experiments/NAME/results.md from the records")
+    report = add("report", "write results.md and an HTML report from the records, or check them")
     _selection(report)
     _places(report)
-    report.add_argument("--stdout", action="store_true", help="print it, write nothing")
+    add_report_flags(report)
+
+    export = add("export", "write a folder that stands by itself: records, report, versions")
+    _selection(export)
+    _places(export)
+    export_flags(export)
 
     trace = add("trace", "watch one document being decoded, step by step")
     _selection(trace)
     _places(trace)
     _computing(trace)
     trace_flags(trace)
+
+    add_compare_flags(add("compare", "is config B as good as config A, with an exit code"))
 
     new = add("new", "begin an experiment from the template or from another one")
     new.add_argument("name", metavar="NAME", help="adaptive_skip, or with its number in front")

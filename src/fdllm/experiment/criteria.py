@@ -1,4 +1,4 @@
-"""``[criteria]`` of ``experiment.toml``: the proposal's success criteria, as a report can read them.
+"""``[criteria]`` of ``experiment.toml``: the proposal's success criteria, as a report reads them.
 
 They are decided before the first full run. What they do not name is not judged.
 """
@@ -34,7 +34,7 @@ class Criteria(Spec):
         tasks: tasks they must be met on; empty is every task that has records.
         require: ``any`` config must meet them all, on every task, or ``all`` configs must.
         max_accuracy_drop: share of rows that may be lost: 0.02 is two points.
-        min_speedup: tokens/s (or scored tokens/s) by the baseline's, paired.
+        min_speedup: the baseline's model time by the config's, on the same documents.
         min_saved_share: share of layer calls that is not computed.
         max_truncation_rise: by how much the share of truncated answers may rise.
         max_repetition_rise: by how much the share of repetitive answers may rise.
@@ -69,7 +69,9 @@ class Criteria(Spec):
         if self.max_truncation_rise is not None:
             parts.append(f"truncates at most {100 * self.max_truncation_rise:g} points more")
         if self.max_repetition_rise is not None:
-            parts.append(f"repeats itself in at most {100 * self.max_repetition_rise:g} points more")
+            parts.append(
+                f"repeats itself in at most {100 * self.max_repetition_rise:g} points more"
+            )
         who = "at least one config" if self.require == "any" else "every config"
         if self.configs:
             who += f" of {', '.join(self.configs)}"

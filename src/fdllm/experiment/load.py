@@ -202,8 +202,15 @@ def _sha256(path: Path) -> str:
 
 
 def _import(path: Path) -> ModuleType:
-    """Run a file as a module of its own name, so that two experiments never share one."""
-    name = f"fdllm_experiment_{path.parent.name}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    """Run a file as a module of its own name: two experiments never share one.
+
+    The name holds place and content, so what stays the same is loaded once, and its strategies are
+    equal where their parameters are.
+    """
+    place = hashlib.sha256(bytes(path.resolve())).hexdigest()[:8]
+    name = f"fdllm_experiment_{path.parent.name}_{place}_{_sha256(path)[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise FdllmError(f"{path} cannot be imported")

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from fdllm.config import Cell, Decoding, Evaluating, Spec, Subset
 from fdllm.errors import UsageError
+from fdllm.experiment.criteria import Criteria
 
 
 class Title(Spec):
@@ -44,6 +45,7 @@ class Settings(Spec):
         decoding: see :class:`~fdllm.config.Decoding`.
         evaluation: see :class:`~fdllm.config.Evaluating`.
         reuse: ``subset_size``, and ``params`` for the strategy.
+        criteria: see :class:`~fdllm.experiment.criteria.Criteria`; None where nothing is judged.
     """
 
     experiment: Title = Title()
@@ -52,6 +54,7 @@ class Settings(Spec):
     decoding: Decoding = Decoding()
     evaluation: Evaluating = Evaluating()
     reuse: ReuseSettings = ReuseSettings()
+    criteria: Criteria | None = None
 
 
 def read_settings(path: Path) -> Settings:
@@ -66,7 +69,7 @@ def read_settings(path: Path) -> Settings:
         raise UsageError(f"{path} cannot be read: {error}") from None
     kinds: Mapping[str, type[Spec]] = {
         "experiment": Title, "grid": Grid, "decoding": Decoding,
-        "evaluation": Evaluating, "reuse": ReuseSettings,
+        "evaluation": Evaluating, "reuse": ReuseSettings, "criteria": Criteria,
     }  # fmt: skip
     parts: dict[str, Any] = {
         key: kinds[key].read(value, f"{path}: [{key}]")

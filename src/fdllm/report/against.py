@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fdllm.report import paired
+from fdllm.report import intervals, paired
 from fdllm.report.data import CellData, SampleKey
 from fdllm.report.measured import Estimate
 
@@ -19,9 +19,12 @@ class Against:
         p_value: of no difference.
         p_holm: the same, Holm-corrected over the grid.
         test: its name.
-        speed_ratio: speed by the baseline's; None where it cannot be told.
-        noise: spread of the cells that do the same work; None where there is one only.
-        smallest: smallest difference that the sample could have shown.
+        speed_ratio: the baseline's model time by the config's, on the same documents; above 1
+            where the config is faster. None where times must not be compared.
+        speed_claim: ``faster`` or ``slower`` where the whole interval is beyond the noise floor.
+        floor: the noise floor as a share; None where no two cells are one computation.
+        smallest: smallest difference that the sample would have shown.
+        collapsed: reasons to call the config collapsed; its speed is no merit then.
         verdict: ``same-or-better``, ``worse`` or ``cannot-tell``.
         sentence: in words.
         lost: documents that only the baseline gets right.
@@ -29,12 +32,14 @@ class Against:
     """
 
     difference: Estimate
-    p_value: float | None
-    p_holm: float | None
+    p_value: float
+    p_holm: float
     test: str
     speed_ratio: Estimate | None
-    noise: float | None
-    smallest: float | None
+    speed_claim: str
+    floor: float | None
+    smallest: float
+    collapsed: tuple[str, ...]
     verdict: str
     sentence: str
     lost: tuple[SampleKey, ...]
@@ -63,16 +68,23 @@ def compare_pair(one: CellData, other: CellData) -> Against:
 
 
 def _plain(found: paired.Comparison) -> Against:
+    speed = found.speed
     return Against(
-        difference=Estimate(*found.difference),
+        difference=_estimate(found.difference),
         p_value=found.p_value,
         p_holm=found.p_holm,
         test=found.test,
-        speed_ratio=Estimate(*found.speed_ratio),
-        noise=found.noise,
-        smallest=found.smallest,
+        speed_ratio=None if speed is None else _estimate(speed.ratio),
+        speed_claim="none" if speed is None else speed.claim,
+        floor=None if speed is None or speed.floor is None else speed.floor.floor,
+        smallest=found.smallest_detectable,
+        collapsed=found.collapsed,
         verdict=found.verdict,
         sentence=found.sentence,
-        lost=tuple(found.lost),
-        gained=tuple(found.gained),
+        lost=found.losses,
+        gained=found.gains,
     )
+
+
+def _estimate(figure: intervals.Estimate) -> Estimate:
+    return Estimate(figure.value, figure.low, figure.high)

@@ -83,9 +83,7 @@ def find_alternative(results: Path, table: Sequence[CellData]) -> Alternative:
         note = f"{EXPERIMENT} has records, yet not comparable ones: {', '.join(problems)} differ"
         return Alternative((), (), note)
     curve = sorted(((measured(cell), cell) for cell in same_place), key=lambda pair: pair[0].speed)
-    against = tuple(
-        _at_equal_speed(cell, curve) for cell in table if cell.summary.strategy.reuses
-    )
+    against = tuple(_at_equal_speed(cell, curve) for cell in table if cell.summary.strategy.reuses)
     return Alternative(tuple(one for one, _ in curve), against, "")
 
 

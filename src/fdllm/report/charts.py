@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from markupsafe import Markup
 
@@ -27,6 +28,7 @@ class HeatMap:
         digits: places behind the comma.
         low: figure without colour; None takes the smallest.
         high: figure of full colour; None takes the largest.
+        least_span: from no colour to full colour at least, so that noise looks like noise.
         span: name of the columns together.
         cell_width: units.
     """
@@ -40,6 +42,7 @@ class HeatMap:
     digits: int = 1
     low: float | None = None
     high: float | None = None
+    least_span: float = 0.0
     span: str = ""
     cell_width: float = 74.0
 
@@ -48,6 +51,7 @@ class HeatMap:
         known = [value for row in self.values for value in row if value is not None]
         low = min(known, default=0.0) if self.low is None else self.low
         high = max(known, default=1.0) if self.high is None else self.high
+        high = max(high, low + self.least_span)
         left = max((len(name) for name in self.rows), default=0) * CHARACTER + 12
         top = (36.0 if self.span else 22.0) if any(self.columns) else _TOP
         row = 34.0 if len(self.rows) <= 4 else _ROW  # noqa: PLR2004 - a small grid has room
@@ -70,10 +74,11 @@ class HeatMap:
                     drawing.text(middle, y + row / 2 + 4, "-", "label soft", "middle")
                     continue
                 share = (value - low) / (high - low) if high > low else 0.0
-                shade = 0.06 + 0.94 * min(max(share, 0.0), 1.0)
-                drawing.rectangle(x + 1, y + 1, self.cell_width - 2, row - 2, "heat", shade)
-                ink = "figures ink" if shade > 0.55 else "figures"  # noqa: PLR2004 - contrast
-                drawing.text(middle, y + row / 2 + 4, f"{value:.{self.digits}f}", ink, "middle")
+                # Pale enough at its strongest that the figure can be read in both themes.
+                shade = 0.04 + 0.58 * min(max(share, 0.0), 1.0)
+                drawing.rectangle(x + 1, y + 1, self.cell_width - 2, row - 2, "heat", shade=shade)
+                figure = f"{value:.{self.digits}f}"
+                drawing.text(middle, y + row / 2 + 4, figure, "figures", "middle")
         return drawing.render()
 
     def _description(self) -> str:
@@ -131,60 +136,81 @@ class BarChart:
     start: float = 0.0
     reference: float | None = None
     legend: Sequence[tuple[str, str, str]] = ()
-    width: float = 460.0
+    width: float = 400.0
     band: tuple[float, float] | None = None
 
     def render(self) -> Markup:
         """The drawing."""
-        left = max((len(bar.name) for bar in self.bars), default=0) * CHARACTER + 12
-        right = max((len(bar.label) for bar in self.bars), default=0) * CHARACTER + 10
         lines = _flow(self.legend, self.width)
         top = _TOP + 18 * len(lines)
         bottom = top + _ROW * len(self.bars)
         drawing = Drawing(self.key, self.width, bottom + 38, self.title, self.description)
         for number, entries in enumerate(lines):
             for x, (kind, shape, text) in entries:
-                y = 10 + 18 * number
+                y = 10.0 + 18 * number
                 if shape:
                     drawing.mark(x + 5, y, shape, kind)
                 else:
                     drawing.rectangle(x, y - 5, 10, 10, kind)
                 drawing.text(x + 15, y + 4, text)
-        high = self._largest()
-        room = self.width - left - max(right, 14)
-        scale = room / (high - self.start) if high > self.start else 0.0
-
-        def at(value: float) -> float:
-            return left + (value - self.start) * scale
-
-        if self.band is not None:
-            low_x, high_x = (at(min(max(end, self.start), high)) for end in self.band)
-            drawing.rectangle(low_x, top, high_x - low_x, bottom - top, "band")
-        marks = ticks(self.start, high)
-        for value in marks:
-            drawing.line(at(value), top, at(value), bottom, "grid")
-            label = f"{value:,.{decimals(marks)}f}"
-            drawing.text(at(value), bottom + 15, label, "label soft", "middle")
-        drawing.text(left + room / 2, bottom + 32, self.axis, "label soft", "middle")
-        if self.reference is not None:
-            drawing.line(at(self.reference), top, at(self.reference), bottom, "reference")
+        self._axis(drawing, top, bottom)
         for i, bar in enumerate(self.bars):
-            y = top + i * _ROW
-            drawing.text(left - 8, y + _ROW / 2 + 4, bar.name, "label", "end")
-            x = self.start
-            for length, kind in bar.parts:
-                drawing.rectangle(at(x), y + 5, length * scale, _ROW - 10, kind)
-                x += length
-            if bar.interval is not None:
-                ends = [at(min(max(end, self.start), high)) for end in bar.interval]
-                drawing.line(ends[0], y + _ROW / 2, ends[1], y + _ROW / 2, "whisker")
-                for end in ends:
-                    drawing.line(end, y + _ROW / 2 - 3, end, y + _ROW / 2 + 3, "whisker")
-            for value, shape, kind in bar.marks:
-                drawing.mark(at(value), y + _ROW / 2, shape, kind)
-            if bar.label:
-                drawing.text(self.width - right + 10, y + _ROW / 2 + 4, bar.label, "figures")
+            self._row(drawing, bar, top + i * _ROW)
         return drawing.render()
+
+    @cached_property
+    def _left(self) -> float:
+        return max((len(bar.name) for bar in self.bars), default=0) * CHARACTER + 12
+
+    @cached_property
+    def _right(self) -> float:
+        return max((len(bar.label) for bar in self.bars), default=0) * CHARACTER + 10
+
+    @cached_property
+    def _high(self) -> float:
+        return self._largest()
+
+    @cached_property
+    def _scale(self) -> float:
+        room = self.width - self._left - max(self._right, 14)
+        return room / (self._high - self.start) if self._high > self.start else 0.0
+
+    def _at(self, value: float) -> float:
+        """Where a value lies; what is beyond the axis lies at its end."""
+        inside = min(max(value, self.start), self._high)
+        return self._left + (inside - self.start) * self._scale
+
+    def _axis(self, drawing: Drawing, top: float, bottom: float) -> None:
+        if self.band is not None:
+            low, high = (self._at(end) for end in self.band)
+            drawing.rectangle(low, top, high - low, bottom - top, "band")
+        marks = ticks(self.start, self._high)
+        for value in marks:
+            drawing.line(self._at(value), top, self._at(value), bottom, "grid")
+            label = f"{value:,.{decimals(marks)}f}"
+            drawing.text(self._at(value), bottom + 15, label, "label soft", "middle")
+        middle = (self._at(self.start) + self._at(self._high)) / 2
+        drawing.text(middle, bottom + 32, self.axis, "label soft", "middle")
+        if self.reference is not None:
+            x = self._at(self.reference)
+            drawing.line(x, top, x, bottom, "reference")
+
+    def _row(self, drawing: Drawing, bar: Bar, y: float) -> None:
+        middle = y + _ROW / 2
+        drawing.text(self._left - 8, middle + 4, bar.name, "label", "end")
+        x = self.start
+        for length, kind in bar.parts:
+            drawing.rectangle(self._at(x), y + 5, length * self._scale, _ROW - 10, kind)
+            x += length
+        if bar.interval is not None:
+            low, high = (self._at(end) for end in bar.interval)
+            drawing.line(low, middle, high, middle, "whisker")
+            for end in (low, high):
+                drawing.line(end, middle - 3, end, middle + 3, "whisker")
+        for value, shape, kind in bar.marks:
+            drawing.mark(self._at(value), middle, shape, kind)
+        if bar.label:
+            drawing.text(self.width - self._right + 10, middle + 4, bar.label, "figures")
 
     def _largest(self) -> float:
         ends = [sum(length for length, _ in bar.parts) + self.start for bar in self.bars]

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, State
@@ -20,6 +20,22 @@ from fdllm.reuse import subset_overlaps
 
 # These differ between the cells of a grid by design.
 _BY_CELL = frozenset({"strategy", "decoding"})
+
+
+class Recorded(Protocol):
+    """A finished cell, as far as these checks ask; :class:`Record` is one."""
+
+    @property
+    def name(self) -> str:
+        """The config."""
+
+    @property
+    def summary(self) -> Summary:
+        """Its record."""
+
+    @property
+    def outputs(self) -> dict[tuple[str, int], Any]:
+        """What the model said to each document."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,7 @@ def finished(cells: Sequence[CellState]) -> list[Record]:
     ]
 
 
-def mixtures(records: Sequence[Record]) -> list[str]:
+def mixtures(records: Sequence[Recorded]) -> list[str]:
     """Why these records must not stand in one table; empty where they may."""
     seen: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -150,13 +166,13 @@ def _compare(group: Sequence[Record]) -> Twins:
     )
 
 
-def identical(records: Sequence[Record]) -> list[tuple[str, ...]]:
+def identical(records: Sequence[Recorded]) -> list[tuple[str, ...]]:
     """Groups of cells that reuse differently and still agree in every output.
 
     Cells that reuse nothing stand in a group only beside one that reuses: then the reuse may never
     have reached the task, which is what nine identical cells once meant.
     """
-    groups: list[list[Record]] = []
+    groups: list[list[Recorded]] = []
     for record in records:
         for group in groups:
             if group[0].outputs == record.outputs:

@@ -1,4 +1,4 @@
-"""Two columns of figures of the same documents: do they differ, by how much, could one have seen it.
+"""Two columns of figures of the same documents: do they differ, and could one have seen it.
 
 Arrays in, figures out; what may be compared is decided in :mod:`fdllm.report.pairs`.
 """
@@ -67,7 +67,7 @@ def find_difference(
     """Compare two columns.
 
     Args:
-        a: a figure a document, shape (n,).
+        a: a figure a document, shape (n,); n of 2 or more where figures are not yes or no.
         b: the same documents of the other side.
         groups: the group of each document, numbered from 0; None where documents stand alone.
         level: two-sided level at which ``smallest`` is meant: 0.05, or less in a grid.
@@ -108,9 +108,6 @@ def mcnemar_p(losses: int, gains: int) -> float:
 
 def _plain(a: Floats, b: Floats, level: float) -> Difference:
     n = len(a)
-    if n == 1:  # no spread to go by
-        only = Estimate(float(b[0] - a[0]), -np.inf, np.inf)
-        return Difference(1, float(a[0]), float(b[0]), only, 1.0, "none", "none", None, None, np.inf)
     return Difference(
         n=n,
         value_a=float(a.mean()),

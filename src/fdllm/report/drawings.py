@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -20,14 +20,15 @@ _PERCENT = 100.0
 
 def draw_heat_maps(table: TablePage) -> list[Markup]:
     """Accuracy, speed and saved share over the grid."""
-    wanted: tuple[tuple[str, str, Callable[[Measured], float], int, float | None], ...] = (
-        ("accuracy", "Accuracy, %", lambda c: _PERCENT * c.accuracy.value, 1, None),
-        ("speed", f"Speed, {table.unit}", lambda c: c.speed, 1, None),
-        ("saved", "Layer calls saved, %", lambda c: _PERCENT * c.saved_share, 1, 0.0),
+    fastest = max(cell.speed for cell in table.cells)
+    wanted: tuple[tuple[str, str, Callable[[Measured], float], float | None, float], ...] = (
+        ("accuracy", "Accuracy, %", lambda c: _PERCENT * c.accuracy.value, None, 10.0),
+        ("speed", f"Speed, {table.unit}", lambda c: c.speed, None, 0.2 * fastest),
+        ("saved", "Layer calls saved, %", lambda c: _PERCENT * c.saved_share, 0.0, 10.0),
     )
     return [
-        _heat_map(table, f"{table.key}-{key}", title, figure, digits, low)
-        for key, title, figure, digits, low in wanted
+        _heat_map(table, key, title, figure, low=low, least=least)
+        for key, title, figure, low, least in wanted
     ]
 
 
@@ -36,9 +37,11 @@ def _heat_map(
     key: str,
     title: str,
     figure: Callable[[Measured], float],
-    digits: int,
+    *,
     low: float | None,
+    least: float,
 ) -> Markup:
+    key = f"{table.key}-{key}"
     cells = {cell.name: cell for cell in table.cells}
     if all(CONFIG_NAME.match(name) for name in cells):
         periods = sorted({cell.k for cell in cells.values()})
@@ -51,14 +54,22 @@ def _heat_map(
             subsets,
             [[None if cell is None else figure(cell) for cell in row] for row in grid],
             title,
-            digits,
             low=low,
+            least_span=least,
             cell_width=86.0,
         ).render()
     values = [[figure(cell)] for cell in table.cells]
     names = [cell.name for cell in table.cells]
     return HeatMap(
-        key, f"{title}, by config", names, [""], values, title, digits, low=low, cell_width=150.0
+        key,
+        f"{title}, by config",
+        names,
+        [""],
+        values,
+        title,
+        low=low,
+        least_span=least,
+        cell_width=150.0,
     ).render()
 
 
@@ -67,9 +78,7 @@ def draw_scatter(table: TablePage, width: float, height: float, suffix: str) -> 
     points = [_point(cell, *_look(cell)) for cell in table.cells]
     curve = [_point(cell, "cross", "s4") for cell in table.alternative.cells]
     best = ", ".join(p.name for p in frontier([*points, *curve]))
-    listed = "; ".join(
-        f"{p.name} {p.y:.1f} % at {p.x:.1f} {table.unit}" for p in [*points, *curve]
-    )
+    listed = "; ".join(f"{p.name} {p.y:.1f} % at {p.x:.1f} {table.unit}" for p in [*points, *curve])
     title = "Accuracy against speed, with 95 % intervals"
     return Scatter(
         f"{table.key}-scatter-{suffix}",
@@ -122,14 +131,14 @@ def draw_speedups(table: TablePage) -> Markup | None:
         bars.append(Bar(cell.name, (), f"{ratio.value:.2f}", marks, interval))
     if not bars:
         return None
-    noise = max((check.noise for check in table.same_work), default=None)
+    noise = None if table.floor is None else table.floor.floor
     lows = [mark[0] for bar in bars for mark in bar.marks]
     lows += [bar.interval[0] for bar in bars if bar.interval]
     return BarChart(
         f"{table.key}-speedup",
         "Ideal, possible and measured speed-up",
         bars,
-        f"{table.unit} by those of {table.baseline}",
+        f"model time of {table.baseline} by that of the config",
         "; ".join(words) + ".",
         start=max(min(*lows, 1.0) - 0.08, 0.0),
         reference=1.0,
@@ -148,8 +157,8 @@ def draw_calls(table: TablePage) -> Markup:
     bars, words = [], []
     for cell in table.cells:
         tokens = max(cell.tokens, 1)
-        parts = [(cell.calls.get(p, {}).get("computed", 0) / tokens, p) for p in PHASES]
-        reused = sum(count["reused"] for count in cell.calls.values()) / tokens
+        parts = [(_computed(cell.calls.get(p, {})) / tokens, p) for p in PHASES]
+        reused = sum(_saved(count) for count in cell.calls.values()) / tokens
         said = ", ".join(f"{kind} {value:.2f}" for value, kind in parts)
         words.append(f"{cell.name}: {said}, reused {reused:.2f}")
         total = sum(value for value, _ in parts)
@@ -159,10 +168,19 @@ def draw_calls(table: TablePage) -> Markup:
         f"{table.key}-calls",
         f"Layer calls by phase, for each {what} token",
         bars,
-        f"layer calls a {what} token; the figure counts those computed",
+        f"layer calls a {what} token",
         "; ".join(words) + ".",
         legend=(*((phase, "", phase) for phase in PHASES), ("reused", "", "reused")),
     ).render()
+
+
+def _computed(count: Mapping[str, float]) -> float:
+    """Layer calls made, those for some columns only by their share."""
+    return count.get("computed", 0) - count.get("trimmed", 0)
+
+
+def _saved(count: Mapping[str, float]) -> float:
+    return count.get("reused", 0) + count.get("trimmed", 0)
 
 
 def draw_lengths(table: TablePage) -> Markup | None:
@@ -181,7 +199,9 @@ def draw_lengths(table: TablePage) -> Markup | None:
                 (found.p5, found.p95),
             )
         )
-        words.append(f"{cell.name}: median {found.p50:.0f}, 5 to 95 %: {found.p5:.0f}-{found.p95:.0f}")
+        words.append(
+            f"{cell.name}: median {found.p50:.0f}, 5 to 95 %: {found.p5:.0f}-{found.p95:.0f}"
+        )
     if not bars:
         return None
     return BarChart(
@@ -209,7 +229,7 @@ def draw_degeneration(table: TablePage) -> Markup | None:
         label, said = f"{cut:.1f}", f"{cell.name}: truncated {cut:.1f} %"
         if cell.repetition is not None:
             again = _PERCENT * cell.repetition
-            marks.append((again, "triangle", "s2"))
+            marks.append((again, "triangle", "hollow"))
             label += f" / {again:.1f}"
             said += f", repetitive {again:.1f} %"
         bars.append(Bar(cell.name, (), label, marks))
@@ -222,7 +242,7 @@ def draw_degeneration(table: TablePage) -> Markup | None:
         bars,
         "% of the answers",
         "; ".join(words) + ".",
-        legend=(("s1", "circle", "truncated"), ("s2", "triangle", "repetitive")),
+        legend=(("s1", "circle", "truncated"), ("hollow", "triangle", "repetitive")),
     ).render()
 
 
@@ -245,7 +265,7 @@ def draw_steps(table: TablePage) -> list[Markup]:
             0,
             low=0.0,
             span="tokens unmasked by the step",
-            cell_width=42.0,
+            cell_width=38.0,
         ).render(),
         HeatMap(
             f"{table.key}-tenths",
@@ -255,7 +275,9 @@ def draw_steps(table: TablePage) -> list[Markup]:
             tenths,
             "Mean tokens unmasked by a step",
             1,
+            low=1.0,
+            high=4.0,
             span="tenth of the answer's steps",
-            cell_width=36.0,
+            cell_width=31.0,
         ).render(),
     ]

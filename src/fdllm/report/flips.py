@@ -67,9 +67,7 @@ def _table(source: FlipSource, characters: int, most: int) -> dict[str, Any]:
             flips.append((number, index, gained))
             answers.setdefault(key, {})[index] = key
     cutter = _Cutter(characters)
-    docs = [
-        _document(source, key, sorted(answers[key]), cutter) for key in documents
-    ]
+    docs = [_document(source, key, sorted(answers[key]), cutter) for key in documents]
     return {
         "baseline": source.baseline.config,
         "cells": [cell.config for cell, _ in source.cells],

@@ -19,7 +19,7 @@ from fdllm.report.page import Page, TablePage
 FLIP_BUDGET = 3_600_000
 """Bytes of JSON that texts may take: a whole page stays under five megabytes."""
 _VERDICTS = {"same-or-better": "met", "worse": "missed", "cannot-tell": "open"}
-_CLASSES = {"confirmed": "confirmed", "refuted": "refuted", "cannot tell": "open"}
+_CLASSES = {"confirmed": "confirmed", "refuted": "refuted", "cannot tell": "unsure"}
 
 
 def render_html(
@@ -27,6 +27,7 @@ def render_html(
     cells: Sequence[Sequence[CellData]],
     missing: Mapping[str, Sequence[wording.Missing]],
     overlaps: Mapping[str, str | None],
+    unfinished: Sequence[str] = (),
 ) -> str:
     """The whole file.
 
@@ -35,6 +36,7 @@ def render_html(
         cells: the cells of each of the page's tables, for their texts.
         missing: cells without a record, by key of the table.
         overlaps: the sentence on overlapping subsets, by key of the table.
+        unfinished: tasks of which no cell is done.
     """
     flips = embed(
         [
@@ -49,6 +51,7 @@ def render_html(
     return environment.get_template("report.html.j2").render(
         version=__version__,
         page=page,
+        unfinished=unfinished,
         verdict_class=_CLASSES.get(page.verdict.word, ""),
         summaries={table.key: wording.summary_sentence(table) for table in page.tables},
         drawings={table.key: _drawings(table) for table in page.tables},

@@ -2,8 +2,8 @@
 
 Simulated coverage (tests/test_coverage.py repeats it):
 
-- Tango's score interval for yes-or-no pairs: 94-96 % from five documents that differ upwards. Wald's
-  collapses to a point where no document differs, and the usual cure (adding two pseudo-pairs)
+- Tango's score interval for yes-or-no pairs: 94-96 % from five documents that differ upwards. That
+  of Wald collapses to a point where no document differs, and the usual cure (two pseudo-pairs)
   covers 96-99 % there. Neither scipy nor statsmodels has an interval for paired proportions.
 - A studentised bootstrap for everything else. Percentile and BCa (scipy's) covered 92-94 % of
   skewed timings where this one covered 94-95 %.

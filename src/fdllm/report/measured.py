@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, quantiles
 from typing import Any
@@ -101,7 +101,7 @@ class Measured:
     tokens_per_forward: float
     latency_p50_s: float
     latency_p95_s: float
-    calls: dict[str, dict[str, int]]
+    calls: measure.CountsByPhase
     saved_share: float
     ideal: float | None
     possible: float
@@ -141,7 +141,7 @@ def rows(cell: CellData) -> list[dict[str, Any]]:
             "scored_tokens": sample["tokens"],
             "seconds": sample["seconds"],
             "counts": sample["counts"],
-            "finish": sample["finish"],
+            "finish": sample.get("finish"),
         }
         for sample in cell.samples
     ]
@@ -162,7 +162,6 @@ def measured(cell: CellData) -> Measured:
     found = headline(cell)
     interval = wilson(found)
     calls = measure.layer_calls(counts)
-    forwards = measure.total(counts, "forwards")
     strategy = summary.strategy
     quality = measure.quality(summary.kind, entries) if entries else None
     return Measured(
@@ -181,7 +180,7 @@ def measured(cell: CellData) -> Measured:
         speed=(pace.tokens_per_second if generates else pace.scored_tokens_per_second) or 0.0,
         tokens=tokens,
         seconds=pace.seconds,
-        tokens_per_forward=tokens / forwards if forwards else 0.0,
+        tokens_per_forward=tokens / max(measure.total(counts, "forwards"), 1),
         latency_p50_s=pace.latency_p50_s,
         latency_p95_s=pace.latency_p95_s,
         calls=counts,
@@ -189,8 +188,10 @@ def measured(cell: CellData) -> Measured:
         ideal=ideal_speedup(strategy.k, len(strategy.layers), strategy.n_layers)
         if strategy.reuses
         else None,
-        possible=(calls.computed + calls.reused) / calls.computed if calls.computed else 1.0,
-        truncation=_share([s["finish"] == "length" for s in cell.samples]) if generates else None,
+        possible=1 / (1 - calls.saved_share) if calls.saved_share < 1 else 1.0,
+        truncation=_share([s.get("finish") == "length" for s in cell.samples])
+        if generates
+        else None,
         repetition=None if quality is None else quality.repetition_rate,
         lengths=_lengths([s["tokens"] for s in cell.samples]) if generates else None,
         steps=_steps([e["steps"] for e in entries]) if generates and entries else None,
@@ -249,8 +250,3 @@ def _subjects(cell: CellData) -> dict[str, tuple[float, int]]:
         if sample.get("subject") is not None:
             values[str(sample["subject"])].append(float(sample["metrics"][metric]))
     return {name: (fmean(found), len(found)) for name, found in sorted(values.items())}
-
-
-def sample_key(sample: Mapping[str, Any]) -> tuple[str, int]:
-    """Leaf task and number of a document."""
-    return str(sample["task"]), int(sample["doc_id"])

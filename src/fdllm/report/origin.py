@@ -39,9 +39,7 @@ def origin(cells: Sequence[CellData]) -> Origin:
             same[name] = next(iter(values.values()))
         else:
             differing[name] = values
-    unexpected = tuple(
-        name for name in differing if name not in _BY_DESIGN and name != "decoding"
-    )
+    unexpected = tuple(name for name in differing if name not in _BY_DESIGN and name != "decoding")
     return Origin(same, differing, unexpected)
 
 

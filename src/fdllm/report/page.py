@@ -11,30 +11,11 @@ from fdllm.experiment.criteria import Criteria
 from fdllm.report.against import Against, compare_cells
 from fdllm.report.alternative import Alternative, find_alternative
 from fdllm.report.data import CellData
+from fdllm.report.grid import Finding, check_grid, findings
 from fdllm.report.measured import Measured, measured
 from fdllm.report.origin import Origin, origin
+from fdllm.report.speed import Floor, noise_floor
 from fdllm.report.verdict import Judged, Verdict, judge
-
-
-@dataclass(frozen=True)
-class SameWork:
-    """The A/A check: cells that reuse nothing, under equal decoding.
-
-    Attributes:
-        names: the cells.
-        num_samples: documents compared.
-        num_differing: documents whose outputs differ.
-        examples: three of them at most.
-        speeds: of each cell.
-        noise: fastest by slowest, less one.
-    """
-
-    names: tuple[str, ...]
-    num_samples: int
-    num_differing: int
-    examples: tuple[str, ...]
-    speeds: tuple[float, ...]
-    noise: float
 
 
 @dataclass(frozen=True)
@@ -55,8 +36,9 @@ class TablePage:
         baseline: the cell that the others are compared with; None where none is done.
         cells: figures, in the order of the grid.
         against: comparison with the baseline, by config.
-        same_work: A/A checks.
-        identical: groups of cells that reuse differently and agree in every output.
+        floor: what the cells that are one computation show of the noise; None where there are no
+            two of them.
+        findings: what is suspicious about the grid.
         alternative: lowering the threshold instead.
         origin: provenance.
     """
@@ -74,8 +56,8 @@ class TablePage:
     baseline: str | None
     cells: tuple[Measured, ...]
     against: dict[str, Against]
-    same_work: tuple[SameWork, ...]
-    identical: tuple[tuple[str, ...], ...]
+    floor: Floor | None
+    findings: tuple[Finding, ...]
     alternative: Alternative
     origin: Origin
 
@@ -138,6 +120,7 @@ def choose_baseline(cells: Sequence[CellData], criteria: Criteria | None) -> Cel
 def _table(
     key: str, cells: Sequence[CellData], criteria: Criteria | None, results: Path
 ) -> TablePage:
+    check_grid(cells)
     first = cells[0]
     baseline = choose_baseline(cells, criteria)
     others = [cell for cell in cells if cell is not baseline]
@@ -155,8 +138,8 @@ def _table(
         baseline=None if baseline is None else baseline.config,
         cells=tuple(measured(cell) for cell in cells),
         against={} if baseline is None else compare_cells(baseline, others),
-        same_work=tuple(_same_work(cells)),
-        identical=tuple(_identical(cells)),
+        floor=noise_floor(cells, max(1, len(others))),
+        findings=tuple(findings(cells)),
         alternative=find_alternative(results, cells),
         origin=origin(cells),
     )
@@ -164,60 +147,10 @@ def _table(
 
 def _judged(table: TablePage) -> Judged:
     others = [
-        (cell, table.against.get(cell.name))
-        for cell in table.cells
-        if cell.name != table.baseline
+        (cell, table.against.get(cell.name)) for cell in table.cells if cell.name != table.baseline
     ]
     # Further cells that reuse nothing under the same decoding are the baseline once more.
-    twins = {name for check in table.same_work for name in check.names}
+    twins = set() if table.floor is None else set(table.floor.names)
     if table.baseline in twins:
         others = [pair for pair in others if pair[0].name not in twins]
     return Judged(table.task, table.smoke, table.base, others)
-
-
-def _same_work(cells: Sequence[CellData]) -> list[SameWork]:
-    groups: dict[str, list[CellData]] = {}
-    for cell in cells:
-        if not cell.summary.strategy.reuses:
-            decoding = str(cell.summary.fingerprint.fields.get("decoding"))
-            groups.setdefault(decoding, []).append(cell)
-    found = []
-    for group in groups.values():
-        if len(group) < 2:  # noqa: PLR2004 - a pair at least
-            continue
-        first = group[0]
-        differing = [
-            f"{key[0]} row {key[1]}: {first.config} against {', '.join(names)}"
-            for key, output in first.outputs.items()
-            if (names := [c.config for c in group[1:] if c.outputs.get(key) != output])
-        ]
-        speeds = tuple(measured(cell).speed for cell in group)
-        slowest = min(speeds)
-        found.append(
-            SameWork(
-                names=tuple(cell.config for cell in group),
-                num_samples=len(first.outputs),
-                num_differing=len(differing),
-                examples=tuple(differing[:3]),
-                speeds=speeds,
-                noise=max(speeds) / slowest - 1 if slowest > 0 else 0.0,
-            )
-        )
-    return found
-
-
-def _identical(cells: Sequence[CellData]) -> list[tuple[str, ...]]:
-    """Groups that agree in every output although one of them reuses."""
-    groups: list[list[CellData]] = []
-    for cell in cells:
-        for group in groups:
-            if group[0].outputs == cell.outputs:
-                group.append(cell)
-                break
-        else:
-            groups.append([cell])
-    return [
-        tuple(cell.config for cell in group)
-        for group in groups
-        if len(group) > 1 and any(cell.summary.strategy.reuses for cell in group)
-    ]

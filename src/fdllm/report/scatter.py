@@ -83,7 +83,7 @@ class Scatter:
             drawing.path([self._at(p) for p in best], "frontier")
         every = [*self.curve, *self.points]
         for point in every:
-            x, y = self._at(point)
+            x = self._x(point.x)
             if point.low is not None and point.high is not None:
                 drawing.line(x, self._y(point.low), x, self._y(point.high), "whisker")
         for point in every:
@@ -109,9 +109,7 @@ class Scatter:
 
     def _y(self, value: float) -> float:
         low, high = self._range_y()
-        return self.height - _BOTTOM - (value - low) / (high - low) * (
-            self.height - _TOP - _BOTTOM
-        )
+        return self.height - _BOTTOM - (value - low) / (high - low) * (self.height - _TOP - _BOTTOM)
 
     def _at(self, point: Point) -> tuple[float, float]:
         return self._x(point.x), self._y(point.y)
@@ -154,7 +152,7 @@ class Scatter:
                     if joined:
                         drawing.line(x, y, left + width / 2, base - _HEIGHT / 2, "leader")
                     middle = {"start": left, "end": left + width, "middle": left + width / 2}
-                    drawing.text(middle[anchor], base, point.name, "label", anchor)
+                    drawing.text(middle[anchor], base, point.name, "label halo", anchor)
                     break
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-CHARACTER = 6.3
+CHARACTER = 7.1
 """Width of a character of a label, in units of the drawing; labels are set in 11.5 units."""
 
 
@@ -28,9 +28,7 @@ class Drawing:
         self.title, self.description = title, description
         self._parts: list[Markup] = []
 
-    def text(
-        self, x: float, y: float, content: str, kind: str = "", anchor: str = "start"
-    ) -> None:
+    def text(self, x: float, y: float, content: str, kind: str = "", anchor: str = "start") -> None:
         """A line of text; ``anchor`` is start, middle or end."""
         self._add(
             '<text x="{}" y="{}" class="{}" text-anchor="{}">{}</text>',
@@ -42,7 +40,7 @@ class Drawing:
         )
 
     def rectangle(
-        self, x: float, y: float, width: float, height: float, kind: str, shade: float = 1.0
+        self, x: float, y: float, width: float, height: float, kind: str, *, shade: float = 1.0
     ) -> None:
         """A filled box; ``shade`` in [0, 1] is how strong its colour is."""
         self._add(

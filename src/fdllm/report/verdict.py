@@ -83,7 +83,13 @@ def judge(criteria: Criteria | None, tasks: Sequence[Judged]) -> Verdict:
             "",
             (),
         )
-    asked = [task for task in tasks if not criteria.tasks or task.task in criteria.tasks]
+    whole = {task.task for task in tasks if not task.smoke}
+    asked = [
+        task
+        for task in tasks
+        if (not criteria.tasks or task.task in criteria.tasks)
+        and not (task.smoke and task.task in whole)  # all rows outweigh a few of them
+    ]
     cells = tuple(
         _judge_cell(criteria, task, cell, against)
         for task in asked
@@ -127,9 +133,7 @@ def _sentence(
     smoke: Sequence[str],
 ) -> str:
     configs = list(dict.fromkeys(cell.config for cell in cells))
-    met = [
-        c for c in configs if _worst([v.outcome for v in cells if v.config == c]) == "met"
-    ]
+    met = [c for c in configs if _worst([v.outcome for v in cells if v.config == c]) == "met"]
     parts = []
     if not cells:
         parts.append("No finished cell can be judged yet.")
@@ -165,7 +169,7 @@ def _most_missed(cells: Sequence[CellVerdict]) -> str:
             what = [f"missed by {missed}"] if missed else []
             what += [f"open for {still_open}"] if still_open else []
             parts.append(f"{name} is {' and '.join(what)} of {len(cells)} cells")
-    return ("; ".join(parts) + ".").capitalize() if parts else ""
+    return "; ".join(parts) + "." if parts else ""
 
 
 def _judge_cell(
@@ -179,30 +183,34 @@ def _judge_cell(
     if speed is not None:
         ratio = None if against is None else against.speed_ratio
         finding = _interval("min_speedup", ratio, speed, 1, " times")
-        noise = None if against is None else against.noise
-        if finding.outcome == "met" and ratio is not None and noise and ratio.value <= 1 + noise:
-            text = f"{finding.text}, within the noise floor of {100 * noise:.1f} %"
-            finding = Finding(finding.criterion, "open", text)
+        if finding.outcome == "met" and against is not None and against.speed_claim != "faster":
+            why = (
+                "collapsed" if against.collapsed
+                else "noise unknown: no A/A cells" if against.floor is None
+                else f"within the noise floor of {100 * against.floor:.1f} %"
+            )  # fmt: skip
+            finding = Finding(finding.criterion, "open", f"{finding.text} ({why})")
         found.append(finding)
     if criteria.min_saved_share is not None:
         met = cell.saved_share >= criteria.min_saved_share
         text = f"{100 * cell.saved_share:.1f} % of layer calls saved"
         found.append(Finding("min_saved_share", "met" if met else "missed", text))
-    base = task.baseline
-    for name, limit, now, then in (
-        (
-            "max_truncation_rise",
-            criteria.max_truncation_rise,
-            cell.truncation,
-            base and base.truncation,
-        ),
-        (
-            "max_repetition_rise",
-            criteria.max_repetition_rise,
-            cell.repetition,
-            base and base.repetition,
-        ),
-    ):
+    found += _rises(criteria, cell, task.baseline)
+    if task.smoke:
+        found = [Finding(f.criterion, "open", f"{f.text} (smoke test)") for f in found]
+    outcome = _worst([finding.outcome for finding in found])
+    return CellVerdict(task.task, cell.name, outcome, tuple(found))
+
+
+def _rises(criteria: Criteria, cell: Measured, base: Measured | None) -> list[Finding]:
+    """Signs of degeneration, against the baseline's."""
+    wanted = (
+        ("max_truncation_rise", cell.truncation, None if base is None else base.truncation),
+        ("max_repetition_rise", cell.repetition, None if base is None else base.repetition),
+    )
+    found = []
+    for name, now, then in wanted:
+        limit: float | None = getattr(criteria, name)
         if limit is None:
             continue
         if now is None or then is None:
@@ -210,15 +218,10 @@ def _judge_cell(
             continue
         text = f"{100 * (now - then):+.1f} points"
         found.append(Finding(name, "met" if now - then <= limit else "missed", text))
-    if task.smoke:
-        found = [Finding(f.criterion, "open", f"{f.text} (smoke test)") for f in found]
-    outcome = _worst([finding.outcome for finding in found])
-    return CellVerdict(task.task, cell.name, outcome, tuple(found))
+    return found
 
 
-def _interval(
-    name: str, figure: Estimate | None, least: float, scale: float, unit: str
-) -> Finding:
+def _interval(name: str, figure: Estimate | None, least: float, scale: float, unit: str) -> Finding:
     """Whether an estimate lies above ``least``, its whole interval with it."""
     if figure is None:
         return Finding(name, "open", "nothing to compare with")
@@ -227,7 +230,5 @@ def _interval(
     if figure.low is None or figure.high is None:
         return Finding(name, "open", f"{text}{unit}, without an interval")
     text += f" [{scale * figure.low:{sign}.{digits}f}, {scale * figure.high:{sign}.{digits}f}]"
-    outcome: Outcome = (
-        "met" if figure.low >= least else "missed" if figure.high < least else "open"
-    )
+    outcome: Outcome = "met" if figure.low >= least else "missed" if figure.high < least else "open"
     return Finding(name, outcome, f"{text}{unit}")

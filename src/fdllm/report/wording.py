@@ -1,4 +1,4 @@
-"""What a report says in words about a table: its one-sentence summary, its notices, its captions."""
+"""What a report says in words about a table: its summary, its notices, its captions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fdllm.config import CONFIG_NAME
-from fdllm.report.measured import Measured
 from fdllm.report.page import TablePage
 
 
@@ -41,22 +40,25 @@ class Notice:
 
 def notices(table: TablePage, overlap: str | None) -> list[Notice]:
     """A/A check, identical cells, overlapping subsets, speed without accuracy."""
-    found = [_same_work(table, i) for i in range(len(table.same_work))]
-    for group in table.identical:
-        plain = [cell.name for cell in table.cells if cell.name in group and not cell.reuses]
-        what = "did the reuse reach this task?" if plain else "count them as one result"
-        number = "cells agree" if len(group) < len(table.cells) else "identical cells"
-        found.append(Notice(f"{len(group)} {number} in every output ({', '.join(group)}): {what}", "bad"))
-    collapsed = [c for c in table.cells if _collapsed(c, table.base)]
-    if collapsed:
-        names = ", ".join(cell.name for cell in collapsed)
+    found = [Notice(f"{_capital(one.text)}.", "bad") for one in table.findings]
+    floor = table.floor
+    if floor is not None and not any(one.kind == "twins-differ" for one in table.findings):
+        speeds = ", ".join(f"{speed:.1f}" for speed in floor.speeds)
         text = (
-            f"Collapsed: {names}. Less than half of {table.baseline}'s accuracy is left, or the "
-            "answers degenerate; their speed is no merit."
+            f"A/A check: {' = '.join(floor.names)} in every output, as they must. Their speeds "
+            f"({speeds} {table.unit}) set the noise floor at {100 * floor.floor:.1f} %; no "
+            "speed-up below it is claimed."
         )
+        found.append(Notice(text, "good"))
+    elif floor is None:
+        text = "No two cells here are one computation, so the noise of the speeds is unknown and "
+        found.append(Notice(text + "no speed-up is claimed."))
+    collapsed = [f"{n} ({'; '.join(a.collapsed)})" for n, a in table.against.items() if a.collapsed]
+    if collapsed:
+        text = f"Collapsed, so that their speed is no merit: {', '.join(collapsed)}."
         found.append(Notice(text, "bad"))
     if overlap:
-        found.append(Notice(f"{overlap[0].upper()}{overlap[1:]}."))
+        found.append(Notice(f"{_capital(overlap)}."))
     if table.kind == "generate" and any(cell.repetition is None for cell in table.cells):
         found.append(
             Notice("Some journals are not here: repetition and unmasking cannot be shown for them.")
@@ -64,30 +66,9 @@ def notices(table: TablePage, overlap: str | None) -> list[Notice]:
     return found
 
 
-def _same_work(table: TablePage, index: int) -> Notice:
-    check = table.same_work[index]
-    names = " = ".join(check.names)
-    if check.num_differing:
-        return Notice(
-            f"A/A check failed: {', '.join(check.names)} are one computation, yet "
-            f"{check.num_differing} of {check.num_samples} documents differ "
-            f"({'; '.join(check.examples)}).",
-            "bad",
-        )
-    speeds = ", ".join(f"{speed:.1f}" for speed in check.speeds)
-    return Notice(
-        f"A/A check: {names} in all {check.num_samples} documents. Their speeds ({speeds} "
-        f"{table.unit}) set the noise floor at {100 * check.noise:.1f} %; no speed-up below it is "
-        "claimed.",
-        "good",
-    )
-
-
-def _collapsed(cell: Measured, base: Measured | None) -> bool:
-    if base is None or cell.name == base.name or not cell.reuses:
-        return False
-    degenerate = (cell.repetition or 0.0) > 0.5 > (base.repetition or 0.0)  # noqa: PLR2004 - most
-    return cell.accuracy.value < base.accuracy.value / 2 or degenerate
+def _capital(text: str) -> str:
+    """A sentence that begins with a capital, unless it begins with a config's name."""
+    return text if "_" in text.split(" ", 1)[0] else text[:1].upper() + text[1:]
 
 
 def summary_sentence(table: TablePage) -> str:
@@ -111,20 +92,24 @@ def summary_sentence(table: TablePage) -> str:
         f"hold its accuracy, {len(worse)} lose some, {unsure} cannot be told."
     )
     ratios = [
-        (a.speed_ratio, cell)
+        (a.speed_ratio, a.speed_claim, cell)
         for cell, a in reusing
-        if a is not None and a.speed_ratio is not None and not _collapsed(cell, table.base)
+        if a is not None and a.speed_ratio is not None and not a.collapsed
     ]
     if not ratios:
-        return text
-    ratio, cell = max(ratios, key=lambda pair: pair[0].value)
+        return f"{text} None of them is worth a word on speed."
+    ratio, claim, cell = max(ratios, key=lambda one: one[0].value)
     rest = "" if len(ratios) == len(reusing) else " that did not collapse"
-    noise = max((check.noise for check in table.same_work), default=0.0)
-    claim = (
-        f"runs at {ratio.value:.2f} times the speed" if ratio.value > 1 + noise
-        else f"is no faster than noise ({ratio.value:.2f} times)"
-    )  # fmt: skip
-    return f"{text} The fastest{rest}, {cell.name}, {claim} and saves {100 * cell.saved_share:.0f} % of the layer calls."
+    said = {
+        "faster": f"takes {_times(1 / ratio.value)} of the time",
+        "slower": f"takes {_times(1 / ratio.value)} of the time",
+    }.get(claim, f"is not shown to be faster ({ratio.value:.2f} times the speed)")
+    saved = f"{100 * cell.saved_share:.0f} % of the layer calls saved"
+    return f"{text} The fastest{rest}, {cell.name}, {said}, with {saved}."
+
+
+def _times(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def legend(table: TablePage) -> list[tuple[str, str, str]]:
@@ -139,13 +124,11 @@ def legend(table: TablePage) -> list[tuple[str, str, str]]:
         entries += [(kind, "▬", name) for kind, name in colours if name in subsets]
     elif reusing:
         entries.append(("s1", "▬", "reuse"))
-    signs = {2: "■ k = 2", 3: "▲ k = 3"}
-    periods = sorted({cell.k for cell in reusing})
-    entries += [
-        ("soft", *signs.get(k, f"◆ k = {k}").split(" ", 1)) for k in periods if k > 1
-    ]
+    signs = {2: "■", 3: "▲"}
+    periods = sorted({cell.k for cell in reusing if cell.k > 1})
+    entries += [("soft", signs.get(k, "◆"), f"k = {k}") for k in periods]
     if table.alternative.cells:
-        entries.append(("s4", "×", "threshold lowered instead"))
+        entries.append(("s4", "\N{MULTIPLICATION SIGN}", "threshold lowered instead"))
     return entries
 
 

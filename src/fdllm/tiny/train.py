@@ -105,7 +105,6 @@ class Trainer:
     """Network, optimisers and the place in the recipe: all that the next step depends on."""
 
     def __init__(self, recipe: Recipe) -> None:
-        torch.set_num_threads(recipe.threads)
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.step = 0
@@ -204,6 +203,7 @@ def train(recipe: Recipe, folder: Path, log_path: Path, state_path: Path, *, res
         state_path: the training state, written every 500 steps.
         resume: go on from ``state_path``.
     """
+    torch.set_num_threads(recipe.threads)
     trainer = Trainer(recipe)
     tokenizer.write(folder)
     if resume:

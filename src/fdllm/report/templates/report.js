@@ -129,13 +129,8 @@
     filter();
   };
 
-  const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (entry.isIntersecting) {
-        watcher.unobserve(entry.target);
-        setUp(entry.target);
-      }
-    }
-  }, { rootMargin: "600px" });
-  for (const section of document.querySelectorAll("[data-table]")) watcher.observe(section);
+  // Behind the first paint: the figures come first, the texts when there is time.
+  window.addEventListener("load", () => setTimeout(() => {
+    for (const section of document.querySelectorAll("[data-table]")) setUp(section);
+  }));
 })();

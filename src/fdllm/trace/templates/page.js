@@ -3,8 +3,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const at = (id) => document.getElementById(id);
   const slider = at("step");
-  const CELL = 14, LABEL = 34, SVG = "http://www.w3.org/2000/svg";
-  let row = 0, now = 0, timer = null;
+  const LABEL = 34, SVG = "http://www.w3.org/2000/svg";
+  let row = 0, now = 0, timer = null, cellWidth = 14;  // cellWidth: pixels of a step in the maps
 
   const forwards = () => data.rows[row].forwards;
   const piece = (token) => data.pieces[token];
@@ -114,26 +114,26 @@
 
   function steps(svg, height, name) {
     const list = forwards();
-    svg.append(element("rect", { class: "frame", x: LABEL, y: 0, width: list.length * CELL, height }));
+    svg.append(element("rect", { class: "frame", x: LABEL, y: 0, width: list.length * cellWidth, height }));
     list.forEach((forward, i) => {
       if (i && list[i - 1].block !== forward.block) {
-        const x = LABEL + i * CELL;
+        const x = LABEL + i * cellWidth;
         svg.append(element("line", { class: "rule", x1: x, x2: x, y1: 0, y2: height + 6 }));
       }
       if (i % 5 === 0) {
-        svg.append(element("text", { x: LABEL + i * CELL + 2, y: height + 14 }, String(i)));
+        svg.append(element("text", { x: LABEL + i * cellWidth + 2, y: height + 14 }, String(i)));
       }
     });
-    svg.append(element("rect", { class: "here", id: name, y: 0, width: CELL, height, x: LABEL }));
+    svg.append(element("rect", { class: "here", id: name, y: 0, width: cellWidth, height, x: LABEL }));
     svg.addEventListener("click", (event) => {
       const x = event.clientX - svg.getBoundingClientRect().left - LABEL;
-      if (x >= 0) go(Math.floor(x / CELL));
+      if (x >= 0) go(Math.floor(x / cellWidth));
     });
   }
 
   function drawLayers() {
     const list = forwards(), size = data.n_layers > 24 ? 7 : 11, height = data.n_layers * size;
-    const svg = picture(LABEL + list.length * CELL + 8, height + 20,
+    const svg = picture(LABEL + list.length * cellWidth + 8, height + 20,
       "Layers by step, layer 0 at the bottom: " + data.rows[row].totals);
     const hatch = element("pattern", { id: "hatch", width: 5, height: 5, patternUnits: "userSpaceOnUse" });
     hatch.append(element("rect", { width: 5, height: 5 }), element("path", { d: "M-1 6L6 -1" }));
@@ -145,7 +145,7 @@
         let stop = first + 1;
         while (stop < data.n_layers && forward.layers[stop] === forward.layers[first]) stop += 1;
         svg.append(element("rect", {
-          class: forward.layers[first], x: LABEL + i * CELL + 1, width: CELL - 2,
+          class: forward.layers[first], x: LABEL + i * cellWidth + 1, width: cellWidth - 2,
           y: height - stop * size, height: (stop - first) * size,
         }));
         first = stop;
@@ -153,6 +153,10 @@
     });
     svg.append(element("text", { x: 0, y: height - 2 }, "0"),
       element("text", { x: 0, y: 10 }, String(data.n_layers - 1)));
+    for (let layer = 1; layer < data.n_layers; layer += 1) {
+      svg.append(element("line", { class: "gap", x1: LABEL, x2: LABEL + list.length * cellWidth,
+        y1: layer * size, y2: layer * size }));
+    }
     steps(svg, height, "layer-here");
     at("layers").replaceChildren(svg);
   }
@@ -167,7 +171,7 @@
     if (!all.length) return;
     const most = Math.max(...all, 1e-9), size = data.block_size > 16 ? 6 : 10;
     const height = data.block_size * size, list = forwards();
-    const svg = picture(LABEL + list.length * CELL + 8, height + 20,
+    const svg = picture(LABEL + list.length * cellWidth + 8, height + 20,
       "Staleness by step and column, column 0 at the top; the largest is " + most.toFixed(3));
     list.forEach((forward, i) => {
       const worst = new Map();
@@ -178,7 +182,7 @@
       }
       for (const [column, value] of worst) {
         svg.append(element("rect", {
-          x: LABEL + i * CELL + 1, width: CELL - 2, y: column * size, height: size,
+          x: LABEL + i * cellWidth + 1, width: cellWidth - 2, y: column * size, height: size,
           style: "fill: rgb(var(--stale) / " + (0.12 + 0.88 * value / most).toFixed(3) + ")",
         }));
       }
@@ -242,7 +246,7 @@
     at("layers-words").textContent = "This step: " + forward.words + ": " + forward.computed
       + " layer calls computed, " + forward.reused + " reused" + change;
     for (const name of ["layer-here", "stale-here"]) {
-      if (at(name)) at(name).setAttribute("x", LABEL + now * CELL);
+      if (at(name)) at(name).setAttribute("x", LABEL + now * cellWidth);
     }
     showBlock(forward);
     showText();
@@ -252,17 +256,23 @@
   }
 
   function keepInSight(id) {
-    const box = at(id), x = LABEL + now * CELL;
-    if (x < box.scrollLeft || x > box.scrollLeft + box.clientWidth - 2 * CELL) {
+    const box = at(id), x = LABEL + now * cellWidth;
+    if (x < box.scrollLeft || x > box.scrollLeft + box.clientWidth - 2 * cellWidth) {
       box.scrollLeft = x - box.clientWidth / 2;
     }
+  }
+
+  function draw() {
+    const room = document.querySelector("main").clientWidth - LABEL - 10;
+    cellWidth = Math.max(11, Math.min(36, Math.floor(room / forwards().length)));
+    drawLayers();
+    drawStale();
   }
 
   function choose(number) {
     row = number;
     slider.max = forwards().length - 1;
-    drawLayers();
-    drawStale();
+    draw();
     go(0);
   }
 
@@ -292,6 +302,7 @@
     if (event.key in moves) { event.preventDefault(); go(moves[event.key]); }
     if (event.key === " " && event.target.tagName !== "BUTTON") { event.preventDefault(); at("play").click(); }
   });
+  window.addEventListener("resize", () => { draw(); go(now); });
   choose(0);
   const linked = /^#step-(\d+)$/.exec(location.hash);  // trace.html#step-9
   if (linked) go(Number(linked[1]));

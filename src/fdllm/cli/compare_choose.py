@@ -1,0 +1,131 @@
+"""Which records ``fdllm compare`` is about: two folders, or two configs of an experiment."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+from fdllm.config import home_model
+from fdllm.errors import UsageError
+from fdllm.record.paths import Layout, find_root, model_slug
+from fdllm.record.summary import InvalidRecordError, read_summary
+from fdllm.report.data import CellData, RecordError, load_cell
+from fdllm.report.grid import check_grid
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Two records of one task.
+
+    Attributes:
+        a: the record to compare with.
+        b: the record in question.
+        grid: both, and the finished cells beside them that reuse nothing: A/A cells among them
+            tell the noise.
+    """
+
+    a: CellData
+    b: CellData
+    grid: tuple[CellData, ...]
+
+
+def choose(args: Namespace) -> list[Choice]:
+    """The records that were named, a pair for each task.
+
+    Raises:
+        UsageError: there are none, or several models fit.
+        NotComparableError: two configs of one experiment were computed by different code, on
+            different machines, …: their difference would not be that of the configs.
+        RecordError: a record is broken.
+    """
+    folders = [_is_folder(args.a), _is_folder(args.b)]
+    if all(folders):
+        return [_of_folders(Path(args.a).expanduser(), Path(args.b).expanduser())]
+    if any(folders):
+        raise UsageError(
+            f"'{args.a}' and '{args.b}': one is a folder and one a config; give two folders of "
+            "records, or two configs of one experiment"
+        )
+    return _of_configs(args)
+
+
+def _is_folder(name: str) -> bool:
+    """A path is written as one; a folder of the current directory counts where it is a record."""
+    return os.sep in name or (Path(name) / "summary.json").is_file()
+
+
+def _of_folders(one: Path, other: Path) -> Choice:
+    named = [one.resolve(), other.resolve()]
+    beside = [*_records(named[0].parent), *_records(named[1].parent)]
+    cells = {folder: load_cell(folder) for folder in [*named, *filter(_is_plain, beside)]}
+    return Choice(cells[named[0]], cells[named[1]], tuple(cells.values()))
+
+
+def _of_configs(args: Namespace) -> list[Choice]:
+    results = None if args.results is None else Path(args.results).expanduser().absolute()
+    layout = Layout.of(find_root(), results)
+    place = layout.results / args.experiment
+    chosen: dict[str, Choice] = {}
+    for folder in _task_folders(args, layout):
+        records = {path.name: path for path in _records(place / folder)}
+        if not {args.a, args.b} <= records.keys():
+            continue
+        cells = {
+            name: load_cell(path)
+            for name, path in records.items()
+            if name in (args.a, args.b) or _is_plain(path)
+        }
+        a, b = cells[args.a], cells[args.b]
+        if a.task in chosen:
+            raise UsageError(
+                f"several models have records of {a.task}: {chosen[a.task].a.model} and {a.model}; "
+                "name one with --model"
+            )
+        check_grid([a, b])
+        chosen[a.task] = Choice(a, b, tuple(cells.values()))
+    if not chosen:
+        raise UsageError(_nothing(args, layout))
+    return list(chosen.values())
+
+
+def _task_folders(args: Namespace, layout: Layout) -> list[str]:
+    """Names of the task folders that fit task, limit and model."""
+    model = args.model or os.environ.get("FDLLM_MODEL")
+    names = []
+    for folder in layout.task_folders(args.experiment):
+        own = None if model is None or model == home_model(folder.task) else model_slug(model)
+        fits = folder.limit == args.limit and args.task in (None, folder.task)
+        if fits and (model is None or folder.model == own):
+            limit = "" if folder.limit is None else f"_limit_{folder.limit}"
+            names.append(folder.task + limit + (f"@{folder.model}" if folder.model else ""))
+    return names
+
+
+def _nothing(args: Namespace, layout: Layout) -> str:
+    """What was asked for and what there is."""
+    place = layout.results / args.experiment
+    there = sorted(
+        f"{p.parent.parent.name}/{p.parent.name}" for p in place.glob("*/*/summary.json")
+    )
+    limit = "without a limit" if args.limit is None else f"of limit {args.limit}"
+    task = "" if args.task is None else f" of {args.task}"
+    shown = ", ".join(there[:12]) + (" …" if len(there) > 12 else "")  # noqa: PLR2004 - a few lines
+    return (
+        f"no finished records{task} {limit} of both '{args.a}' and '{args.b}' in {place}; there "
+        f"are {shown or 'none: sweep first'}"
+    )
+
+
+def _records(folder: Path) -> list[Path]:
+    """Finished cells of a task folder."""
+    return [path.parent for path in sorted(folder.glob("*/summary.json"))]
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether a cell reuses nothing, so that it may be one of several A/A cells."""
+    try:
+        return not read_summary(folder / "summary.json").strategy.reuses
+    except InvalidRecordError as error:
+        raise RecordError(f"{folder}: {error}; move it away and sweep again") from None

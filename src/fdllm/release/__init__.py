@@ -1,0 +1,1 @@
+"""Sharing: a folder that stands by itself, and records as data frames."""

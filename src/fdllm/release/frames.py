@@ -1,0 +1,254 @@
+"""Records as pandas data frames: ``fdllm.results(...)`` and ``fdllm.samples(...)``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fdllm.errors import UsageError
+from fdllm.experiment import did_you_mean
+from fdllm.record.paths import find_root
+from fdllm.report.data import CellData, load_cells
+
+_IDENTITY = {
+    "experiment": "str",
+    "task": "str",
+    "config": "str",
+    "limit": "Int64",
+    "model": "str",
+}
+RESULT_COLUMNS: Mapping[str, str] = {
+    **_IDENTITY,
+    "k": "int64",
+    "subset": "str",
+    "n_layers": "int64",
+    "layers": "str",
+    "strategy": "str",
+    "kind": "str",
+    "estimator": "str",
+    "metric": "str",
+    "value": "float64",
+    "num_samples": "int64",
+    "num_correct": "Int64",
+    "num_requests": "int64",
+    "seconds": "float64",
+    "tokens": "Int64",
+    "tokens_per_second": "float64",
+    "tokens_per_forward": "float64",
+    "scored_tokens": "Int64",
+    "scored_tokens_per_second": "float64",
+    "requests_per_second": "float64",
+    "latency_p50_s": "float64",
+    "latency_p95_s": "float64",
+    "forwards": "int64",
+    "computed": "int64",
+    "reused": "int64",
+    "trimmed": "float64",
+    "saved_share": "float64",
+    "truncation_rate": "float64",
+    "repetition_rate": "float64",
+    "peak_memory_bytes": "int64",
+    "machine": "str",
+    "fingerprint": "str",
+    "finished": "datetime64[s, UTC]",
+    "folder": "str",
+}
+"""Columns of :func:`results` and their types. Numbers that may be absent are ``Int64``, or
+``float64`` with NaN."""
+
+SAMPLE_COLUMNS: Mapping[str, str] = {
+    **_IDENTITY,
+    "subtask": "str",
+    "doc_id": "int64",
+    "doc_hash": "str",
+    "prompt_hash": "str",
+    "prompt": "str",
+    "target": "object",
+    "output": "object",
+    "value": "float64",
+    "tokens": "int64",
+    "forwards": "int64",
+    "computed": "int64",
+    "reused": "int64",
+    "seconds": "float64",
+    "finish": "str",
+    "subject": "str",
+}
+"""Columns of :func:`samples` and their types. ``output`` is a text, or the log-likelihoods of the
+choices; ``value`` is the headline metric. The task's other metrics follow under the harness's
+names, as ``float64`` where they are numbers."""
+
+
+def results(
+    experiment: str | None = None,
+    task: str | None = None,
+    root: str | Path | None = None,
+    *,
+    limit: int | None = None,
+) -> pd.DataFrame:
+    """Finished runs, one row a cell; columns are :data:`RESULT_COLUMNS`.
+
+    Args:
+        experiment: folder under ``experiments/``; None is every one with records.
+        task: only this one; None is all of them.
+        root: the checkout, an exported release, or a folder of records; None finds the checkout.
+        limit: only runs cut to this many documents; None is every limit and none, which the
+            column tells apart.
+
+    Raises:
+        UsageError: there is no such folder, or no such experiment or task in it.
+        FdllmError: a record is broken.
+    """
+    rows = [_result(cell) for cell in _cells(experiment, task, root, limit)]
+    return _frame(rows, RESULT_COLUMNS)
+
+
+def samples(
+    experiment: str | None = None,
+    task: str | None = None,
+    root: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    config: str | None = None,
+) -> pd.DataFrame:
+    """Documents of finished runs, one row a sample; columns are :data:`SAMPLE_COLUMNS`, and more.
+
+    Args:
+        experiment: as in :func:`results`.
+        task: as in :func:`results`.
+        root: as in :func:`results`.
+        limit: as in :func:`results`.
+        config: only this cell; None is all of them.
+
+    Raises:
+        UsageError: there is no such folder, or no such experiment, task or config in it.
+        FdllmError: a record is broken.
+    """
+    cells = _cells(experiment, task, root, limit)
+    if config is not None:
+        names = list(dict.fromkeys(cell.config for cell in cells))
+        cells = [cell for cell in cells if cell.config == config]
+        if not cells:
+            raise UsageError(
+                f"no record of config '{config}'{did_you_mean(config, names)}; there are "
+                f"{', '.join(names) or 'none'}"
+            )
+    rows = [row for cell in cells for row in _samples(cell)]
+    metrics = dict.fromkeys(name for row in rows for name in row if name not in SAMPLE_COLUMNS)
+    types = {name: "float64" if _numbers(rows, name) else "object" for name in metrics}
+    return _frame(rows, {**SAMPLE_COLUMNS, **types})
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> pd.DataFrame:
+    """One column for each name, of its type, also where there is no row."""
+    return pd.DataFrame(
+        {
+            name: pd.Series([row.get(name) for row in rows], dtype=kind)
+            for name, kind in types.items()
+        }
+    )
+
+
+def _cells(
+    experiment: str | None, task: str | None, root: str | Path | None, limit: int | None
+) -> list[CellData]:
+    folder = _records(root)
+    known = sorted(path.name for path in folder.iterdir() if _holds_records(path))
+    if experiment is not None and experiment not in known:
+        raise UsageError(
+            f"no records of experiment '{experiment}'{did_you_mean(experiment, known)}; {folder} "
+            f"has {', '.join(known) or 'none'}"
+        )
+    names = known if experiment is None else [experiment]
+    cells = [cell for name in names for cell in load_cells(folder, name, None, limit)]
+    if task is None:
+        return cells
+    tasks = sorted({cell.task for cell in cells})
+    if task not in tasks:
+        raise UsageError(
+            f"no records of task '{task}'{did_you_mean(task, tasks)} in {folder}; there are "
+            f"{', '.join(tasks) or 'none'}"
+        )
+    return [cell for cell in cells if cell.task == task]
+
+
+def _records(root: str | Path | None) -> Path:
+    """The folder of the records.
+
+    Raises:
+        UsageError: there is none.
+    """
+    place = find_root() if root is None else Path(root).expanduser()
+    inside = place / "results"
+    if inside.is_dir():
+        return inside
+    if root is None or not place.is_dir():
+        raise UsageError(
+            f"no records in {place}; sweep first, or name the checkout, a release or a folder of "
+            "records as root"
+        )
+    return place
+
+
+def _holds_records(path: Path) -> bool:
+    return path.is_dir() and any(path.glob("*/*/summary.json"))
+
+
+def _result(cell: CellData) -> dict[str, Any]:
+    summary = cell.summary
+    quality = {} if summary.quality is None else summary.quality.model_dump()
+    return {
+        **_identity(cell),
+        **summary.throughput.model_dump(),
+        **summary.layer_calls.model_dump(),
+        **quality,
+        "k": summary.strategy.k,
+        "subset": summary.strategy.subset,
+        "n_layers": summary.strategy.n_layers,
+        "layers": " ".join(map(str, summary.strategy.layers)),
+        "strategy": summary.strategy.text,
+        "kind": summary.kind,
+        "estimator": summary.estimator,
+        "metric": summary.headline.metric,
+        "value": summary.headline.value,
+        "num_samples": summary.headline.num_samples,
+        "num_correct": summary.headline.num_correct,
+        "num_requests": summary.num_requests,
+        "forwards": sum(count["forwards"] for count in summary.counts.values()),
+        "peak_memory_bytes": summary.peak_memory.bytes,
+        "machine": " then ".join(summary.machines),
+        "fingerprint": summary.fingerprint.digest,
+        "finished": pd.Timestamp(summary.provenance["finished"]),
+        "folder": str(cell.folder),
+    }
+
+
+def _samples(cell: CellData) -> Iterator[dict[str, Any]]:
+    for sample in cell.samples:
+        counts = sample["counts"].values()
+        metrics = {
+            name: float(value) if isinstance(value, (bool, int, float)) else json.dumps(value)
+            for name, value in sample["metrics"].items()
+        }
+        yield {
+            **metrics,
+            **{name: sample.get(name) for name in SAMPLE_COLUMNS if name not in _IDENTITY},
+            **_identity(cell),
+            "subtask": sample["task"],
+            "value": cell.value(sample),
+            "forwards": sum(count["forwards"] for count in counts),
+            "computed": sum(count["computed"] for count in counts),
+            "reused": sum(count["reused"] for count in counts),
+        }
+
+
+def _identity(cell: CellData) -> dict[str, Any]:
+    return {name: getattr(cell, name) for name in _IDENTITY}
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return all(isinstance(row.get(name, 0.0), float) for row in rows)

@@ -1,0 +1,102 @@
+"""What the cells of a grid say about each other before anything is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fdllm.report.checks import identical, mixtures
+from fdllm.report.data import CellData
+from fdllm.report.pairs import NotComparableError, same_computation
+from fdllm.report.speed import noise_floor
+
+Kind = Literal["identical", "twins-differ", "twins-speed"]
+
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a grid that a reader must know ahead of its figures.
+
+    Attributes:
+        kind: ``identical`` cells that should differ, ``twins-differ`` where one computation gave
+            several outputs, ``twins-speed`` where it took very different times.
+        cells: the cells it is about.
+        text: the sentence.
+    """
+
+    kind: Kind
+    cells: tuple[str, ...]
+    text: str
+
+
+def check_grid(cells: Sequence[CellData]) -> None:
+    """Refuse a table over records that do not belong together.
+
+    Raises:
+        NotComparableError: code, versions, model, documents, estimator or machine differ.
+    """
+    problems = mixtures(cells)
+    if problems:
+        raise NotComparableError(
+            f"these records do not belong into one table: {'; '.join(problems)}. Compute the cells "
+            "anew under one state of the code, on one machine: fdllm sweep --force"
+        )
+
+
+def findings(cells: Sequence[CellData]) -> list[Finding]:
+    """What is suspicious in a grid of one task."""
+    return [*_identical(cells), *_twins_differ(cells), *_twins_speed(cells)]
+
+
+def _identical(cells: Sequence[CellData]) -> list[Finding]:
+    found = []
+    by_name = {cell.name: cell for cell in cells}
+    for group in identical(cells):
+        number = _NUMBERS[len(group)] if len(group) < len(_NUMBERS) else str(len(group))
+        value = by_name[group[0]].summary.headline.value
+        plain = [name for name in group if not by_name[name].summary.strategy.reuses]
+        why = (
+            "cells that reuse agree with cells that do not, so the reuse may never have reached "
+            "this task"
+            if plain
+            else "they are one result, not several"
+        )
+        found.append(
+            Finding(
+                "identical",
+                group,
+                f"{number} identical cells ({', '.join(group)}): every output agrees, at "
+                f"{100 * value:.2f} %; {why}",
+            )
+        )
+    return found
+
+
+def _twins_differ(cells: Sequence[CellData]) -> list[Finding]:
+    found = []
+    for i, one in enumerate(cells):
+        for other in cells[i + 1 :]:
+            if not same_computation(one, other):
+                continue
+            shared = one.outputs.keys() & other.outputs.keys()
+            number = sum(one.outputs[key] != other.outputs[key] for key in shared)
+            if number:
+                found.append(
+                    Finding(
+                        "twins-differ",
+                        (one.name, other.name),
+                        f"{one.name} and {other.name} are one computation, yet {number} of "
+                        f"{len(shared)} outputs differ",
+                    )
+                )
+    return found
+
+
+def _twins_speed(cells: Sequence[CellData]) -> list[Finding]:
+    floor = noise_floor(cells, sum(cell.summary.strategy.reuses for cell in cells))
+    if floor is None or floor.odd is None or floor.warning is None:
+        return []
+    return [Finding("twins-speed", (floor.odd,), floor.warning)]

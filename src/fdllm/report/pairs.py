@@ -1,0 +1,184 @@
+"""Two records, document by document, and the refusal where they must not be compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fdllm.errors import FdllmError
+from fdllm.evaluate.tasks import TASKS
+from fdllm.report.data import CellData, RecordError, SampleKey
+from fdllm.report.intervals import Floats, Ints
+
+# A cell is its strategy and its decoding; the limit decides how many documents there are.
+_BY_CELL = frozenset({"strategy", "decoding", "experiment", "limit"})
+# Refused with sentences of their own, below.
+_JUDGED = frozenset({"task", "scoring"})
+
+
+class NotComparableError(FdllmError):
+    """Two records must not be compared: nobody can tell which is better.
+
+    Exit code 2, that of "cannot tell".
+    """
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The documents that two records share, in one order; every array has shape (n,).
+
+    Attributes:
+        keys: leaf task and number of each document.
+        a: headline figure of the first record.
+        b: of the second.
+        seconds_a: model time of the first.
+        seconds_b: of the second.
+        tokens_a: tokens written or scored by the first.
+        tokens_b: by the second.
+        groups: number of each document's subject; None where the task has none.
+        identical: whether every output is the same.
+        left_out: documents that only one of the records has.
+    """
+
+    keys: tuple[SampleKey, ...]
+    a: Floats
+    b: Floats
+    seconds_a: Floats
+    seconds_b: Floats
+    tokens_a: Floats
+    tokens_b: Floats
+    groups: Ints | None
+    identical: bool
+    left_out: int
+
+
+def join(a: CellData, b: CellData) -> Pairs:
+    """Join two records by document hash, leaf task and document number.
+
+    Raises:
+        NotComparableError: task, metric, estimator, task version, documents or prompts differ, or
+            no document is in both.
+        RecordError: a sample lacks its headline figure or its subject.
+    """
+    _check(a, b)
+    keys = [key for key in a.by_key if key in b.by_key]
+    for key in keys:
+        _check_sample(a, b, key)
+    if not keys:
+        raise NotComparableError(f"{a.name} and {b.name} have no document in common")
+    of_a, of_b = [a.by_key[key] for key in keys], [b.by_key[key] for key in keys]
+
+    def column(samples: list[dict[str, object]], field: str) -> Floats:
+        return np.array([sample[field] for sample in samples], dtype=np.float64)
+
+    return Pairs(
+        keys=tuple(keys),
+        a=np.array([a.value(sample) for sample in of_a]),
+        b=np.array([b.value(sample) for sample in of_b]),
+        seconds_a=column(of_a, "seconds"),
+        seconds_b=column(of_b, "seconds"),
+        tokens_a=column(of_a, "tokens"),
+        tokens_b=column(of_b, "tokens"),
+        groups=_groups(a, keys),
+        identical=all(a.outputs[key] == b.outputs[key] for key in keys),
+        left_out=len(a.samples) + len(b.samples) - 2 * len(keys),
+    )
+
+
+def _check(a: CellData, b: CellData) -> None:
+    facts = {
+        "task": (a.task, b.task),
+        "headline metric": (a.summary.headline.metric, b.summary.headline.metric),
+        "estimator": (a.summary.estimator, b.summary.estimator),
+        "version of the task": (_versions(a), _versions(b)),
+        "task's definition": (_field(a, "task"), _field(b, "task")),
+    }
+    for name, (one, other) in facts.items():
+        if one != other:
+            raise NotComparableError(
+                f"{a.name} and {b.name} cannot be compared: the {name} differs ({_cut(one)} "
+                f"against {_cut(other)}); compute both the same way"
+            )
+
+
+def _check_sample(a: CellData, b: CellData, key: SampleKey) -> None:
+    one, other = a.by_key[key], b.by_key[key]
+    where = f"{key[0]} row {key[1]}"
+    if one["doc_hash"] != other["doc_hash"]:
+        raise NotComparableError(
+            f"{a.name} and {b.name} cannot be compared: {where} is another document in each; the "
+            "data set changed between the runs, so compute both anew"
+        )
+    if one["prompt_hash"] != other["prompt_hash"]:
+        raise NotComparableError(
+            f"{a.name} and {b.name} cannot be compared: {where} was asked with different prompts "
+            "(worked examples, chat template or prompt rule); compute both the same way"
+        )
+
+
+def _versions(cell: CellData) -> str:
+    return ", ".join(f"{k} {v}" for k, v in sorted(cell.summary.task_versions.items()))
+
+
+def _field(cell: CellData, name: str) -> str | None:
+    return cell.summary.fingerprint.fields.get(name)
+
+
+def _cut(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:19]}…"  # noqa: PLR2004 - a hash says enough by then
+
+
+def _groups(cell: CellData, keys: list[SampleKey]) -> Ints | None:
+    info = TASKS.get(cell.task)
+    if info is None or info.cluster_by is None:
+        return None
+    samples = [cell.by_key[key] for key in keys]
+    if any(info.cluster_by not in sample for sample in samples):
+        raise RecordError(
+            f"{cell.folder}: a sample of {cell.task} lacks its {info.cluster_by}, and documents of "
+            f"one {info.cluster_by} go together; compute the run anew"
+        )
+    names = [str(sample[info.cluster_by]) for sample in samples]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def differences(a: CellData, b: CellData) -> tuple[str, ...]:
+    """What else differs between two records, beside the cell: code, versions, model, …."""
+    changed = a.summary.fingerprint.differences(b.summary.fingerprint)
+    skipped = _BY_CELL | _JUDGED
+    return tuple(text for text in changed if text.split(":")[0] not in skipped)
+
+
+def same_computation(a: CellData, b: CellData) -> bool:
+    """Whether two records must agree in every output: an A/A pair.
+
+    Either nothing at all differs, or neither reuses anything and only the name of the subset that
+    is not reused differs.
+    """
+    one, other = a.summary.fingerprint.fields, b.summary.fingerprint.fields
+    plain = not (a.summary.strategy.reuses or b.summary.strategy.reuses)
+    differing = {name for name in {*one, *other} if one.get(name) != other.get(name)} - {"limit"}
+    return differing <= ({"strategy"} if plain else set())
+
+
+def speed_refusal(a: CellData, b: CellData) -> str | None:
+    """Why the times of two records must not be compared; None where they may."""
+    one, other = a.summary.machines, b.summary.machines
+    several = [cell.name for cell in (a, b) if len(cell.summary.machines) != 1]
+    if several:
+        return f"{' and '.join(several)} was not computed on one machine alone"
+    if one != other:
+        return f"the machines differ ({one[0]} against {other[0]})"
+    sizes = [_batch_sizes(a), _batch_sizes(b)]
+    if sizes[0] != sizes[1]:
+        return f"the batch sizes differ ({sizes[0]} against {sizes[1]})"
+    return None
+
+
+def _batch_sizes(cell: CellData) -> list[str]:
+    sessions = cell.summary.provenance.get("sessions", [])
+    return sorted({str(session.get("batch_size")) for session in sessions})

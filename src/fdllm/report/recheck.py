@@ -1,0 +1,272 @@
+"""``fdllm report --check``: every figure once more, from the samples and the journal.
+
+What a record's summary, the harness's results, the copy for git and a written report say is
+compared with what the samples show. Nothing is trusted because it was written by the tool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fdllm.errors import FdllmError
+from fdllm.record import measure
+from fdllm.record.journal import DamagedJournalError
+from fdllm.record.paths import Layout
+from fdllm.report.data import CellData, load_cell
+from fdllm.report.measured import headline, journal_entries, rows
+
+_CLOSE = 1e-9
+_EMBEDDED = re.compile(
+    r'<script type="application/json" id="figures">(?P<json>.*?)</script>', re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure that the samples do not bear out.
+
+    Attributes:
+        where: the file.
+        figure: its name.
+        written: what stands there.
+        found: what the samples give.
+    """
+
+    where: str
+    figure: str
+    written: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.figure} is {self.written}, the samples give {self.found}"
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """What a check found.
+
+    Attributes:
+        num_records: records compared.
+        num_figures: figures compared.
+        differences: those that differ.
+        notes: what could not be compared, and why.
+    """
+
+    num_records: int
+    num_figures: int
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+
+    def and_also(self, other: Recheck) -> Recheck:
+        """Both."""
+        return Recheck(
+            self.num_records + other.num_records,
+            self.num_figures + other.num_figures,
+            self.differences + other.differences,
+            self.notes + other.notes,
+        )
+
+
+def check_records(layout: Layout, folders: Sequence[Path]) -> Recheck:
+    """Compare each record's files with each other.
+
+    Args:
+        layout: where the copies for git lie.
+        folders: the records.
+    """
+    differences: list[Difference] = []
+    notes: list[str] = []
+    number = 0
+    for folder in folders:
+        name = folder.relative_to(layout.results).as_posix()
+        try:
+            cell = load_cell(folder)
+            pairs = list(_figures(cell, notes, name))
+        except (FdllmError, DamagedJournalError) as error:
+            differences.append(Difference(name, "the record", "not readable", str(error)))
+            continue
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__}: {error}"
+            differences.append(Difference(name, "the record", "not of this form", what))
+            continue
+        pairs += _copies(cell, layout.artifacts / folder.relative_to(layout.results), notes, name)
+        number += len(pairs)
+        differences += [
+            Difference(f"{name}/{file}", figure, _show(written), _show(found))
+            for file, figure, written, found in pairs
+            if not same(written, found)
+        ]
+    return Recheck(len(folders), number, tuple(differences), tuple(notes))
+
+
+def record_folders(
+    results: Path, experiment: str, tasks: Sequence[str] = (), limit: int | None = None
+) -> list[Path]:
+    """Folders of an experiment that hold a summary, whatever is in it.
+
+    Args:
+        results: folder of all records.
+        experiment: its name.
+        tasks: only these; empty is all.
+        limit: only records cut to this many documents; None is all.
+    """
+    found = []
+    for path in sorted((results / experiment).glob("*/*/summary.json")):
+        place = path.parent.parent.name.partition("@")[0]
+        if place.startswith(".") or path.parent.name.startswith("."):
+            continue
+        task, _, cut = place.partition("_limit_")
+        if (tasks and task not in tasks) or (limit is not None and cut != str(limit)):
+            continue
+        found.append(path.parent)
+    return found
+
+
+def embedded_tables(path: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """Task folder and configs of each table of a written report; empty where none can be read."""
+    match = _EMBEDDED.search(path.read_text(encoding="utf-8"))
+    try:
+        tables = json.loads(match["json"])["tables"] if match else []
+        return [
+            (str(table["folder"]), tuple(str(cell["name"]) for cell in table["cells"]))
+            for table in tables
+        ]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def check_page(path: Path, fresh: Mapping[str, Any]) -> Recheck:
+    """Compare the figures in a written HTML report with fresh ones.
+
+    Args:
+        path: the report.
+        fresh: :meth:`fdllm.report.page.Page.figures`.
+    """
+    match = _EMBEDDED.search(path.read_text(encoding="utf-8"))
+    if match is None:
+        wrong = Difference(path.name, "its figures", "absent", "a report of fdllm holds them")
+        return Recheck(0, 0, (wrong,), ())
+    try:
+        written = dict(leaves(json.loads(match["json"])))
+    except ValueError:
+        wrong = Difference(path.name, "its figures", "not readable", "a JSON object")
+        return Recheck(0, 0, (wrong,), ())
+    found = dict(leaves(json.loads(json.dumps(fresh))))
+    names = list(dict.fromkeys([*written, *found]))
+    differences = tuple(
+        Difference(
+            path.name, name, _show(written.get(name, "absent")), _show(found.get(name, "absent"))
+        )
+        for name in names
+        if not same(written.get(name), found.get(name))
+    )
+    return Recheck(0, len(names), differences, ())
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - any JSON
+    """The single values of a JSON document, by path; list items with a name go by it."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from leaves(item, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and value:
+        for index, item in enumerate(value):
+            label = index
+            if isinstance(item, dict):
+                label = item.get("folder") or item.get("name") or item.get("config") or index
+            yield from leaves(item, f"{name}[{label}]")
+    else:
+        yield name, value
+
+
+def same(written: Any, found: Any) -> bool:  # noqa: ANN401 - any JSON value
+    """Whether two figures are one; sums in another order may differ in the last place."""
+    numbers = isinstance(written, (int, float)) and isinstance(found, (int, float))
+    if numbers and not isinstance(written, bool) and not isinstance(found, bool):
+        return math.isclose(written, found, rel_tol=_CLOSE, abs_tol=_CLOSE)
+    return bool(written == found)
+
+
+def _figures(cell: CellData, notes: list[str], name: str) -> Iterator[tuple[str, str, Any, Any]]:
+    """File, figure, what is written and what the samples give."""
+    summary, samples = cell.summary, cell.samples
+    entries = journal_entries(cell)
+    counts = measure.add_counts(samples)
+    requests = sum(len(s["output"]) if isinstance(s["output"], list) else 1 for s in samples)
+    pace = measure.throughput(summary.kind, rows(cell), samples, counts)
+    if summary.kind == "loglikelihood":
+        rate = requests / pace.seconds if pace.seconds else 0.0
+        pace = pace.model_copy(update={"requests_per_second": rate})
+    fresh: dict[str, Any] = {
+        "headline": headline(cell).model_dump(),
+        "num_requests": requests,
+        "throughput": pace.model_dump(),
+        "counts": counts,
+        "layer_calls": measure.layer_calls(counts).model_dump(),
+    }
+    if entries is None:
+        notes.append(f"{name}: no journal here, so repetition cannot be computed anew")
+    elif summary.quality is not None:
+        quality = measure.quality(summary.kind, entries)
+        fresh["quality"] = None if quality is None else quality.model_dump()
+    written = summary.model_dump(mode="json")
+    yield from (
+        ("summary.json", figure, dict(leaves(written[key], key)).get(figure), found)
+        for key in fresh
+        for figure, found in leaves(fresh[key], key)
+    )
+    if entries is not None:
+        yield from _against_journal(samples, entries)
+    for file, record in summary.files.items():
+        digest = hashlib.sha256((cell.folder / file).read_bytes()).hexdigest()
+        yield (file, "SHA-256", record.sha256, digest)
+
+
+def _against_journal(
+    samples: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """Each sample's tokens and time, from its answers in the journal."""
+    tokens: dict[tuple[str, int], int] = {}
+    seconds: dict[tuple[str, int], float] = {}
+    for entry in entries:
+        key = (entry["task"], entry["doc_id"])
+        number = entry["num_tokens"] if entry["kind"] == "generate" else entry["scored_tokens"]
+        tokens[key] = tokens.get(key, 0) + number
+        seconds[key] = seconds.get(key, 0.0) + entry["seconds"]
+    for sample in samples:
+        key = (sample["task"], sample["doc_id"])
+        what = f"row {key[1]} of {key[0]}"
+        yield ("samples.jsonl", f"tokens, {what}", sample["tokens"], tokens.get(key))
+        yield ("samples.jsonl", f"seconds, {what}", sample["seconds"], seconds.get(key))
+
+
+def _copies(
+    cell: CellData, artifact: Path, notes: list[str], name: str
+) -> list[tuple[str, str, Any, Any]]:
+    """The headline in the harness's results, and the copy for git."""
+    pairs: list[tuple[str, str, Any, Any]] = []
+    value, metric = headline(cell).value, cell.summary.headline.metric
+    results = json.loads((cell.folder / "results.json").read_text(encoding="utf-8"))
+    groups = {**results.get("results", {}), **results.get("groups", {})}
+    pairs.append(
+        ("results.json", f"{cell.task} {metric}", groups.get(cell.task, {}).get(metric), value)
+    )
+    copy = artifact / "summary.json"
+    if not copy.exists():
+        notes.append(f"{name}: no copy under artifacts")
+        return pairs
+    written = json.loads(copy.read_text(encoding="utf-8"))
+    own = cell.summary.model_dump(mode="json")
+    pairs += [("summary.json under artifacts", key, written.get(key), own[key]) for key in own]
+    return pairs
+
+
+def _show(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    return text if len(text) <= 70 else f"{text[:67]}…"  # noqa: PLR2004 - a line's worth

@@ -1,0 +1,157 @@
+"""How much faster: paired times, and what the machine's own noise could have made of them.
+
+The ratio is one of times, not of tokens/s: a cell whose answers grow, or turn to gibberish, can
+raise its tokens/s and still take longer. Two sources of error are kept apart. Documents differ:
+a paired bootstrap gives the interval. Runs differ, because a machine is not equally fast all day:
+only cells that are one computation done several times can show it, and they give the floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+
+from fdllm.report.data import CellData
+from fdllm.report.intervals import Estimate, bootstrap_t, log_ratio
+from fdllm.report.pairs import Pairs, same_computation, speed_refusal
+
+Claim = Literal["faster", "slower", "none"]
+
+_ALPHA = 0.05
+_DRAWS = 200_000
+_SPREAD_ALLOWED = 0.1  # twins further apart than this are an accident, no noise
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a machine's noise can look like, from cells that are one computation.
+
+    Attributes:
+        names: those cells.
+        speeds: tokens/s (or scored tokens/s) of each.
+        spread: fastest by slowest, less one.
+        floor: the ratio, less one, that noise alone exceeds in 5 % of grids; never below the
+            spread. Between the two stands the fact that three runs show little of a noise.
+        odd: the cell that is far from its twins, if there is one.
+    """
+
+    names: tuple[str, ...]
+    speeds: tuple[float, ...]
+    spread: float
+    floor: float
+    odd: str | None
+
+    @property
+    def warning(self) -> str | None:
+        """Says which cell is far from its twins, and what that means."""
+        if self.odd is None:
+            return None
+        mine = self.speeds[self.names.index(self.odd)]
+        others = [s for name, s in zip(self.names, self.speeds, strict=True) if name != self.odd]
+        rest = ", ".join(name for name in self.names if name != self.odd)
+        return (
+            f"{self.odd} ran at {mine:.2f} tokens/s, its twins ({rest}) at "
+            f"{' and '.join(f'{s:.2f}' for s in others)}: one computation, so the machine was busy "
+            "or a path was slow. Compute it anew before any speed is compared with it"
+        )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Time of A by time of B on the same documents.
+
+    Attributes:
+        ratio: above 1 where B is faster, with its 95 % interval over documents.
+        tokens_per_second: tokens/s of B by tokens/s of A.
+        tokens: tokens of B by tokens of A.
+        floor: the noise floor; None where no two cells are one computation.
+        claim: what may be said: ``faster`` or ``slower`` only where the whole interval is beyond
+            the floor.
+    """
+
+    ratio: Estimate
+    tokens_per_second: float
+    tokens: float
+    floor: Floor | None
+    claim: Claim
+
+
+def noise_floor(cells: Sequence[CellData], num_compared: int = 1) -> Floor | None:
+    """The noise floor of a grid.
+
+    Args:
+        cells: the grid; its A/A cells are found by their settings.
+        num_compared: how many other cells are compared with one of them; the more there are, the
+            further the luckiest of them gets by noise alone.
+
+    Returns:
+        The floor, or None where no two comparable cells are one computation.
+    """
+    twins = find_twins(cells)
+    speeds = [cell.summary.speed for cell in twins]
+    if len(twins) < 2 or min(speeds) <= 0:  # noqa: PLR2004 - a pair
+        return None
+    logs = np.log(speeds)
+    spread = float(np.exp(np.ptp(logs)) - 1)
+    factor = floor_factor(len(twins), max(1, num_compared))
+    floor = float(np.exp(min(factor * logs.std(ddof=1), 50.0)) - 1)
+    odd = None
+    if spread > _SPREAD_ALLOWED:
+        odd = twins[int(np.argmax(np.abs(logs - np.median(logs))))].name
+    return Floor(tuple(cell.name for cell in twins), tuple(speeds), spread, max(floor, spread), odd)
+
+
+def find_twins(cells: Sequence[CellData]) -> list[CellData]:
+    """The largest set of cells that reuse nothing and are one computation on one machine."""
+    groups: list[list[CellData]] = []
+    for cell in cells:
+        if cell.summary.strategy.reuses:
+            continue
+        for group in groups:
+            if same_computation(group[0], cell) and speed_refusal(group[0], cell) is None:
+                group.append(cell)
+                break
+        else:
+            groups.append([cell])
+    return max(groups, key=len, default=[])
+
+
+@cache
+def floor_factor(num_twins: int, num_compared: int) -> float:
+    """How many standard deviations of the twins noise stays below in 95 % of grids.
+
+    Logarithms of speeds are taken as normal: the twins' deviation s is of ``num_twins`` runs, and
+    the fastest of ``num_compared`` others is compared with one of the twins.
+    """
+    draw = np.random.default_rng(0)
+    twins = draw.standard_normal((_DRAWS, num_twins))
+    others = draw.standard_normal((_DRAWS, num_compared))
+    furthest = np.abs(others - twins[:, :1]).max(axis=1) / twins.std(axis=1, ddof=1)
+    return float(np.quantile(furthest, 1 - _ALPHA))
+
+
+def measure_speed(pairs: Pairs, floor: Floor | None) -> Speed | None:
+    """The speed of B by that of A; None where a side took no time at all, or there is one document.
+
+    Times are summed: one document may be free because another one had the same input.
+    """
+    total_a, total_b = float(pairs.seconds_a.sum()), float(pairs.seconds_b.sum())
+    if len(pairs.keys) < 2 or total_a <= 0 or total_b <= 0:  # noqa: PLR2004 - one has no spread
+        return None
+    logs = bootstrap_t(pairs.seconds_a, pairs.seconds_b, log_ratio)
+    ratio = Estimate(*(float(np.exp(x)) for x in (logs.value, logs.low, logs.high)))
+    tokens_a, tokens_b = float(pairs.tokens_a.sum()), float(pairs.tokens_b.sum())
+    tokens = tokens_b / tokens_a if tokens_a else 1.0
+    return Speed(ratio, tokens * ratio.value, tokens, floor, _claim(ratio, floor))
+
+
+def _claim(ratio: Estimate, floor: Floor | None) -> Claim:
+    if floor is None:
+        return "none"
+    if ratio.low > 1 + floor.floor:
+        return "faster"
+    return "slower" if ratio.high < 1 / (1 + floor.floor) else "none"

@@ -1,0 +1,165 @@
+"""Records of which every figure is chosen: in memory, or written as a run would leave them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fdllm.evaluate.tasks import TASKS
+from fdllm.record.atomic import write_json
+from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.summary import (
+    Headline,
+    LayerCalls,
+    PeakMemory,
+    Quality,
+    StrategyRecord,
+    Summary,
+    Throughput,
+    describe_file,
+)
+from fdllm.report.data import CellData, load_cell
+
+Numbers = Sequence[float] | Any
+GRID = tuple(f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last"))
+MACHINE = "Quadro RTX 6000"
+
+
+def make_samples(
+    task: str,
+    right: Numbers,
+    seconds: Numbers,
+    tokens: Numbers,
+    outputs: Sequence[Any] | None = None,
+    subjects: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """A sample a document, each with the figure it is given."""
+    samples = []
+    for i, value in enumerate(right):
+        sample = {
+            "task": task if subjects is None else f"{task}_{subjects[i]}",
+            "doc_id": i,
+            "doc_hash": f"document {i}",
+            "prompt_hash": f"prompt {i}",
+            "prompt": f"Question {i}?",
+            "target": f"target {i}",
+            "output": f"answer {value}" if outputs is None else outputs[i],
+            "metrics": {TASKS[task].headline: float(value)},
+            "tokens": int(tokens[i]),
+            "seconds": float(seconds[i]),
+        }
+        samples.append(sample if subjects is None else sample | {"subject": subjects[i]})
+    return samples
+
+
+def make_cell(
+    config: str,
+    right: Numbers,
+    *,
+    seconds: Numbers | None = None,
+    tokens: Numbers | None = None,
+    outputs: Sequence[Any] | None = None,
+    subjects: Sequence[str] | None = None,
+    task: str = "gsm8k",
+    limit: int | None = None,
+    machines: Sequence[str] = (MACHINE,),
+    fields: dict[str, str] | None = None,
+    repetition: float = 0.0,
+    truncation: float = 0.0,
+    estimator: Any = "denoise",
+    versions: dict[str, Any] | None = None,
+    folder: Path = Path("results"),
+) -> CellData:
+    """A finished run: ``right`` is its headline figure for each document."""
+    n = len(right)
+    used = np.full(n, 2.0) if seconds is None else np.asarray(seconds)
+    written = np.full(n, 100) if tokens is None else np.asarray(tokens)
+    samples = make_samples(task, right, used, written, outputs, subjects)
+    kind = TASKS[task].kind
+    reuses = config[:2] in ("k2", "k3")
+    generated = kind == "generate"
+    per_second = float(written.sum() / used.sum())
+    summary = Summary(
+        experiment="00_baseline",
+        task=task,
+        config=config,
+        limit=limit,
+        model="Efficient-Large-Model/Fast_dLLM_v2_7B",
+        kind=kind,
+        estimator=None if generated else estimator,
+        headline=Headline(
+            metric=TASKS[task].headline,
+            value=float(np.mean(right)),
+            num_samples=n,
+            num_correct=None,
+        ),
+        num_requests=n,
+        throughput=Throughput(
+            seconds=float(used.sum()),
+            tokens_per_second=per_second if generated else None,
+            scored_tokens_per_second=None if generated else per_second,
+            latency_p50_s=1.0,
+            latency_p95_s=1.0,
+        ),
+        peak_memory=PeakMemory(bytes=1, kind="cuda"),
+        counts={},
+        layer_calls=LayerCalls(computed=1, reused=int(reuses), saved_share=0.5 * reuses),
+        quality=Quality(truncation_rate=truncation, repetition_rate=repetition)
+        if generated
+        else None,
+        strategy=StrategyRecord(
+            text=config, k=int(config[1]), subset="first", layers=(1,), n_layers=28, reuses=reuses
+        ),
+        guards=(),
+        files={},
+        fingerprint=Fingerprint(
+            fields={"source": "s1", "task": task, "decoding": "threshold=0.9", "limit": str(limit)}
+            | {"strategy": config}
+            | (fields or {})
+        ),
+        dataset="documents",
+        task_versions={task: 3} if versions is None else versions,
+        provenance={"sessions": [{"machine": machine} for machine in machines]},
+    )
+    return CellData(
+        experiment="00_baseline",
+        task=task,
+        config=config,
+        limit=limit,
+        model=summary.model,
+        folder=folder / config,
+        summary=summary,
+        samples=samples,
+    )
+
+
+def write_cell(results: Path, cell: CellData) -> CellData:
+    """Put a record where a run would leave it, and read it back."""
+    limit = "" if cell.limit is None else f"_limit_{cell.limit}"
+    folder = results / cell.experiment / f"{cell.task}{limit}" / cell.config
+    folder.mkdir(parents=True)
+    samples = folder / "samples.jsonl"
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in cell.samples]
+    samples.write_text("".join(lines), encoding="utf-8")
+    files = {"samples.jsonl": describe_file(samples, len(lines))}
+    summary = cell.summary.model_copy(update={"files": files})
+    write_json(folder / "summary.json", summary.model_dump(mode="json"))
+    return load_cell(folder)
+
+
+def flipped(right: Any, losses: int, gains: int) -> Any:
+    """``right`` with its first right documents made wrong, and its first wrong ones right."""
+    new = np.array(right, dtype=float)
+    ones, zeros = np.flatnonzero(new == 1), np.flatnonzero(new == 0)
+    new[ones[:losses]] = 0
+    new[zeros[:gains]] = 1
+    return new
+
+
+def share(n: int, num_right: int) -> Any:
+    """``num_right`` ones of ``n``."""
+    return (np.arange(n) < num_right).astype(float)

@@ -1,0 +1,88 @@
+"""How the embedded model is trained: what a batch shows, and that a run can be resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fdllm.tiny import masks, vocabulary
+from fdllm.tiny.train import Recipe, Trainer
+
+SHORT = Recipe(causal_steps=2, steps=4, causal_rows=2, block_rows=2, kept_rows=1, warmup_steps=2)
+
+
+def test_batches_depend_on_seed_and_step_alone() -> None:
+    first, again = masks.make_batch(3, 7, 8), masks.make_batch(3, 7, 8)
+    for name in ("ids", "positions", "visible", "targets", "weights"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+    assert (masks.make_batch(3, 8, 8).ids != first.ids).any()
+
+
+def test_batches_mask_answers_only_and_shift_the_targets() -> None:
+    batch = masks.make_batch(0, 0, 64)
+    masked = batch.ids == vocabulary.MASK_ID
+    assert not masked[:, : masks.BLOCK].any(), "the clean block holds no mask"
+    assert not masked[:, :: masks.BLOCK].any(), "a block's first column is always known"
+    assert masked.any(axis=1).all()
+    # Logits at column i-1 predict column i; beside that only the look-ahead has a weight.
+    predicted = batch.weights > 0
+    assert not (predicted[:, masks.BLOCK : -1] & ~masked[:, masks.BLOCK + 1 :]).any()
+    assert predicted[:, masks.BLOCK :].any(axis=1).all()
+    assert not predicted[:, : masks.BLOCK - 1].any()
+    assert predicted[:, masks.BLOCK - 1].any()
+    # Put the targets in: every copy is then a block of a well-formed row, and the prompt stands.
+    filled = batch.ids.copy()
+    filled[:, 1:][masked[:, 1:]] = batch.targets[:, :-1][masked[:, 1:]]
+    for ids, at in zip(filled, batch.positions, strict=True):
+        for copy in range(1, 1 + masks.NUM_COPIES):
+            part = slice(copy * masks.BLOCK, (copy + 1) * masks.BLOCK)
+            if at[part][0] == 0:
+                np.testing.assert_array_equal(ids[part], ids[: masks.BLOCK])
+
+
+def test_causal_batches_predict_the_answer_from_what_is_left_of_it() -> None:
+    batch = masks.make_causal_batch(0, 0, 16)
+    assert not (batch.ids == vocabulary.MASK_ID).any()
+    np.testing.assert_array_equal(batch.targets[:, :-1], batch.ids[:, 1:])
+    for ids, weights in zip(batch.ids, batch.weights, strict=True):
+        at = ids.tolist().index(vocabulary.ASSISTANT_ID)
+        assert not weights[:at].any()
+        assert weights[at:-1].all()
+        assert not weights[-1]
+
+
+def test_a_copy_sees_itself_and_what_is_finished() -> None:
+    visible = masks.visibility(np.array([[0, 0, 1, 1]]))[0, 0]
+    size = masks.BLOCK
+    seen = visible[::size, ::size].astype(int).tolist()
+    assert seen == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
+
+
+def test_rates_rise_hold_and_fall_to_zero() -> None:
+    recipe = Recipe(causal_steps=10, steps=20, warmup_steps=4, block_rate=0.5)
+    rates = [recipe.rate(step) for step in range(21)]
+    assert rates[:6] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert rates[10:] == pytest.approx([0.5 - 0.05 * i for i in range(11)])
+
+
+def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
+    whole, state = Trainer(SHORT), tmp_path / "state.pt"
+    for _ in range(SHORT.steps - 1):
+        whole.advance()
+    whole.save(state)
+    whole.advance()
+    resumed = Trainer(SHORT)
+    resumed.restore(state)
+    resumed.advance()
+    assert resumed.step == whole.step == SHORT.steps
+    for name, parameter in whole.network.named_parameters():
+        torch.testing.assert_close(resumed.network.get_parameter(name), parameter, rtol=0, atol=0)
+
+
+def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    Trainer(SHORT).save(tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="give the same options"):
+        Trainer(Recipe(seed=1)).restore(tmp_path / "state.pt")
