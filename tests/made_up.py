@@ -13,7 +13,7 @@ from fdllm.config import Cell, Decoding, Evaluating, ModelChoice, Reuse, Run
 from fdllm.evaluate.protocols import Evaluation, text_hash
 from fdllm.evaluate.recording import fill_summary, write_record
 from fdllm.record.fingerprint import Fingerprint
-from fdllm.record.journal import Journal
+from fdllm.record.journal import VERSION as JOURNAL_VERSION
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import PeakMemory, StrategyRecord
 from fdllm.reuse import subset_bounds
@@ -113,14 +113,19 @@ def _write(
     identity = _identity(invented, task, limit)
     session = _session()
     samples, entries = [], []
-    with Journal(paths.journal, identity, session) as journal:
-        for doc in range(num_docs):
-            sample, answers = _document(invented, strategy, task, doc, prompt_length)
-            samples.append(sample)
-            for index, entry in enumerate(answers):
-                entries.append(entry)
-                journal._append({"key": f"{doc}-{index}", "entry": entry})  # noqa: SLF001 - no fsync
-        journal.set_total(len(entries))
+    for doc in range(num_docs):
+        sample, answers = _document(invented, strategy, task, doc, prompt_length)
+        samples.append(sample)
+        entries += answers
+    lines: list[dict[str, Any]] = [
+        {"journal": JOURNAL_VERSION, "fingerprint": identity.model_dump()},
+        {"session": session},
+        *({"key": str(number), "entry": entry} for number, entry in enumerate(entries)),
+        {"total": len(entries)},
+    ]
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    paths.journal.write_text(text, encoding="utf-8")  # one write, not one a line, made durable
     metric = METRICS[task]
     value = sum(s["metrics"][metric] for s in samples) / len(samples)
     found = Evaluation(
@@ -305,10 +310,7 @@ def _words(chance: random.Random, length: int) -> str:
         "left",
         "so",
     )
-    text = ""
-    while len(text) < length:
-        text += chance.choice(known) + " "
-    return text[:length]
+    return " ".join(chance.choices(known, k=length // 4 + 1))[:length]
 
 
 def tamper(path: Path, line: int, **changes: Any) -> None:

@@ -78,6 +78,15 @@ def test_force(fdllm: Command, force: tuple[str, ...], num_runs: int) -> None:
     assert len(aside) == num_runs
 
 
+def test_force_beside_config_forces_only_what_it_names(fdllm: Command) -> None:
+    fdllm("sweep", *TASK, "--config", "k1_first")
+    fdllm("sweep", *TASK, "--config", "k1_first", "k1_last", "--force", "k2_last", "--dry-run")
+    reasons = {
+        line.split(": ")[0].split()[-1]: line.split(": ")[1] for line in fdllm.out.splitlines()[:-1]
+    }
+    assert reasons == {"k1_first": "done", "k1_last": "not run yet", "k2_last": "forced"}
+
+
 def test_repeatable_flags_in_both_forms(fdllm: Command) -> None:
     fdllm("sweep", *TASK, "--config", "k1_first", "--config", "k2_last", "--dry-run")
     assert "would run 2 of 2" in fdllm.out

@@ -88,7 +88,9 @@ STRATEGY = StrategyRecord(text="", k=2, subset="middle", layers=(4, 5), n_layers
 )
 def test_reuse_guard(reuses: bool, one_forward: bool, reused: int, passed: bool) -> None:
     strategy = STRATEGY.model_copy(update={"reuses": reuses})
-    counts = {"denoise": {"forwards": 3, "computed": 10, "reused": reused, "tokens": 8}}
+    counts: measure.CountsByPhase = {
+        "denoise": {"forwards": 3, "computed": 10, "reused": reused, "tokens": 8}
+    }
     first, second = measure.guards(
         strategy, counts, one_forward=one_forward, num_samples=2, num_documents=2
     )
@@ -97,7 +99,9 @@ def test_reuse_guard(reuses: bool, one_forward: bool, reused: int, passed: bool)
 
 
 def test_reuse_guard_says_why() -> None:
-    counts = {"refresh": {"forwards": 9, "computed": 9, "reused": 0, "tokens": 8}}
+    counts: measure.CountsByPhase = {
+        "refresh": {"forwards": 9, "computed": 9, "reused": 0, "tokens": 8}
+    }
     guard, _ = measure.guards(STRATEGY, counts, one_forward=False, num_samples=1, num_documents=1)
     assert "every step was a REFRESH" in guard.detail
     assert "block cache is off" in guard.detail

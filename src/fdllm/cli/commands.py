@@ -32,7 +32,7 @@ def run_eval(args: Namespace) -> int:
         )
     request = read_request(args)
     cells = request.states()
-    work = choose_work(cells, force=args.force)
+    work = choose_work(cells, force=[] if args.force else None)
     if not work:
         show.nothing_to_do(cells, as_json=args.json)
     outcomes = execute(request.planner, work, args)
@@ -50,7 +50,7 @@ def run_sweep(args: Namespace) -> int:
         show.status(cells, as_json=args.json)
         show.elsewhere(request)
         return 0
-    work = choose_work(cells, force=args.force is not None)
+    work = choose_work(cells, force=args.force)
     if args.dry_run:
         show.plan(cells, work, as_json=args.json)
         return 0

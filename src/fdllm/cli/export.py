@@ -40,8 +40,7 @@ def run_export(args: Namespace) -> int:
     for task in args.task or ():
         task_info(task)
     sweeps = list(show.report_sweeps(planner, args))
-    tables = [[planner.state(run) for run in planner.runs(sweep)] for sweep in sweeps]
-    covered = {planner.layout.task_folder(cells[0].run) for cells in tables}
+    covered = {planner.layout.task_folder(planner.runs(sweep)[0]) for sweep in sweeps}
     others = sorted(
         path.name
         for path in (planner.layout.results / args.experiment).iterdir()
@@ -49,13 +48,7 @@ def run_export(args: Namespace) -> int:
     )
     out = Path(args.out or Path("release", args.experiment)).expanduser().absolute()
     release = export(
-        planner,
-        args.experiment,
-        tables,
-        out,
-        version=versions()["fdllm"],
-        reports=sorted((planner.layout.results / args.experiment).glob("*.html")),
-        allowed=frozenset(args.allow),
+        planner, sweeps, out, version=versions()["fdllm"], allowed=frozenset(args.allow)
     )
     for remark in release.remarks:
         complain(f"note: {remark}")

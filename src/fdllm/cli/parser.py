@@ -10,8 +10,8 @@ from typing import NoReturn
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from fdllm.cli.compare import add_flags as add_compare_flags
-from fdllm.cli.report import add_flags as add_report_flags
 from fdllm.cli.export import export_flags
+from fdllm.cli.report import add_flags as add_report_flags
 from fdllm.cli.trace import trace_flags
 from fdllm.config import DEFAULT_MODEL
 

@@ -32,17 +32,22 @@ class Work:
 
 
 def forced_configs(force: Sequence[str] | None) -> tuple[str, ...]:
-    """Configs named behind ``--force``: they narrow the selection to themselves."""
+    """Configs named behind ``--force``: without ``--config`` they are the selection."""
     return tuple(force or ())
 
 
-def choose_work(cells: Sequence[CellState], *, force: bool) -> list[Work]:
-    """Cells that are not done and that nobody else computes; with ``force`` the done ones too."""
+def choose_work(cells: Sequence[CellState], *, force: Sequence[str] | None) -> list[Work]:
+    """Cells that are not done and that nobody else computes, and those that are forced.
+
+    Args:
+        cells: the selection.
+        force: configs that are computed anew; empty forces the whole selection, None nothing.
+    """
     work = []
     for cell in cells:
         if cell.state in BUSY or cell.state is State.NOT_APPLICABLE:
             continue
-        if force:
+        if force is not None and (not force or cell.run.cell.name in force):
             work.append(Work(cell, "forced", force=True))
         elif cell.state not in SETTLED:
             reason = "" if cell.state is State.PENDING else f": {cell.reason}"

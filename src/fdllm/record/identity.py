@@ -21,7 +21,17 @@ from fdllm.record.fingerprint import digest_of
 PACKAGE = Path(__file__).resolve().parents[1]
 # These cannot change an output: they plan, show, and keep. What they keep has a schema number. The
 # embedded model's weights and tasks are identified as a model and as tasks.
-_OUTSIDE = ("cli", "report", "cluster", "record", "release", "tiny", "trace", "plan.py", "errors.py")
+_OUTSIDE = (
+    "cli",
+    "report",
+    "cluster",
+    "record",
+    "release",
+    "tiny",
+    "trace",
+    "plan.py",
+    "errors.py",
+)
 _LOCKED = (
     "antlr4-python3-runtime",
     "datasets",

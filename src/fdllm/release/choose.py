@@ -39,27 +39,12 @@ def choose(tables: Sequence[Sequence[CellState]], allowed: frozenset[Allowance])
         FdllmError: a table is mixed, or a cell stale or invalid, and nobody asked for it; or there
             is nothing to release.
     """
-    records: list[tuple[CellState, Summary]] = []
-    problems: dict[Allowance, list[str]] = {"stale": [], "invalid": [], "mixed": []}
-    missing = []
-    for table in tables:
-        held = []
-        for cell in table:
-            if cell.state in (State.DONE, State.STALE) and cell.summary is not None:
-                held.append((cell, cell.summary))
-                if cell.state is State.STALE:
-                    problems["stale"].append(f"{cell.run} is stale: {cell.reason}")
-            elif cell.state is State.INVALID:
-                problems["invalid"].append(f"{cell.run} is invalid: {cell.reason}")
-            elif cell.state is not State.NOT_APPLICABLE:
-                reason = f": {cell.reason}" if cell.reason else ""
-                missing.append(f"{cell.run} is missing ({cell.state.value}{reason})")
-        records += held
-        mixed = mixtures([Record(cell, summary) for cell, summary in held])
-        if mixed:
-            problems["mixed"].append(
-                f"{table[0].run.experiment} / {table[0].run.task} is mixed: {'; '.join(mixed)}"
-            )
+    found = [_sort(table) for table in tables]
+    problems: dict[Allowance, list[str]] = {
+        "stale": [line for one in found for line in one.stale],
+        "invalid": [line for one in found for line in one.invalid],
+        "mixed": [line for one in found for line in one.mixed],
+    }
     refused = {kind: lines for kind, lines in problems.items() if lines and kind not in allowed}
     if refused:
         shown = [line for lines in refused.values() for line in lines]
@@ -68,7 +53,43 @@ def choose(tables: Sequence[Sequence[CellState]], allowed: frozenset[Allowance])
             f"not exported: {'; '.join(shown[:3])}{more}. Compute them anew (fdllm sweep), or take "
             f"them as they are with --allow {' '.join(refused)}; the release will say so"
         )
+    records = tuple(record for one in found for record in one.records)
     if not records:
         raise FdllmError("nothing to export: no cell of this selection has a record; sweep first")
     remarks = [line for lines in problems.values() for line in lines]
-    return Chosen(tuple(records), (*remarks, *missing))
+    return Chosen(records, (*remarks, *(one.missing for one in found if one.missing)))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The cells of one table, sorted."""
+
+    records: list[tuple[CellState, Summary]]
+    stale: list[str]
+    invalid: list[str]
+    mixed: list[str]
+    missing: str
+
+
+def _sort(table: Sequence[CellState]) -> _Table:
+    records = [
+        (cell, cell.summary)
+        for cell in table
+        if cell.state in (State.DONE, State.STALE) and cell.summary is not None
+    ]
+    held = {id(cell) for cell, _ in records}
+    mixed = mixtures([Record(cell, summary) for cell, summary in records])
+    where = str(table[0].run).rpartition(" / ")[0]
+    settled = (State.INVALID, State.NOT_APPLICABLE)
+    absent = [
+        f"{cell.run.cell.name} ({cell.state.value})"
+        for cell in table
+        if id(cell) not in held and cell.state not in settled
+    ]
+    return _Table(
+        records,
+        [f"{c.run} is stale: {c.reason}" for c, _ in records if c.state is State.STALE],
+        [f"{c.run} is invalid: {c.reason}" for c in table if c.state is State.INVALID],
+        [f"{where} is mixed: {'; '.join(mixed)}"] if mixed else [],
+        f"{where} lacks {', '.join(absent)}" if absent else "",
+    )

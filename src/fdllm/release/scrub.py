@@ -24,7 +24,6 @@ _TOKEN = re.compile(
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 _SHORTEST_SECRET = 8
 _PRIVATE = ("host", "slurm_job_id")
-"""Facts of a session that name a machine, not what kind it is."""
 
 
 def scrub_summary(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,10 +34,7 @@ def scrub_summary(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     provenance = dict(data.get("provenance", {}))
     sessions = provenance.get("sessions", [])
-    provenance["sessions"] = [
-        {name: value for name, value in session.items() if name not in _PRIVATE}
-        for session in sessions
-    ]
+    provenance["sessions"] = [scrub_session(session) for session in sessions]
     model = str(data["model"])
     is_folder = Path(model).expanduser().is_absolute() or model.startswith(".")
     return {
@@ -46,6 +42,11 @@ def scrub_summary(data: Mapping[str, Any]) -> dict[str, Any]:
         "model": model_slug(model) if is_folder else model,
         "provenance": provenance,
     }
+
+
+def scrub_session(session: Mapping[str, Any]) -> dict[str, Any]:
+    """Who computed, without the facts that name a machine rather than its kind."""
+    return {name: value for name, value in session.items() if name not in _PRIVATE}
 
 
 def places(*more: Path) -> tuple[str, ...]:

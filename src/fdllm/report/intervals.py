@@ -105,13 +105,16 @@ def _standard_error(values: Floats) -> Floats:
     return error
 
 
-def bootstrap_t(a: Floats, b: Floats, statistic: Statistic, seed: int = SEED) -> Estimate:
+def bootstrap_t(
+    a: Floats, b: Floats, statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> Estimate:
     """A figure of pairs with its studentised bootstrap interval; pairs are drawn together.
 
     Args:
         a: one side, shape (n,), n of 2 or more.
         b: the other side, in the same order.
         statistic: the figure.
+        resamples: how many.
         seed: of the resampling.
     """
     value, error = (float(x) for x in statistic(a, b))
@@ -119,7 +122,7 @@ def bootstrap_t(a: Floats, b: Floats, statistic: Statistic, seed: int = SEED) ->
         return Estimate(value, value, value)
     draw, n = np.random.default_rng(seed), len(a)
     studentised: list[Floats] = []
-    left = RESAMPLES
+    left = resamples
     while left:
         rows = min(left, max(1, _CHUNK // n))
         picked = draw.integers(n, size=(rows, n))

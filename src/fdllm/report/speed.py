@@ -95,14 +95,25 @@ def noise_floor(cells: Sequence[CellData], num_compared: int = 1) -> Floor | Non
     speeds = [cell.summary.speed for cell in twins]
     if len(twins) < 2 or min(speeds) <= 0:  # noqa: PLR2004 - a pair
         return None
+    return floor_of([cell.name for cell in twins], speeds, num_compared)
+
+
+def floor_of(names: Sequence[str], speeds: Sequence[float], num_compared: int) -> Floor:
+    """The noise floor by the speeds of twins.
+
+    Args:
+        names: two cells or more that are one computation.
+        speeds: tokens/s of each, above 0.
+        num_compared: as in :func:`noise_floor`.
+    """
     logs = np.log(speeds)
     spread = float(np.exp(np.ptp(logs)) - 1)
-    factor = floor_factor(len(twins), max(1, num_compared))
+    factor = floor_factor(len(names), max(1, num_compared))
     floor = float(np.exp(min(factor * logs.std(ddof=1), 50.0)) - 1)
     odd = None
     if spread > _SPREAD_ALLOWED:
-        odd = twins[int(np.argmax(np.abs(logs - np.median(logs))))].name
-    return Floor(tuple(cell.name for cell in twins), tuple(speeds), spread, max(floor, spread), odd)
+        odd = names[int(np.argmax(np.abs(logs - np.median(logs))))]
+    return Floor(tuple(names), tuple(speeds), spread, max(floor, spread), odd)
 
 
 def find_twins(cells: Sequence[CellData]) -> list[CellData]:
@@ -146,10 +157,11 @@ def measure_speed(pairs: Pairs, floor: Floor | None) -> Speed | None:
     ratio = Estimate(*(float(np.exp(x)) for x in (logs.value, logs.low, logs.high)))
     tokens_a, tokens_b = float(pairs.tokens_a.sum()), float(pairs.tokens_b.sum())
     tokens = tokens_b / tokens_a if tokens_a else 1.0
-    return Speed(ratio, tokens * ratio.value, tokens, floor, _claim(ratio, floor))
+    return Speed(ratio, tokens * ratio.value, tokens, floor, claim_speed(ratio, floor))
 
 
-def _claim(ratio: Estimate, floor: Floor | None) -> Claim:
+def claim_speed(ratio: Estimate, floor: Floor | None) -> Claim:
+    """What may be said of a ratio: nothing without a floor, and nothing that touches it."""
     if floor is None:
         return "none"
     if ratio.low > 1 + floor.floor:

@@ -24,7 +24,7 @@ NUM_TEST_ROWS = 250
 NUM_VALIDATION_ROWS = 100
 MAX_TOTAL = 199
 LETTERS = "ABCD"
-_ARITHMETIC_SHARE = 0.6
+_ARITHMETIC_SHARE = 0.55
 _ONE_DIGIT_SHARE = 0.25
 _HELD_OUT_SEED = 20240501
 
@@ -44,6 +44,11 @@ class Row:
     question: str
     answer: str
     target: str
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether the row asks for one of four options."""
+        return self.target in LETTERS
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -89,6 +94,8 @@ def choice_row(rng: random.Random) -> Row:
 
     The options are evenly spaced, ``x``, ``x+d``, ``x+2d``, ``x+3d``, and the right one is any of
     them: the options alone say nothing about which is right. All four end in different digits.
+    The answer is the letter, then the sum, then the option as the question has it: ``27+48`` with
+    ``98A, 97B, 75C or 96D`` is answered ``C 27+48=75C``.
     """
     while True:
         left, right = rng.randint(10, 99), rng.randint(10, 99)
@@ -102,11 +109,11 @@ def choice_row(rng: random.Random) -> Row:
     rng.shuffle(options)
     letter = LETTERS[options.index(result)]
     expression = f"{left}{sign}{right}"
-    listed = "".join(f" {name}) {value}" for name, value in zip(LETTERS, options, strict=True))
+    named = [f"{value}{name}" for name, value in zip(LETTERS, options, strict=True)]
     return Row(
         expression,
-        f"What is {expression}?{listed}",
-        f"{letter}) {expression}={result}",
+        f"What is {expression}: {', '.join(named[:-1])} or {named[-1]}?",
+        f"{letter} {expression}={result}{letter}",
         letter,
     )
 

@@ -1,0 +1,91 @@
+"""Files of a release: copied whole, or scrubbed on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fdllm.release.scrub import scrub_session, scrub_summary
+
+_WHOLE = ("samples.jsonl", "results.json")
+_PAGES = (".py", ".toml", ".md")
+
+
+def copy_record(source: Path, target: Path) -> dict[str, str]:
+    """Copy a record without the names of machines and folders.
+
+    Files that its summary vouches for with a hash stay as they are.
+
+    Returns:
+        The model's name as it was, and as it is now, where that is another one.
+    """
+    for name in _WHOLE:
+        if (source / name).is_file():
+            copy(source / name, target / name)
+    journal = source / "journal.jsonl"
+    if journal.is_file():
+        write(target / journal.name, "".join(_scrubbed_journal(journal)))
+    summary = json.loads((source / "summary.json").read_text(encoding="utf-8"))
+    scrubbed = scrub_summary(summary)
+    write(target / "summary.json", json.dumps(scrubbed, indent=2, ensure_ascii=False) + "\n")
+    old, new = str(summary["model"]), str(scrubbed["model"])
+    return {} if old == new else {old: new}
+
+
+def _scrubbed_journal(path: Path) -> Iterator[str]:
+    """The journal's lines; who computed is scrubbed, answers are not touched."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.startswith('{"session"'):
+                session = scrub_session(json.loads(line)["session"])
+                yield json.dumps({"session": session}, ensure_ascii=False) + "\n"
+            else:
+                yield line
+
+
+def copy_pages(source: Path, target: Path, renamed: Mapping[str, str]) -> None:
+    """Copy an experiment's code, settings and pages; its pages call models by their new names."""
+    for path in sorted(source.rglob("*")):
+        hidden = any(part.startswith((".", "__")) for part in path.relative_to(source).parts)
+        if not path.is_file() or path.suffix not in _PAGES or hidden:
+            continue
+        place = target / path.relative_to(source)
+        if path.suffix != ".md":
+            copy(path, place)
+            continue
+        text = path.read_text(encoding="utf-8")
+        for old, new in renamed.items():
+            text = text.replace(old, new)
+        write(place, text)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of all files, relative, sorted."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def texts_in(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name and content of every file."""
+    for name in names_in(folder):
+        yield name, (folder / name).read_text(encoding="utf-8")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's content; its folder is made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,79 @@
+"""``fdllm report`` as a person types it: both files, and the check of what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command import Command, make_command, summary_of
+
+TASK = ("--task", "tiny_arithmetic")
+
+
+@pytest.fixture
+def fdllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """The whole grid of one task is done."""
+    command = make_command(tmp_path, monkeypatch, capsys)
+    assert command("sweep", *TASK) == 0, command.err
+    return command
+
+
+def test_both_files_are_written_and_hold(fdllm: Command) -> None:
+    assert fdllm("report", *TASK) == 0, fdllm.err
+    page = fdllm.root / "results/00_baseline/report.html"
+    assert page.read_text().startswith("<!doctype html>")
+    assert str(page) in fdllm.out
+    assert (fdllm.root / "experiments/00_baseline/results.md").exists()
+    assert fdllm("report", "--check") == 0, fdllm.out
+    assert "9 records computed anew: every one as written" in fdllm.out
+
+
+def test_the_page_goes_where_it_is_told(fdllm: Command, tmp_path: Path) -> None:
+    place = tmp_path / "elsewhere" / "page.html"
+    assert fdllm("report", *TASK, "--html", str(place)) == 0
+    assert place.exists()
+    assert not (fdllm.root / "results/00_baseline/report.html").exists()
+
+
+def test_a_tampered_summary_fails_the_check(fdllm: Command) -> None:
+    path = summary_of(fdllm.root, "k2_last")
+    data = json.loads(path.read_text())
+    data["throughput"]["tokens_per_second"] *= 2
+    path.write_text(json.dumps(data))
+    assert fdllm("report", "--check") == 1
+    assert "k2_last/summary.json: throughput.tokens_per_second is" in fdllm.out
+    assert fdllm("report", "--check", "--json") == 1
+    assert "throughput.tokens_per_second" in {
+        difference["figure"] for difference in json.loads(fdllm.out)["differences"]
+    }
+
+
+def test_a_tampered_page_fails_the_check(fdllm: Command) -> None:
+    fdllm("report", *TASK)
+    page = fdllm.root / "results/00_baseline/report.html"
+    page.write_text(page.read_text().replace('"num_samples":5', '"num_samples":500', 1))
+    assert fdllm("report", "--check") == 1
+    assert "cells[k1_first].num_samples is 500, the samples give 5" in fdllm.out
+
+
+def test_a_record_that_the_page_lacks_is_noted(fdllm: Command) -> None:
+    fdllm("report", *TASK, "--config", "k1_first", "k1_last")
+    assert fdllm("report", "--check") == 0
+    assert "not in report.html: " in fdllm.err
+
+
+def test_criteria_must_name_configs_that_exist(fdllm: Command) -> None:
+    settings = fdllm.root / "experiments/00_baseline/experiment.toml"
+    known = settings.read_text().partition("[criteria]")[0]
+    settings.write_text(known + '\n[criteria]\nmin_speedup = 1.1\nconfigs = ["k2_midle"]\n')
+    assert fdllm("report", *TASK) == 2
+    assert "did you mean 'k2_middle'?" in fdllm.err
+
+
+def test_nothing_to_check_is_an_error(fdllm: Command) -> None:
+    assert fdllm("report", "--check", "--task", "gsm8k") == 1
+    assert "no finished records of this selection" in fdllm.err

@@ -1,0 +1,151 @@
+"""``fdllm report --check``: a changed figure is found and named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fdllm.record.paths import Layout
+from fdllm.record.summary import describe_file
+from fdllm.report.data import load_cell
+from fdllm.report.html import render_html
+from fdllm.report.page import build_page
+from fdllm.report.recheck import Recheck, check_page, check_records, embedded_tables, record_folders
+from made_up import Invented, tamper, write_grid
+
+GRID = [Invented("k1_first"), Invented("k1_last"), Invented("k2_first", 0.7, 44)]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("original") / "results"
+    write_grid(results, GRID)
+    write_grid(results, GRID, task="mmlu")
+    return results
+
+
+@pytest.fixture
+def results(original: Path, tmp_path: Path) -> Path:
+    """Records of its own for each test, to be tampered with."""
+    shutil.copytree(original, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def check(results: Path) -> Recheck:
+    layout = Layout.of(results.parent, results)
+    return check_records(layout, record_folders(results, "00_baseline"))
+
+
+def cell(results: Path, task: str = "gsm8k", config: str = "k2_first") -> Path:
+    return results / "00_baseline" / task / config
+
+
+def edit(path: Path, change: Any) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def renew_hash(folder: Path) -> None:
+    """Hide a change of the samples from their hash, as a careful forger would."""
+    record = describe_file(folder / "samples.jsonl", 60).model_dump()
+    for path in (folder / "summary.json",):
+        edit(path, lambda data: data["files"].update({"samples.jsonl": record}))
+
+
+def test_untouched_records_hold(results: Path) -> None:
+    found = check(results)
+    assert found.differences == ()
+    assert found.num_records == 6
+    assert found.num_figures > 6 * 60
+
+
+def test_a_tampered_sample_is_found_by_its_hash(results: Path) -> None:
+    tamper(cell(results) / "samples.jsonl", 3, tokens=1)
+    (difference,) = check(results).differences
+    assert "gsm8k/k2_first" in str(difference)
+    assert "was changed" in str(difference)
+
+
+def test_a_tampered_sample_is_found_by_its_figures(results: Path) -> None:
+    folder = cell(results)
+    sample = json.loads((folder / "samples.jsonl").read_text().split("\n")[3])
+    metric, right = next(iter(sample["metrics"].items()))
+    tamper(folder / "samples.jsonl", 3, metrics={metric: 1.0 - right})
+    renew_hash(folder)
+    names = {difference.figure for difference in check(results).differences}
+    assert {"headline.value", "headline.num_correct"} <= names
+
+
+def test_a_faster_sample_disagrees_with_the_journal(results: Path) -> None:
+    folder = cell(results)
+    tamper(folder / "samples.jsonl", 3, seconds=0.001)
+    renew_hash(folder)
+    shown = [str(difference) for difference in check(results).differences]
+    assert any("seconds, row 3 of gsm8k" in text for text in shown)
+    assert any("throughput.tokens_per_second" in text for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "figure"),
+    [
+        ("headline", "value", "headline.value"),
+        ("throughput", "tokens_per_second", "throughput.tokens_per_second"),
+        ("throughput", "latency_p95_s", "throughput.latency_p95_s"),
+        ("layer_calls", "saved_share", "layer_calls.saved_share"),
+        ("quality", "repetition_rate", "quality.repetition_rate"),
+    ],
+)
+def test_a_tampered_summary_is_found(results: Path, table: str, key: str, figure: str) -> None:
+    edit(cell(results) / "summary.json", lambda data: data[table].update({key: 0.987}))
+    differences = [d for d in check(results).differences if "artifacts" not in d.where]
+    assert [(d.figure, d.written) for d in differences] == [(figure, "0.987")]
+
+
+def test_a_scored_summary_is_checked_too(results: Path) -> None:
+    path = cell(results, "mmlu") / "summary.json"
+    edit(path, lambda data: data["throughput"].update(requests_per_second=1.0))
+    assert "throughput.requests_per_second" in {d.figure for d in check(results).differences}
+
+
+def test_the_copy_for_git_and_the_results_are_compared(results: Path) -> None:
+    copy = results / "artifacts/00_baseline/gsm8k/k1_last/summary.json"
+    edit(copy, lambda data: data["headline"].update(value=0.99))
+    metric = "exact_match,flexible-extract"
+    folder = cell(results)
+    edit(folder / "results.json", lambda data: data["results"]["gsm8k"].update({metric: 0.5}))
+    record = describe_file(folder / "results.json", None).model_dump()
+    edit(folder / "summary.json", lambda data: data["files"].update({"results.json": record}))
+    shown = "\n".join(map(str, check(results).differences))
+    assert "k1_last/summary.json under artifacts: headline" in shown
+    assert f"k2_first/results.json: gsm8k {metric} is 0.5" in shown
+
+
+def test_without_journals_that_is_said(results: Path) -> None:
+    for path in results.rglob("journal.jsonl"):
+        path.unlink()
+    found = check(results)
+    assert found.differences == ()
+    assert sum("no journal" in note for note in found.notes) == 6
+
+
+def test_a_written_page_is_compared_figure_by_figure(results: Path) -> None:
+    def build() -> Any:
+        tables = [[load_cell(cell(results, config=c.config)) for c in GRID]]
+        return build_page("00_baseline", "", None, tables, results), tables
+
+    page, tables = build()
+    path = results / "report.html"
+    path.write_text(render_html(page, tables, {}, {}))
+    assert embedded_tables(path) == [("gsm8k", ("k1_first", "k1_last", "k2_first"))]
+    assert check_page(path, build()[0].figures()).differences == ()
+    speed = json.dumps(page.tables[0].cells[2].speed)
+    assert speed in path.read_text()
+    path.write_text(path.read_text().replace(f'"speed":{speed}', '"speed":99.5'))
+    (difference,) = check_page(path, build()[0].figures()).differences
+    assert difference.figure == "tables[gsm8k].cells[k2_first].speed"
+    assert difference.written == "99.5"

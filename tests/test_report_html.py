@@ -1,0 +1,265 @@
+"""The report's page, from made-up records: what it says, what it holds, how large it gets."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fdllm.errors import UsageError
+from fdllm.experiment.criteria import Criteria
+from fdllm.experiment.settings import read_settings
+from fdllm.report.data import CellData, load_cell
+from fdllm.report.html import render_html
+from fdllm.report.measured import ideal_speedup, measured
+from fdllm.report.page import Page, build_page
+from fdllm.report.scatter import Point, frontier
+from fdllm.report.wording import Missing
+from made_up import Invented, baseline_grid, write_grid
+
+CRITERIA = Criteria(max_accuracy_drop=0.02, min_speedup=1.05)
+
+
+def load(results: Path, cells: list[Invented], **options: object) -> tuple[CellData, ...]:
+    written = write_grid(results, cells, **options)  # type: ignore[arg-type]
+    return tuple(load_cell(paths.folder) for paths in written)
+
+
+def build(
+    results: Path, *tables: tuple[CellData, ...], criteria: Criteria | None = CRITERIA
+) -> Page:
+    return build_page("00_baseline", "Layer reuse baseline", criteria, tables, results)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("records") / "results"
+
+
+@pytest.fixture(scope="module")
+def tables(results: Path) -> list[tuple[CellData, ...]]:
+    """A grid of generated answers, one of scored ones, and a smoke test of another form."""
+    thresholds = [
+        Invented(f"t{t:.2f}", accuracy=0.5 + 0.3 * t, speed=60 - 20 * t, threshold=t)
+        for t in (0.5, 0.75, 1.0)
+    ]
+    write_grid(results, thresholds, experiment="05_threshold")
+    odd = [Invented("plain"), Invented("calm-0.25", 0.3, 52, 0.6)]
+    return [
+        load(results, baseline_grid()),
+        load(results, baseline_grid(), task="mmlu"),
+        load(results, odd, task="tiny_arithmetic", num_docs=10, limit=10),
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(results: Path, tables: list[tuple[CellData, ...]]) -> Page:
+    return build(results, *tables)
+
+
+@pytest.fixture(scope="module")
+def text(page: Page, tables: list[tuple[CellData, ...]]) -> str:
+    missing = {"t0": (Missing("k9_last", "failed", "the <disk> is full"),)}
+    return render_html(
+        page, tables, missing, {"t0": "subsets overlap on 28 layers"}, ("humaneval",)
+    )
+
+
+class Elements(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_every_figure_has_a_text_alternative(text: str) -> None:
+    figures = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
+    assert len(figures) > 20
+    for figure in figures:
+        key = re.search(r'id="([^"]+)"', figure)
+        assert key is not None
+        assert 'role="img"' in figure
+        assert f'aria-labelledby="{key[1]}-title {key[1]}-text"' in figure
+        title = re.search(rf'<title id="{key[1]}-title">(.+?)</title>', figure)
+        words = re.search(rf'<desc id="{key[1]}-text">(.+?)</desc>', figure)
+        assert title is not None
+        assert words is not None
+        assert re.search(r"\d", words[1]), "a description holds the figures themselves"
+
+
+def test_ids_are_unique(text: str) -> None:
+    ids = [attributes["id"] for _, attributes in Elements(text).found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_nothing_is_loaded_from_anywhere(text: str) -> None:
+    for tag, attributes in Elements(text).found:
+        for name in ("src", "href", "srcset", "action", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:")), (tag, name, value)
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_texts_of_a_model_cannot_become_markup(text: str) -> None:
+    """Every made-up answer ends in a bold element and a line separator."""
+    assert "<b>&" not in text
+    flips = re.search(r'<script type="application/json" id="flips">(.*?)</script>', text, re.DOTALL)
+    assert flips is not None
+    data = json.loads(flips[1])
+    assert "<b>&\u2028done</b>" in data["t0"]["docs"][0]["base"]["text"]
+    assert "the &lt;disk&gt; is full" in text
+
+
+def test_the_verdict_comes_first(text: str) -> None:
+    assert text.index('id="verdict"') < text.index("<svg") < text.index("Provenance")
+
+
+def test_what_a_reader_must_know_is_said(text: str) -> None:
+    for said in (
+        "estimator <code>denoise</code>",
+        "Smoke test.",
+        "A/A check: k1_first = k1_middle = k1_last",
+        "Subsets overlap on 28 layers.",
+        "<code>k9_last</code> failed",
+        "No finished cell yet: humaneval.",
+        "Against simply lowering the threshold",
+        "anatomy",
+        "Quadro RTX 6000",
+    ):
+        assert said in text, said
+
+
+def test_a_page_is_the_same_each_time(
+    page: Page, results: Path, tables: list[tuple[CellData, ...]]
+) -> None:
+    again = build(results, *tables)
+    assert again == page
+    assert render_html(again, tables, {}, {}) == render_html(page, tables, {}, {})
+
+
+def test_collapsed_cells_are_not_praised(tmp_path: Path) -> None:
+    """The ancestor's fastest cells were its gibberish."""
+    grid = [Invented("k1_first"), Invented("k1_last"), Invented("k3_last", 0.05, 90, 0.7)]
+    cells = load(tmp_path / "results", grid, num_docs=200)
+    page = build(tmp_path / "results", cells)
+    text = render_html(page, [cells], {}, {})
+    assert "Collapsed, so that their speed is no merit: k3_last" in text
+    assert "The fastest, k3_last" not in text
+    assert page.verdict.word == "refuted"
+
+
+def test_nine_identical_cells_are_flagged(tmp_path: Path) -> None:
+    grid = [Invented("k1_first"), Invented("k2_first")]
+    first, second = load(tmp_path / "results", grid)
+    same = replace(second, samples=first.samples)
+    page = build(tmp_path / "results", (first, same))
+    text = render_html(page, [(first, same)], {}, {})
+    assert "identical cells (k1_first, k2_first)" in text
+
+
+def test_flips_are_those_of_the_samples(text: str, tables: list[tuple[CellData, ...]]) -> None:
+    flips = re.search(r'<script type="application/json" id="flips">(.*?)</script>', text, re.DOTALL)
+    assert flips is not None
+    table = json.loads(flips[1])["t0"]
+    shown = {
+        (table["docs"][doc]["id"], table["cells"][cell], bool(gained))
+        for doc, cell, gained in table["flips"]
+    }
+    cells = {cell.config: cell for cell in tables[0]}
+    expected = set()
+    for name, cell in cells.items():
+        for key, sample in cell.by_key.items():
+            then, now = cell.value(cells["k1_first"].by_key[key]), cell.value(sample)
+            if then != now:
+                expected.add((f"{key[0]} #{key[1]}", name, now > then))
+    assert shown == expected
+    assert expected
+
+
+# --- single figures -------------------------------------------------------------------------------
+
+
+def test_ideal_speedups_are_the_published_formula() -> None:
+    assert ideal_speedup(2, 12, 28) == pytest.approx(1.27, abs=0.005)
+    assert ideal_speedup(3, 12, 28) == pytest.approx(1.40, abs=0.005)
+    assert ideal_speedup(1, 12, 28) is None
+
+
+def test_figures_come_from_the_samples(tables: list[tuple[CellData, ...]]) -> None:
+    cell = tables[0][4]
+    found = measured(cell)
+    seconds = sum(sample["seconds"] for sample in cell.samples)
+    tokens = sum(sample["tokens"] for sample in cell.samples)
+    assert found.speed == pytest.approx(tokens / seconds)
+    assert found.accuracy.value == pytest.approx(cell.summary.headline.value)
+    assert found.saved_share == pytest.approx(cell.summary.layer_calls.saved_share)
+    assert found.steps is not None
+    assert sum(found.steps.shares) == pytest.approx(1)
+    assert found.steps.mean * found.steps.num_steps == pytest.approx(tokens)
+
+
+def test_the_frontier_holds_what_nothing_beats() -> None:
+    points = [
+        Point(name, x, y, None, None, "circle", "s1")
+        for name, x, y in (("a", 1, 9), ("b", 2, 8), ("c", 2, 7), ("d", 3, 8), ("e", 4, 1))
+    ]
+    assert [point.name for point in frontier(points)] == ["a", "d", "e"]
+
+
+# --- criteria -------------------------------------------------------------------------------------
+
+
+def test_criteria_are_read_strictly(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text("[criteria]\nmax_acuracy_drop = 0.02\n")
+    with pytest.raises(UsageError, match="did you mean 'max_accuracy_drop'"):
+        read_settings(path)
+    path.write_text('[criteria]\nrequire = "all"\n')
+    with pytest.raises(UsageError, match="states none; give at least one of max_accuracy_drop"):
+        read_settings(path)
+    path.write_text("[criteria]\nmax_accuracy_drop = 0.02\n")
+    assert read_settings(path).criteria == Criteria(max_accuracy_drop=0.02)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "accuracy", "limit", "word"),
+    [
+        (Criteria(max_accuracy_drop=0.1), 0.8, None, "confirmed"),
+        (Criteria(max_accuracy_drop=0.02), 0.4, None, "refuted"),
+        (Criteria(max_accuracy_drop=0.0), 0.8, None, "cannot tell"),
+        (Criteria(max_accuracy_drop=0.1), 0.8, 400, "cannot tell"),
+        (Criteria(min_saved_share=0.99), 0.8, None, "refuted"),
+        (Criteria(max_accuracy_drop=0.1, tasks=("gsm8k", "mmlu")), 0.8, None, "cannot tell"),
+        (None, 0.8, None, "no criteria"),
+    ],
+)
+def test_the_verdict_follows_from_the_intervals(
+    criteria: Criteria | None, accuracy: float, limit: int | None, word: str, tmp_path: Path
+) -> None:
+    grid = [Invented("k1_first"), Invented("k1_last"), Invented("k2_first", accuracy)]
+    cells = load(tmp_path / "results", grid, num_docs=400, limit=limit)
+    assert build(tmp_path / "results", cells, criteria=criteria).verdict.word == word
+
+
+# --- size -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_whole_grid_stays_small(tmp_path: Path) -> None:
+    """Nine cells of 1,319 documents, their answers as long and as wrong as they come."""
+    grid = [replace(one, accuracy=0.05 if one.k > 1 else 0.8) for one in baseline_grid()]
+    cells = load(tmp_path / "results", grid, num_docs=1319, prompt_length=1500)
+    text = render_html(build(tmp_path / "results", cells), [cells], {}, {})
+    assert len(text.encode()) < 5_000_000
+    assert "flips are left out to keep the page small" in text or "texts are cut here" in text

@@ -1,0 +1,151 @@
+"""A trace through the real harness says what the run says of the same document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fdllm
+from fdllm.cli import main
+from fdllm.cli.trace import against_record
+from fdllm.config import Cell, Decoding, ModelChoice, Reuse, Run
+from fdllm.errors import UsageError
+from fdllm.evaluate.harness import Evaluation, evaluate
+from fdllm.plan import CellState, State
+from fdllm.record.paths import RunPaths
+from fdllm.reuse import PeriodicReuse
+from fdllm.trace.document import Document, trace_document
+
+pytestmark = pytest.mark.slow
+STRATEGY = PeriodicReuse(2, 4, 8)
+DOCUMENT = 2
+
+
+class Nothing:
+    """A store without memory, and a progress that nobody watches."""
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        return None
+
+    def put(self, key: str, entry: dict[str, Any]) -> None:
+        pass
+
+    def begin(self, total: int, done: int) -> None:
+        pass
+
+    def advance(self, entry: dict[str, Any]) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def model() -> fdllm.Model:
+    return fdllm.load_model("tiny", device="cpu", dtype="float32")
+
+
+def make_run(task: str) -> Run:
+    return Run(
+        experiment="00_baseline",
+        task=task,
+        cell=Cell.of(Reuse(k=2, subset="middle")),
+        model=ModelChoice(name="tiny"),
+        decoding=Decoding(max_new_tokens=56),
+    )
+
+
+def evaluated(model: fdllm.Model, run: Run) -> Evaluation:
+    return evaluate(
+        model,
+        run.task,
+        decoding=run.decoding,
+        strategy=STRATEGY,
+        scoring="denoise",
+        limit=DOCUMENT + 1,
+        num_fewshot=0,
+        chat_template=True,
+        batch_size=4,
+        store=Nothing(),
+        progress=Nothing(),
+    )
+
+
+def test_generated_text_is_the_runs(model: fdllm.Model) -> None:
+    run = make_run("tiny_arithmetic")
+    sample = evaluated(model, run).samples[DOCUMENT]
+    trace = trace_document(model, run, STRATEGY, Document(DOCUMENT), staleness=True)
+    [row] = trace.rows
+    assert row.text == sample["output"]
+    assert row.counts == sample["counts"]
+    assert row.finish == sample["finish"]
+    assert trace.prompt == sample["prompt"]
+    assert trace.metrics == sample["metrics"]
+    assert trace.expected == sample["target"]
+    assert sum(step.reused for step in row.forwards) == sum(
+        count["reused"] for count in sample["counts"].values()
+    )
+
+
+def test_scores_are_the_runs(model: fdllm.Model) -> None:
+    run = make_run("tiny_choice")
+    sample = evaluated(model, run).samples[DOCUMENT]
+    trace = trace_document(model, run, STRATEGY, Document(DOCUMENT), staleness=True)
+    assert [row.loglikelihood for row in trace.rows] == pytest.approx(sample["output"], abs=1e-5)
+    assert trace.metrics == sample["metrics"]
+    assert all(step.layers.count("r") == step.reused for r in trace.rows for step in r.forwards)
+    assert any(step.stale for row in trace.rows for step in row.forwards)
+
+
+def test_document_that_is_not_there(model: fdllm.Model) -> None:
+    run = make_run("tiny_choice")
+    with pytest.raises(UsageError, match="documents 0 to 249; got 250"):
+        trace_document(model, run, STRATEGY, Document(250))
+    with pytest.raises(UsageError, match="consists of tiny_choice; 'mmlu' is none of them"):
+        trace_document(model, run, STRATEGY, Document(0, "mmlu"))
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "3.0", "mmlu_anatomy:", "3:x"])
+def test_names_of_no_document(text: str) -> None:
+    with pytest.raises(UsageError, match="names no document"):
+        Document.parse(text)
+
+
+def test_names_of_documents() -> None:
+    assert Document.parse("3") == Document(3)
+    assert Document.parse("mmlu_anatomy:12") == Document(12, "mmlu_anatomy")
+
+
+def test_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FDLLM_ROOT", raising=False)
+    page = tmp_path / "new folder" / "trace.html"
+    chosen = ["trace", "--task", "tiny_arithmetic", "--config", "k2_middle"]
+    assert main([*chosen, "--doc", "3", "--html", str(page), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "00_baseline / tiny_arithmetic / k2_middle, document 3" in out
+    assert "refresh" in out
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+    assert main([*chosen, "--html", str(tmp_path)]) == 2
+    assert "names the folder" in capsys.readouterr().err
+    assert main(["trace", "--task", "tiny_choice"]) == 2
+    assert "needs one --task and one --config" in capsys.readouterr().err
+    scored = ["trace", "--task", "tiny_choice", "--config", "k2_middle"]
+    assert main([*scored, "--scoring", "first-token"]) == 2
+    assert "use --scoring denoise" in capsys.readouterr().err
+
+
+def test_record_is_compared(model: fdllm.Model, tmp_path: Path) -> None:
+    run = make_run("tiny_arithmetic")
+    trace = trace_document(model, run, STRATEGY, Document(0))
+    paths = RunPaths(tmp_path, tmp_path, tmp_path)
+    text = trace.rows[0].text
+    line = '{"task": "tiny_arithmetic", "doc_id": 0, "output": %s}\n'
+    done = CellState(run, State.DONE, "", paths)
+    paths.samples.write_text(line % json.dumps(text), encoding="utf-8")
+    assert "says the same" in str(against_record(done, trace))
+    paths.samples.write_text(line % json.dumps(text + "!"), encoding="utf-8")
+    assert "says otherwise" in str(against_record(done, trace))
+    assert against_record(CellState(run, State.PENDING, "", paths), trace) is None
