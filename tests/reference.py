@@ -90,6 +90,7 @@ class PlainModel:
             elif run in plan.partial:
                 block = positions[0] // self.block_size * self.block_size
                 here = [p for p in positions if p - block in run.columns]
+            y = x
             if here:
                 pick = [positions.index(p) for p in here]
                 y = x[pick]
@@ -116,9 +117,7 @@ class PlainModel:
             return new
         return new + run.extrapolate * (new - self.older[run.slot, position])
 
-    def _layer(
-        self, index: int, x: Tensor, positions: list[int], visible: int
-    ) -> Tensor:
+    def _layer(self, index: int, x: Tensor, positions: list[int], visible: int) -> Tensor:
         spec, weights = self.model.spec, dict(self.model.network.named_parameters())
         heads, kv, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         w = {k.removeprefix(f"layers.{index}."): v for k, v in weights.items()}

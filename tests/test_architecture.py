@@ -22,12 +22,12 @@ from imports import imports, modules
 # From the top down. A module belongs to the longest name that it starts with.
 LAYERS = (
     {"cli"},
-    {"report", "cluster", "trace", "release", "tiny.*"},  # the tools that trained the embedded model
+    {"report", "cluster", "trace", "release", "tiny.*"},  # tiny.*: what trained the model
     {"evaluate"},
     {"decode"},
     {"model"},
     {"plan", "experiment", "record"},
-    {"config", "reuse", "schedule", "errors", "tiny"},  # where the embedded model lies
+    {"config", "reuse", "layerplan", "schedule", "errors", "tiny"},  # where the embedded model lies
 )
 # What plans and tells a state, say on a login node: it answers at once.
 LIGHT = ("cli", "report", "release", "plan", "experiment", "record", "config", "reuse", "schedule", "errors")

@@ -15,7 +15,6 @@ from models import MASK, STOP, random_model, random_prompt
 from reference import reference_denoise_score, reference_generate
 
 
-
 def of(experiment: str, **params: Any) -> ReuseStrategy[Any]:
     return fdllm.load_strategy(experiment, k=2, subset="middle", n_layers=6, **params)
 
@@ -148,8 +147,7 @@ def test_reuse_changes_what_it_should() -> None:
     for name in ("k2-output", "k3-output-last", "k2-residual"):
         scores = fdllm.score(model, pairs, "denoise", DECODING, STRATEGIES[name])
         assert all(
-            abs(s.loglikelihood - b.loglikelihood) > 1e-4
-            for s, b in zip(scores, base, strict=True)
+            abs(s.loglikelihood - b.loglikelihood) > 1e-4 for s, b in zip(scores, base, strict=True)
         )
 
 

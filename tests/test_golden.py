@@ -66,7 +66,7 @@ def test_cached_logits(model: fdllm.Model, folder: Path) -> None:
 
 def _comparable(case: dict[str, Any]) -> list[int]:
     """The reference's new tokens that count: see the golden README."""
-    new = case["output"][len(case["prompt"]) :][: case["max_new_tokens"]]
+    new: list[int] = case["output"][len(case["prompt"]) :][: case["max_new_tokens"]]
     stop = case["stop_token"]
     return new[: new.index(stop) + 1] if stop in new else new
 

@@ -11,7 +11,15 @@ import torch
 from fdllm.tiny import masks, vocabulary
 from fdllm.tiny.train import Recipe, Trainer
 
-SHORT = Recipe(causal_steps=2, steps=4, causal_rows=2, block_rows=2, kept_rows=1, warmup_steps=2)
+SHORT = Recipe(
+    causal_steps=2,
+    mixed_steps=3,
+    steps=4,
+    causal_rows=2,
+    block_rows=2,
+    kept_rows=1,
+    warmup_steps=2,
+)
 
 
 def test_batches_depend_on_seed_and_step_alone() -> None:
@@ -45,8 +53,9 @@ def test_batches_mask_answers_only_and_shift_the_targets() -> None:
 
 def test_causal_batches_predict_the_answer_from_what_is_left_of_it() -> None:
     batch = masks.make_causal_batch(0, 0, 16)
-    assert not (batch.ids == vocabulary.MASK_ID).any()
     np.testing.assert_array_equal(batch.targets[:, :-1], batch.ids[:, 1:])
+    assert (batch.visible[0, 0] == np.tril(np.ones_like(batch.visible[0, 0]))).all()
+    assert not (batch.ids == vocabulary.MASK_ID).any()
     for ids, weights in zip(batch.ids, batch.weights, strict=True):
         at = ids.tolist().index(vocabulary.ASSISTANT_ID)
         assert not weights[:at].any()
@@ -62,10 +71,13 @@ def test_a_copy_sees_itself_and_what_is_finished() -> None:
 
 
 def test_rates_rise_hold_and_fall_to_zero() -> None:
-    recipe = Recipe(causal_steps=10, steps=20, warmup_steps=4, block_rate=0.5)
+    recipe = Recipe(
+        causal_steps=10, mixed_steps=14, steps=20, warmup_steps=4, block_rate=0.5, fade_steps=8
+    )
     rates = [recipe.rate(step) for step in range(21)]
     assert rates[:6] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert rates[10:] == pytest.approx([0.5 - 0.05 * i for i in range(11)])
+    assert rates[10:15] == pytest.approx([0.5 * (1 - i / 8) for i in range(5)])
+    assert rates[14:] == pytest.approx([0.25 * (6 - i) / 6 for i in range(7)])
 
 
 def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:

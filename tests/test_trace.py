@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -152,7 +153,7 @@ def test_every_step_unmasks_what_it_says() -> None:
     found, steps = decode(PeriodicReuse(2, 2, 4))
     denoising = [step for step in steps if step.index is not None]
     assert tuple(len(step.taken) for step in denoising) == found.steps
-    for step, after in zip(denoising, denoising[1:], strict=False):
+    for step, after in pairwise(denoising):
         changed = [c for c in range(BLOCK) if step.before[c] != step.after[c]]
         assert changed == [guess.column for guess in step.taken]
         assert all(step.before[c] == MASK for c in changed)
@@ -203,9 +204,8 @@ class Pausing:
     """Unmasks a first column, then nothing for two steps, then everything."""
 
     calls: int = 0
-    log: list[int] = field(default_factory=list)
 
-    def __call__(self, confidence: Sequence[float], threshold: float) -> list[int]:
+    def __call__(self, confidence: Sequence[float], threshold: float) -> list[int]:  # noqa: ARG002
         self.calls += 1
         if self.calls == 1:
             return [0]
@@ -213,7 +213,7 @@ class Pausing:
 
 
 def test_staleness_is_zero_where_nothing_changed() -> None:
-    """Step 1 reuses what step 0 stored ahead of an unmasking; step 3 what step 2 stored ahead of none."""
+    """Step 0 stores ahead of an unmasking, step 2 ahead of none; 1 and 3 reuse what they stored."""
     _, steps = decode(PeriodicReuse(2, 2, 4), staleness=True, unmask=Pausing(), length=BLOCK * 2)
     reused = [step for step in steps if step.stale]
     first, second = reused[0], reused[1]

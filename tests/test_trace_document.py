@@ -27,7 +27,7 @@ DOCUMENT = 2
 class Nothing:
     """A store without memory, and a progress that nobody watches."""
 
-    def get(self, key: str) -> dict[str, Any] | None:
+    def get(self, key: str) -> dict[str, Any] | None:  # noqa: ARG002
         return None
 
     def put(self, key: str, entry: dict[str, Any]) -> None:

@@ -23,7 +23,8 @@ FILE = "model.safetensors"
 
 def hub_tensors(model: fdllm.Model) -> dict[str, Tensor]:
     """The network's weights under the Hub's names, unpacked by hand."""
-    spec, out = model.spec, {}
+    spec = model.spec
+    out: dict[str, Tensor] = {}
     kv = spec.num_kv_heads * spec.head_dim
     for ours, names in hub_names(spec).items():
         parameter = model.network.get_parameter(ours)
@@ -63,7 +64,7 @@ def shard(folder: Path) -> None:
     tensors = load_file(folder / FILE)
     names = sorted(tensors)
     (folder / FILE).unlink()
-    index = {}
+    index: dict[str, str] = {}
     for i, part in enumerate((names[::2], names[1::2])):
         file = f"model-0000{i + 1}-of-00002.safetensors"
         save_file({name: tensors[name] for name in part}, folder / file)

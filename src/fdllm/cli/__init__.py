@@ -1,4 +1,4 @@
-"""The command line: ``fdllm eval | sweep | status | validate | report | new``."""
+"""The command line; :mod:`fdllm.cli.parser` lists the commands."""
 
 from fdllm.cli.main import main, main_eval
 

@@ -11,8 +11,7 @@ from fdllm.cli.output import complain, say
 from fdllm.cli.request import make_planner
 from fdllm.evaluate.tasks import task_info
 from fdllm.record.provenance import versions
-
-_ALLOWANCES = ("stale", "mixed", "invalid", "places")
+from fdllm.release.choose import ALLOWANCES
 
 
 def export_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +23,7 @@ def export_flags(parser: argparse.ArgumentParser) -> None:
         "--allow",
         action="extend",
         nargs="+",
-        choices=_ALLOWANCES,
+        choices=ALLOWANCES,
         default=[],
         metavar="WHAT",
         help="take what would be refused: stale or mixed records as they are, without the invalid "

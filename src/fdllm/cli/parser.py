@@ -23,6 +23,8 @@ examples:
   fdllm sweep --task mmlu --force k2_middle          this config again
   fdllm eval --task tiny_choice --config k3_last     one run
   fdllm status --json                                every cell's state
+  fdllm trace --task tiny_choice --config k3_last    watch a document being decoded
+  fdllm export --experiment 00_baseline              a folder to share
   fdllm new adaptive_skip --from 00_baseline         the next experiment
 """
 

@@ -41,14 +41,16 @@ def run_report(args: Namespace) -> int:
         task_info(task)
     if args.check:
         return _check(planner, args)
+    from fdllm.report.publish import make_report  # noqa: PLC0415 - scipy and statsmodels
+
     sweeps = list(show.report_sweeps(planner, args))
-    text = render_results(planner, sweeps, args.experiment)
+    tables = render_results(planner, sweeps, args.experiment)
+    report = make_report(planner, sweeps, args.experiment)
+    text = report.add_verdict(tables)
     if args.stdout:
         say(text)
         return 0
-    from fdllm.report.publish import make_report  # noqa: PLC0415 - scipy and statsmodels
-
-    page = make_report(planner, sweeps, args.experiment).render()
+    page = report.render()
     path = planner.experiment(args.experiment).folder / "results.md"
     for place, content in ((path, text), (_html_path(planner, args), page)):
         write_text(place, content)

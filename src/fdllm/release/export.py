@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,16 @@ from fdllm.record.paths import Layout
 from fdllm.record.summary import Summary
 from fdllm.release.choose import Allowance, choose
 from fdllm.release.crate import write_metadata
-from fdllm.release.files import copy, copy_pages, copy_record, names_in, sha256_of, texts_in, write
+from fdllm.release.files import (
+    copy,
+    copy_pages,
+    copy_record,
+    names_in,
+    rename,
+    sha256_of,
+    texts_in,
+    write,
+)
 from fdllm.release.readme import readme
 from fdllm.release.scrub import check_texts, places
 from fdllm.report.alternative import EXPERIMENT as ALTERNATIVE
@@ -103,7 +112,7 @@ def _fill(
             copy(planner.root / name, draft / name)
         else:
             remarks.append(f"{name} is missing: it is not in the checkout")
-    return remarks + _write_report(draft, planner, sweeps)
+    return remarks + _write_report(draft, planner, sweeps, renamed)
 
 
 def rivals(results: Path, experiment: str, folders: Sequence[Path]) -> list[Path]:
@@ -119,7 +128,9 @@ def rivals(results: Path, experiment: str, folders: Sequence[Path]) -> list[Path
     ]
 
 
-def _write_report(draft: Path, planner: Planner, sweeps: Sequence[Sweep]) -> list[str]:
+def _write_report(
+    draft: Path, planner: Planner, sweeps: Sequence[Sweep], renamed: Mapping[str, str]
+) -> list[str]:
     """The HTML report of what the draft holds: anybody can compute it again from there."""
     layout = Layout.of(draft)
     there = Planner(draft, layout, planner.task)
@@ -127,7 +138,7 @@ def _write_report(draft: Path, planner: Planner, sweeps: Sequence[Sweep]) -> lis
         page = make_report(there, sweeps, sweeps[0].experiment).render()
     except FdllmError as error:
         return [f"there is no report: {error}"]
-    write(html_path(layout, sweeps[0].experiment), page)
+    write(html_path(layout, sweeps[0].experiment), rename(page, renamed))
     return []
 
 

@@ -56,10 +56,14 @@ def copy_pages(source: Path, target: Path, renamed: Mapping[str, str]) -> None:
         if path.suffix != ".md":
             copy(path, place)
             continue
-        text = path.read_text(encoding="utf-8")
-        for old, new in renamed.items():
-            text = text.replace(old, new)
-        write(place, text)
+        write(place, rename(path.read_text(encoding="utf-8"), renamed))
+
+
+def rename(text: str, renamed: Mapping[str, str]) -> str:
+    """A text with its models under their new names."""
+    for old, new in renamed.items():
+        text = text.replace(old, new)
+    return text
 
 
 def names_in(folder: Path) -> list[str]:

@@ -73,7 +73,7 @@ def check_texts(
     secrets = [
         value for name in _SECRETS if len(value := os.environ.get(name, "")) >= _SHORTEST_SECRET
     ]
-    inside = [re.compile(re.escape(place) + r"(?![\w.-])") for place in forbidden]
+    inside = [re.compile(r"(?<![\w.-])" + re.escape(place) + r"(?![\w.-])") for place in forbidden]
     for name, text in texts:
         token = _TOKEN.search(text)
         at = (

@@ -104,6 +104,7 @@ def _differences(one: CellData, other: CellData) -> list[str]:
 
 def _at_equal_speed(cell: CellData, curve: Sequence[tuple[Measured, CellData]]) -> EqualSpeed:
     one = measured(cell)
+    unit = "tokens/s" if cell.summary.kind == "generate" else "scored tokens/s"
     between = _interpolate(one.speed, [found for found, _ in curve])
     faster = next((pair for pair in curve if pair[0].speed >= one.speed), None)
     difference = None
@@ -116,7 +117,7 @@ def _at_equal_speed(cell: CellData, curve: Sequence[tuple[Measured, CellData]]) 
         curve_accuracy=between,
         rival=None if faster is None else faster[0].name,
         difference=difference,
-        sentence=_sentence(one, between, faster[0] if faster else None, difference),
+        sentence=_sentence(one, between, faster[0] if faster else None, difference, unit),
     )
 
 
@@ -130,9 +131,13 @@ def _interpolate(speed: float, curve: Sequence[Measured]) -> float | None:
 
 
 def _sentence(
-    one: Measured, between: float | None, rival: Measured | None, difference: Estimate | None
+    one: Measured,
+    between: float | None,
+    rival: Measured | None,
+    difference: Estimate | None,
+    unit: str,
 ) -> str:
-    text = f"{one.name}: {100 * one.accuracy.value:.1f} % at {one.speed:.1f} tokens/s"
+    text = f"{one.name}: {100 * one.accuracy.value:.1f} % at {one.speed:.1f} {unit}"
     if between is not None:
         text += f"; thresholds alone give {100 * between:.1f} % at that speed"
     if rival is None or difference is None:

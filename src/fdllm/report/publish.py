@@ -16,7 +16,7 @@ from fdllm.report.data import CellData, load_cell
 from fdllm.report.html import render_html
 from fdllm.report.page import Page, build_page
 from fdllm.report.recheck import Difference, Recheck, check_page, check_records, embedded_tables
-from fdllm.report.wording import Missing
+from fdllm.report.wording import Missing, summary_sentence
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,20 @@ class Report:
     def render(self) -> str:
         """The file."""
         return render_html(self.page, self.cells, self.missing, self.overlaps, self.unfinished)
+
+    def add_verdict(self, markdown: str) -> str:
+        """``results.md`` with the verdict ahead of its tables, and each comparison in words."""
+        verdict = self.page.verdict
+        lines = ["## Verdict", "", f"**{verdict.word.capitalize()}.** {verdict.sentence}", ""]
+        if verdict.criteria:
+            lines += [f"Success criteria, decided beforehand: {verdict.criteria}.", ""]
+        for table in self.page.tables:
+            limit = "" if table.limit is None else f" (limit {table.limit}, a smoke test)"
+            lines.append(f"- {table.task}{limit}: {summary_sentence(table)}")
+            lines += [f"  - {against.sentence}" for against in table.against.values()]
+            lines += [f"  - At equal speed, {one.sentence}" for one in table.alternative.against]
+        head, mark, tables = markdown.partition("\n## ")
+        return "\n".join([head, *lines, ""]) + mark + tables
 
 
 def html_path(layout: Layout, experiment: str) -> Path:

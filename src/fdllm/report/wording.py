@@ -40,7 +40,7 @@ class Notice:
 
 def notices(table: TablePage, overlap: str | None) -> list[Notice]:
     """A/A check, identical cells, overlapping subsets, speed without accuracy."""
-    found = [Notice(f"{_capital(one.text)}.", "bad") for one in table.findings]
+    found = [Notice(f"{one.text}.", "bad") for one in table.findings]
     floor = table.floor
     if floor is not None and not any(one.kind == "twins-differ" for one in table.findings):
         speeds = ", ".join(f"{speed:.1f}" for speed in floor.speeds)
@@ -58,17 +58,12 @@ def notices(table: TablePage, overlap: str | None) -> list[Notice]:
         text = f"Collapsed, so that their speed is no merit: {', '.join(collapsed)}."
         found.append(Notice(text, "bad"))
     if overlap:
-        found.append(Notice(f"{_capital(overlap)}."))
+        found.append(Notice(f"{overlap[:1].upper()}{overlap[1:]}."))
     if table.kind == "generate" and any(cell.repetition is None for cell in table.cells):
         found.append(
             Notice("Some journals are not here: repetition and unmasking cannot be shown for them.")
         )
     return found
-
-
-def _capital(text: str) -> str:
-    """A sentence that begins with a capital, unless it begins with a config's name."""
-    return text if "_" in text.split(" ", 1)[0] else text[:1].upper() + text[1:]
 
 
 def summary_sentence(table: TablePage) -> str:

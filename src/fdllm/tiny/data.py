@@ -2,6 +2,11 @@
 
 Every row is at most 64 tokens, two blocks. Rows that are held out (the test files and a
 validation set) are fixed by their seeds, and no training row asks what they ask.
+
+Both test files ask the same held-out questions. ``tiny_arithmetic`` has the answer written out;
+``tiny_choice`` asks which of four first lines of it is right. Training also saw questions with
+lettered options (:func:`choice_row`), a third kind that stayed at chance: to find the letter of a
+result is a look-up that a model of this size had not learnt in the time it has.
 """
 
 from __future__ import annotations
@@ -24,7 +29,9 @@ NUM_TEST_ROWS = 250
 NUM_VALIDATION_ROWS = 100
 MAX_TOTAL = 199
 LETTERS = "ABCD"
-_ARITHMETIC_SHARE = 0.55
+NUM_CHOICES = 4
+_SPACINGS = (1, 2, 9, 10, 11)
+_ARITHMETIC_SHARE = 0.6
 _ONE_DIGIT_SHARE = 0.25
 _HELD_OUT_SEED = 20240501
 
@@ -44,11 +51,6 @@ class Row:
     question: str
     answer: str
     target: str
-
-    @property
-    def is_choice(self) -> bool:
-        """Whether the row asks for one of four options."""
-        return self.target in LETTERS
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -94,8 +96,6 @@ def choice_row(rng: random.Random) -> Row:
 
     The options are evenly spaced, ``x``, ``x+d``, ``x+2d``, ``x+3d``, and the right one is any of
     them: the options alone say nothing about which is right. All four end in different digits.
-    The answer is the letter, then the sum, then the option as the question has it: ``27+48`` with
-    ``98A, 97B, 75C or 96D`` is answered ``C 27+48=75C``.
     """
     while True:
         left, right = rng.randint(10, 99), rng.randint(10, 99)
@@ -109,13 +109,49 @@ def choice_row(rng: random.Random) -> Row:
     rng.shuffle(options)
     letter = LETTERS[options.index(result)]
     expression = f"{left}{sign}{right}"
-    named = [f"{value}{name}" for name, value in zip(LETTERS, options, strict=True)]
+    listed = "".join(f" {name}) {value}" for name, value in zip(LETTERS, options, strict=True))
     return Row(
         expression,
-        f"What is {expression}: {', '.join(named[:-1])} or {named[-1]}?",
-        f"{letter} {expression}={result}{letter}",
+        f"What is {expression}?{listed}",
+        f"{letter}) {expression}={result}",
         letter,
     )
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """A held-out question with four first lines of its answer, one of them right.
+
+    Attributes:
+        question: the user's turn.
+        choices: first lines, such as ``23+45=68``; they differ in the result alone.
+        answer: which one is right, from 0.
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+def first_steps() -> list[FirstStep]:
+    """The rows of ``tiny_choice``: the questions of ``tiny_arithmetic``, always the same ones.
+
+    The four results are evenly spaced and the right one is any of them, so that they alone say
+    nothing about which is right.
+    """
+    rng = random.Random(f"{_HELD_OUT_SEED}:first steps")
+    rows = []
+    for row in held_out("arithmetic", "test"):
+        expression, result = row.answer.split("\n")[0].split("=")
+        while True:
+            spacing, place = rng.choice(_SPACINGS), rng.randrange(NUM_CHOICES)
+            results = [int(result) + spacing * (i - place) for i in range(NUM_CHOICES)]
+            if min(results) >= 0 and max(results) <= MAX_TOTAL:
+                break
+        rng.shuffle(results)
+        choices = tuple(f"{expression}={value}" for value in results)
+        rows.append(FirstStep(row.question, choices, results.index(int(result))))
+    return rows
 
 
 def held_out(task: TaskName, split: Split) -> list[Row]:
@@ -144,10 +180,15 @@ def _excluded(task: TaskName) -> frozenset[str]:
     return frozenset(row.expression for split in _held_out(task) for row in split)
 
 
-def training_row(rng: random.Random) -> Row:
-    """A row to train on: never the expression of a held-out row of the same task."""
+def training_row(rng: random.Random, *, mixed: bool) -> Row:
+    """A row to train on: never the expression of a held-out row of the same task.
+
+    Args:
+        rng: source of the numbers.
+        mixed: whether questions with lettered options are among them.
+    """
     while True:
-        if rng.random() < _ARITHMETIC_SHARE:
+        if not mixed or rng.random() < _ARITHMETIC_SHARE:
             task: TaskName = "arithmetic"
             row = arithmetic_row(rng, rng.choices((2, 3, 4), (2, 4, 4))[0])
         else:
@@ -160,10 +201,13 @@ def training_row(rng: random.Random) -> Row:
 def write_test_files(folder: Path) -> None:
     """Write ``<task>.jsonl`` into ``folder``, one row a line."""
     folder.mkdir(parents=True, exist_ok=True)
-    tasks: tuple[TaskName, ...] = ("arithmetic", "choice")
-    for task in tasks:
-        lines = [json.dumps(asdict(row)) + "\n" for row in held_out(task, "test")]
-        (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+    files: dict[str, list[Row] | list[FirstStep]] = {
+        "arithmetic": held_out("arithmetic", "test"),
+        "choice": first_steps(),
+    }
+    for name, rows in files.items():
+        lines = [json.dumps(asdict(row)) + "\n" for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

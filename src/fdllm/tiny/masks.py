@@ -29,7 +29,7 @@ _SAMPLING_SHARE = 0.85
 """Of all copies, less those above: masked as the sampler meets them. The rest is uniform."""
 _HIGHEST_RATE = 0.6
 """Of uniform masks: with more of them, most of what is masked cannot be known."""
-LETTER_WEIGHT = 4.0
+_LETTER_WEIGHT = 4.0
 """Weight of a choice's letter: one column among many, and the one that is scored."""
 _LEFT_TO_RIGHT_SHARE = 0.5
 """Of the sampler's states: the sub-block is known up to a column and masked from there on."""
@@ -54,7 +54,7 @@ class Batch:
     weights: npt.NDArray[np.float32]
 
 
-def make_batch(seed: int, step: int, num_rows: int) -> Batch:
+def make_batch(seed: int, step: int, num_rows: int, *, mixed: bool = True) -> Batch:
     """Noisy copies for one step; they hang on ``seed`` and ``step`` alone, so a run can resume."""
     rng = random.Random(f"{seed}:{step}")
     ids = np.full((num_rows, COLUMNS), PAD_ID, dtype=np.int64)
@@ -62,7 +62,7 @@ def make_batch(seed: int, step: int, num_rows: int) -> Batch:
     weights = np.zeros((num_rows, COLUMNS), dtype=np.float32)
     blocks = np.zeros((num_rows, 1 + NUM_COPIES), dtype=np.int64)
     for i in range(num_rows):
-        row = training_row(rng)
+        row = training_row(rng, mixed=mixed)
         prompt = len(row.prompt_ids)
         tokens = row.prompt_ids + row.answer_ids
         length = len(tokens)
@@ -75,7 +75,7 @@ def make_batch(seed: int, step: int, num_rows: int) -> Batch:
         for copy in range(1, 1 + NUM_COPIES):
             base = int(blocks[i, copy]) * BLOCK
             first = max(prompt - base, 1)
-            masked = draw_masks(row, first, rng)
+            masked = draw_masks(row, first, base, rng)
             at = copy * BLOCK
             ids[i, at : at + BLOCK] = tokens[base : base + BLOCK]
             for column, weight in masked.items():
@@ -87,26 +87,21 @@ def make_batch(seed: int, step: int, num_rows: int) -> Batch:
     return Batch(ids, positions, visibility(blocks), targets, weights)
 
 
-def make_causal_batch(seed: int, step: int, num_rows: int) -> Batch:
+def make_causal_batch(seed: int, step: int, num_rows: int, *, mixed: bool = True) -> Batch:
     """Whole rows for one step, every column seeing what is left of it.
 
     Each column of an answer is a target and none hides the others: sums are learnt with a
-    fraction of the sequences that noisy copies need. Block diffusion starts from such a model. A
-    choice's first letter is masked without a loss, so that its last one is found and not copied.
+    fraction of the sequences that noisy copies need. Block diffusion starts from such a model.
     """
     rng = random.Random(f"{seed}:{step}:causal")
     ids = np.full((num_rows, MAX_TOKENS), PAD_ID, dtype=np.int64)
     weights = np.zeros((num_rows, MAX_TOKENS), dtype=np.float32)
     for i in range(num_rows):
-        row = training_row(rng)
+        row = training_row(rng, mixed=mixed)
         tokens = row.prompt_ids + row.answer_ids
         ids[i, : len(tokens)] = tokens
         weights[i, len(row.prompt_ids) - 1 : len(tokens) - 1] = 1.0
         weights[i, len(tokens) - 1 : -1] = PAD_WEIGHT
-        if row.is_choice:
-            ids[i, len(row.prompt_ids)] = MASK_ID
-            weights[i, len(row.prompt_ids) - 1] = 0.0
-            weights[i, len(tokens) - 3] = LETTER_WEIGHT
     targets = np.concatenate((ids[:, 1:], ids[:, :1]), axis=1)
     positions = np.broadcast_to(np.arange(MAX_TOKENS), ids.shape).copy()
     visible = np.tril(np.ones((1, 1, MAX_TOKENS, MAX_TOKENS), dtype=np.bool_))
@@ -135,18 +130,20 @@ def _copied_blocks(prompt: int, length: int, rng: random.Random) -> tuple[int, .
     return (0, 1, rng.randint(0, 1))
 
 
-def draw_masks(row: Row, first: int, rng: random.Random) -> dict[int, float]:
+def draw_masks(row: Row, first: int, base: int, rng: random.Random) -> dict[int, float]:
     """Columns of a block to mask, as they may stand masked in inference, with their weights.
 
     Args:
         row: the row; choice rows are also scored, so they meet the scorer's states.
         first: the first column that may be masked; column 0 is always known.
+        base: position of the block's first column.
         rng: source of the draw.
     """
     answer = range(first, BLOCK)
     kind = rng.random()
-    if row.is_choice and kind < _SCORING_SHARE:
-        return dict.fromkeys(_scoring_masks(row, first, rng), 1.0) | {first: LETTER_WEIGHT}
+    scored = base == BLOCK and len(row.target) == 1 and row.target.isalpha()
+    if scored and kind < _SCORING_SHARE:
+        return dict.fromkeys(_scoring_masks(row, first, rng), 1.0) | {first: _LETTER_WEIGHT}
     if kind < _SAMPLING_SHARE:
         return _sampling_masks(answer, rng)
     rate = _HIGHEST_RATE * rng.random()
@@ -178,12 +175,11 @@ def _scoring_masks(row: Row, first: int, rng: random.Random) -> list[int]:
     result = row.answer.index("=")
     order = sorted(
         range(len(behind)),
-        # Pads and copied characters become certain first, the result's digits and letter last.
+        # Pads and copied characters become certain first, the result's digits last.
         key=lambda i: (
             rng.random()
             + (0.0 if behind[i] in (PAD_ID, END_ID) else 0.5)
-            + (1.0 if result <= i < len(row.answer) - 1 else 0.0)
-            + (0.5 if i == len(row.answer) - 2 else 0.0)
+            + (1.0 if i >= result and behind[i] != PAD_ID else 0.0)
         ),
     )
     num_known = rng.choice((0, len(behind), rng.randint(0, len(behind))))

@@ -39,6 +39,8 @@ class Recipe:
 
     Attributes:
         causal_steps: optimiser steps of the causal model.
+        mixed_steps: up to this step 40 % of the rows are questions with lettered options. They
+            stayed at chance, so from here on all rows are arithmetic.
         steps: optimiser steps in all; those behind ``causal_steps`` are of block diffusion.
         causal_rows: causal rows of each of the first steps, 64 columns each.
         block_rows: block-diffusion rows of each later step, 128 columns each.
@@ -47,14 +49,17 @@ class Recipe:
         muon_lr: peak learning rate of the layers' matrices.
         adamw_lr: peak learning rate of embedding, head, norms and biases.
         warmup_steps: linear rise at the start.
-        block_rate: share of the peaks at the first block-diffusion step; linear to 0 from there.
+        block_rate: share of the peaks at the first block-diffusion step.
+        fade_steps: steps in which it would fall linearly to 0; from ``mixed_steps`` on it falls
+            faster, to 0 at ``steps``.
         clip_norm: largest norm of the whole gradient.
         compile: fuse the loss with ``torch.compile`` (a third faster; needs a C++ compiler).
         threads: of torch.
     """
 
     causal_steps: int = 800
-    steps: int = 3200
+    mixed_steps: int = 1500
+    steps: int = 2700
     causal_rows: int = 64
     block_rows: int = 24
     kept_rows: int = 16
@@ -63,6 +68,7 @@ class Recipe:
     adamw_lr: float = 0.003
     warmup_steps: int = 100
     block_rate: float = 0.5
+    fade_steps: int = 2400
     clip_norm: float = 1.0
     compile: bool = False
     threads: int = 2
@@ -71,7 +77,10 @@ class Recipe:
         """Share of the peak learning rate at a step."""
         if step < self.causal_steps:
             return min(1.0, (step + 1) / self.warmup_steps)
-        return self.block_rate * (self.steps - step) / (self.steps - self.causal_steps)
+        fading = min(step, self.mixed_steps) - self.causal_steps
+        rate = self.block_rate * (1.0 - fading / self.fade_steps)
+        left = (self.steps - step) / (self.steps - self.mixed_steps)
+        return rate * min(1.0, left)
 
 
 def init_weights(network: Network) -> None:
@@ -141,11 +150,12 @@ class Trainer:
     def batches(self) -> list[Batch]:
         """What the next step reads; the losses are added."""
         recipe, seed, step = self.recipe, self.recipe.seed, self.step
+        mixed = step < recipe.mixed_steps
         if step < recipe.causal_steps:
-            return [make_causal_batch(seed, step, recipe.causal_rows)]
+            return [make_causal_batch(seed, step, recipe.causal_rows, mixed=mixed)]
         return [
-            make_batch(seed, step, recipe.block_rows),
-            make_causal_batch(seed, step, recipe.kept_rows),
+            make_batch(seed, step, recipe.block_rows, mixed=mixed),
+            make_causal_batch(seed, step, recipe.kept_rows, mixed=mixed),
         ]
 
     def validate(self) -> dict[str, float]:

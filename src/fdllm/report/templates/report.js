@@ -47,7 +47,9 @@
       make("h4", {}, title, " ",
         make("span", { className: right ? "met" : "missed" }, right ? "right" : "wrong"), " ",
         make("span", { className: "soft" }, facts.join(", "))),
-      marked(answer.text, other.text));
+      // Log-likelihoods differ everywhere; a mark would say nothing.
+      answer.finish === null
+        ? make("pre", { tabIndex: 0 }, answer.text) : marked(answer.text, other.text));
     if (answer.read) box.append(make("p", { className: "small" }, "read as: ", make("code", {}, answer.read)));
     return box;
   };

@@ -19,7 +19,7 @@ def arithmetic(**metadata: object) -> DatasetDict:  # noqa: ARG001 - the harness
 
 
 def choice(**metadata: object) -> DatasetDict:  # noqa: ARG001 - the harness gives it
-    """The rows of ``tiny_choice``: expression, question, answer, target."""
+    """The rows of ``tiny_choice``: question, choices, answer."""
     return _read("choice")
 
 

@@ -1,0 +1,252 @@
+"""A release stands by itself, holds nothing of the machine, and hides no defect."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from rocrate.rocrate import ROCrate
+
+import fdllm
+from command import Command, make_command
+from fdllm.errors import FdllmError
+from fdllm.release.scrub import check_texts, scrub_summary
+from fdllm.report.data import load_cells
+from helpers import ROOT
+
+CONFIGS = ("k1_first", "k1_middle", "k2_middle")
+TABLE = "results/00_baseline"
+
+
+@pytest.fixture
+def fdllm_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """A checkout with a grid that is done, on one task."""
+    command = make_command(tmp_path, monkeypatch, capsys)
+    for name in ("requirements.lock", "CITATION.cff", "LICENSE"):
+        shutil.copy(ROOT / name, command.root / name)
+    sweep = ["sweep", "--task", "tiny_arithmetic", "--config", *CONFIGS]
+    assert command(*sweep) == 0, command.err
+    return command
+
+
+def export(command: Command, out: Path, *more: str) -> int:
+    return command("export", "--task", "tiny_arithmetic", "--out", str(out), *more)
+
+
+def records(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{TABLE}/*/*/summary.json"))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(data | changes), encoding="utf-8")
+
+
+def test_round_trip(fdllm_command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    assert export(fdllm_command, out) == 0, fdllm_command.err
+    assert "3 records" in fdllm_command.out
+
+    before = {c.config: c for c in load_cells(fdllm_command.root / "results", "00_baseline")}
+    after = {c.config: c for c in load_cells(out / "results", "00_baseline")}
+    assert set(after) == set(before) == set(CONFIGS)
+    for name, cell in after.items():
+        assert cell.samples == before[name].samples
+        assert cell.summary.fingerprint == before[name].summary.fingerprint
+        assert cell.summary.counts == before[name].summary.counts
+    here, there = fdllm.results(root=fdllm_command.root), fdllm.results(root=out)
+    own = ["folder", "model"]
+    assert here.drop(columns=own).equals(there.drop(columns=own))
+    for name in ("requirements.lock", "CITATION.cff", "LICENSE"):
+        assert (out / name).read_bytes() == (ROOT / name).read_bytes()
+    code = "experiments/00_baseline/generation_functions.py"
+    assert (out / code).read_bytes() == (fdllm_command.root / code).read_bytes()
+    assert not list(tmp_path.glob(".release*"))
+
+
+def test_report_accepts_it_elsewhere(
+    fdllm_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert export(fdllm_command, tmp_path / "release") == 0, fdllm_command.err
+    elsewhere = tmp_path / "elsewhere" / "release"
+    shutil.copytree(tmp_path / "release", elsewhere)
+    shutil.rmtree(fdllm_command.root)
+    monkeypatch.setenv("FDLLM_ROOT", str(elsewhere))
+    assert (elsewhere / TABLE / "report.html").is_file()
+    assert fdllm_command.raw("report", "--check") == 0, fdllm_command.out + fdllm_command.err
+    assert "every one as written" in fdllm_command.out
+
+    path = records(elsewhere)[0]
+    edit(path, headline=json.loads(path.read_text())["headline"] | {"value": 0.987})
+    assert fdllm_command.raw("report", "--check") == 1
+    assert "DIFFER" in fdllm_command.out
+
+
+def test_sums_are_of_every_file(fdllm_command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    assert export(fdllm_command, out) == 0
+    lines = (out / "SHA256SUMS").read_text().splitlines()
+    pairs = [line.split("  ", 1) for line in lines]
+    listed = {name: digest for digest, name in pairs}
+    files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert set(listed) == files - {"SHA256SUMS"}
+    for name, digest in listed.items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+
+
+def test_crate_is_read_by_its_library(fdllm_command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    assert export(fdllm_command, out) == 0
+    crate = ROCrate(out)
+    files = {unquote(entity.id) for entity in crate.get_entities() if entity.type == "File"}
+    on_disk = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert files == on_disk - {"SHA256SUMS", "ro-crate-metadata.json"}
+    runs = [one for one in crate.get_entities() if one.type == "CreateAction"]
+    assert len(runs) == len(CONFIGS)
+    for run in runs:
+        assert run["instrument"].id == "#fdllm"
+        names = {one.id.rpartition("/")[2] for one in run["result"]}
+        assert {"summary.json", "samples.jsonl", "results.json"} <= names
+        assert run["startTime"] <= run["endTime"]
+
+
+def test_nothing_of_the_machine(fdllm_command: Command, tmp_path: Path) -> None:
+    """The stub's model is a folder, so its name is a place of this machine."""
+    out = tmp_path / "release"
+    assert export(fdllm_command, out) == 0
+    for path in out.rglob("*"):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            for place in (fdllm_command.root, tmp_path, Path.home(), sys.prefix):
+                assert str(place) + "/" not in text, path
+            assert f'"{socket.gethostname()}"' not in text, path
+    summary = json.loads(records(out)[0].read_text())
+    assert summary["model"].startswith("model-")
+    assert "host" not in summary["provenance"]["sessions"][0]
+    assert summary["provenance"]["sessions"][0]["packages"]
+
+
+@pytest.mark.parametrize("secret", ["hf_" + "a1B2" * 9, "ghp_" + "a1B2" * 9])
+def test_token_is_refused_and_not_shown(
+    fdllm_command: Command, tmp_path: Path, secret: str
+) -> None:
+    page = fdllm_command.root / "experiments/00_baseline/notes.md"
+    page.write_text(f"one line\nmy token is {secret}\n")
+    out = tmp_path / "release"
+    assert export(fdllm_command, out, "--allow", "places") == 1
+    assert "experiments/00_baseline/notes.md, line 2" in fdllm_command.err
+    assert secret not in fdllm_command.err + fdllm_command.out
+    assert not out.exists()
+
+
+def test_own_token_is_refused_whatever_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "correct horse battery")
+    with pytest.raises(FdllmError, match="page.md, line 1") as caught:
+        check_texts([("page.md", "correct horse battery")], (), allow_places=True)
+    assert "horse" not in str(caught.value)
+    check_texts([("page.md", "another horse")], (), allow_places=False)
+
+
+def test_places_are_refused_unless_asked_for(fdllm_command: Command, tmp_path: Path) -> None:
+    page = fdllm_command.root / "experiments/00_baseline/notes.md"
+    page.write_text(f"see {fdllm_command.root}/results\n")
+    assert export(fdllm_command, tmp_path / "release") == 1
+    assert "names a folder of this machine" in fdllm_command.err
+    assert export(fdllm_command, tmp_path / "release", "--allow", "places") == 0
+
+
+def test_stale_records_need_asking_for(fdllm_command: Command, tmp_path: Path) -> None:
+    code = fdllm_command.root / "experiments/00_baseline/generation_functions.py"
+    code.write_text(code.read_text() + "\n# changed since\n")
+    out = tmp_path / "release"
+    assert export(fdllm_command, out) == 1
+    assert "is stale: experiment: experiments/00_baseline/generation_functions.py" in (
+        fdllm_command.err
+    )
+    assert "--allow stale" in fdllm_command.err
+    assert not out.exists()
+    assert export(fdllm_command, out, "--allow", "stale") == 0, fdllm_command.err
+    assert len(records(out)) == len(CONFIGS)
+    assert (out / "README.md").read_text().count("is stale") == len(CONFIGS)
+
+
+def test_invalid_records_are_never_in_it(fdllm_command: Command, tmp_path: Path) -> None:
+    broken = records(fdllm_command.root)[0].parent / "samples.jsonl"
+    broken.write_text(broken.read_text()[:-20])
+    out = tmp_path / "release"
+    assert export(fdllm_command, out) == 1
+    assert "is invalid" in fdllm_command.err
+    assert export(fdllm_command, out, "--allow", "invalid") == 0
+    assert len(records(out)) == len(CONFIGS) - 1
+    assert "is invalid" in (out / "README.md").read_text()
+
+
+def test_mixed_records_need_asking_for(fdllm_command: Command, tmp_path: Path) -> None:
+    path = records(fdllm_command.root)[0]
+    provenance = json.loads(path.read_text())["provenance"]
+    provenance["sessions"][0]["machine"] = "another machine"
+    edit(path, provenance=provenance)
+    out = tmp_path / "release"
+    assert export(fdllm_command, out) == 1
+    assert "is mixed: machine differs" in fdllm_command.err
+    assert export(fdllm_command, out, "--allow", "mixed") == 0
+    assert "is mixed" in (out / "README.md").read_text()
+
+
+def test_what_is_missing_is_said(fdllm_command: Command, tmp_path: Path) -> None:
+    (fdllm_command.root / "LICENSE").unlink()
+    out = tmp_path / "release"
+    assert export(fdllm_command, out) == 0
+    for text in (fdllm_command.err, (out / "README.md").read_text()):
+        assert "k3_last (pending)" in text
+        assert "LICENSE is missing" in text
+
+
+def test_folder_in_use_is_left_alone(fdllm_command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    assert export(fdllm_command, out) == 2
+    assert "exists already" in fdllm_command.err
+    assert [path.name for path in out.iterdir()] == ["precious.txt"]
+
+
+def test_image_is_named(fdllm_command: Command, tmp_path: Path) -> None:
+    path = records(fdllm_command.root)[0]
+    provenance = json.loads(path.read_text())["provenance"]
+    provenance["sessions"][0]["image_sha256"] = "ab" * 32
+    edit(path, provenance=provenance)
+    assert export(fdllm_command, tmp_path / "release") == 0
+    assert (tmp_path / "release/image.sha256").read_text() == "ab" * 32 + "\n"
+
+
+def test_journals_keep_their_answers(fdllm_command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    assert export(fdllm_command, out) == 0
+    for path in records(out):
+        source = fdllm_command.root / path.parent.relative_to(out) / "journal.jsonl"
+        old = [line for line in source.read_text().splitlines() if '"session"' not in line]
+        new = (path.parent / "journal.jsonl").read_text().splitlines()
+        assert [line for line in new if '"session"' not in line] == old
+        assert not any('"host"' in line for line in new)
+
+
+def test_hub_ids_keep_their_name() -> None:
+    for name in ("tiny", "Efficient-Large-Model/Fast_dLLM_v2_7B"):
+        assert scrub_summary({"model": name, "provenance": {}})["model"] == name
+
+
+def test_command_line_loads_nothing_for_it() -> None:
+    code = "import sys, fdllm.cli; print(*{'pandas', 'rocrate', 'scipy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
