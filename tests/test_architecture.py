@@ -30,7 +30,18 @@ LAYERS = (
     {"config", "reuse", "layerplan", "schedule", "errors", "tiny"},  # where the embedded model lies
 )
 # What plans and tells a state, say on a login node: it answers at once.
-LIGHT = ("cli", "report", "release", "plan", "experiment", "record", "config", "reuse", "schedule", "errors")
+LIGHT = (
+    "cli",
+    "report",
+    "release",
+    "plan",
+    "experiment",
+    "record",
+    "config",
+    "reuse",
+    "schedule",
+    "errors",
+)
 HEAVY = {"torch", "transformers", "lm_eval", "datasets"}
 MAX_LINES = 300
 FOLDERS = ("src", "tests", "benchmarks", "experiments", "sbatch", ".ci")

@@ -33,7 +33,6 @@ FLAGS = (
 )
 
 Driver = Any  # selenium's, which is imported where a browser is there
-Open = Callable[[Path, int, str], Driver]
 
 
 def _need(what: str) -> None:
@@ -105,7 +104,7 @@ def open_page(driver: Driver, path: Path, width: int = 1280, scheme: str = "ligh
     driver.execute_script("localStorage.clear(); delete document.documentElement.dataset.theme")
 
 
-def wait(holds: Callable[[], Any], seconds: float = 20.0) -> Any:
+def wait(holds: Callable[[], Any], seconds: float = 120.0) -> Any:
     end = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < end, "the page never got there"
@@ -278,16 +277,17 @@ def test_the_keyboard_reaches_every_control(driver: Driver, path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_grid_opens_at_once(driver: Driver, tmp_path: Path) -> None:
-    """9 configs, 1,319 documents: under five megabytes, and ready within two seconds."""
-    path = write_page(tmp_path, 1319, smoke=False)
-    assert path.stat().st_size < 5_000_000
-    times = []
-    for _ in range(3):  # the machine may be busy; the page is not
-        open_page(driver, path)
-        times.append(
-            driver.execute_script(
-                "return performance.getEntriesByType('navigation')[0].loadEventEnd / 1000"
-            )
-        )
-    assert min(times) < 2
+def test_a_whole_grid_opens_at_once(tmp_path: Path) -> None:
+    """9 configs, 1,319 documents: under five megabytes, and two seconds of work at most.
+
+    The page's own work, in CPU time of its thread, in a browser that has opened nothing yet: a busy
+    machine makes any page slow to look at, and a second visit makes any page fast.
+    """
+    with browser(tmp_path / "profile") as fresh:
+        path = write_page(tmp_path, 1319, smoke=False)
+        assert path.stat().st_size < 5_000_000
+        fresh.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+        open_page(fresh, path)
+        metrics = fresh.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        work = {metric["name"]: metric["value"] for metric in metrics}
+        assert 0 < work["TaskDuration"] < 2

@@ -22,7 +22,7 @@ def show(trace: Trace, console: Console) -> None:
     console.print(Text(trace.name, style="bold"))
     console.print(Text(words.settings(trace), style="dim"))
     console.print(legend(console, staleness=trace.staleness))
-    console.print(Text("prompt: ", style="bold") + Text(trace.prompt))
+    console.print(Text.assemble(("prompt: ", "bold"), trace.prompt))
     for row in trace.rows:
         console.print()
         console.print(Text(row.title, style="bold"))
@@ -32,7 +32,7 @@ def show(trace: Trace, console: Console) -> None:
         console.print(Text(words.outcome(row)))
         console.print(Text(words.totals(row)))
         if row.loglikelihood is None:
-            console.print(Text("text: ", style="bold") + Text(row.text))
+            console.print(Text.assemble(("text: ", "bold"), row.text))
     console.print()
     console.print(Text(words.answers(trace)))
 
