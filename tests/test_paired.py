@@ -129,9 +129,7 @@ def test_unlike_records_are_refused(b: CellData, reason: str) -> None:
 
 def test_estimators_are_never_mixed() -> None:
     a = make_cell("k1_first", share(20, 15), task="gpqa_main_n_shot")
-    b = make_cell(
-        "k2_first", share(20, 15), task="gpqa_main_n_shot", estimator="first-token"
-    )
+    b = make_cell("k2_first", share(20, 15), task="gpqa_main_n_shot", estimator="first-token")
     with pytest.raises(NotComparableError, match="estimator differs"):
         compare(a, b)
 

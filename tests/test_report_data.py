@@ -1,0 +1,112 @@
+"""Reading records back: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cells import make_cell, share, write_cell
+from fdllm.report.data import RecordError, load_cell, load_cells
+
+RIGHT = share(6, 4)
+
+
+def edit(path: Path, line: str) -> None:
+    """Put a line in place of the first, and the new content into the summary."""
+    from fdllm.record.summary import describe_file  # noqa: PLC0415 - as the writer would
+
+    samples = path / "samples.jsonl"
+    rest = samples.read_text(encoding="utf-8").split("\n")[1:]
+    samples.write_text("\n".join([line, *rest]), encoding="utf-8")
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    summary["files"]["samples.jsonl"] = describe_file(samples, len(RIGHT)).model_dump()
+    (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    """Also line separators that only Unicode knows, which JSON leaves as they are."""
+    outputs = ["a\u2028b", "c\u0085d", "e\u2029", "plain", "\x1cf", ""]
+    made = make_cell("k2_middle", RIGHT, limit=6, outputs=outputs)
+    cell = write_cell(tmp_path, made)
+    assert cell.samples == made.samples
+    assert (cell.experiment, cell.task, cell.config, cell.limit) == (
+        "00_baseline", "gsm8k", "k2_middle", 6,
+    )  # fmt: skip
+    assert cell.outputs["gsm8k", 0] == ("a\u2028b", 100)
+    assert [cell.value(sample) for sample in cell.samples] == list(RIGHT)
+
+
+def test_the_finished_cells_of_an_experiment(tmp_path: Path) -> None:
+    for cell in (
+        make_cell("k1_first", RIGHT),
+        make_cell("k2_first", RIGHT),
+        make_cell("k1_first", RIGHT, limit=6),
+        make_cell("k1_first", RIGHT, task="tiny_arithmetic"),
+    ):
+        write_cell(tmp_path, cell)
+    unfinished = tmp_path / "00_baseline" / "gsm8k" / "k3_first"
+    unfinished.mkdir()
+    (unfinished / "journal.jsonl").write_text("")
+    aside = tmp_path / "00_baseline" / "gsm8k" / ".superseded"
+    aside.mkdir()
+    (aside / "summary.json").write_text("{}")
+
+    def found(task: str | None = None, limit: int | None = None) -> list[tuple[str, str, object]]:
+        cells = load_cells(tmp_path, "00_baseline", task, limit)
+        return [(cell.task, cell.config, cell.limit) for cell in cells]
+
+    whole = [("gsm8k", "k1_first", None), ("gsm8k", "k2_first", None)]
+    assert found() == [*whole, ("gsm8k", "k1_first", 6), ("tiny_arithmetic", "k1_first", None)]
+    assert found("gsm8k") == [*whole, ("gsm8k", "k1_first", 6)]
+    assert found(limit=6) == [("gsm8k", "k1_first", 6)]
+    assert load_cells(tmp_path, "01_adaptive_skip") == []
+
+
+def test_a_record_in_another_cells_folder_is_refused(tmp_path: Path) -> None:
+    folder = write_cell(tmp_path, make_cell("k1_first", RIGHT)).folder
+    folder.rename(folder.parent / "k3_last")
+    with pytest.raises(RecordError, match="holds the record of .*k1_first"):
+        load_cells(tmp_path, "00_baseline")
+
+
+def test_an_unfinished_run_is_no_record(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="holds no summary.json: that run is not finished"):
+        load_cell(tmp_path)
+    with pytest.raises(RecordError, match="is absent"):
+        load_cell(tmp_path / "nowhere")
+
+
+def test_a_changed_sample_is_seen(tmp_path: Path) -> None:
+    """One digit: as long as before, so only the hash can tell."""
+    folder = write_cell(tmp_path, make_cell("k1_first", RIGHT)).folder
+    samples = folder / "samples.jsonl"
+    text = samples.read_text(encoding="utf-8")
+    samples.write_text(text.replace('"tokens": 100', '"tokens": 900', 1), encoding="utf-8")
+    with pytest.raises(RecordError, match="changed after its run"):
+        load_cell(folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("not json", "line 1: this is no JSON"),
+        ("[]", "line 1: the sample lacks task"),
+        ('{"task": "gsm8k", "doc_id": 0}', "lacks doc_hash, prompt_hash, output"),
+        ("SECOND", "line 2: gsm8k row 1 stands there twice"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
+    folder = write_cell(tmp_path, make_cell("k1_first", RIGHT)).folder
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")
+    edit(folder, lines[1] if line == "SECOND" else line)
+    with pytest.raises(RecordError, match=reason):
+        load_cell(folder)
+
+
+def test_a_damaged_summary_is_explained(tmp_path: Path) -> None:
+    folder = write_cell(tmp_path, make_cell("k1_first", RIGHT)).folder
+    (folder / "summary.json").write_text('{"version": 1')
+    with pytest.raises(RecordError, match="truncated or damaged"):
+        load_cell(folder)
