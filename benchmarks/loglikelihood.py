@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,9 @@ def main() -> None:
     base_seconds, base_tokens, base_scores = 0.0, 0, list[Score]()
     for i, variant in enumerate(VARIANTS):
         seconds = []
+        scores: list[Score] = []
         for _ in range(given.repeats if i else 1):
-            scores, wall = timed(lambda variant=variant: run(variant))
+            scores, wall = timed(partial(run, variant))
             seconds.append(wall)
         tokens = sum(score.counts.tokens for score in scores)
         floor = floor_seconds(model, list(shapes))

@@ -80,8 +80,8 @@ def main() -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found[gib] = json.loads(done.stdout)
         sys.stdout.write(
-            "pool {gib:5.2f} GiB: {seconds:6.1f} s, {mib_above_start:6.0f} MiB at the peak above the "
-            "start, {fed:,} fed, {shared:,} shared\n".format(gib=gib, **found[gib])
+            "pool {gib:5.2f} GiB: {seconds:6.1f} s, peak {mib_above_start:6.0f} MiB above the "
+            "start, {fed:,} tokens fed, {shared:,} shared\n".format(gib=gib, **found[gib])
         )
     off = max(abs(a - b) for a, b in zip(found[0.25]["scores"], found[16.0]["scores"], strict=True))
     sys.stdout.write(f"largest difference of a score: {off:.1e}\n")

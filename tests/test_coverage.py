@@ -32,7 +32,6 @@ NUM_GRIDS = 2000
 NOMINAL = pytest.approx(0.95, abs=0.015)
 MATH = np.array([1187, 474, 479, 903, 540, 871, 546]) // 10
 MMLU = np.array([1534, 895, 783, *range(100, 316, 4)]) // 10
-NOTHING = Estimate(-0.01, -1.0, 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +80,10 @@ def test_wilson_covers(n: int) -> None:
     ends = {}
     for count in np.unique(right):
         headline = Headline(metric="acc", value=count / n, num_samples=n, num_correct=int(count))
-        ends[count] = wilson(headline)
-    hits = [ends[k].low <= p <= ends[k].high for k, p in zip(right, truth, strict=True)]
+        found = wilson(headline)
+        assert found is not None
+        ends[count] = (found.low, found.high)
+    hits = [ends[k][0] <= p <= ends[k][1] for k, p in zip(right, truth, strict=True)]
     assert np.mean(hits) == NOMINAL
 
 
@@ -124,14 +125,15 @@ def test_bootstrap_covers_a_mean() -> None:
     assert np.mean(hits) == NOMINAL
 
 
+@pytest.mark.parametrize("n", [30, 100])
 @pytest.mark.parametrize("noise", [0.02, 0.3])
-def test_bootstrap_covers_a_ratio_of_times(noise: float) -> None:
+def test_bootstrap_covers_a_ratio_of_times(noise: float, n: int) -> None:
     """Answers of very different lengths; the same documents on both sides."""
     draw = np.random.default_rng(6)
     truth, hits = np.log(1.25), []
     for seed in range(1500):
-        length = np.exp(draw.normal(0, 0.6, 100))
-        a, b = (length * np.exp(draw.normal(0, noise, 100)) for _ in range(2))
+        length = np.exp(draw.normal(0, 0.6, n))
+        a, b = (length * np.exp(draw.normal(0, noise, n)) for _ in range(2))
         found = bootstrap_t(a, b / 1.25, log_ratio, resamples=400, seed=seed)
         hits.append(found.low <= truth <= found.high)
     assert np.mean(hits) == NOMINAL

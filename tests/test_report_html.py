@@ -209,6 +209,34 @@ def test_figures_come_from_the_samples(tables: list[tuple[CellData, ...]]) -> No
     assert found.steps.mean * found.steps.num_steps == pytest.approx(tokens)
 
 
+def test_short_answers_count_in_every_tenth(tmp_path: Path) -> None:
+    (paths,) = write_grid(tmp_path / "results", [Invented("k1_first")], num_docs=3)
+    lines = [json.loads(line) for line in paths.journal.read_text().split("\n") if line]
+    for line in lines:
+        if "entry" in line:
+            line["entry"]["steps"] = [7, 3]
+    paths.journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = measured(load_cell(paths.folder)).steps
+    assert found is not None
+    assert found.tenths == (7,) * 5 + (3,) * 5
+    assert found.shares == (0, 0, 0.5, 0, 0, 0, 0.5, 0)
+
+
+def test_a_page_states_one_noise_floor(page: Page) -> None:
+    for table in page.tables:
+        floors = {against.floor for against in table.against.values()}
+        assert floors == {None if table.floor is None else table.floor.floor}
+
+
+def test_twins_of_unequal_speed_are_no_good_news(tmp_path: Path) -> None:
+    grid = [Invented("k1_first", speed=22), Invented("k1_middle"), Invented("k1_last")]
+    cells = load(tmp_path / "results", grid)
+    page = build(tmp_path / "results", cells)
+    text = render_html(page, [cells], {}, {})
+    assert "k1_first ran at" in text
+    assert '<p class="notice good">' not in text
+
+
 def test_the_frontier_holds_what_nothing_beats() -> None:
     points = [
         Point(name, x, y, None, None, "circle", "s1")

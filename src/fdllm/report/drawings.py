@@ -73,11 +73,17 @@ def _heat_map(
     ).render()
 
 
+def frontier_names(table: TablePage) -> list[str]:
+    """Configs, and thresholds beside them, that nothing beats in both speed and accuracy."""
+    every = [*table.cells, *table.alternative.cells]
+    return [point.name for point in frontier([_point(cell, "circle", "") for cell in every])]
+
+
 def draw_scatter(table: TablePage, width: float, height: float, suffix: str) -> Markup:
     """Accuracy against speed, at one width."""
     points = [_point(cell, *_look(cell)) for cell in table.cells]
     curve = [_point(cell, "cross", "s4") for cell in table.alternative.cells]
-    best = ", ".join(p.name for p in frontier([*points, *curve]))
+    best = ", ".join(frontier_names(table))
     listed = "; ".join(f"{p.name} {p.y:.1f} % at {p.x:.1f} {table.unit}" for p in [*points, *curve])
     title = "Accuracy against speed, with 95 % intervals"
     return Scatter(
@@ -276,7 +282,7 @@ def draw_steps(table: TablePage) -> list[Markup]:
             "Mean tokens unmasked by a step",
             1,
             low=1.0,
-            high=4.0,
+            least_span=3.0,
             span="tenth of the answer's steps",
             cell_width=31.0,
         ).render(),

@@ -10,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fdllm import __version__
 from fdllm.report import drawings, wording
 from fdllm.report.data import CellData
 from fdllm.report.flips import FlipSource, embed
@@ -49,7 +48,6 @@ def render_html(
     environment = _environment()
     loader = Path(__file__).parent / "templates"
     return environment.get_template("report.html.j2").render(
-        version=__version__,
         page=page,
         unfinished=unfinished,
         verdict_class=_CLASSES.get(page.verdict.word, ""),
@@ -114,6 +112,7 @@ def _drawings(table: TablePage) -> dict[str, Any]:
         "scatter_narrow": drawings.draw_scatter(table, 360, 320, "narrow"),
         "speedups": drawings.draw_speedups(table),
         "calls": drawings.draw_calls(table),
+        "frontier": drawings.frontier_names(table),
         "steps": drawings.draw_steps(table),
         "lengths": drawings.draw_lengths(table),
         "degeneration": drawings.draw_degeneration(table),

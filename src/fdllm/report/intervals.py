@@ -5,8 +5,10 @@ Simulated coverage (tests/test_coverage.py repeats it):
 - Tango's score interval for yes-or-no pairs: 94-96 % from five documents that differ upwards. That
   of Wald collapses to a point where no document differs, and the usual cure (two pseudo-pairs)
   covers 96-99 % there. Neither scipy nor statsmodels has an interval for paired proportions.
-- A studentised bootstrap for everything else. Percentile and BCa (scipy's) covered 92-94 % of
-  skewed timings where this one covered 94-95 %.
+- The symmetric studentised bootstrap (Hall, JRSS B 50, 1988) for everything else: 95-96 % from
+  thirty documents, where Student's t covered 94-95 %, and the percentile and BCa bootstraps of
+  scipy 92-94 %. Where one answer in twenty runs away to many times its length, no interval covers
+  below a few hundred documents.
 - CR2 standard errors with Bell and McCaffrey's degrees of freedom for documents that come in
   subjects. Resampling seven subjects covered 84-90 %; the CR1 errors of statsmodels, which are the
   same for subjects of equal size, 94 %, and alarm too often in the tails that Holm looks at.
@@ -108,7 +110,7 @@ def _standard_error(values: Floats) -> Floats:
 def bootstrap_t(
     a: Floats, b: Floats, statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> Estimate:
-    """A figure of pairs with its studentised bootstrap interval; pairs are drawn together.
+    """A figure of pairs with its symmetric studentised bootstrap interval; pairs stay together.
 
     Args:
         a: one side, shape (n,), n of 2 or more.
@@ -128,11 +130,10 @@ def bootstrap_t(
         picked = draw.integers(n, size=(rows, n))
         values, errors = statistic(a[picked], b[picked])
         # A resample of equal pairs has no error; its distance counts in the whole sample's.
-        studentised.append((values - value) / np.where(errors > 0, errors, error))
+        studentised.append(np.abs(values - value) / np.where(errors > 0, errors, error))
         left -= rows
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.concatenate(studentised), [tail, 1 - tail])
-    return Estimate(value, value - float(high) * error, value - float(low) * error)
+    half = float(np.quantile(np.concatenate(studentised), LEVEL)) * error
+    return Estimate(value, value - half, value + half)
 
 
 @dataclass(frozen=True)

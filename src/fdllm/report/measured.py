@@ -237,8 +237,10 @@ def _steps(answers: Sequence[Sequence[int]]) -> Steps | None:
     shares = tuple(counted.count(n) / len(every) for n in range(1, _LONGEST + 1))
     tenths: list[list[int]] = [[] for _ in range(_TENTHS)]
     for steps in answers:
-        for index, number in enumerate(steps):
-            tenths[index * _TENTHS // len(steps)].append(number)
+        for tenth, into in enumerate(tenths):
+            # At least one step, so that an answer of few steps counts in every tenth too.
+            start = tenth * len(steps) // _TENTHS
+            into.extend(steps[start : max(start + 1, (tenth + 1) * len(steps) // _TENTHS)])
     means = tuple(fmean(tenth) if tenth else None for tenth in tenths)
     return Steps(shares, means, fmean(every), len(every))
 

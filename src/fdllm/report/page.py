@@ -14,6 +14,7 @@ from fdllm.report.data import CellData
 from fdllm.report.grid import Finding, check_grid, findings
 from fdllm.report.measured import Measured, measured
 from fdllm.report.origin import Origin, origin
+from fdllm.report.pairs import same_computation
 from fdllm.report.speed import Floor, noise_floor
 from fdllm.report.verdict import Judged, Verdict, judge
 
@@ -124,6 +125,8 @@ def _table(
     first = cells[0]
     baseline = choose_baseline(cells, criteria)
     others = [cell for cell in cells if cell is not baseline]
+    # As many as the comparisons count, so that the page states one noise floor, not two.
+    tested = [c for c in others if baseline is None or not same_computation(baseline, c)]
     return TablePage(
         key=key,
         task=first.task,
@@ -138,7 +141,7 @@ def _table(
         baseline=None if baseline is None else baseline.config,
         cells=tuple(measured(cell) for cell in cells),
         against={} if baseline is None else compare_cells(baseline, others),
-        floor=noise_floor(cells, max(1, len(others))),
+        floor=noise_floor(cells, len(tested)),
         findings=tuple(findings(cells)),
         alternative=find_alternative(results, cells),
         origin=origin(cells),

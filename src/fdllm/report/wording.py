@@ -40,16 +40,22 @@ class Notice:
 
 def notices(table: TablePage, overlap: str | None) -> list[Notice]:
     """A/A check, identical cells, overlapping subsets, speed without accuracy."""
-    found = [Notice(f"{one.text}.", "bad") for one in table.findings]
+    names = {cell.name for cell in table.cells}
+    found = [Notice(f"{_sentence(one.text, names)}.", "bad") for one in table.findings]
     floor = table.floor
     if floor is not None and not any(one.kind == "twins-differ" for one in table.findings):
         speeds = ", ".join(f"{speed:.1f}" for speed in floor.speeds)
+        noise = (
+            f"set the noise floor at {100 * floor.floor:.1f} %; no speed-up below it is claimed."
+            if floor.floor <= 1
+            else "lie so far apart that nothing can be said about speed here."
+        )
         text = (
             f"A/A check: {' = '.join(floor.names)} in every output, as they must. Their speeds "
-            f"({speeds} {table.unit}) set the noise floor at {100 * floor.floor:.1f} %; no "
-            "speed-up below it is claimed."
+            f"({speeds} {table.unit}) {noise}"
         )
-        found.append(Notice(text, "good"))
+        # Equal outputs are good news; speeds that far apart are none.
+        found.append(Notice(text, "good" if floor.odd is None else ""))
     elif floor is None:
         text = "No two cells here are one computation, so the noise of the speeds is unknown and "
         found.append(Notice(text + "no speed-up is claimed."))
@@ -64,6 +70,11 @@ def notices(table: TablePage, overlap: str | None) -> list[Notice]:
             Notice("Some journals are not here: repetition and unmasking cannot be shown for them.")
         )
     return found
+
+
+def _sentence(text: str, names: set[str]) -> str:
+    """Begins with a capital, unless it begins with a config's name."""
+    return text if text.split(" ", 1)[0].rstrip(",") in names else text[:1].upper() + text[1:]
 
 
 def summary_sentence(table: TablePage) -> str:

@@ -66,9 +66,8 @@
     const place = at("block");
     place.replaceChildren();
     if (!forward.before.length) {
-      place.append(html("p", "soft", "PREFILL: " + forward.columns[1]
+      return place.append(html("p", "soft", "PREFILL: " + forward.columns[1]
         + " tokens of the prompt go into the prefix cache; every layer is computed."));
-      return;
     }
     const guesses = new Map(forward.guesses.map((guess) => [guess[0], guess]));
     const width = data.small_block_size;
@@ -80,10 +79,8 @@
       place.append(line);
     }
     const ahead = guesses.get(data.block_size);
-    if (ahead) {
-      place.append(html("p", "soft", "Look-ahead, the next block's first token: " + piece(ahead[1])
-        + " (" + percent(ahead[2]) + ")"));
-    }
+    if (ahead) place.append(html("p", "soft", "Look-ahead, the next block's first token: "
+      + piece(ahead[1]) + " (" + percent(ahead[2]) + ")"));
   }
 
   function showText() {
@@ -137,9 +134,8 @@
       "Layers by step, layer 0 at the bottom: " + data.rows[row].totals);
     const hatch = element("pattern", { id: "hatch", width: 5, height: 5, patternUnits: "userSpaceOnUse" });
     hatch.append(element("rect", { width: 5, height: 5 }), element("path", { d: "M-1 6L6 -1" }));
-    const definitions = element("defs");
-    definitions.append(hatch);
-    svg.append(definitions);
+    svg.append(element("defs"));
+    svg.firstChild.append(hatch);
     list.forEach((forward, i) => {
       for (let first = 0; first < data.n_layers;) {
         let stop = first + 1;
@@ -197,12 +193,9 @@
   function showStale(forward) {
     const place = at("stale-bars");
     place.replaceChildren();
-    if (!data.staleness) {
-      at("stale-words").textContent = "Not computed: fdllm trace --staleness does.";
-      return;
-    }
     if (!forward.stale.length) {
-      at("stale-words").textContent = "Nothing was reused in this step.";
+      at("stale-words").textContent = data.staleness ? "Nothing was reused in this step."
+        : "Not computed: fdllm trace --staleness does.";
       return;
     }
     const most = Math.max(...distances(), 1e-9);
@@ -222,9 +215,8 @@
           element("text", { x: j * wide + 1, y: 9 + high - value }, one.distances[j].toFixed(2)),
           element("text", { x: j * wide + 6, y: high + 26 }, String(column)));
       });
-      const box = html("div", "scroll");
-      box.append(svg);
-      place.append(box);
+      place.append(html("div", "scroll"));
+      place.lastChild.append(svg);
     }
   }
 
@@ -251,8 +243,7 @@
     showBlock(forward);
     showText();
     showStale(forward);
-    keepInSight("layers");
-    keepInSight("stale-map");
+    ["layers", "stale-map"].forEach(keepInSight);
   }
 
   function keepInSight(id) {
@@ -285,11 +276,10 @@
     at("play").setAttribute("aria-pressed", String(on));
   }
 
+  const moves = { first: () => 0, back: () => now - 1, on: () => now + 1, last: () => forwards().length - 1 };
+  const keys = { ArrowLeft: "back", ArrowRight: "on", Home: "first", End: "last" };
+  for (const id of Object.keys(moves)) at(id).addEventListener("click", () => go(moves[id]()));
   slider.addEventListener("input", () => go(Number(slider.value)));
-  at("first").addEventListener("click", () => go(0));
-  at("back").addEventListener("click", () => go(now - 1));
-  at("on").addEventListener("click", () => go(now + 1));
-  at("last").addEventListener("click", () => go(forwards().length - 1));
   at("play").addEventListener("click", () => {
     if (timer === null && now >= forwards().length - 1) go(0);
     play(timer === null);
@@ -298,8 +288,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
     if (["INPUT", "SELECT", "SUMMARY"].includes(event.target.tagName)) return;
-    const moves = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: forwards().length - 1 };
-    if (event.key in moves) { event.preventDefault(); go(moves[event.key]); }
+    if (event.key in keys) { event.preventDefault(); go(moves[keys[event.key]]()); }
     if (event.key === " " && event.target.tagName !== "BUTTON") { event.preventDefault(); at("play").click(); }
   });
   window.addEventListener("resize", () => { draw(); go(now); });

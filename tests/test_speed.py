@@ -1,0 +1,135 @@
+"""What may be said of times, and what never is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cells import MACHINE, flipped, make_cell, share
+from fdllm.report.paired import compare
+from fdllm.report.speed import Floor, find_twins, floor_factor, noise_floor
+
+QUIET = Floor(("k1_first", "k1_last"), (50.0, 50.1), 0.002, 0.01, None)
+RIGHT = share(1000, 800)
+
+
+def times(ratio: float, noise: float = 0.05, n: int = 1000) -> Any:
+    """Seconds of documents, 1 by ``ratio`` on average, drawn anew for each ratio."""
+    draw = np.random.default_rng(round(1000 * ratio))
+    return 2 / ratio * np.exp(noise * draw.standard_normal(n))
+
+
+BASE = make_cell("k1_first", RIGHT, seconds=times(1.0))
+
+
+def test_speed_beyond_the_floor_is_claimed() -> None:
+    found = compare(BASE, make_cell("k2_middle", RIGHT, seconds=times(1.25)), floor=QUIET)
+    assert found.speed is not None
+    assert found.speed.claim == "faster"
+    assert found.speed.ratio.low < 1.25 < found.speed.ratio.high
+    assert "It is faster: 1.25x the speed" in found.sentence
+    back = compare(make_cell("k2_middle", RIGHT, seconds=times(1.25)), BASE, floor=QUIET)
+    assert back.speed is not None
+    assert back.speed.claim == "slower"
+
+
+def test_speed_inside_the_floor_is_never_claimed() -> None:
+    """25 % on every document, beyond any doubt, on a machine whose twins spread by 30 %."""
+    loud = Floor(("k1_first", "k1_last"), (40.0, 52.0), 0.3, 0.3, "k1_first")
+    found = compare(BASE, make_cell("k2_middle", RIGHT, seconds=times(1.25)), floor=loud)
+    assert found.speed is not None
+    assert found.speed.ratio.low > 1.2
+    assert found.speed.claim == "none"
+    assert "No difference in speed is claimed" in found.sentence
+
+
+def test_without_twins_no_speed_is_claimed() -> None:
+    found = compare(BASE, make_cell("k2_middle", RIGHT, seconds=times(2.0)))
+    assert found.speed is not None
+    assert found.speed.claim == "none"
+    assert "the noise of the machine is unknown" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("machines", "reason"),
+    [(("A100",), "machines differ"), ((MACHINE, "A100"), "not computed on one machine")],
+)
+def test_times_of_different_machines_are_not_compared(
+    machines: tuple[str, ...], reason: str
+) -> None:
+    found = compare(BASE, make_cell("k2_middle", RIGHT, machines=machines), floor=QUIET)
+    assert found.speed is None
+    assert reason in str(found.speed_refused)
+    assert "Speed is not compared" in found.sentence
+    assert found.verdict == "same-or-better"  # accuracy may be
+
+
+def test_a_gain_in_tokens_that_takes_longer_is_no_speed_up() -> None:
+    """The ancestor's re-run: more tokens/s, yet 715 s became 958, for answers grew."""
+    b = make_cell(
+        "k2_middle", RIGHT, seconds=times(715 / 958), tokens=np.full(1000, 100 * 958 / 715 * 1.08)
+    )
+    found = compare(BASE, b, floor=QUIET)
+    assert found.speed is not None
+    assert found.speed.tokens_per_second == pytest.approx(1.08, abs=0.01)
+    assert found.speed.claim == "slower"
+    assert "its tokens/s are 1.0" in found.sentence
+    assert "its answers grew to 1.4" in found.sentence
+
+
+def test_a_worse_cell_is_faster_at_a_price() -> None:
+    b = make_cell("k2_middle", flipped(RIGHT, 80, 30), seconds=times(1.25))
+    assert "faster, at the price of -5.0 points" in compare(BASE, b, floor=QUIET).sentence
+
+
+@pytest.mark.parametrize(
+    ("b", "reason"),
+    [
+        ({"right": share(1000, 60)}, "accuracy fell from 80.0 to 6.0 %"),
+        ({"right": RIGHT, "repetition": 0.3}, "repetitive answers rose from 0.0 to 30.0 %"),
+        ({"right": RIGHT, "truncation": 0.2}, "truncated answers rose from 0.0 to 20.0 %"),
+    ],
+)
+def test_collapse_is_never_praised_for_speed(b: dict[str, Any], reason: str) -> None:
+    cell = make_cell("k3_last", b.pop("right"), seconds=times(3.0), **b)
+    found = compare(BASE, cell, floor=QUIET)
+    assert found.speed is not None
+    assert found.speed.ratio.low > 2
+    assert found.speed.claim == "none"
+    assert found.collapsed == (reason,)
+    assert "its speed says nothing" in found.sentence
+    assert "faster" not in found.sentence
+
+
+def test_a_small_sample_has_not_collapsed_by_chance() -> None:
+    """Ten documents, one of them repetitive, accuracy down by two."""
+    a = make_cell("k1_first", share(10, 8))
+    assert compare(a, make_cell("k2_last", share(10, 6), repetition=0.1)).collapsed == ()
+
+
+def test_twins_are_found_by_their_settings() -> None:
+    cells = [
+        make_cell("k1_first", RIGHT),
+        make_cell("k1_middle", RIGHT, machines=("A100",)),
+        make_cell("k1_last", RIGHT, fields={"decoding": "threshold=0.5"}),
+        make_cell("k2_first", RIGHT),
+    ]
+    assert [cell.name for cell in find_twins(cells)] == ["k1_first"]
+    assert noise_floor(cells) is None
+    cells.append(make_cell("k1_again", RIGHT))
+    assert [cell.name for cell in find_twins(cells)] == ["k1_first", "k1_again"]
+
+
+def test_the_floor_grows_with_the_grid_and_shrinks_with_twins() -> None:
+    assert floor_factor(3, 6) > floor_factor(3, 1) > floor_factor(4, 1)
+    twins = [
+        make_cell(name, RIGHT, seconds=times(ratio, noise=0))
+        for name, ratio in (("k1_first", 1.0), ("k1_middle", 1.01), ("k1_last", 1.02))
+    ]
+    floor = noise_floor(twins, 6)
+    assert floor is not None
+    assert floor.spread == pytest.approx(0.02)
+    assert floor.floor > floor.spread
+    assert floor.odd is None
