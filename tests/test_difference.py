@@ -164,7 +164,7 @@ def test_bootstrap_is_repeatable_and_knows_a_constant() -> None:
     assert (exact.low, exact.high) == pytest.approx((np.log(1.25), np.log(1.25)))
 
 
-def test_pairs_are_drawn_together() -> None:
+def test_pairing_shows_a_small_ratio() -> None:
     """Documents differ a hundredfold in time, their ratio by 2 %: pairing is what shows it."""
     draw = np.random.default_rng(9)
     a = np.exp(draw.normal(0, 1.5, 300))

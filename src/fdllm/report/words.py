@@ -58,10 +58,12 @@ def _verdict(c: Comparison) -> str:
 
 
 def _p_value(c: Comparison) -> str:
-    text = "p < 0.0001" if c.p_value < 0.0001 else f"p = {c.p_value:.4f}"  # noqa: PLR2004 - digits shown
-    if c.p_holm == c.p_value:
-        return text
-    return f"{text}, by Holm {max(c.p_holm, 0.0001):.4f}"
+    text = f"p {_small(c.p_value)}"
+    return text if c.p_holm == c.p_value else f"{text}, by Holm {_small(c.p_holm)}"
+
+
+def _small(p_value: float) -> str:
+    return "< 0.0001" if p_value < 0.0001 else f"= {p_value:.4f}"  # noqa: PLR2004 - digits shown
 
 
 def _flips(c: Comparison) -> str:
