@@ -278,7 +278,7 @@ def test_the_keyboard_reaches_every_control(driver: Driver, path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_whole_grid_opens(tmp_path: Path) -> None:
-    """9 configs, 1,319 documents: under five megabytes, in a browser that has opened nothing yet."""
+    """9 configs, 1,319 documents: under five megabytes, in a browser that opened nothing yet."""
     with browser(tmp_path / "profile") as fresh:
         path = write_page(tmp_path, 1319, smoke=False)
         assert path.stat().st_size < 5_000_000
