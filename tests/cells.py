@@ -67,6 +67,7 @@ def make_cell(
     task: str = "gsm8k",
     limit: int | None = None,
     machines: Sequence[str] = (MACHINE,),
+    batch_size: int = 1,
     fields: dict[str, str] | None = None,
     repetition: float = 0.0,
     truncation: float = 0.0,
@@ -123,7 +124,7 @@ def make_cell(
         ),
         dataset="documents",
         task_versions={task: 3} if versions is None else versions,
-        provenance={"sessions": [{"machine": machine} for machine in machines]},
+        provenance={"sessions": [{"machine": m, "batch_size": batch_size} for m in machines]},
     )
     return CellData(
         experiment="00_baseline",

@@ -53,13 +53,15 @@ def test_without_twins_no_speed_is_claimed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machines", "reason"),
-    [(("A100",), "machines differ"), ((MACHINE, "A100"), "not computed on one machine")],
+    ("changes", "reason"),
+    [
+        ({"machines": ("A100",)}, "machines differ"),
+        ({"machines": (MACHINE, "A100")}, "not computed on one machine"),
+        ({"batch_size": 8}, "batch sizes differ"),
+    ],
 )
-def test_times_of_different_machines_are_not_compared(
-    machines: tuple[str, ...], reason: str
-) -> None:
-    found = compare(BASE, make_cell("k2_middle", RIGHT, machines=machines), floor=QUIET)
+def test_times_of_different_machines_are_not_compared(changes: Any, reason: str) -> None:
+    found = compare(BASE, make_cell("k2_middle", RIGHT, **changes), floor=QUIET)
     assert found.speed is None
     assert reason in str(found.speed_refused)
     assert "Speed is not compared" in found.sentence
@@ -88,6 +90,7 @@ def test_a_worse_cell_is_faster_at_a_price() -> None:
     ("b", "reason"),
     [
         ({"right": share(1000, 60)}, "accuracy fell from 80.0 to 6.0 %"),
+        ({"right": share(1000, 550)}, "accuracy fell from 80.0 to 55.0 %"),
         ({"right": RIGHT, "repetition": 0.3}, "repetitive answers rose from 0.0 to 30.0 %"),
         ({"right": RIGHT, "truncation": 0.2}, "truncated answers rose from 0.0 to 20.0 %"),
     ],
@@ -101,6 +104,14 @@ def test_collapse_is_never_praised_for_speed(b: dict[str, Any], reason: str) -> 
     assert found.collapsed == (reason,)
     assert "its speed says nothing" in found.sentence
     assert "faster" not in found.sentence
+
+
+def test_half_of_a_small_accuracy_is_a_collapse_too() -> None:
+    """A hard task: nine points are no ten, and still most of what there was."""
+    a = make_cell("k1_first", share(1000, 120))
+    reason = "accuracy fell from 12.0 to 3.0 %"
+    assert compare(a, make_cell("k2_last", share(1000, 30))).collapsed == (reason,)
+    assert compare(a, make_cell("k2_last", share(1000, 90))).collapsed == ()
 
 
 def test_a_small_sample_has_not_collapsed_by_chance() -> None:

@@ -211,6 +211,15 @@ class Summary(Spec):
         return speed or 0.0
 
     @property
+    def estimator_words(self) -> str | None:
+        """The estimator as tables name it, with the leave to use it where it is invalid."""
+        return (
+            None
+            if self.estimator is None
+            else self.fingerprint.fields.get("scoring", self.estimator)
+        )
+
+    @property
     def machines(self) -> tuple[str, ...]:
         """The machines that computed it, each in one line; one of them, normally."""
         sessions = self.provenance.get("sessions", [])

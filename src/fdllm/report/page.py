@@ -134,7 +134,7 @@ def _table(
         limit=first.limit,
         folder=first.folder.parent.name,
         kind=first.summary.kind,
-        estimator=first.summary.estimator,
+        estimator=first.summary.estimator_words,
         metric=first.summary.headline.metric,
         unit="tokens/s" if first.summary.kind == "generate" else "scored tokens/s",
         n_layers=first.summary.strategy.n_layers,

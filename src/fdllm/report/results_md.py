@@ -75,7 +75,7 @@ def _figures(records: Sequence[Record]) -> list[str]:
     speed = ("Scored tokens/s", "Requests/s") if scored else ("Tokens/s", "Tokens/forward")
     names = ["Config", "Accuracy [95 %]", "Change", *speed, "Speed by k=1", "Layer calls saved"]
     names += [] if scored else ["Truncated", "Repetitive"]
-    estimator = f", estimator {first.estimator}" if first.estimator else ""
+    estimator = f", estimator {first.estimator_words}" if first.estimator else ""
     lines = [
         f"Metric `{first.headline.metric}`{estimator}, {first.headline.num_samples} rows.",
         "",

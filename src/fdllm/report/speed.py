@@ -117,11 +117,9 @@ def floor_of(names: Sequence[str], speeds: Sequence[float], num_compared: int) -
 
 
 def find_twins(cells: Sequence[CellData]) -> list[CellData]:
-    """The largest set of cells that reuse nothing and are one computation on one machine."""
+    """The largest set of cells that are one computation on one machine."""
     groups: list[list[CellData]] = []
     for cell in cells:
-        if cell.summary.strategy.reuses:
-            continue
         for group in groups:
             if same_computation(group[0], cell) and speed_refusal(group[0], cell) is None:
                 group.append(cell)

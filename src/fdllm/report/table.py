@@ -30,7 +30,7 @@ def heading(cells: Sequence[CellState]) -> str:
     """What stands over a table: experiment, task, limit, model, estimator."""
     run = cells[0].run
     limit = "all rows" if run.limit is None else f"limit {run.limit}, a smoke test"
-    scored = {record.summary.estimator for record in finished(cells)} - {None}
+    scored = {record.summary.estimator_words for record in finished(cells)} - {None}
     estimator = "".join(f", estimator {name}" for name in scored if name)
     return f"{run.experiment} / {run.task} ({limit}) on {run.model.name}{estimator}"
 
