@@ -192,7 +192,12 @@ class Runner:
 
     def _open_journal(self, run: Run, machine: Worker, paths: RunPaths) -> Journal:
         identity = self._planner.fingerprint(run)
-        who = session(**machine.facts())
+        asked = run.evaluating
+        who = session(
+            **machine.facts(),
+            batch_size=asked.batch_size,
+            score_batch_size=asked.score_batch_size,
+        )
         try:
             return Journal(paths.journal, identity, who)
         except DamagedJournalError as error:
