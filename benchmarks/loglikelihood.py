@@ -65,10 +65,10 @@ def harness_requests(shared: Path, subject: str, questions: int) -> tuple[Pairs,
     tokenizer = byte_tokenizer(texts)
     with tempfile.TemporaryDirectory() as home, Hub(all_repositories(shared)) as hub:
         os.environ |= {"HF_HOME": home, "HF_ENDPOINT": hub.url}
-        from lm_eval.tasks import TaskManager, get_task_dict  # noqa: PLC0415
+        from lm_eval.tasks import TaskManager  # noqa: PLC0415
 
         name = f"mmlu_{subject}"
-        task: Any = get_task_dict([name], TaskManager())[name]
+        task: Any = TaskManager().load([name])["tasks"][name]
         task.set_config(key="num_fewshot", value=5)
         task.build_all_requests(limit=questions, rank=0, world_size=1)
     pairs = []
@@ -173,6 +173,7 @@ def main() -> None:
         for _ in range(given.repeats if i else 1):
             scores, wall = timed(partial(run, variant))
             seconds.append(wall)
+            print(f"{variant.name}: {wall:.2f} s", file=sys.stderr, flush=True)
         tokens = sum(score.counts.tokens for score in scores)
         floor = floor_seconds(model, list(shapes))
         median = statistics.median(seconds)
