@@ -60,6 +60,25 @@ def test_a_tampered_page_fails_the_check(fdllm: Command) -> None:
     assert "cells[k1_first].num_samples is 500, the samples give 5" in fdllm.out
 
 
+def test_tampered_results_fail_the_check(fdllm: Command) -> None:
+    fdllm("report", *TASK)
+    path = fdllm.root / "experiments/00_baseline/results.md"
+    lines = path.read_text().splitlines()
+    number = next(i for i, line in enumerate(lines) if line.startswith("| k2_last |"))
+    lines[number] = lines[number].replace("%", "0 %", 1)
+    path.write_text("\n".join(lines) + "\n")
+    assert fdllm("report", "--check") == 1
+    assert f"results.md: line {number + 1} is '| k2_last |" in fdllm.out
+
+
+def test_results_of_code_that_has_changed_are_not_compared(fdllm: Command) -> None:
+    fdllm("report", *TASK)
+    code = fdllm.root / "experiments/00_baseline/generation_functions.py"
+    code.write_text(code.read_text() + "\n# changed\n")
+    assert fdllm("report", "--check") == 0
+    assert "results.md was not compared: 9 of its 9 cells are stale now" in fdllm.err
+
+
 def test_a_record_that_the_page_lacks_is_noted(fdllm: Command) -> None:
     fdllm("report", *TASK, "--config", "k1_first", "k1_last")
     assert fdllm("report", "--check") == 0

@@ -8,14 +8,13 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from fdllm.cli import show
 from fdllm.cli.output import complain, say
+from fdllm.cli.report_markdown import check_markdown, render_markdown
 from fdllm.cli.request import make_planner
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import task_info
 from fdllm.plan import Planner
 from fdllm.record.atomic import write_text
-from fdllm.report.results_md import render_results
 
 _SHOWN = 20  # differences; a changed sample changes many figures
 
@@ -41,21 +40,19 @@ def run_report(args: Namespace) -> int:
         task_info(task)
     if args.check:
         return _check(planner, args)
-    from fdllm.report.publish import make_report  # noqa: PLC0415 - scipy and statsmodels
-
-    sweeps = list(show.report_sweeps(planner, args))
-    tables = render_results(planner, sweeps, args.experiment)
-    report = make_report(planner, sweeps, args.experiment)
-    text = report.add_verdict(tables)
+    text, report = render_markdown(planner, args)
     if args.stdout:
         say(text)
         return 0
-    page = report.render()
-    path = planner.experiment(args.experiment).folder / "results.md"
+    page, path = report.render(), _markdown_path(planner, args)
     for place, content in ((path, text), (_html_path(planner, args), page)):
         write_text(place, content)
         say(f"wrote {place}")
     return 0
+
+
+def _markdown_path(planner: Planner, args: Namespace) -> Path:
+    return planner.experiment(args.experiment).folder / "results.md"
 
 
 def _html_path(planner: Planner, args: Namespace) -> Path:
@@ -79,7 +76,9 @@ def _check(planner: Planner, args: Namespace) -> int:
             f"experiment '{args.experiment}' has no finished records of this selection under "
             f"{results}, so there is nothing to check; sweep first, or name them with --results"
         )
-    found = recheck(planner, args.experiment, folders, _html_path(planner, args))
+    found = recheck(planner, args.experiment, folders, _html_path(planner, args)).and_also(
+        check_markdown(planner, args, _markdown_path(planner, args))
+    )
     if args.json:
         say(json.dumps(asdict(found), indent=2, ensure_ascii=False))
         return int(bool(found.differences))

@@ -23,8 +23,16 @@ _CALLS = ("computed", "reused")
 _PHASES = ("prefill", "refresh", "denoise", "commit")
 
 
-def render_results(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -> str:
+def render_results(
+    planner: Planner, sweeps: Sequence[Sweep], experiment: str, selection: str
+) -> str:
     """The whole page.
+
+    Args:
+        planner: knows the records.
+        sweeps: a table each.
+        experiment: its name.
+        selection: the flags that chose the records; a check renders the page again by them.
 
     Raises:
         FdllmError: the records of a table must not stand together.
@@ -34,7 +42,7 @@ def render_results(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -
     head = [
         f"# Results: {experiment}" + (f" - {title}" if title else ""),
         "",
-        "Written by `fdllm report` from the records; do not edit.",
+        f"Written by `fdllm report {selection}` from the records; do not edit.",
         "See [proposal.md](proposal.md) and [tasks.md](tasks.md).",
         "",
     ]
