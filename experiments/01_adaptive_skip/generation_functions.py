@@ -41,6 +41,7 @@ class AdaptiveSkip(ReuseStrategy[Calm]):
         least_confidence: calm where each of them had at least this confidence.
         probe_change: calm where the layer ahead of the subset changed its residual by less than
             this share since the subset was last computed.
+        refresh_reuse: whether a REFRESH that is not a block's first may skip too.
     """
 
     start: int
@@ -48,6 +49,7 @@ class AdaptiveSkip(ReuseStrategy[Calm]):
     most_unmasked: int | None = None
     least_confidence: float | None = None
     probe_change: float | None = None
+    refresh_reuse: bool = False
 
     def __post_init__(self) -> None:
         given = (self.most_unmasked, self.least_confidence, self.probe_change)
@@ -61,16 +63,15 @@ class AdaptiveSkip(ReuseStrategy[Calm]):
         return Calm(n_layers)
 
     def plan(self, step: Step, state: Calm) -> AnyPlan:
-        """Reuse on a calm DENOISE; a REFRESH always computes and stores."""
+        """Reuse on a calm step; a REFRESH computes and stores, unless it may skip too."""
+        may_skip = step.phase is Phase.DENOISE or (self.refresh_reuse and not step.first)
         run = LayerRun(self.start, self.stop)
         store = LayerPlan(state.n_layers, store=(run,))
         skip = LayerPlan(state.n_layers, reuse=(run,))
         if self.probe_change is not None:
             probe = ProbePlan(self.start - 1, self.probe_change, calm=skip, otherwise=store)
-            if step.phase is Phase.REFRESH:
-                return LayerPlan(state.n_layers, store=(probe.run, run))
-            return probe
-        return skip if step.phase is Phase.DENOISE and state.calm else store
+            return probe if may_skip else LayerPlan(state.n_layers, store=(probe.run, run))
+        return skip if may_skip and state.calm else store
 
     def observe(self, step: Step, seen: Observation, state: Calm) -> Calm:  # noqa: ARG002
         """Judge the step that was; one that skipped is followed by one that computes."""
