@@ -97,6 +97,7 @@ class Engine:
         self.decoding = decoding
         self.mask_id = decoding.mask_id
         self.batch_size = batch_size
+        self._stepper = model.network.prepare()
         self.pool: PrefixPool | None = None
         if prefix_cache_gib:
             like = model.network.embedding.weight
@@ -113,6 +114,7 @@ class Engine:
         if not jobs:
             return
         cache = self._cache(jobs)
+        self._stepper = self.model.network.prepare()
         waiting = iter(enumerate(jobs))
         free = list(range(cache.num_rows))[::-1]
         active: list[_Active[T]] = []
@@ -209,10 +211,9 @@ class Engine:
         )
         ids = torch.tensor([ask.ids for ask in asks], device=self.model.device)
         columns = [ask.start for ask in asks]
-        done = self.model.network(ids, cache, window, asks[0].plan, columns)
+        done = self._stepper.forward(ids, cache, window, asks[0].plan, columns)
         wanted = [Wanted(row.ask.read, row.ask.targets, row.job.rng) for row in group]
-        head = self.model.network.head
-        predictions = predict(head, done.hidden, wanted, self.decoding, self.mask_id)
+        predictions = predict(self._stepper.head, done.hidden, wanted, self.decoding, self.mask_id)
         if done.change is not None:
             predictions = [replace(p, plan=done.plan, change=done.change) for p in predictions]
         for row, ask in zip(group, asks, strict=True):

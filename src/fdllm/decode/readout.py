@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fdllm.config import Decoding
 from fdllm.decode.unmask import Prediction, choose_greedy, choose_sampled
@@ -28,7 +28,11 @@ class Wanted:
 
 
 def predict(
-    head: nn.Module, hidden: Tensor, rows: Sequence[Wanted], decoding: Decoding, mask_id: int
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    rows: Sequence[Wanted],
+    decoding: Decoding,
+    mask_id: int,
 ) -> list[Prediction]:
     """Apply the head to the columns that are read, and to no others.
 
@@ -45,8 +49,9 @@ def predict(
     flat = [i * hidden.shape[1] + c for i, row in enumerate(rows) for c in row.read]
     if not flat:
         return [Prediction((), ()) for _ in rows]
-    logits = head(hidden.reshape(-1, hidden.shape[-1])[flat])
+    logits = head(hidden.view(-1, hidden.shape[-1])[flat])
     scoring = any(row.targets for row in rows)
+    logprobs = _logprobs(logits, rows) if scoring else []  # before a choice bars the mask token
     if decoding.temperature == 0.0 or scoring:
         chosen, confidence = choose_greedy(logits, mask_id)
     else:
@@ -56,7 +61,6 @@ def predict(
             logits, mask_id, decoding.temperature, decoding.top_p, uniform
         )
     tokens, sure = chosen.tolist(), confidence.tolist()
-    logprobs = _logprobs(logits, rows) if scoring else []
     out, at = [], 0
     for row in rows:
         span = slice(at, at + len(row.read))

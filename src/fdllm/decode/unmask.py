@@ -73,18 +73,16 @@ def choose_greedy(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
     only barred from being chosen.
 
     Args:
-        logits: [n, vocabulary], any float type; left as it is.
+        logits: [n, vocabulary], any float type; the mask token's become -inf.
         mask_id: the mask token.
 
     Returns:
         Tokens [n] and probabilities [n] in float32.
     """
-    logits = logits.float()
-    total = logits.logsumexp(dim=-1)
-    allowed = logits.clone()
-    allowed[:, mask_id] = float("-inf")
-    best, tokens = allowed.max(dim=-1)
-    return tokens, (best - total).exp()
+    share = logits.softmax(dim=-1, dtype=torch.float32)
+    logits[:, mask_id] = float("-inf")
+    tokens = logits.argmax(dim=-1)
+    return tokens, share.gather(1, tokens[:, None])[:, 0]
 
 
 def choose_sampled(

@@ -7,7 +7,9 @@ refreshes). A COMMIT therefore writes where the block cache stood and only moves
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -40,6 +42,7 @@ class RowCache:
         values: the same shape.
         lengths: tokens in each row's prefix cache.
         slots: stored values of skipped runs.
+        places: views into the buffers that a forward over a window needs, made once for each.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class RowCache:
         self.lengths = [0] * num_rows
         self.block_size = block_size
         self.slots = ReuseSlots(num_rows, block_size, spec.hidden_size, like)
+        self.places: dict[Hashable, Any] = {}
 
     @property
     def num_rows(self) -> int:

@@ -6,6 +6,7 @@ is bound by the number of products it makes; :mod:`fdllm.model.weights` maps the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -18,11 +19,10 @@ from fdllm.model.spec import ModelSpec
 class Attend(Protocol):
     """Attention against whatever keys a forward may see."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend.
 
         Args:
-            layer: index of the layer.
             q: [rows, kv heads, group * columns, head dim]; a group's heads stand one behind the
                 other, so that keys need no copy for each of them.
             k: [rows, kv heads, columns, head dim], the new columns alone.
@@ -31,9 +31,6 @@ class Attend(Protocol):
         Returns:
             A tensor shaped as ``q``.
         """
-
-    def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Take the new columns' keys and values without attending."""
 
 
 class RMSNorm(nn.Module):
@@ -49,6 +46,21 @@ class RMSNorm(nn.Module):
         if x.dtype == torch.float32:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return self.weight * F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
+
+
+class Head(nn.Linear):
+    """The output projection; its weight may be given up for the same product in another layout."""
+
+    _product: Callable[[Tensor], Tensor] | None = None
+
+    def replace(self, product: Callable[[Tensor], Tensor]) -> None:
+        """Compute by ``product`` from now on."""
+        self._product = product
+        self.weight.data = self.weight.data.new_empty(0)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        """Logits of hidden states."""
+        return super().forward(input) if self._product is None else self._product(input)
 
 
 class Layer(nn.Module):
@@ -83,17 +95,12 @@ class Layer(nn.Module):
         """
         rows, columns, _ = x.shape
         q, k, v = self._qkv(x, cos, sin)
-        mixed = attend(self.index, q.reshape(rows, self.num_kv_heads, -1, self.head_dim), k, v)
+        mixed = attend(q.reshape(rows, self.num_kv_heads, -1, self.head_dim), k, v)
         mixed = mixed.reshape(rows, self.num_kv_heads * self.group, columns, self.head_dim)
         x = x + self.o(mixed.transpose(1, 2).reshape(rows, columns, self.q_size))
         gate, up = self.gate_up(self.post_norm(x)).chunk(2, dim=-1)
         out: Tensor = x + self.down(F.silu(gate) * up)
         return out
-
-    def keep_kv(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> None:
-        """Compute only the keys and values this layer owes, where its output reaches nothing."""
-        _, k, v = self._qkv(x, cos, sin)
-        attend.keep(self.index, k, v)
 
     def _qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns, _ = x.shape

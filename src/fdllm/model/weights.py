@@ -78,6 +78,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     *,
     revision: str | None = None,
+    freeze: bool = True,
 ) -> Model:
     """Load a checkpoint.
 
@@ -87,6 +88,8 @@ def load_model(
         dtype: ``float32``, ``bfloat16``, ``float16``; ``auto`` goes by the device: bfloat16 from
             compute capability 8.0, float16 on 7.x, float32 on CPU.
         revision: branch, tag or commit of a Hub id.
+        freeze: lay the weights out for decoding, see :meth:`Network.freeze`; without it they stay
+            as the checkpoint has them, and decoding on a CPU is slower.
 
     Raises:
         UsageError: the path, device or dtype names nothing.
@@ -102,6 +105,8 @@ def load_model(
     if spec.mask_id is None:
         spec = replace(spec, mask_id=find_mask(folder))
         network.spec = spec
+    if freeze:
+        network.freeze()
     return Model(network, spec, folder, str(path), where, kind)
 
 

@@ -1,0 +1,166 @@
+"""The layer loop, where reuse stands once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from fdllm.layerplan import AnyPlan, LayerPlan, LayerRun
+from fdllm.model.cache import RowCache, Window
+from fdllm.model.kernels import PACK_FROM, FastLayer, linear
+from fdllm.model.place import DensePlace, Place
+from fdllm.model.segments import segments
+
+if TYPE_CHECKING:
+    from fdllm.model.network import Network
+
+_PLACES = 64  # windows remembered: a block has one for each sub-block, and REFRESH and COMMIT
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """What came of a forward.
+
+    Attributes:
+        hidden: the last hidden state, normed, [rows, columns, hidden].
+        plan: the plan that was carried out; where a probe chose, the one it chose.
+        change: the relative change that a probe measured; None where there was none.
+    """
+
+    hidden: Tensor
+    plan: LayerPlan
+    change: float | None = None
+
+
+class Stepper:
+    """A network's weights as decoding runs them.
+
+    Args:
+        network: the definition.
+        pack: whether large matrices go into oneDNN's layout.
+        release: whether the network gives up parameters that are kept here in another layout.
+    """
+
+    def __init__(self, network: Network, *, pack: bool, release: bool) -> None:
+        spec = network.spec
+        self.spec = spec
+        self._embedding = network.embedding.weight.data
+        self._layers = [FastLayer(layer, pack=pack, release=release) for layer in network.stack]
+        # The head stands apart from its norm: only the columns that are read go through it.
+        self._norm = network.norm
+        weight = network.head.weight.data
+        # A tied head is the embedding, which must stay as it is.
+        packed = pack and not spec.tie_embeddings and weight.numel() >= PACK_FROM
+        self.head = linear(weight, None, pack=packed)
+        if release and packed:
+            network.head.replace(self.head)
+        half = spec.head_dim // 2
+        cos, sin = (table[:, :half] for table in network.table())
+        self._factors = torch.complex(cos, sin)[:, None]
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: RowCache,
+        window: Window,
+        plan: AnyPlan,
+        starts: Sequence[int],
+    ) -> Forwarded:
+        """One forward of any phase.
+
+        Args:
+            ids: tokens [rows, columns].
+            cache: keys, values and reuse slots; written in place.
+            window: the rows and positions that ``ids`` stand at.
+            plan: which layer runs are computed, stored or reused. A plan with a probe decides for
+                all rows at once, so give it one row.
+            starts: each row's first column inside its block, where the slots are addressed.
+
+        Returns:
+            The last hidden state, normed; give :attr:`head` the columns that are read.
+        """
+        place = self._place(cache, window, starts)
+        x = F.embedding(ids.view(-1), self._embedding)
+        shape = (*ids.shape, -1)
+        if isinstance(plan, LayerPlan):
+            return Forwarded(self._norm(self._run(x, plan, place)).view(shape), plan)
+        x = self._compute(x, 0, plan.layer, place)
+        before, x = x, self._compute(x, plan.layer, plan.layer + 1, place)
+        fresh = x - before
+        stored = cache.slots.read(plan.run, window.rows, place.columns).reshape(x.shape)
+        change = float((fresh - stored).norm() / stored.norm())
+        chosen = plan.calm if change < plan.threshold else plan.otherwise
+        if chosen is plan.otherwise:
+            cache.slots.write(plan.run, window.rows, place.columns, fresh.view(shape))
+        x = self._run(x, chosen, place, plan.layer + 1)
+        return Forwarded(self._norm(x).view(shape), chosen, change)
+
+    def _run(self, x: Tensor, plan: LayerPlan, place: Place, first: int = 0) -> Tensor:
+        """Carry out a plan from layer ``first`` on."""
+        slots, rows, columns = place.cache.slots, place.window.rows, place.columns
+        for piece in segments(plan, first):
+            run = piece.run
+            if piece.kind == "partial" and run is not None:
+                x = self._partial(x, run, place)
+            elif piece.kind == "reuse" and run is not None:
+                stored = slots.read(run, rows, columns).reshape(x.shape)
+                x = stored if run.target == "output" else x + stored
+            else:
+                before = x
+                x = self._compute(x, piece.start, piece.stop, place, kv_only=piece.kv_only)
+                if run is not None:
+                    kept = x if run.target == "output" else x - before
+                    slots.write(run, rows, columns, kept.view(len(rows), -1, kept.shape[-1]))
+        return x
+
+    def _compute(
+        self, x: Tensor, start: int, stop: int, place: Place, *, kv_only: bool = False
+    ) -> Tensor:
+        """Layers ``start .. stop - 1``; of the last one perhaps only keys and values."""
+        for layer in self._layers[start : stop - 1 if kv_only else stop]:
+            x = layer(x, place)
+        if kv_only:
+            self._layers[stop - 1].keep_kv(x, place)
+        return x
+
+    def _partial(self, x: Tensor, run: LayerRun, place: Place) -> Tensor:
+        """Compute a run for some columns, keep them, and take what is stored for the others."""
+        slots, rows = place.cache.slots, place.window.rows
+        if run.columns:
+            offsets = [column - place.columns[0].start for column in run.columns]
+            before = x.view(len(rows), -1, x.shape[-1])[:, offsets].view(-1, x.shape[-1])
+            fresh = self._compute(before, run.start, run.stop, place.narrow(offsets))
+            kept = fresh if run.target == "output" else fresh - before
+            kept = kept.view(len(rows), -1, kept.shape[-1])
+            slots.write(run, rows, [run.columns] * len(rows), kept)
+        stored = slots.read(run, rows, place.columns).reshape(x.shape)
+        return stored if run.target == "output" else x + stored
+
+    def dense(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits of whole sequences, see :meth:`fdllm.model.network.Network.dense`."""
+        place = DensePlace(self.spec, self._factors[positions], ids.shape, self._embedding, mask)
+        x = F.embedding(ids.view(-1), self._embedding)
+        for layer in self._layers:
+            x = layer(x, place)
+        return self.head(self._norm(x)).view(*ids.shape, -1)
+
+    def _place(self, cache: RowCache, window: Window, starts: Sequence[int]) -> Place:
+        key = (window, *starts)
+        place = cache.places.get(key)
+        if place is None:
+            if len(cache.places) >= _PLACES:
+                cache.places.clear()
+            place = Place(cache, window, self._factors_at(window), self.spec.num_heads, starts)
+            cache.places[key] = place
+        return place
+
+    def _factors_at(self, window: Window) -> Tensor:
+        if len(set(window.starts)) == 1:
+            return self._factors[window.starts[0] : window.starts[0] + window.width]
+        offsets = torch.arange(window.width, device=self._factors.device)
+        return self._factors[torch.tensor(window.starts, device=offsets.device)[:, None] + offsets]
