@@ -55,7 +55,7 @@ class Place:
         self._shape = (num_rows, num_heads, width, dim)
         self._mask = self._make_mask(num_heads // kv, width)
         self._fresh: tuple[Tensor, Tensor] | None = None
-        self._at: list[tuple[int, int, slice | Tensor]] = []
+        self._at: tuple[Tensor, Tensor] | None = None
         if window.uniform:
             rows = slice(window.rows[0], window.rows[0] + num_rows)
             seen = slice(0, window.extents[0])
@@ -72,9 +72,12 @@ class Place:
             self._fresh = (fresh[0], fresh[1])
             self._keys_out = (_target(fresh[0]),) * len(self._keys)
             self._values_out = (_target(fresh[1]),) * len(self._keys)
-            chosen = None if only is None else torch.tensor(only, device=fresh.device)
-            for i, (row, at) in enumerate(zip(window.rows, window.starts, strict=True)):
-                self._at.append((i, row, slice(at, at + width) if chosen is None else chosen + at))
+            offsets = range(width) if only is None else only
+            at = [[start + offset for offset in offsets] for start in window.starts]
+            self._at = (
+                torch.tensor(window.rows, device=fresh.device)[:, None],
+                torch.tensor(at, device=fresh.device),
+            )
         everyone = tuple(range(cache.num_rows))
         self._pick = (
             None
@@ -117,12 +120,10 @@ class Place:
         """Write a layer's keys, not yet rotated, and values."""
         _rotate(keys, self.factors, self._keys_out[layer])
         _copy(values, self._values_out[layer])
-        if self._fresh is None:
-            return
-        fresh_keys, fresh_values = self._fresh
-        for i, row, span in self._at:
-            self.cache.keys[layer, row, :, span] = fresh_keys[i].transpose(0, 1)
-            self.cache.values[layer, row, :, span] = fresh_values[i].transpose(0, 1)
+        if self._fresh is not None and self._at is not None:
+            rows, at = self._at
+            self.cache.keys[layer][rows, :, at] = self._fresh[0]
+            self.cache.values[layer][rows, :, at] = self._fresh[1]
 
     def attend(self, layer: int) -> Tensor:
         """What the queries see of a layer, [rows, columns, heads, head dim]."""
