@@ -25,12 +25,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import fdllm
 from fdllm.decode.scorer import Score, score_requests
-from fdllm.model.cache import Window
+from fdllm.model.cache import RowCache, Window
 from fdllm.model.network import Network
 from fdllm.model.spec import ModelSpec
+from fdllm.model.stepper import Forwarded
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 Pairs = list[tuple[list[int], list[int]]]
@@ -79,7 +81,7 @@ def harness_requests(shared: Path, subject: str, questions: int) -> tuple[Pairs,
     return pairs, len(tokenizer)
 
 
-def random_model(vocab_size: int, layers: int, width: int) -> fdllm.Model:
+def random_model(vocab_size: int, layers: int, width: int, *, freeze: bool) -> fdllm.Model:
     """Qwen-like proportions: 64 wide heads, a quarter of them for keys, SwiGLU of 2.75 widths."""
     heads = width // 64
     spec = ModelSpec(
@@ -95,6 +97,8 @@ def random_model(vocab_size: int, layers: int, width: int) -> fdllm.Model:
     )
     torch.manual_seed(0)
     network = Network(spec).eval().requires_grad_(requires_grad=False)
+    if freeze:
+        network.freeze()
     return fdllm.Model(network, spec, None, "random", torch.device("cpu"), torch.float32)
 
 
@@ -138,12 +142,18 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     given = parser.parse_args()
     pairs, vocab_size = harness_requests(given.shared, given.subject, given.questions)
-    model = random_model(vocab_size, given.layers, given.width)
+    model = random_model(vocab_size, given.layers, given.width, freeze=True)
+    plain = random_model(vocab_size, given.layers, given.width, freeze=False)
     decoding = fdllm.Decoding()
     shapes: list[tuple[int, Window]] = []
-    model.network.register_forward_pre_hook(
-        lambda _, args: shapes.append((args[0].shape[0], args[2]))
-    )
+    stepper = model.network.prepare()
+    forward = stepper.forward
+
+    def counted(ids: Tensor, cache: RowCache, window: Window, *rest: Any) -> Forwarded:  # noqa: ANN401
+        shapes.append((ids.shape[0], window))
+        return forward(ids, cache, window, *rest)
+
+    vars(stepper)["forward"] = counted
 
     def run(variant: Variant) -> list[Score]:
         shapes.clear()
@@ -175,7 +185,7 @@ def main() -> None:
             seconds.append(wall)
             print(f"{variant.name}: {wall:.2f} s", file=sys.stderr, flush=True)
         tokens = sum(score.counts.tokens for score in scores)
-        floor = floor_seconds(model, list(shapes))
+        floor = floor_seconds(plain, list(shapes))
         median = statistics.median(seconds)
         if not i:
             base_seconds, base_tokens, base_scores = median, tokens, scores
