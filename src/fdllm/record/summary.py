@@ -90,6 +90,11 @@ class LayerCalls(Spec):
     trimmed: float = 0.0
     saved_share: float
 
+    @property
+    def made(self) -> float:
+        """Layer calls made in the end; more than without reuse where skipping costs forwards."""
+        return self.computed - self.trimmed
+
 
 class Quality(Spec):
     """Signs of degeneration in generated text.

@@ -77,6 +77,7 @@ class Measured:
         latency_p95_s: 95th percentile of the same.
         calls: by phase, forwards and layer calls computed and reused.
         saved_share: layer calls reused, of all.
+        made: layer calls made in the end, to compare with the baseline's.
         ideal: speed-up if every step but each k-th skipped the layers (ANCESTOR's formula); None
             for strategies without a period.
         possible: speed-up if time followed the layer calls that were really made.
@@ -103,6 +104,7 @@ class Measured:
     latency_p95_s: float
     calls: measure.CountsByPhase
     saved_share: float
+    made: float
     ideal: float | None
     possible: float
     truncation: float | None
@@ -185,6 +187,7 @@ def measured(cell: CellData) -> Measured:
         latency_p95_s=pace.latency_p95_s,
         calls=counts,
         saved_share=calls.saved_share,
+        made=calls.made,
         ideal=ideal_speedup(strategy.k, len(strategy.layers), strategy.n_layers)
         if strategy.reuses
         else None,

@@ -81,7 +81,8 @@ def _figures(records: Sequence[Record]) -> list[str]:
     ratios = speed_ratios(records)
     base = next((r.summary for r in records if not r.summary.strategy.reuses), None)
     speed = ("Scored tokens/s", "Requests/s") if scored else ("Tokens/s", "Tokens/forward")
-    names = ["Config", "Accuracy [95 %]", "Change", *speed, "Speed by k=1", "Layer calls saved"]
+    names = ["Config", "Accuracy [95 %]", "Change", *speed, "Speed by k=1"]
+    names += ["Layer calls saved", "Layer calls by k=1"]
     names += [] if scored else ["Truncated", "Repetitive"]
     estimator = f", estimator {first.estimator_words}" if first.estimator else ""
     lines = [
@@ -107,12 +108,18 @@ def _figures(records: Sequence[Record]) -> list[str]:
             *(f"{value or 0.0:.2f}" for value in figures),
             "" if ratio is None else f"{ratio:.2f}",
             percent(summary.layer_calls.saved_share),
+            "" if base is None else f"{summary.layer_calls.made / base.layer_calls.made:.2f}",
         ]
         if summary.quality is not None:
             row += [percent(summary.quality.truncation_rate)]
             row += [percent(summary.quality.repetition_rate)]
         lines.append(_row(row))
-    return [*lines, ""]
+    words = (
+        "Layer calls saved: those not made, of the config's own. By k=1: those made in the end, "
+        "by the first config's that reuses nothing; above 1 where skipping costs more forwards "
+        "than it saves."
+    )
+    return [*lines, "", words, ""]
 
 
 def _counters(records: Sequence[Record]) -> list[str]:

@@ -48,11 +48,12 @@ def status_table(cells: Sequence[CellState]) -> Table:
         table.add_column(name, overflow="fold")
     for cell in cells:
         reason = cell.reason + (f" (log: {cell.log})" if cell.log else "")
-        table.add_row(cell.run.cell.name, state_text(cell.state), _requests(cell), Text(reason))
+        table.add_row(cell.run.cell.name, state_text(cell.state), requests_text(cell), Text(reason))
     return table
 
 
-def _requests(cell: CellState) -> str:
+def requests_text(cell: CellState) -> str:
+    """Requests answered, of how many; empty where nobody has counted."""
     if cell.done is None:
         return ""
     total = "?" if cell.total is None else str(cell.total)
@@ -80,27 +81,34 @@ def figures_table(cells: Sequence[CellState]) -> Table:
         records = {}
     speed = ("scored tokens/s", "requests/s") if scored else ("tokens/s", "tokens/forward")
     table.add_column("config")
-    for name in ("accuracy [95 %]", *speed, "layer calls saved"):
+    for name in ("accuracy [95 %]", *speed, "layer calls saved", "by k=1"):
         table.add_column(name, justify="right")
     if not scored:
         table.add_column("truncated", justify="right")
         table.add_column("repetitive", justify="right")
     table.add_column("state")
+    base = next((r for r in records.values() if not r.strategy.reuses), None)
     for cell in cells:
         summary = records.get(cell.run.cell.name)
-        figures = [""] * (len(table.columns) - 2) if summary is None else figure_row(summary)
+        figures = [""] * (len(table.columns) - 2) if summary is None else figure_row(summary, base)
         table.add_row(cell.run.cell.name, *figures, state_text(cell.state))
     return table
 
 
-def figure_row(summary: Summary) -> list[str]:
-    """Accuracy with its interval, speed, share of layer calls saved, signs of degeneration."""
+def figure_row(summary: Summary, base: Summary | None) -> list[str]:
+    """Accuracy with its interval, speed, share of layer calls saved, signs of degeneration.
+
+    Layer calls stand twice: the share that the run saved of its own, and those it made in the end
+    by those of ``base``, which reuses nothing.
+    """
     speed = summary.throughput
     if summary.kind == "generate":
         figures = [_number(speed.tokens_per_second), _number(speed.tokens_per_forward, 2)]
     else:
         figures = [_number(speed.scored_tokens_per_second), _number(speed.requests_per_second)]
-    row = [with_interval(summary.headline), *figures, percent(summary.layer_calls.saved_share)]
+    calls = summary.layer_calls
+    made = "" if base is None else _number(calls.made / base.layer_calls.made, 2)
+    row = [with_interval(summary.headline), *figures, percent(calls.saved_share), made]
     if summary.quality is not None:
         row += [percent(summary.quality.truncation_rate), percent(summary.quality.repetition_rate)]
     return row
