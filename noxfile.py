@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import re
+import shutil
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ nox.options.default_venv_backend = "none"  # `Environment` below is shared; nox'
 nox.options.error_on_external_run = False
 
 LOCK = Path("requirements.lock")
+IMAGE_LOCK = Path("requirements.image.lock")
+HAND_OFF = "# Written by `nox -s lock`; do not edit."
 CODE = ("src", "tests", "noxfile.py")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 # pdoc sees only what has been imported, and `import fdllm` leaves torch's half for later.
@@ -60,7 +63,15 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Unit tests, on a tiny random model. Arguments go to pytest."""
-    Environment(session).install("project", "test").python("pytest", *session.posargs)
+    project = Environment(session).install("project", "test")
+    project.python("pytest", "-m", "not cluster", *session.posargs)
+
+
+@nox.session
+def cluster(session: nox.Session) -> None:
+    """Sweeps and faults through a real SLURM of one node (Debian, root). Arguments go to pytest."""
+    project = Environment(session).install("project", "test")
+    project.python("pytest", "-m", "cluster", *(session.posargs or ["tests/cluster"]))
 
 
 # --- the work -------------------------------------------------------------------------------------
@@ -77,6 +88,33 @@ def validate(session: nox.Session) -> None:
 def sweep(session: nox.Session) -> None:
     """A whole grid: ``nox -s sweep -- --task mmlu``. Computes only what is missing."""
     Environment(session).install("project").fdllm("sweep", *session.posargs)
+
+
+@nox.session
+def container(session: nox.Session) -> None:
+    """Build the image from Apptainer.def: ``fdllm.sif``. Arguments go to ``apptainer build``."""
+    apptainer = shutil.which("apptainer")
+    if apptainer is None:
+        session.error(
+            "the image needs Apptainer 1.2 or later on Linux, and there is no 'apptainer' on the "
+            "PATH; load the site's module, or install it (Debian: sudo .ci/apptainer.sh install)"
+        )
+    commit = session.run(
+        "git", "rev-parse", "HEAD", silent=True, external=True, success_codes=[0, 128]
+    )
+    known = str(commit).strip() if re.fullmatch(r"[0-9a-f]{40}\s*", str(commit)) else "unknown"
+    labels = {"version": load_toml("pyproject.toml")["project"]["version"], "commit": known}
+    given = (f"--build-arg={name}={value}" for name, value in labels.items())
+    session.run(
+        apptainer,
+        "build",
+        "--force",
+        *given,
+        *session.posargs,
+        "fdllm.sif",
+        "Apptainer.def",
+        external=True,
+    )
 
 
 @nox.session
@@ -117,6 +155,27 @@ def lock(session: nox.Session) -> None:
     pins = [line.partition("+")[0] for line in frozen if not GPU_ONLY.match(line)]
     header = "# Versions of everything that a run imports. Written by `nox -s lock`; do not edit."
     LOCK.write_text("\n".join([header, *pins]) + "\n", encoding="utf-8")
+    _lock_image(clean, pins)
+
+
+def _lock_image(clean: Environment, pins: list[str]) -> None:
+    """Write the image's lock: the hash of each package but torch, whose builds differ."""
+    rest = [pin for pin in pins if not pin.startswith("torch==")]
+    options = ("--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-")
+    report = json.loads(clean.pip("install", *options, *rest))
+    hashes = {
+        _plain(one["metadata"]["name"]): one["download_info"]["archive_info"]["hashes"]["sha256"]
+        for one in report["install"]
+    }
+    header = (
+        "# requirements.lock without torch, by hash, for Linux x86_64 and Python 3.11: the image."
+    )
+    lines = [f"{pin} --hash=sha256:{hashes[_plain(pin.partition('==')[0])]}" for pin in rest]
+    IMAGE_LOCK.write_text("\n".join([header, HAND_OFF, *lines]) + "\n", encoding="utf-8")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 # --- how an environment comes about ---------------------------------------------------------------

@@ -11,6 +11,8 @@ from helpers import shared_folder
 
 # Models of the tests are far too small for a second thread; children of the tests inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A sweep of a test is computed here unless it says otherwise, whether or not there is an sbatch.
+os.environ["FDLLM_EXECUTOR"] = "local"
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,15 @@ import pytest
 
 from fdllm.config import Evaluating, ModelChoice, Run, Sweep
 from fdllm.decode.counts import Counts
-from fdllm.evaluate.protocols import Evaluation, Progress, Store
+from fdllm.evaluate.protocols import (
+    WHOLE,
+    EndedEarly,
+    Evaluation,
+    Part,
+    Progress,
+    ShardAnswered,
+    Store,
+)
 from fdllm.evaluate.runner import Outcome, Runner
 from fdllm.experiment import Unmask
 from fdllm.plan import Planner, TaskFacts
@@ -151,14 +159,21 @@ class StubMachine:
         unmask: Unmask | None,  # noqa: ARG002
         store: Store,
         progress: Progress,
+        *,
+        part: Part = WHOLE,
     ) -> Evaluation:
-        """Ask for every document, as the harness does."""
-        known = {i: store.get(f"{run.task}-{i}") for i in range(self.num_docs)}
-        progress.begin(self.num_docs, sum(entry is not None for entry in known.values()))
+        """Ask for every document of the part, as the harness does."""
+        docs = part.select(range(self.num_docs), lambda doc: doc)
+        known = {i: store.get(f"{run.task}-{i}") for i in docs}
+        done = sum(entry is not None for entry in known.values())
+        progress.begin(len(docs), done)
         samples = []
         for i, kept in known.items():
             entry = kept
             if entry is None:
+                if not part.go_on():
+                    raise EndedEarly(done, len(docs))
+                done += 1
                 self.before(i)
                 time.sleep(self.delay_s)
                 entry = self._entry(run, strategy, i)
@@ -168,6 +183,8 @@ class StubMachine:
                 store.put(f"{run.task}-{i}", entry)
                 progress.advance(entry)
             samples.append(self._sample(run, i, entry))
+        if part.shard is not None:
+            raise ShardAnswered
         metric = METRIC[run.task]
         value = sum(s["metrics"][metric] for s in samples) / len(samples)
         results = {"results": {run.task: {metric: value}}}

@@ -22,12 +22,20 @@ from imports import imports, modules
 # From the top down. A module belongs to the longest name that it starts with.
 LAYERS = (
     {"cli"},
-    {"report", "cluster", "trace", "release", "tiny.*"},  # tiny.*: what trained the model
+    {"report", "cluster", "trace", "release", "bench", "tiny.*"},  # tiny.*: what trained the model
     {"evaluate"},
     {"decode"},
     {"model"},
     {"plan", "experiment", "record"},
-    {"config", "reuse", "layerplan", "schedule", "errors", "tiny"},  # where the embedded model lies
+    {
+        "config",
+        "reuse",
+        "layerplan",
+        "schedule",
+        "errors",
+        "shard",
+        "tiny",
+    },  # where the embedded model lies
 )
 # What plans and tells a state, say on a login node: it answers at once.
 LIGHT = (
@@ -41,6 +49,8 @@ LIGHT = (
     "reuse",
     "schedule",
     "errors",
+    "shard",
+    "cluster",
 )
 HEAVY = {"torch", "transformers", "lm_eval", "datasets"}
 MAX_LINES = 300

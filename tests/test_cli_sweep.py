@@ -118,9 +118,13 @@ def test_status_flag_runs_nothing(fdllm: Command) -> None:
     assert fdllm.loads == 0
 
 
-def test_slurm_says_that_it_is_not_there(fdllm: Command) -> None:
+def test_slurm_says_that_it_is_not_there(
+    fdllm: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert fdllm("sweep", *TASK, "--executor", "slurm") == 1
-    assert "not built yet" in fdllm.err
+    assert "needs sbatch" in fdllm.err
+    assert "--executor local" in fdllm.err
 
 
 def test_limit_is_part_of_the_identity(fdllm: Command) -> None:

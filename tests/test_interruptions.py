@@ -69,8 +69,11 @@ def test_a_disk_that_fills_up_loses_nothing(root: Path) -> None:
             while True:
                 file.write(b"x" * 512)
 
+    def long_answer(_: Run, doc: int) -> str:
+        return str(doc) * 600  # so that three do not fit what is left of the journal's last page
+
     with small_disk(root / "results"):
-        outcome = do_run(root, run, StubMachine(before=fill))
+        outcome = do_run(root, run, StubMachine(before=fill, answer=long_answer))
         assert outcome.state is State.FAILED
         assert "the disk is full" in outcome.reason
         ballast.unlink()

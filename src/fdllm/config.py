@@ -19,6 +19,7 @@ from fdllm.reuse import SUBSETS, subset_bounds
 
 Estimator = Literal["first-token", "denoise"]
 Subset = Literal["first", "middle", "last"]
+CodeExecution = Literal["refused", "confined", "readable"]  # see fdllm.evaluate.isolation
 CONFIG_NAME = re.compile(r"^k(?P<k>[1-9]\d*)_(?P<subset>first|middle|last)$")
 CELL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
 DEFAULT_MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
@@ -253,6 +254,7 @@ class Run(Spec):
         evaluating: how the task is asked.
         subset_size: layers of the subset.
         params: the strategy's parameters, the cell's applied.
+        code_execution: consent to run code that the model writes; no part of an identity.
     """
 
     experiment: str
@@ -264,6 +266,7 @@ class Run(Spec):
     evaluating: Evaluating = Evaluating()
     subset_size: int | None = None
     params: dict[str, Any] = Field(default_factory=dict)
+    code_execution: CodeExecution = "refused"
 
     def __str__(self) -> str:
         limit = "" if self.limit is None else f" (limit {self.limit})"
@@ -280,6 +283,7 @@ class Sweep(Spec):
         model: the checkpoint.
         limit: documents of each leaf task at most; None is all.
         evaluating: how the tasks are asked.
+        code_execution: consent to run code that the model writes.
     """
 
     experiment: str
@@ -288,6 +292,7 @@ class Sweep(Spec):
     model: ModelChoice = ModelChoice()
     limit: int | None = Field(None, ge=1)
     evaluating: Evaluating = Evaluating()
+    code_execution: CodeExecution = "refused"
 
 
 def home_model(task: str) -> str:

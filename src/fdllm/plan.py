@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import enum
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from fdllm.config import Cell, ModelChoice, Run, StrategyConfig, Sweep
+from fdllm.errors import FdllmError
 from fdllm.experiment import Experiment, load_experiment
+from fdllm.record.cells import BUSY, SETTLED, CellState, JobFacts, State
+from fdllm.record.failure import read_failure
 from fdllm.record.fingerprint import SCHEMA, Fingerprint, digest_of
 from fdllm.record.identity import ModelIdentity, locked_versions, model_identity, source_hashes
-from fdllm.record.journal import DamagedJournalError, JournalContent, read_journal
+from fdllm.record.journal import DamagedJournalError
 from fdllm.record.lock import holder_of
 from fdllm.record.paths import Layout, RunPaths
-from fdllm.record.summary import InvalidRecordError, Summary, read_summary
+from fdllm.record.progress import Progress, read_progress
+from fdllm.record.summary import InvalidRecordError, read_summary
 from fdllm.reuse import ReuseStrategy, subset_overlaps
 
-
-class State(enum.StrEnum):
-    """What a cell is (DESIGN section 6)."""
-
-    DONE = "done"
-    PENDING = "pending"
-    QUEUED = "queued"
-    RUNNING = "running"
-    PARTIAL = "partial"
-    FAILED = "failed"
-    STALE = "stale"
-    INVALID = "invalid"
-    NOT_APPLICABLE = "not-applicable"
-
-
-SETTLED = frozenset({State.DONE, State.NOT_APPLICABLE})
-"""States in which a sweep has nothing to do."""
-BUSY = frozenset({State.RUNNING, State.QUEUED})
-"""States in which somebody else does it."""
+__all__ = ["BUSY", "SETTLED", "CellState", "JobFacts", "Planner", "State", "TaskFacts"]
 
 
 @dataclass(frozen=True)
@@ -53,51 +37,6 @@ class TaskFacts:
     kind: Literal["generate", "loglikelihood"]
     definition: str
     max_new_tokens: int = 512
-
-
-@dataclass(frozen=True)
-class CellState:
-    """A run and what has become of it.
-
-    Attributes:
-        run: the run.
-        state: its state.
-        reason: why, in a few words; empty where the state says it all.
-        paths: its files.
-        done: requests answered, where that is known.
-        total: requests of the run, where that is known.
-        log: log of the attempt that failed.
-        summary: the record, where it is done or stale.
-    """
-
-    run: Run
-    state: State
-    reason: str
-    paths: RunPaths
-    done: int | None = None
-    total: int | None = None
-    log: str | None = None
-    summary: Summary | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        summary = self.summary if self.state is State.DONE else None
-        return {
-            "experiment": self.run.experiment,
-            "task": self.run.task,
-            "limit": self.run.limit,
-            "config": self.run.cell.name,
-            "model": self.run.model.name,
-            "state": self.state.value,
-            "reason": self.reason,
-            "done": self.done,
-            "total": self.total,
-            "log": self.log,
-            "folder": str(self.paths.folder),
-            "headline": None if summary is None else summary.headline.model_dump(),
-            "throughput": None if summary is None else summary.throughput.model_dump(),
-            "saved_share": None if summary is None else summary.layer_calls.saved_share,
-        }
 
 
 class Planner:
@@ -145,6 +84,7 @@ class Planner:
             evaluating=sweep.evaluating,
             subset_size=experiment.settings.reuse.subset_size,
             params=experiment.params(cell),
+            code_execution=sweep.code_execution,
         )
 
     def experiment(self, name: str) -> Experiment:
@@ -239,14 +179,14 @@ class Planner:
             first = self.experiment(run.experiment).cells[0].name
             reason = f"one forward, so reuse cannot act; {first} stands for the whole grid"
             return CellState(run, State.NOT_APPLICABLE, reason, paths)
-        holder = None if mine else holder_of(paths)
-        if holder is not None:
-            return self._unfinished(run, paths, State.RUNNING, str(holder))
+        at_work = "" if mine else _at_work(paths)
+        if at_work:
+            return self._unfinished(run, paths, State.RUNNING, at_work)
         if paths.summary.exists():
             return self._recorded(run, paths)
-        if paths.failed.exists():
-            return self._failed(run, paths)
-        return self._unfinished(run, paths, State.PENDING, "not run yet")
+        return self._failed(run, paths) or self._unfinished(
+            run, paths, State.PENDING, "not run yet"
+        )
 
     def is_applicable(self, run: Run) -> bool:
         """Whether a run can differ from the grid's first cell (DESIGN section 5)."""
@@ -270,31 +210,46 @@ class Planner:
         number = summary.num_requests
         return CellState(run, State.DONE, "", paths, number, number, summary=summary)
 
-    def _failed(self, run: Run, paths: RunPaths) -> CellState:
-        try:
-            data = json.loads(paths.failed.read_text(encoding="utf-8"))
-            reason, log = str(data["reason"]), data.get("log")
-        except (OSError, ValueError, KeyError, TypeError):
-            return CellState(run, State.INVALID, "failed.json cannot be read", paths)
-        kept = self._unfinished(run, paths, State.FAILED, reason)
-        return CellState(run, State.FAILED, reason, paths, kept.done, kept.total, log)
+    def _failed(self, run: Run, paths: RunPaths) -> CellState | None:
+        """The cell, where the last attempt at the run or at a shard of it left a reason."""
+        for part in (paths, *paths.shards()):
+            try:
+                failure = read_failure(part)
+            except FdllmError as error:
+                return CellState(run, State.INVALID, str(error), paths)
+            if failure is not None:
+                where = "" if part.shard is None else f"{part.shard}: "
+                kept = self._unfinished(run, paths, State.FAILED, where + failure.reason)
+                return replace(
+                    kept, state=State.FAILED, reason=where + failure.reason, log=failure.log
+                )
+        return None
 
     def _unfinished(self, run: Run, paths: RunPaths, state: State, reason: str) -> CellState:
-        """A cell without a record: as far as its journal is."""
+        """A cell without a record: as far as its journals are."""
         try:
-            journal = read_journal(paths.journal)
+            now = read_progress(paths)
         except DamagedJournalError as error:
             return CellState(run, State.INVALID, str(error), paths)
-        done, total = len(journal.entries), journal.total
-        if state is State.PENDING and journal.fingerprint is not None:
-            changed = "; ".join(self.fingerprint(run).differences(journal.fingerprint))
+        if state is State.PENDING and now.fingerprint is not None:
+            changed = "; ".join(self.fingerprint(run).differences(now.fingerprint))
             if changed:
                 return CellState(run, State.STALE, f"unfinished, and since then {changed}", paths)
-            if done:
-                return CellState(run, State.PARTIAL, _progress(journal), paths, done, total)
-        return CellState(run, state, reason, paths, done or None, total)
+            if now.done:
+                return CellState(run, State.PARTIAL, _progress(now), paths, now.done, now.total)
+        return CellState(run, state, reason, paths, now.done or None, now.total)
 
 
-def _progress(journal: JournalContent) -> str:
-    finished = ", the record is missing" if len(journal.entries) == journal.total else ""
-    return f"{len(journal.entries)} of {journal.total or '?'} requests{finished}"
+def _at_work(paths: RunPaths) -> str:
+    """Who works on a run or on shards of it now; empty where nobody does."""
+    found = []
+    for part in (paths, *paths.shards()):
+        holder = holder_of(part)
+        if holder is not None:
+            found.append(f"{holder}" if part.shard is None else f"{part.shard}: {holder}")
+    return "; ".join(found)
+
+
+def _progress(now: Progress) -> str:
+    finished = ", the record is missing" if now.done == now.total else ""
+    return f"{now.done} of {now.total or '?'} requests{finished}"

@@ -11,16 +11,37 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fdllm.config import Decoding
+from fdllm.decode.counts import Counts
+from fdllm.decode.sampler import Generation
 from fdllm.errors import FdllmError
+from fdllm.evaluate.answer import Query
 from fdllm.evaluate.harness import evaluate, oracle
 from fdllm.reuse import PeriodicReuse
 from hub.checkpoint import MemoryStore, Tally, random_model
+
+
+@dataclass(frozen=True)
+class Told:
+    """An answerer that says what it was told to, by document."""
+
+    texts: Sequence[str]
+
+    def generate(
+        self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
+    ) -> None:
+        for i, query in enumerate(queries):
+            on_done(i, Generation([], Counts(), 0.0, "stop", self.texts[query.doc_id]))
+
+    def score(self, queries: Sequence[Query], on_done: Callable[[int, Any], None]) -> None:
+        raise NotImplementedError
 
 
 def run(
@@ -34,12 +55,14 @@ def run(
     repeat: bool = False,
     allow_invalid: bool = False,
     token: str | None = None,
+    code_execution: str = "refused",
+    texts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate, and hand back what the tests look at.
 
     Args:
         task: the task.
-        by: ``oracle`` or ``model``.
+        by: ``oracle``, ``model`` or ``texts``.
         limit: documents of a leaf task.
         num_fewshot: worked examples.
         chat_template: whether prompts are wrapped.
@@ -47,6 +70,8 @@ def run(
         repeat: evaluate again from the same store.
         allow_invalid: as the command line's flag.
         token: the user's token from here on.
+        code_execution: consent to run code.
+        texts: what is answered, by document, where ``by`` says so.
     """
     if token is not None:
         os.environ["HF_TOKEN"] = token
@@ -62,7 +87,11 @@ def run(
         "batch_size": 4,
         "store": store,
         "allow_invalid": allow_invalid,
-        "answerer": oracle(task) if by == "oracle" else None,
+        "code_execution": code_execution,
+        "answerer": {
+            "oracle": oracle(task),
+            "texts": lambda _: Told(texts),
+        }.get(by),
     }
     model = random_model()
     try:

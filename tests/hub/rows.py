@@ -93,5 +93,9 @@ def all_repositories(shared: Path) -> dict[str, Repository]:
                 for subject, rows in mmlu.items()
             }
         ),
+        "google/IFEval": repository({"default": {"train": read_rows(shared, "ifeval.jsonl")}}),
+        "openai/openai_humaneval": repository(
+            {"openai_humaneval": {"test": read_rows(shared, "humaneval_test.jsonl")}}
+        ),
         "Idavidrein/gpqa": repository({"gpqa_main": {"train": gpqa_rows()}}, gated=True),
     }

@@ -134,14 +134,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(status, "RepoNotFound", "Repository not found")
         return found
 
+    def _may_read(self, repository: Repository, name: str) -> bool:
+        """Whether the account may; False after an error has been sent."""
+        if not repository.gated or self._token == GRANTED:
+            return True
+        status = HTTPStatus.FORBIDDEN if self._token else HTTPStatus.UNAUTHORIZED
+        self._error(status, "GatedRepo", f"Access to dataset {name} is restricted.")
+        return False
+
     def _resolve(self, name: str, path: str) -> None:
         repository = self._repository(name)
         if repository is None:
             return
-        if repository.gated and self._token != GRANTED:
-            status = HTTPStatus.FORBIDDEN if self._token else HTTPStatus.UNAUTHORIZED
-            message = f"Access to dataset {name} is restricted."
-            self._error(status, "GatedRepo", message)
+        if not self._may_read(repository, name):
             return
         content = repository.files.get(path)
         if content is None:
@@ -164,7 +169,10 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self._repository(name)
         if repository is None:
             return
-        if not rest or rest[0] == "revision":
+        if rest == ["auth-check"]:
+            if self._may_read(repository, name):
+                self._json({})
+        elif not rest or rest[0] == "revision":
             self._json(
                 {
                     "id": name,

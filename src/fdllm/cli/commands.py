@@ -8,15 +8,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fdllm.cli import show
+from fdllm.cli.bench import run_bench
 from fdllm.cli.compare import run_compare
+from fdllm.cli.doctor import run_doctor
 from fdllm.cli.execute import execute
 from fdllm.cli.export import run_export
+from fdllm.cli.job import run_job
 from fdllm.cli.output import say
+from fdllm.cli.prefetch import run_prefetch
 from fdllm.cli.report import run_report
 from fdllm.cli.request import read_request
+from fdllm.cli.slurm import choose_executor, run_slurm
 from fdllm.cli.trace import run_trace
+from fdllm.cli.watch import live_states, run_status, show_status
 from fdllm.cli.work import choose_work, forced_configs, unfinished
-from fdllm.errors import FdllmError, UsageError
+from fdllm.errors import UsageError
 from fdllm.experiment import create_experiment
 from fdllm.record.paths import find_root
 
@@ -47,15 +53,15 @@ def run_sweep(args: Namespace) -> int:
     show.overlaps(request)
     cells = request.states()
     if args.status:
-        show.status(cells, as_json=args.json)
+        show_status(live_states(request), as_json=args.json)
         show.elsewhere(request)
         return 0
+    if choose_executor(args) == "slurm":
+        return run_slurm(request, args)
     work = choose_work(cells, force=args.force)
     if args.dry_run:
         show.plan(cells, work, as_json=args.json)
         return 0
-    if args.executor == "slurm":
-        raise FdllmError("--executor slurm is not built yet; use --executor local on this machine")
     if not work:
         show.nothing_to_do(cells, as_json=args.json)
     outcomes = execute(request.planner, work, args)
@@ -72,16 +78,6 @@ def run_validate(args: Namespace) -> int:
     if not (args.status or args.dry_run or args.json):
         show.verdict(code)
     return code
-
-
-def run_status(args: Namespace) -> int:
-    """Every cell's state."""
-    request = read_request(args)
-    show.overlaps(request, quiet=args.json)
-    show.status(request.states(), as_json=args.json)
-    if not args.json:
-        show.elsewhere(request)
-    return 0
 
 
 def run_new(args: Namespace) -> int:
@@ -106,4 +102,8 @@ COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
     "new": run_new,
     "trace": run_trace,
     "export": run_export,
+    "bench": run_bench,
+    "doctor": run_doctor,
+    "prefetch": run_prefetch,
+    "job": run_job,
 }

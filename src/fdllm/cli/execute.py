@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from fdllm.cli.interrupt import terminable
 from fdllm.cli.progress import watcher
 from fdllm.cli.work import Work
+from fdllm.cluster.signals import terminable
 from fdllm.config import ModelChoice
+from fdllm.evaluate.code import check_consent
 from fdllm.evaluate.runner import Outcome, Runner, Worker
+from fdllm.evaluate.tasks import task_info
 from fdllm.plan import Planner, State
 
 
@@ -27,8 +29,11 @@ def execute(planner: Planner, work: Sequence[Work], args: Namespace) -> list[Out
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; what is left is said first.
+        UsageError: a run executes what the model writes, and nobody agreed to that.
         FdllmError: no run can be computed: the model cannot be loaded, say.
     """
+    for one in work:
+        check_consent(task_info(one.cell.run.task), one.cell.run.code_execution)
     if not work:
         return []
     console = Console(stderr=True)

@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Sequence
 
 from fdllm.cli.commands import COMMANDS
-from fdllm.cli.interrupt import Terminated
 from fdllm.cli.output import complain
 from fdllm.cli.parser import build_parser
+from fdllm.cluster.signals import Terminated
 from fdllm.errors import FdllmError
 
 INTERRUPTED = 130

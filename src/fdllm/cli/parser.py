@@ -9,10 +9,16 @@ from typing import NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
+from fdllm.cli.bench import bench_flags
 from fdllm.cli.compare import add_flags as add_compare_flags
+from fdllm.cli.doctor import doctor_flags
 from fdllm.cli.export import export_flags
+from fdllm.cli.job import job_flags
+from fdllm.cli.prefetch import prefetch_flags
 from fdllm.cli.report import add_flags as add_report_flags
+from fdllm.cli.slurm import slurm_flags
 from fdllm.cli.trace import trace_flags
+from fdllm.cli.watch import status_flags
 from fdllm.config import DEFAULT_MODEL
 
 _EPILOG = """\
@@ -23,8 +29,11 @@ examples:
   fdllm sweep --task mmlu --force k2_middle          this config again
   fdllm eval --task tiny_choice --config k3_last     one run
   fdllm status --json                                every cell's state
+  fdllm doctor --task gsm8k                          is everything there that it needs?
+  fdllm prefetch --task gsm8k                        fetch it, for nodes without a network
   fdllm trace --task tiny_choice --config k3_last    watch a document being decoded
   fdllm export --experiment 00_baseline              a folder to share
+  fdllm bench step --shape tiny --shape 28x512       how close to the machine's limit it is
   fdllm new adaptive_skip --from 00_baseline         the next experiment
 """
 
@@ -90,12 +99,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     validate = add("validate", "the whole grid on the embedded model, ten rows a task, offline")
     _sweep_flags(validate)
-    validate.set_defaults(model="tiny", limit=10)
+    validate.set_defaults(model="tiny", limit=10, executor="local")
 
     status = add("status", "the state of every cell")
     _selection(status)
     _places(status)
-    status.add_argument("--json", action="store_true", help="print JSON")
+    status_flags(status)
 
     report = add("report", "write results.md and an HTML report from the records, or check them")
     _selection(report)
@@ -107,18 +116,35 @@ def build_parser() -> argparse.ArgumentParser:
     _places(export)
     export_flags(export)
 
+    doctor = add("doctor", "what is ready for a run, what is not, and what to do about it")
+    _selection(doctor)
+    _places(doctor)
+    _computing(doctor)
+    doctor_flags(doctor)
+
+    prefetch = add("prefetch", "fill the caches, for nodes without a network, and prove it offline")
+    _selection(prefetch)
+    _places(prefetch)
+    prefetch_flags(prefetch)
+
     trace = add("trace", "watch one document being decoded, step by step")
     _selection(trace)
     _places(trace)
     _computing(trace)
     trace_flags(trace)
 
+    bench_flags(add("bench", "how fast decoding is here, against its floor and its limits"))
+
     add_compare_flags(add("compare", "is config B as good as config A, with an exit code"))
 
-    new = add("new", "begin an experiment from the template or from another one")
-    new.add_argument("name", metavar="NAME", help="adaptive_skip, or with its number in front")
-    new.add_argument("--from", dest="source", metavar="NAME", help="copy its code and settings")
+    _new_flags(add("new", "begin an experiment from the template or from another one"))
+    job_flags(commands.add_parser("job", allow_abbrev=False))  # without help: not in the list
     return parser
+
+
+def _new_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="adaptive_skip, or with its number in front")
+    parser.add_argument("--from", dest="source", metavar="NAME", help="copy its code and settings")
 
 
 def _sweep_flags(parser: argparse.ArgumentParser) -> None:
@@ -136,13 +162,8 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
         help="compute these configs anew, and no others; without names all of the selection. Old "
         "records are kept aside",
     )
-    parser.add_argument(
-        "--executor",
-        choices=("local", "slurm"),
-        default="local",
-        help="where runs are computed (default: local)",
-    )
     parser.add_argument("--json", action="store_true", help="print the cells as JSON")
+    slurm_flags(parser, _positive)
 
 
 def _selection(parser: argparse.ArgumentParser) -> None:
@@ -210,6 +231,18 @@ def _computing(parser: argparse.ArgumentParser) -> None:
         type=_not_negative,
         metavar="X",
         help="memory for prompt blocks that scored requests share; 0 shares none",
+    )
+    group.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="let humaneval run the programs that the model writes, each confined: no network, no "
+        "token, limits on time and memory",
+    )
+    group.add_argument(
+        "--allow-readable-files",
+        action="store_true",
+        help="with --allow-code-execution: also on a kernel without Landlock, where programs can "
+        "read this account's files",
     )
 
 

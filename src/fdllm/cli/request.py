@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fdllm.config import DEFAULT_MODEL, TINY_MODEL, ModelChoice, Sweep, home_model
+from fdllm.cli.output import complain
+from fdllm.config import (
+    DEFAULT_MODEL,
+    TINY_MODEL,
+    CodeExecution,
+    ModelChoice,
+    Sweep,
+    home_model,
+)
 from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS, definition_hash, task_info
 from fdllm.experiment import Experiment
@@ -81,7 +89,7 @@ def read_request(args: Namespace, forced: Sequence[str] = ()) -> Request:
         changes["allow_invalid"] = True
     sweep = Sweep(
         experiment=args.experiment,
-        tasks=tuple(args.task or default_tasks(experiment, model)),
+        tasks=tuple(args.task or asked_tasks(default_tasks(experiment, model), args)),
         configs=tuple(dict.fromkeys([*(args.config or ()), *forced])),
         model=ModelChoice(
             name=model,
@@ -91,11 +99,25 @@ def read_request(args: Namespace, forced: Sequence[str] = ()) -> Request:
         ),
         limit=args.limit,
         evaluating=asked.model_copy(update=changes),
+        code_execution=code_execution(args),
     )
     request = Request(planner, sweep)
     planner.runs(sweep)  # names are checked before anything else happens
     planner.model(sweep.model)
     return request
+
+
+def code_execution(args: Namespace) -> CodeExecution:
+    """The user's consent to run code that the model writes.
+
+    Raises:
+        UsageError: the second flag is given without the first, and would do nothing.
+    """
+    agreed = getattr(args, "allow_code_execution", False)
+    readable = getattr(args, "allow_readable_files", False)
+    if readable and not agreed:
+        raise UsageError("--allow-readable-files only adds to --allow-code-execution; give both")
+    return "readable" if readable else "confined" if agreed else "refused"
 
 
 def choose_model(given: str | None, tasks: Sequence[str]) -> str:
@@ -114,6 +136,24 @@ def choose_model(given: str | None, tasks: Sequence[str]) -> str:
             "with --model, or sweep them one after the other"
         )
     return homes[0] if homes else DEFAULT_MODEL
+
+
+def asked_tasks(tasks: Sequence[str], args: Namespace) -> tuple[str, ...]:
+    """Tasks nobody named: those that run code only where that was agreed to, which is said.
+
+    A command that computes nothing has no such flag, or asks for states, and takes all.
+    """
+    if getattr(args, "allow_code_execution", True) or getattr(args, "status", False):
+        return tuple(tasks)
+    left_out = [task for task in tasks if task_info(task).runs_code]
+    rest = tuple(task for task in tasks if task not in left_out)
+    if not left_out or not rest:
+        return tuple(tasks)
+    complain(
+        f"{', '.join(left_out)} left out: it runs programs that the model writes; "
+        "--allow-code-execution includes it"
+    )
+    return rest
 
 
 def default_tasks(experiment: Experiment, model: str) -> tuple[str, ...]:

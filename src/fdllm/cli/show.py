@@ -20,22 +20,24 @@ from fdllm.evaluate.runner import Outcome
 from fdllm.plan import SETTLED, CellState, Planner, State
 from fdllm.record.paths import model_slug
 from fdllm.report.checks import overlap_sentence
-from fdllm.report.table import check_lines, figures_table, heading, status_table, twins_agree
+from fdllm.report.table import check_lines, figures_table, heading, twins_agree
 
 _WIDE = 150  # columns of a log, which folds nothing
 JSON_VERSION = 1
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=max(_WIDE, _columns()))
+def console() -> Console:
+    """Standard output; as wide as a table needs where nobody looks at it."""
+    found = Console()
+    return found if found.is_terminal else Console(width=max(_WIDE, _columns()))
 
 
 def _columns() -> int:
     return shutil.get_terminal_size((_WIDE, 24)).columns
 
 
-def _by_task(cells: Sequence[CellState]) -> Iterator[list[CellState]]:
+def by_task(cells: Sequence[CellState]) -> Iterator[list[CellState]]:
+    """The cells of one task after the other."""
     for _, group in groupby(cells, key=lambda cell: cell.run.task):
         yield list(group)
 
@@ -51,35 +53,23 @@ def print_json(cells: Sequence[CellState]) -> None:
     say(json.dumps(data, indent=2, ensure_ascii=False))
 
 
-def status(cells: Sequence[CellState], *, as_json: bool) -> None:
-    """State and reason of every cell."""
-    if as_json:
-        print_json(cells)
-        return
-    console = _console()
-    for group in _by_task(cells):
-        console.print(heading(group), style="bold", markup=False, highlight=False)
-        console.print(status_table(group))
-    console.print(_tally(cells))
-
-
 def cells(cells: Sequence[CellState], *, as_json: bool) -> None:
     """Figures of every cell, the A/A check, and how many are done."""
     if as_json:
         print_json(cells)
         return
-    console = _console()
-    for group in _by_task(cells):
-        console.print(heading(group), style="bold", markup=False, highlight=False)
-        console.print(figures_table(group))
+    out = console()
+    for group in by_task(cells):
+        out.print(heading(group), style="bold", markup=False, highlight=False)
+        out.print(figures_table(group))
         for line in check_lines(group):
-            console.print(line)
+            out.print(line)
         for cell in group:
             if cell.state not in SETTLED:
                 reason = f"  {cell.run.cell.name} {cell.state.value}: {cell.reason}"
-                console.print(reason, style="yellow", markup=False, highlight=False)
-        console.print()
-    console.print(_tally(cells))
+                out.print(reason, style="yellow", markup=False, highlight=False)
+        out.print()
+    out.print(tally(cells))
 
 
 def plan(cells: Sequence[CellState], work: Sequence[Work], *, as_json: bool) -> None:
@@ -170,7 +160,7 @@ def exit_code(cells: Sequence[CellState], outcomes: Sequence[Outcome]) -> int:
     """1 where a run failed, a cell is broken, or the A/A check does not hold; else 0."""
     failed = any(outcome.state is State.FAILED for outcome in outcomes)
     broken = any(cell.state in (State.FAILED, State.INVALID) for cell in cells)
-    return int(failed or broken or not all(twins_agree(group) for group in _by_task(cells)))
+    return int(failed or broken or not all(twins_agree(group) for group in by_task(cells)))
 
 
 def report_sweeps(planner: Planner, args: Namespace) -> Iterator[Sweep]:
@@ -203,7 +193,8 @@ def _report_sweep(args: Namespace, task: str, model: str, limit: int | None) -> 
     return read_request(flags).sweep
 
 
-def _tally(cells: Sequence[CellState]) -> str:
+def tally(cells: Sequence[CellState]) -> str:
+    """How many cells are done."""
     done = sum(cell.state is State.DONE for cell in cells)
     skipped = sum(cell.state is State.NOT_APPLICABLE for cell in cells)
     return f"{done} of {len(cells) - skipped} done" + (

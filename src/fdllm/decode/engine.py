@@ -10,7 +10,7 @@ neighbours, and batch size is a matter of speed alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -105,8 +105,15 @@ class Engine:
             self.pool = PrefixPool(model.spec, decoding.block_size, num_bytes, like)
 
     @torch.inference_mode()
-    def run(self, jobs: list[Job[T]]) -> Iterator[tuple[int, T]]:
+    def run(
+        self, jobs: list[Job[T]], go_on: Callable[[], bool] = lambda: True
+    ) -> Iterator[tuple[int, T]]:
         """Run all jobs; yield ``(index, result)`` as each one ends, in any order.
+
+        Args:
+            jobs: what to run.
+            go_on: asked before a job starts; where it says no, those that run are finished and
+                the others never start.
 
         Raises:
             FdllmError: a job needs more positions than the model has.
@@ -119,7 +126,7 @@ class Engine:
         free = list(range(cache.num_rows))[::-1]
         active: list[_Active[T]] = []
         while True:
-            yield from self._admit(cache, waiting, free, active)
+            yield from self._admit(cache, waiting, free, active, go_on)
             if not active:
                 return
             answers = self._answer_from_pool(active, cache)
@@ -140,9 +147,10 @@ class Engine:
         waiting: Iterator[tuple[int, Job[T]]],
         free: list[int],
         active: list[_Active[T]],
+        go_on: Callable[[], bool],
     ) -> Iterator[tuple[int, T]]:
         """Give free slots to waiting jobs; a job that needs no forward ends here."""
-        while free:
+        while free and go_on():
             index, job = next(waiting, (-1, None))
             if job is None:
                 return

@@ -100,6 +100,7 @@ def generate_requests(
     detokenize: bool = False,
     prefix_cache_gib: float = 0.0,
     watch: Watch = UNWATCHED,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> list[Generation]:
     """Continue requests; ``on_done(index, generation)`` is called as each row ends, in any order.
 
@@ -115,6 +116,7 @@ def generate_requests(
         prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares none, so that each
             row's time is its own.
         watch: sees every row's forwards, see :mod:`fdllm.trace`.
+        go_on: asked before a row starts; rows left out by a no are missing from the result.
 
     Raises:
         UsageError: a prompt is empty or holds a token outside the vocabulary.
@@ -133,11 +135,11 @@ def generate_requests(
         job = Job(row.run, row.capacity, rng=_generator(request, filled))
         jobs.append(watch.job(job))
     out: dict[int, Generation] = {}
-    for index, generation in engine.run(jobs):
+    for index, generation in engine.run(jobs, go_on):
         out[index] = generation
         if on_done is not None:
             on_done(index, generation)
-    return [out[i] for i in range(len(jobs))]
+    return [out[i] for i in sorted(out)]
 
 
 def _generator(request: GenerationRequest, decoding: Decoding) -> torch.Generator | None:

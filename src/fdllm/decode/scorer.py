@@ -86,6 +86,7 @@ def score_requests(
     deduplicate: bool = True,
     prefix_cache_gib: float = DEFAULT_PREFIX_CACHE_GIB,
     watch: Watch = UNWATCHED,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> list[Score]:
     """Score pairs; ``on_done(index, score)`` is called as each one ends, in any order.
 
@@ -100,6 +101,7 @@ def score_requests(
         deduplicate: compute identical model inputs once.
         prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares none.
         watch: sees every group's forwards, see :mod:`fdllm.trace`.
+        go_on: asked before a group starts; pairs left out by a no are missing from the result.
 
     Raises:
         UsageError: a prefix or target is empty or of another vocabulary, or the estimator is
@@ -127,10 +129,10 @@ def score_requests(
         job = Job(steps, len(group.prefix) + len(group.members[0].target) + 1)
         jobs.append(watch.job(job))
     out: dict[int, Score] = {}
-    for at, _ in Engine(model, filled, batch_size, prefix_cache_gib).run(jobs):
+    for at, _ in Engine(model, filled, batch_size, prefix_cache_gib).run(jobs, go_on):
         for m in ordered[at].members:
             tokens = len(m.logprobs)
             out[m.index] = Score(sum(m.logprobs), m.greedy, m.counts, m.seconds, tokens)
             if on_done is not None:
                 on_done(m.index, out[m.index])
-    return [out[i] for i in range(len(pairs))]
+    return [out[i] for i in sorted(out)]

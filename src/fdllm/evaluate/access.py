@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from huggingface_hub import get_token
 
@@ -11,6 +13,54 @@ from fdllm.errors import FdllmError
 _UNAUTHORIZED = 401
 _FORBIDDEN = 403
 _TOKENS = "https://huggingface.co/settings/tokens"
+_SITE = "https://huggingface.co"
+_ASK_S = 20
+# Names, because each client wraps the errors of another library.
+_UNREACHED = frozenset(
+    {"OfflineModeIsEnabled", "ConnectTimeout", "ReadTimeout", "ProxyError", "gaierror"}
+)
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the Hub says of a repository to the token at hand.
+
+    Attributes:
+        state: ``granted``, ``refused``, or ``unknown`` where the Hub did not answer.
+        found: what was found, as a sentence without its end.
+        remedy: what to do, with the address to visit; empty where access is granted.
+    """
+
+    state: Literal["granted", "refused", "unknown"]
+    found: str
+    remedy: str = ""
+
+
+def ask_access(repo: str, kind: Literal["dataset", "model"]) -> Access:
+    """Ask the Hub whether a repository may be read with the token at hand (or none).
+
+    Args:
+        repo: its name, ``owner/name``.
+        kind: what it holds.
+    """
+    from huggingface_hub import constants  # noqa: PLC0415 - only where the Hub is asked
+    from huggingface_hub.utils._headers import build_hf_headers  # noqa: PLC0415
+    from huggingface_hub.utils._http import get_session, hf_raise_for_status  # noqa: PLC0415
+
+    address = f"{constants.ENDPOINT}/api/{kind}s/{repo}/auth-check"
+    try:
+        # The client's own auth_check has no time limit: behind a firewall it waits for ever.
+        answer = get_session().get(address, headers=build_hf_headers(), timeout=_ASK_S)
+        hf_raise_for_status(answer)
+    except Exception as error:  # noqa: BLE001 - whatever the client raises is explained
+        found, remedy = _reason(error, _page(repo, kind))
+        state: Literal["refused", "unknown"] = "refused" if _status(error) else "unknown"
+        return Access(state, f"{kind} {repo}, {found}", remedy)
+    return Access("granted", f"{kind} {repo} may be read")
+
+
+def _page(repo: str, kind: str) -> str:
+    return f"{_SITE}/datasets/{repo}" if kind == "dataset" else f"{_SITE}/{repo}"
 
 
 def explain_access(error: Exception, task: str, repo: str, config: str | None) -> FdllmError:
@@ -25,44 +75,52 @@ def explain_access(error: Exception, task: str, repo: str, config: str | None) -
     if isinstance(error, FdllmError):
         return error
     what = f"task '{task}' needs dataset {repo}" + (f" ({config})" if config else "")
-    return FdllmError(f"{what}, {_reason(error, f'https://huggingface.co/datasets/{repo}')}")
+    found, remedy = _reason(error, _page(repo, "dataset"))
+    return FdllmError(f"{what}, {found}; {remedy}")
 
 
-def _reason(error: Exception, page: str) -> str:
+def _reason(error: Exception, page: str) -> tuple[str, str]:
+    """What is wrong, and what to do about it."""
     chain = list(_causes(error))
     names = {type(cause).__name__ for cause in chain}
     text = " ".join(str(cause) for cause in chain)
     statuses = {_status(cause) for cause in chain}
-    if "OfflineModeIsEnabled" in names or any(isinstance(e, ConnectionError) for e in chain):
-        reason = (
-            "which is not in the cache of this machine, and the Hub cannot be reached (offline, or "
-            f"no network); fetch it where there is a network ({page}) into the same HF_HOME, then "
-            "try again"
+    if names & _UNREACHED or any(isinstance(e, ConnectionError) for e in chain):
+        return (
+            (
+                "which is not in the cache of this machine, and the Hub cannot be reached "
+                "(offline, or no network)"
+            ),
+            (
+                f"fetch it where there is a network ({page}) into the same HF_HOME, with 'fdllm "
+                "prefetch', then try again"
+            ),
         )
-    elif _UNAUTHORIZED in statuses and get_token() is not None:
-        reason = (
-            "and the Hub does not accept the token that is set (wrong, expired, or not allowed to "
-            f"see it); make a new one at {_TOKENS}, set HF_TOKEN, and see {page}"
+    if _UNAUTHORIZED in statuses and get_token() is not None:
+        return (
+            (
+                "and the Hub does not accept the token that is set (wrong, expired, or not "
+                "allowed to see it)"
+            ),
+            f"make a new one at {_TOKENS}, set HF_TOKEN, and see {page}",
         )
-    elif _FORBIDDEN in statuses or ("gated" in text and get_token() is not None):
-        reason = (
-            "which is gated, and the account of the token that is set has not been granted access; "
-            f"agree to the conditions at {page} with that account, then try again"
+    if _FORBIDDEN in statuses or ("gated" in text and get_token() is not None):
+        return (
+            "which is gated, and the account of the token that is set has not been granted access",
+            f"agree to the conditions at {page} with that account, then try again",
         )
-    elif "GatedRepoError" in names or "gated" in text:
-        reason = (
-            f"which is gated, and no token is set; agree to the conditions at {page}, make a token "
-            f"at {_TOKENS} and set HF_TOKEN"
+    if "GatedRepoError" in names or "gated" in text:
+        return (
+            "which is gated, and no token is set",
+            f"agree to the conditions at {page}, make a token at {_TOKENS} and set HF_TOKEN",
         )
-    elif names & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
-        reason = f"which the Hub does not know, or hides from this account; see {page}"
-    else:
-        line = next(iter(text.strip().splitlines()), "no reason given")
-        reason = (
-            f"which cannot be read ({type(error).__name__}: {without_token(line)}); see {page}, "
-            "or delete its folder in the dataset cache and try again"
-        )
-    return reason
+    if names & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
+        return "which the Hub does not know, or hides from this account", f"see {page}"
+    line = next(iter(text.strip().splitlines()), "no reason given")
+    return (
+        f"which cannot be read ({type(error).__name__}: {without_token(line)})",
+        f"see {page}, or delete its folder in the dataset cache and try again",
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

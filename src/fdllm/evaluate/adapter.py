@@ -13,7 +13,7 @@ from fdllm.decode.scorer import Score
 from fdllm.errors import FdllmError
 from fdllm.evaluate.answer import Answerer, Query
 from fdllm.evaluate.entries import generation_entry, score_entry
-from fdllm.evaluate.protocols import Progress, Store
+from fdllm.evaluate.protocols import WHOLE, EndedEarly, Part, Progress, ShardAnswered, Store
 from fdllm.evaluate.queries import GenerationArguments, Limits, Requests, check_first_tokens
 from fdllm.evaluate.tokenizing import TokenizingLM
 
@@ -46,6 +46,7 @@ class EngineLM(TokenizingLM):
         scoring: Estimator,
         allow_invalid: bool = False,
         name: str = "model",
+        part: Part = WHOLE,
     ) -> None:
         super().__init__(tokenizer, name)
         self.entries: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -55,6 +56,7 @@ class EngineLM(TokenizingLM):
         self._progress = progress
         self._scoring = scoring
         self._allow_invalid = allow_invalid
+        self._part = part
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:  # noqa: ARG002, FBT001, FBT002
         """Texts for the harness's prompts, cut ahead of their ``until`` strings.
@@ -195,7 +197,13 @@ class EngineLM(TokenizingLM):
         answer: Callable[[Sequence[Query], Callable[[int, R], None]], None],
         to_entry: Callable[[Query, R], dict[str, Any]],
     ) -> list[dict[str, Any]]:
-        """Entries of all queries: from the store where it has them, else computed and put there."""
+        """Entries of all queries: from the store where it has them, else computed and put there.
+
+        Raises:
+            EndedEarly: the rest was not begun, because the run was asked to end.
+            ShardAnswered: these are the answers of a shard.
+        """
+        queries = self._part.select(queries, lambda query: (query.task, query.doc_id))
         known: dict[str, dict[str, Any]] = {}
         todo: list[Query] = []
         for query in queries:
@@ -215,6 +223,10 @@ class EngineLM(TokenizingLM):
 
         if todo:
             answer(todo, on_done)
+        if len(known) < len(queries) and not self._part.go_on():
+            raise EndedEarly(len(known), len(queries))
+        if self._part.shard is not None:
+            raise ShardAnswered
         for query in queries:
             self.entries.setdefault((query.task, query.doc_id), []).append(known[query.key])
         return [known[query.key] for query in queries]

@@ -85,6 +85,7 @@ class ModelAnswerer:
         score_batch_size: rows at once where answers are scored.
         prefix_cache_gib: memory for prompt blocks that scored requests share.
         unmask: which masked columns to unmask.
+        go_on: asked before a row starts; a no leaves the rest unanswered.
     """
 
     model: Model
@@ -95,6 +96,7 @@ class ModelAnswerer:
     score_batch_size: int = 16
     prefix_cache_gib: float = DEFAULT_PREFIX_CACHE_GIB
     unmask: Unmask = by_threshold
+    go_on: Callable[[], bool] = lambda: True
 
     def generate(
         self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
@@ -113,6 +115,7 @@ class ModelAnswerer:
             on_done=on_done,
             unmask=self.unmask,
             detokenize=True,
+            go_on=self.go_on,
         )
 
     def score(self, queries: Sequence[Query], on_done: Callable[[int, Score], None]) -> None:
@@ -126,6 +129,7 @@ class ModelAnswerer:
             batch_size=self.score_batch_size,
             on_done=on_done,
             prefix_cache_gib=self.prefix_cache_gib,
+            go_on=self.go_on,
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
@@ -22,10 +23,15 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
+from lm_eval.tasks._yaml_loader import load_yaml
 
+from fdllm.config import CodeExecution
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.access import explain_access, without_token
+from fdllm.evaluate.code import Programs
 from fdllm.evaluate.prompts import PROMPT_RULES, PromptRule
+from fdllm.evaluate.sandbox import Sandbox
+from fdllm.evaluate.sentences import require_sentences
 from fdllm.evaluate.tasks import definition_paths, task_info
 
 _ENCLOSING = "fdllm"
@@ -39,15 +45,21 @@ class Holding:
         rule: how the document's text differs from the harness's; None where it does not.
         num_fewshot: worked examples ahead of the question.
         seed: seed of the choice of worked examples.
+        code_execution: consent to run programs, for a task whose metric does; None elsewhere.
     """
 
     rule: PromptRule | None
     num_fewshot: int
     seed: int
+    code_execution: CodeExecution | None = None
 
 
 class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
-    """A task of the harness, made from its own definition, with its documents held."""
+    """A task of the harness, made from its own definition, with its documents held.
+
+    Attributes:
+        programs: runs what the model wrote, where the task's metric does that; else None.
+    """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Instantiate; fetches the documents.
@@ -62,6 +74,10 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
         settings = {k: v for k, v in config.items() if k not in ("class", "holding")}
         self._holding: Holding = config["holding"]
         self._held: dict[str, Any] = {}
+        self.programs: Programs | None = None
+        if self._holding.code_execution is not None:
+            self.programs = Programs(Sandbox(self._holding.code_execution))
+            settings = self.programs.take_over(settings)
         wanted = self._holding.num_fewshot
         if settings.get("num_fewshot") == 0 and wanted:
             raise UsageError(
@@ -140,6 +156,29 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
         with muted():
             super().build_all_requests(**kwargs)
 
+    def apply_filters(self) -> Any:  # noqa: ANN401 - the harness's signature
+        """Apply the filters; programs are then run all together, not one a document."""
+        found = super().apply_filters()
+        if self.programs is not None:
+            self.programs.prepare(
+                [
+                    (program, str(self.doc_to_target(one.doc)))
+                    for one in self.instances
+                    for filtered in one.filtered_resps.values()
+                    for program in filtered
+                ]
+            )
+        return found
+
+    def process_results(self, doc: Mapping[str, Any], results: Any) -> Any:  # noqa: ANN401
+        """Score a document; a checker that draws at random draws the same for every run."""
+        state = random.getstate()
+        random.seed(0)
+        try:
+            return super().process_results(doc, results)
+        finally:
+            random.setstate(state)
+
     def keep_only(self, doc_id: int) -> list[Instance]:
         """Drop the requests of all other documents; the rest is what is left."""
         self._instances = [one for one in self.instances if one.doc_id == doc_id]
@@ -177,7 +216,13 @@ class LoadedTask:
     groups: dict[str, Group]
 
 
-def load_task(name: str, *, num_fewshot: int = 0, seed: int = 0) -> LoadedTask:
+def load_task(
+    name: str,
+    *,
+    num_fewshot: int = 0,
+    seed: int = 0,
+    code_execution: CodeExecution = "refused",
+) -> LoadedTask:
     """Instantiate a task or group through the harness's task manager.
 
     Only the folders that define it are scanned (all of the harness's take many seconds).
@@ -186,12 +231,16 @@ def load_task(name: str, *, num_fewshot: int = 0, seed: int = 0) -> LoadedTask:
         name: a task of :data:`fdllm.evaluate.tasks.TASKS`.
         num_fewshot: worked examples ahead of each question.
         seed: seed of their choice.
+        code_execution: consent to run programs that the model wrote, see
+            :mod:`fdllm.evaluate.sandbox`. Loading runs none.
 
     Raises:
         UsageError: the task is unknown, or has fewer worked examples.
         FdllmError: its definition or its documents cannot be had.
     """
-    task_info(name)
+    info = task_info(name)
+    if name == "ifeval":
+        require_sentences()
     folders = {path if path.is_dir() else path.parent for path in definition_paths(name)}
     manager = TaskManager(include_path=sorted(map(str, folders)), include_defaults=False)
     if name not in manager.all_tasks:
@@ -199,6 +248,11 @@ def load_task(name: str, *, num_fewshot: int = 0, seed: int = 0) -> LoadedTask:
             f"task '{name}' is not defined in {', '.join(sorted(map(str, folders)))}; the "
             "installation is incomplete or of another version"
         )
+    if info.runs_code:
+        # Read without importing its functions, which would fetch code and execute it.
+        path = manager.task_index[name].yaml_path
+        definition = load_yaml(path, resolve_func=False)
+        manager.task_index[name] = Entry(name=name, kind=Kind.TASK, yaml_path=None, cfg=definition)
     # An enclosing group is the manager's way to override definitions of tasks and groups alike.
     manager.task_index[_ENCLOSING] = Entry(
         name=_ENCLOSING,
@@ -208,7 +262,12 @@ def load_task(name: str, *, num_fewshot: int = 0, seed: int = 0) -> LoadedTask:
             "group": _ENCLOSING,
             "task": [name],
             "class": HeldTask,
-            "holding": Holding(PROMPT_RULES.get(name), num_fewshot, seed),
+            "holding": Holding(
+                PROMPT_RULES.get(name),
+                num_fewshot,
+                seed,
+                code_execution if info.runs_code else None,
+            ),
         },
     )
     try:
@@ -218,11 +277,10 @@ def load_task(name: str, *, num_fewshot: int = 0, seed: int = 0) -> LoadedTask:
         raise
     except Exception as error:
         reason = without_token(str(error))
-        # A definition imports what it needs; two of the tasks even fetch code at import.
+        # A definition imports what it needs.
         raise FdllmError(
             f"task '{name}' cannot be loaded ({type(error).__name__}: {reason}); install fdllm "
-            "with its pinned dependencies, and let tasks that fetch code (ifeval, humaneval) load "
-            "once where there is a network"
+            "with its pinned dependencies"
         ) from error
     groups = {group: found for group, found in loaded["groups"].items() if group != _ENCLOSING}
     return LoadedTask(dict(loaded["tasks"]), groups)

@@ -12,12 +12,13 @@ from typing import Any
 import datasets
 from lm_eval import evaluator
 
-from fdllm.config import Decoding, Estimator
+from fdllm.config import CodeExecution, Decoding, Estimator
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM
 from fdllm.evaluate.answer import AnswererFactory, ModelAnswerer, OracleAnswerer
+from fdllm.evaluate.code import check_consent
 from fdllm.evaluate.documents import load_task
-from fdllm.evaluate.protocols import Evaluation, Progress, Request, Store
+from fdllm.evaluate.protocols import WHOLE, Evaluation, Part, Progress, Request, Store
 from fdllm.evaluate.queries import Limits
 from fdllm.evaluate.samples import join_samples, plain
 from fdllm.evaluate.tasks import TaskInfo, task_info
@@ -44,7 +45,9 @@ def evaluate(
     progress: Progress,
     allow_invalid: bool = False,
     seed: int = 0,
+    code_execution: CodeExecution = "refused",
     answerer: AnswererFactory | None = None,
+    part: Part = WHOLE,
 ) -> Evaluation:
     """Evaluate a model on a task.
 
@@ -63,22 +66,30 @@ def evaluate(
         progress: told how far it is.
         allow_invalid: score choices that share their first token with ``first-token`` anyway.
         seed: seed of the choice of worked examples.
+        code_execution: consent to run code that the model writes.
         answerer: who answers in the model's place; see :func:`oracle`.
+        part: which documents to answer, and until when.
 
     Raises:
-        UsageError: the task is unknown, a number makes no sense, or the model has no chat
-            template.
+        EndedEarly: ``part`` said that no further request may be begun.
+        ShardAnswered: ``part`` is a shard, and all of it is answered.
+        UsageError: the task is unknown, a number makes no sense, the model has no chat template,
+            or the task runs code and nobody agreed to that.
         FdllmError: documents cannot be had, a prompt leaves no room for its answer, or the
             estimator is invalid for the task.
     """
     info = task_info(task)
+    check_consent(info, code_execution)
     _check_numbers(limit, num_fewshot)
     if chat_template:
         _check_template(model)
     if scoring == "first-token" and not allow_invalid:
         _check_estimator(info)
     with quiet():
-        loaded = load_task(task, num_fewshot=num_fewshot, seed=seed)
+        loaded = load_task(task, num_fewshot=num_fewshot, seed=seed, code_execution=code_execution)
+        for leaf in loaded.leaves.values():
+            if leaf.programs is not None:
+                leaf.programs.check()
         make = answerer or (lambda _: ModelAnswerer(model, decoding, strategy, scoring, batch_size))
         lm = EngineLM(
             model.tokenizer,
@@ -89,6 +100,7 @@ def evaluate(
             scoring=scoring,
             allow_invalid=allow_invalid,
             name=model.name,
+            part=part,
         )
         found = evaluator.evaluate(
             lm=lm,
@@ -98,10 +110,12 @@ def evaluate(
             log_samples=True,
             apply_chat_template=chat_template,
             fewshot_as_multiturn=chat_template,
-            # The metric that runs generated code asks for HF_ALLOW_CODE_EVAL=1 by itself.
-            confirm_run_unsafe_code=True,
+            confirm_run_unsafe_code=info.runs_code,  # consent was checked above
         )
         samples = join_samples(found.pop("samples"), loaded.leaves, lm.entries, info)
+        for leaf in loaded.leaves.values():
+            if leaf.programs is not None:
+                found["programs"] = leaf.programs.outcomes()
     return _evaluation(info, found, samples)
 
 

@@ -14,7 +14,7 @@ from fdllm.decode.sampler import GenerationRequest, generate_requests
 from fdllm.decode.unmask import Unmask, by_threshold
 from fdllm.evaluate.answer import ModelAnswerer
 from fdllm.evaluate.harness import evaluate
-from fdllm.evaluate.protocols import Evaluation, Progress, Store
+from fdllm.evaluate.protocols import WHOLE, Evaluation, Part, Progress, Store
 from fdllm.model.weights import Model, load_model
 from fdllm.record.summary import PeakMemory
 from fdllm.reuse import ReuseStrategy
@@ -66,8 +66,10 @@ class Machine:
         unmask: Unmask | None,
         store: Store,
         progress: Progress,
+        *,
+        part: Part = WHOLE,
     ) -> Evaluation:
-        """Ask the model a run's task."""
+        """Ask the model a run's task; raises as :func:`fdllm.evaluate.harness.evaluate` does."""
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
         asked = run.evaluating
@@ -85,6 +87,8 @@ class Machine:
             progress=progress,
             allow_invalid=asked.allow_invalid,
             seed=asked.seed,
+            code_execution=run.code_execution,
+            part=part,
             answerer=lambda _: ModelAnswerer(
                 self.model,
                 run.decoding,
@@ -94,6 +98,7 @@ class Machine:
                 asked.score_batch_size,
                 asked.prefix_cache_gib,
                 unmask or by_threshold,
+                part.go_on,
             ),
         )
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from fdllm.shard import Shard
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,57 @@ class Progress(Protocol):
 
     def advance(self, entry: dict[str, Any]) -> None:
         """One more request is answered."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which of a run's documents an evaluation answers, and until when.
+
+    Attributes:
+        shard: the documents; None is all of them.
+        go_on: asked before a request is begun. Where it says no, those in flight are finished and
+            the evaluation ends with :class:`EndedEarly`.
+    """
+
+    shard: Shard | None = None
+    go_on: Callable[[], bool] = lambda: True
+
+    def select(self, requests: Sequence[T], document: Callable[[T], object]) -> list[T]:
+        """The requests of this part's documents; documents are split by position, whole.
+
+        Args:
+            requests: of the whole run, in order.
+            document: which document a request belongs to.
+        """
+        if self.shard is None:
+            return list(requests)
+        mine = set(self.shard.part(list(dict.fromkeys(map(document, requests)))))
+        return [request for request in requests if document(request) in mine]
+
+
+WHOLE = Part()
+"""All documents, to the end."""
+
+
+class EndedEarly(Exception):  # noqa: N818 - nothing is wrong
+    """An evaluation was asked to end; what it has answered is in the store.
+
+    Attributes:
+        done: requests answered so far, by this attempt and earlier ones.
+        total: requests of this part of the run.
+    """
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(f"{done} of {total} requests")
+        self.done = done
+        self.total = total
+
+
+class ShardAnswered(Exception):  # noqa: N818 - nothing is wrong
+    """A shard's requests are all answered: the store has them, and there is no record to make.
+
+    The harness makes its results of whole tasks only, so this is how a shard leaves it.
+    """
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,34 @@ and an earlier record is moved aside, never overwritten.
 
 from __future__ import annotations
 
-import time
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fdllm.config import ModelChoice, Run
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.protocols import Evaluation, Progress, Store
+from fdllm.evaluate.errand import Errand, Outcome, Reporter, Watch
+from fdllm.evaluate.journals import merge_problem, open_journal
+from fdllm.evaluate.protocols import (
+    WHOLE,
+    EndedEarly,
+    Evaluation,
+    Part,
+    Progress,
+    ShardAnswered,
+    Store,
+)
 from fdllm.evaluate.recording import describe_strategy, fill_summary, write_record
 from fdllm.evaluate.tasks import task_info
 from fdllm.experiment import Unmask
 from fdllm.plan import SETTLED, CellState, Planner, State
-from fdllm.record.atomic import write_json
-from fdllm.record.journal import DamagedJournalError, Journal
-from fdllm.record.lock import LockedError, locked
-from fdllm.record.paths import RunPaths
-from fdllm.record.provenance import session, utc_now
-from fdllm.record.summary import PeakMemory, Summary
+from fdllm.record.journal import Journal
+from fdllm.record.lock import LockedError, holder_of, locked
+from fdllm.record.provenance import session
+from fdllm.record.summary import PeakMemory
 from fdllm.reuse import ReuseStrategy
+from fdllm.shard import Shard
+
+__all__ = ["Outcome", "Reporter", "Runner", "Worker"]
 
 _RECORD_FILES = ("summary.json", "samples.jsonl", "results.json")
 
@@ -48,53 +55,21 @@ class Worker(Protocol):
         unmask: Unmask | None,
         store: Store,
         progress: Progress,
+        *,
+        part: Part = WHOLE,
     ) -> Evaluation:
-        """Ask the model a run's task."""
+        """Ask the model a run's task.
+
+        Raises:
+            EndedEarly: ``part`` said that no further request may be begun.
+            ShardAnswered: ``part`` is a shard, and all of it is answered.
+        """
 
     def warm_up(self, run: Run, strategy: ReuseStrategy[Any]) -> None:
         """Decode something and forget it."""
 
     def peak_memory(self) -> PeakMemory:
         """Largest memory so far."""
-
-
-class Reporter(Protocol):
-    """Told what a run does, for whoever watches."""
-
-    def start(self, run: Run) -> None:
-        """A run begins; its model may have to be loaded yet."""
-
-    def begin(self, total: int, done: int) -> None:
-        """Requests of the run, and how many the journal answers already."""
-
-    def advance(self, entry: dict[str, Any]) -> None:
-        """One more request is answered."""
-
-    def note(self, text: str) -> None:
-        """Something a person should know."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        run: the run.
-        state: ``done``, ``failed``, ``running`` (somebody else has it) or ``not-applicable``.
-        reason: why, where it is not done.
-        log: the log of a failure.
-        num_computed: requests computed by this attempt.
-        seconds: wall clock of this attempt.
-        summary: the record.
-    """
-
-    run: Run
-    state: State
-    reason: str = ""
-    log: str | None = None
-    num_computed: int = 0
-    seconds: float = 0.0
-    summary: Summary | None = None
 
 
 class Runner:
@@ -104,41 +79,74 @@ class Runner:
         planner: says what a run is and how far it is.
         reporter: told about progress.
         load: loads a checkpoint; :meth:`fdllm.evaluate.machine.Machine.load` is one.
+        go_on: asked before a request is begun; a no ends the run once those in flight are kept.
     """
 
     def __init__(
-        self, planner: Planner, reporter: Reporter, load: Callable[[ModelChoice], Worker]
+        self,
+        planner: Planner,
+        reporter: Reporter,
+        load: Callable[[ModelChoice], Worker],
+        go_on: Callable[[], bool] = lambda: True,
     ) -> None:
         self._planner = planner
         self._reporter = reporter
         self._load = load
+        self._go_on = go_on
         self._machines: dict[ModelChoice, Worker] = {}
 
-    def run(self, run: Run, *, force: bool = False) -> Outcome:
+    def run(
+        self,
+        run: Run,
+        *,
+        force: bool = False,
+        shard: Shard | None = None,
+        merge: int | None = None,
+    ) -> Outcome:
         """Bring a run to its record; a record that stands already is left alone.
 
         Args:
             run: the run.
-            force: move an existing record aside and compute everything anew.
+            force: move an existing record aside and compute everything anew. A shard never moves
+                what belongs to the whole run: it only answers although a record stands.
+            shard: answer this part of the documents and write no record.
+            merge: make the record from the answers of that many shards, computing none.
 
         Raises:
             UsageError: the request makes no sense (a device that is not there, a model without a
                 chat template); every run of the sweep would end the same way.
             FdllmError: the model cannot be loaded, or the results folder cannot be written.
         """
-        started = time.monotonic()
-        paths = self._planner.layout.run(run)
+        whole = self._planner.layout.run(run)
+        # A merge begins no request: what the shards have not answered keeps it from its record.
+        part = Part(shard, self._go_on) if merge is None else Part(None, lambda: False)
+        task = Errand(run, whole.of_shard(shard), part, merge, force)
         try:
-            with locked(paths):
+            with locked(task.paths):
                 now = self._planner.state(run, mine=True)
                 if now.state in SETTLED and not (force and now.state is State.DONE):
                     return Outcome(run, now.state, now.reason, summary=now.summary)
-                self._reporter.start(run)
-                machine = self._machine(run.model)
-                self._clear(now, paths, force=force)
-                return self._attempt(run, machine, paths, started)
+                # Each side looks for the other behind its own lock, so one of them sees it.
+                others = whole.shards() if shard is None else [whole]
+                for other in others:
+                    holder = holder_of(other)
+                    if holder is not None:
+                        return Outcome(run, State.RUNNING, f"{other.shard or 'whole'}: {holder}")
+                return self._do(task, now)
         except LockedError as error:
             return Outcome(run, State.RUNNING, str(error.holder or "another process"))
+
+    def _do(self, task: Errand, now: CellState) -> Outcome:
+        self._reporter.start(task.run)
+        if not self._go_on():
+            return task.outcome(State.PARTIAL, "asked to end before it began")
+        if task.merge is not None:
+            problem = merge_problem(task.paths, task.merge)
+            if problem:
+                return task.failed(FdllmError(problem))
+        machine = self._machine(task.run.model)
+        self._clear(now, task)
+        return self._attempt(task, machine)
 
     def _machine(self, choice: ModelChoice) -> Worker:
         """The loaded model; every run of a grid shares it."""
@@ -148,10 +156,15 @@ class Runner:
             self._planner.forget_model(choice)  # a Hub id's commit is known now
         return self._machines[choice]
 
-    def _clear(self, now: CellState, paths: RunPaths, *, force: bool) -> None:
+    def _clear(self, now: CellState, task: Errand) -> None:
         """Move what must not be mixed with the new record aside."""
+        paths = task.paths
         paths.failed.unlink(missing_ok=True)
-        if force or now.state is State.STALE:
+        if paths.shard is not None:
+            return
+        if task.merge is not None and (task.force or now.state in (State.STALE, State.INVALID)):
+            aside = paths.supersede(*_RECORD_FILES, paths.journal.name)
+        elif task.force or now.state is State.STALE:
             aside = paths.supersede()
         elif now.state is State.INVALID:
             aside = paths.supersede(*_RECORD_FILES)
@@ -160,17 +173,14 @@ class Runner:
         if aside is not None:
             self._reporter.note(f"the earlier record ({now.state.value}) was moved to {aside}")
 
-    def _attempt(self, run: Run, machine: Worker, paths: RunPaths, started: float) -> Outcome:
+    def _attempt(self, task: Errand, machine: Worker) -> Outcome:
+        run = task.run
         strategy = self._planner.strategy(run, machine.n_layers)
         unmask = self._planner.experiment(run.experiment).unmask
-        fresh = 0
         try:
-            with self._open_journal(run, machine, paths) as journal:
-                watch = _Watch(journal, self._reporter, lambda: machine.warm_up(run, strategy))
-                try:
-                    found = machine.evaluate(run, strategy, unmask, watch, watch)
-                finally:
-                    fresh = watch.num_computed
+            with self._journal(task, machine) as journal:
+                watch = Watch(journal, self._reporter, task, lambda: machine.warm_up(run, strategy))
+                found = machine.evaluate(run, strategy, unmask, watch, watch, part=task.part)
                 summary = fill_summary(
                     run,
                     found,
@@ -181,83 +191,32 @@ class Runner:
                     peak_memory=machine.peak_memory(),
                     sessions=journal.sessions,
                 )
-                summary = write_record(paths, summary, found)
+                summary = write_record(task.paths, summary, found)
+        except ShardAnswered:
+            return task.outcome(State.DONE, f"{task.paths.shard} answered")
+        except EndedEarly as error:
+            if task.merge is not None:
+                problem = merge_problem(task.paths, task.merge) or "the rest is of another version"
+                return task.failed(FdllmError(f"{error} are there: {problem}"))
+            return task.outcome(State.PARTIAL, f"asked to end early, {error} kept")
         except UsageError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is becomes the cell's reason
-            reason, log = self._fail(paths, error)
-            return Outcome(run, State.FAILED, reason, log, fresh, time.monotonic() - started)
-        seconds = time.monotonic() - started
-        return Outcome(run, State.DONE, "", None, fresh, seconds, summary)
+            return task.failed(error)
+        for part in task.paths.shards():  # their answers are in the run's own journal
+            part.journal.unlink(missing_ok=True)
+            part.failed.unlink(missing_ok=True)
+        return task.outcome(State.DONE, "", summary)
 
-    def _open_journal(self, run: Run, machine: Worker, paths: RunPaths) -> Journal:
-        identity = self._planner.fingerprint(run)
-        asked = run.evaluating
+    def _journal(self, task: Errand, machine: Worker) -> Journal:
+        asked = task.run.evaluating
+        facts = machine.facts()
+        if task.paths.shard is not None:
+            facts["shard"] = str(task.paths.shard)
         who = session(
-            **machine.facts(),
+            **facts,
             batch_size=asked.batch_size,
             score_batch_size=asked.score_batch_size,
         )
-        try:
-            return Journal(paths.journal, identity, who)
-        except DamagedJournalError as error:
-            aside = paths.supersede(paths.journal.name)
-            self._reporter.note(f"{error}; it is now in {aside}")
-            return Journal(paths.journal, identity, who)
-
-    @staticmethod
-    def _fail(paths: RunPaths, error: Exception) -> tuple[str, str | None]:
-        """Keep the reason and the traceback, as far as the disk still takes them."""
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        reason = first if isinstance(error, FdllmError) else f"{type(error).__name__}: {first}"
-        log: str | None = None
-        with suppress(FdllmError, OSError):
-            path = paths.new_log()
-            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-            log = str(path)
-        with suppress(FdllmError):
-            write_json(paths.failed, {"reason": reason, "log": log, "time": utc_now()})
-        return reason, log
-
-
-class _Watch:
-    """Stands between an evaluation and the journal: keeps what is used, warms up, reports.
-
-    It is the :class:`~fdllm.evaluate.protocols.Store` and ``Progress`` of the evaluation.
-    """
-
-    def __init__(self, journal: Journal, reporter: Reporter, warm_up: Callable[[], None]) -> None:
-        self._journal = journal
-        self._reporter = reporter
-        self._warm_up = warm_up
-        self._used: dict[str, dict[str, Any]] = {}
-        self.num_computed = 0
-
-    @property
-    def used(self) -> list[dict[str, Any]]:
-        """Answers this evaluation asked for: a journal may hold some of documents since gone."""
-        return list(self._used.values())
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The journal's answer, if it has one."""
-        entry = self._journal.get(key)
-        if entry is not None:
-            self._used[key] = entry
-        return entry
-
-    def put(self, key: str, entry: dict[str, Any]) -> None:
-        """Keep an answer."""
-        self._journal.put(key, entry)
-        self._used[key] = entry
-        self.num_computed += 1
-
-    def begin(self, total: int, done: int) -> None:
-        """Keep the total; where anything is left to compute, warm up outside the clock."""
-        self._journal.set_total(total)
-        if done < total:
-            self._warm_up()
-        self._reporter.begin(total, done)
-
-    def advance(self, entry: dict[str, Any]) -> None:
-        """One more."""
-        self._reporter.advance(entry)
+        identity = self._planner.fingerprint(task.run)
+        return open_journal(task.paths, identity, who, self._reporter.note, fresh=task.force)

@@ -42,7 +42,12 @@ def join_samples(
         for doc_id in sorted(by_document):
             filtered = by_document[doc_id]
             check_prompt(filtered[0], tasks[task], task)
-            samples.append(_join(task, doc_id, filtered, entries[task, doc_id], info))
+            joined = _join(task, doc_id, filtered, entries[task, doc_id], info)
+            programs = tasks[task].programs
+            if programs is not None:
+                written = [one for sample in filtered for one in sample["filtered_resps"][0]]
+                joined["programs"] = [programs.reason(one, joined["target"]) for one in written]
+            samples.append(joined)
     return samples
 
 

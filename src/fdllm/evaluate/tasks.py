@@ -36,6 +36,7 @@ class TaskInfo:
         cluster_by: ``subject`` where the task is a group of subjects.
         shared_first_token: whether the choices share their first token, so that the
             ``first-token`` estimator cannot tell them apart.
+        runs_code: whether its metric runs programs that the model wrote, so that it needs consent.
         solution: field of a document that holds a text which is scored as right; an oracle
             answers with it. None where the target itself is such a text.
     """
@@ -50,6 +51,7 @@ class TaskInfo:
     gated: bool = False
     cluster_by: str | None = None
     shared_first_token: bool = False
+    runs_code: bool = False
     solution: str | None = None
 
 
@@ -135,6 +137,7 @@ _ALL = (
         "Python functions, run against tests",
         dataset="openai/openai_humaneval",
         sources=("humaneval",),
+        runs_code=True,
         solution="canonical_solution",
     ),
 )

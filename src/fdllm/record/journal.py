@@ -107,6 +107,7 @@ class Journal:
             self.moved_aside = self._move_aside()
             content = JournalContent()
         self._content = content
+        self._known: dict[str, dict[str, Any]] = {}
         with explained(path):
             self._file: BinaryIO = path.open("ab", buffering=0)
             self._file.truncate(content.size)
@@ -137,7 +138,16 @@ class Journal:
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The answer to a request, or None."""
-        return self._content.entries.get(key)
+        entry = self._content.entries.get(key)
+        if entry is None and key in self._known:
+            entry = self._known[key]
+            self._append({"key": key, "entry": entry}, sync=False)
+            self._content.entries[key] = entry
+        return entry
+
+    def know(self, other: JournalContent) -> None:
+        """Take answers of another journal of the same run over as they are asked for."""
+        self._known = dict(other.entries)
 
     def put(self, key: str, entry: dict[str, Any]) -> None:
         """Keep an answer; it is on the disk when this returns.
@@ -152,6 +162,29 @@ class Journal:
         self._append({"key": key, "entry": entry})
         self._content.entries[key] = entry
 
+    def absorb(self, other: JournalContent) -> int:
+        """Take over the answers and sessions of another journal of the same run, a shard's.
+
+        What is here already is left alone, so that taking over again changes nothing.
+
+        Returns:
+            How many answers were new.
+
+        Raises:
+            FdllmError: they cannot be written.
+        """
+        for session in other.sessions:
+            if session not in self._content.sessions:
+                self._append({"session": session})
+                self._content.sessions.append(session)
+        fresh = {k: e for k, e in other.entries.items() if k not in self._content.entries}
+        for key, entry in fresh.items():
+            self._append({"key": key, "entry": entry}, sync=False)
+            self._content.entries[key] = entry
+        with explained(self.path):
+            os.fsync(self._file.fileno())
+        return len(fresh)
+
     def set_total(self, total: int) -> None:
         """Keep the number of requests of the run, for whoever asks how far it is."""
         if total != self._content.total:
@@ -162,7 +195,7 @@ class Journal:
         """Let go of the file."""
         self._file.close()
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, line: dict[str, Any], *, sync: bool = True) -> None:
         data = json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         start = self._file.tell()
         try:
@@ -170,7 +203,8 @@ class Journal:
                 view = memoryview(data)
                 while view:
                     view = view[self._file.write(view) :]
-                os.fsync(self._file.fileno())
+                if sync:
+                    os.fsync(self._file.fileno())
         except FdllmError:
             self._file.truncate(start)
             self._file.seek(start)

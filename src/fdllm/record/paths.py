@@ -11,15 +11,19 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fdllm.config import Run, home_model
 from fdllm.errors import UsageError
 from fdllm.record.atomic import explained, make_folder
+from fdllm.shard import Shard
 
-_LOCK_FILES = (".lock", ".holder.json")
+_LOCK_FILES = (".lock", ".holder")  # what their names begin with
+_SHARD_FILE = re.compile(
+    r"^(journal|failed|\.holder)\.shard-(?P<number>\d+)-of-(?P<count>\d+)\.jsonl?$"
+)
 _TASK_FOLDER = re.compile(r"^(?P<task>.+?)(?:_limit_(?P<limit>\d+))?(?:@(?P<model>[^@]+))?$")
 
 
@@ -49,11 +53,32 @@ class RunPaths:
         folder: ``results/…/<config>``.
         artifacts: where the copy of the summary for git lies.
         logs: the run's log folder.
+        shard: whose journal, lock and failure these are; None where the run is not split. The
+            record is the run's own in any case.
     """
 
     folder: Path
     artifacts: Path
     logs: Path
+    shard: Shard | None = None
+
+    def of_shard(self, shard: Shard | None) -> RunPaths:
+        """The same run's files as one of its shards sees them."""
+        return replace(self, shard=shard)
+
+    def shards(self) -> list[RunPaths]:
+        """The shards that have left files here, in order."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        found = {
+            Shard(int(match["number"]) - 1, int(match["count"]))
+            for match in map(_SHARD_FILE.match, names)
+            if match and 0 < int(match["number"]) <= int(match["count"])
+        }
+        return [self.of_shard(shard) for shard in sorted(found)]
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.shard is None else self.shard.suffix
 
     @property
     def summary(self) -> Path:
@@ -73,22 +98,22 @@ class RunPaths:
     @property
     def journal(self) -> Path:
         """``journal.jsonl``; a line a request, as it is answered."""
-        return self.folder / "journal.jsonl"
+        return self.folder / f"journal{self._suffix}.jsonl"
 
     @property
     def failed(self) -> Path:
         """``failed.json``; why the last attempt ended."""
-        return self.folder / "failed.json"
+        return self.folder / f"failed{self._suffix}.json"
 
     @property
     def lock(self) -> Path:
         """``.lock``; held while a process works here."""
-        return self.folder / ".lock"
+        return self.folder / f".lock{self._suffix}"
 
     @property
     def holder(self) -> Path:
         """``.holder.json``; who holds the lock."""
-        return self.folder / ".holder.json"
+        return self.folder / f".holder{self._suffix}.json"
 
     @property
     def artifact(self) -> Path:
@@ -115,7 +140,7 @@ class RunPaths:
             moving = [
                 path
                 for path in sorted(self.folder.iterdir() if self.folder.is_dir() else ())
-                if path.name not in _LOCK_FILES and (not names or path.name in names)
+                if not path.name.startswith(_LOCK_FILES) and (not names or path.name in names)
             ]
             if not moving:
                 return None

@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fdllm.record.image import own_image_digest
+
 _PACKAGES = (
     "datasets",
     "fdllm",
@@ -47,7 +49,7 @@ def session(**facts: str | int | None) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "packages": versions(),
         "git": git_state(Path(__file__).resolve().parent),
-        "image_sha256": os.environ.get("FDLLM_IMAGE_SHA256"),
+        "image_sha256": own_image_digest(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         **facts,
     }

@@ -1,0 +1,1 @@
+"""How fast decoding is, always beside what it cannot be faster than."""

@@ -1,0 +1,54 @@
+"""Memory by formula: weights, keys and values."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from fdllm.errors import FdllmError
+from fdllm.model.spec import ModelSpec
+
+_COPIES = {"cpu": 2.3, "cuda": 1.3}
+"""Weights that are held at once while a model and its floor are made; packed ones are their own."""
+
+
+def weight_bytes(spec: ModelSpec, size: int) -> int:
+    """Bytes of a model's weights.
+
+    Args:
+        spec: its shape.
+        size: bytes of a number.
+    """
+    hidden, kv = spec.hidden_size, spec.num_kv_heads * spec.head_dim
+    q = spec.num_heads * spec.head_dim
+    attention = (hidden + 1) * (q + 2 * kv) + q * hidden
+    layer = attention + 3 * hidden * spec.intermediate_size + 2 * hidden
+    ends = spec.vocab_size * hidden * (1 if spec.tie_embeddings else 2)
+    return (spec.num_layers * layer + ends + hidden) * size
+
+
+def cache_bytes(spec: ModelSpec, size: int, positions: int, rows: int) -> int:
+    """Bytes of the keys and values of ``rows`` rows of ``positions`` positions, whole blocks."""
+    block = spec.block_size
+    capacity = -(-positions // block) * block
+    return 2 * spec.num_layers * rows * capacity * spec.num_kv_heads * spec.head_dim * size
+
+
+def check_room(name: str, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a shape that cannot be held, before the machine begins to swap.
+
+    Raises:
+        FdllmError: model and floor need more memory than the device has.
+    """
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[0]
+    else:
+        room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    need = _COPIES.get(device.type, 1.0) * weight_bytes(spec, dtype.itemsize)
+    if need > room:
+        raise FdllmError(
+            f"shape {name} in {str(dtype).removeprefix('torch.')} needs about {need / 1e9:.0f} GB "
+            f"with its floor, and {device} has {room / 1e9:.0f} GB; choose a smaller --shape, "
+            "--dtype bfloat16, or a GPU"
+        )

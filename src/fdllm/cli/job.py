@@ -1,0 +1,86 @@
+"""``fdllm job MAP INDEX``: what an array task runs. Not meant to be typed."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from rich.console import Console
+
+from fdllm.cli import execute
+from fdllm.cli.output import complain
+from fdllm.cli.progress import watcher
+from fdllm.cli.request import task_facts
+from fdllm.cluster.ended import TERMINATED
+from fdllm.cluster.render import ENDED_EARLY
+from fdllm.cluster.signals import Terminated, terminable, warned
+from fdllm.cluster.submission import Assignment, read_submission
+from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.runner import Outcome, Runner
+from fdllm.plan import Planner, State
+from fdllm.record.failure import write_failure
+from fdllm.record.paths import Layout, find_root
+
+
+def job_flags(parser: ArgumentParser) -> None:
+    """What a job script gives."""
+    parser.add_argument("map", metavar="MAP", help="map.json of a submission")
+    parser.add_argument("index", metavar="INDEX", type=int, help="number in the array")
+    parser.add_argument("--debug", action="store_true", help="show a traceback")
+
+
+def run_job(args: Namespace) -> int:
+    """Do one assignment of a submission.
+
+    Returns:
+        0 done, or nothing left to do; 1 failed; 75 asked to end early with answers kept, so that
+        the job is to be requeued.
+    """
+    submission = read_submission(Path(args.map).parent)
+    if not 0 <= args.index < len(submission.assignments):
+        raise UsageError(
+            f"{submission.map} has assignments 0 .. {len(submission.assignments) - 1}, no "
+            f"{args.index}"
+        )
+    one = submission.assignments[args.index]
+    root = find_root()
+    planner = Planner(root, Layout.of(root, submission.results), task_facts)
+    # The name by which the queue and the log know this task; a record's is the number behind it.
+    job = f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{args.index}"
+    log = submission.log_folder(args.index) / f"slurm_{job}.log"
+    outcome = _work(planner, one, submission.threads, log)
+    return _exit_code(outcome)
+
+
+def _work(planner: Planner, one: Assignment, threads: int | None, log: Path) -> Outcome:
+    """Compute; whatever ends it early is kept as the run's reason."""
+    console = Console(stderr=True, width=150)
+    paths = planner.layout.run(one.run).of_shard(one.shard)
+    with terminable(), warned() as go_on, watcher([one.run], console) as watch:
+        runner = Runner(planner, watch, lambda choice: execute.load_machine(choice, threads), go_on)
+        try:
+            outcome = runner.run(one.run, shard=one.shard, merge=one.merge)
+        except Terminated:
+            write_failure(paths, TERMINATED, str(log))
+            raise
+        except FdllmError as error:  # the model cannot be loaded, say: the cell's reason too
+            write_failure(paths, str(error), str(log))
+            raise
+        watch.end(outcome)
+    if outcome.state is State.PARTIAL and not outcome.num_computed:
+        complain(_NO_FURTHER)
+        write_failure(paths, _NO_FURTHER, str(log))
+    return outcome
+
+
+_NO_FURTHER = (
+    "asked to end before a single batch was done, and not requeued, as it would get no further; "
+    "give it more time (time_min in fdllm.toml, or --time), a smaller batch or more --shards"
+)
+
+
+def _exit_code(outcome: Outcome) -> int:
+    if outcome.state is State.PARTIAL and outcome.num_computed:
+        return ENDED_EARLY
+    return int(outcome.state in (State.FAILED, State.PARTIAL))

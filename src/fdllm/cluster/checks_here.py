@@ -1,0 +1,204 @@
+"""Checks that need nothing but this machine: consent, disk, scheduler, image. No torch."""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import subprocess
+from pathlib import Path
+
+from fdllm.cluster.findings import Checkup, Finding
+from fdllm.errors import UsageError
+from fdllm.evaluate.code import check_consent
+from fdllm.evaluate.tasks import task_info
+
+_GIB = 1 << 30
+_TIGHT = 2 * _GIB
+_FULL = _GIB // 4
+_ANSWER_S = 20
+
+
+def consent(checkup: Checkup) -> list[Finding]:
+    """Whether the user agreed to run programs, for each task that does."""
+    findings = []
+    for name in checkup.sweep.tasks:
+        info = task_info(name)
+        if not info.runs_code:
+            continue
+        try:
+            check_consent(info, checkup.sweep.code_execution)
+        except UsageError:
+            findings.append(
+                Finding(
+                    f"consent {name}",
+                    "fail",
+                    "its metric runs programs that the model writes, and nobody agreed to that",
+                    "give --allow-code-execution (each program is confined), or leave the task out",
+                )
+            )
+        else:
+            findings.append(Finding(f"consent {name}", "ok", "running its programs is agreed to"))
+    return findings
+
+
+def disk(checkup: Checkup) -> list[Finding]:
+    """Room for records, on the file system that they will be written to."""
+    place = existing(checkup.layout.results)
+    free = shutil.disk_usage(place).free
+    found = f"{free / _GIB:.1f} GiB free at {place}"
+    if free < _FULL:
+        return [
+            Finding(
+                "disk",
+                "fail",
+                f"{found}; a sweep writes its samples and journals there",
+                "make room, or choose another folder with --results",
+            )
+        ]
+    if free < _TIGHT:
+        return [
+            Finding("disk", "warn", found, "make room before a full benchmark, or use --results")
+        ]
+    return [Finding("disk", "ok", found)]
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def scheduler(checkup: Checkup) -> list[Finding]:
+    """Whether the scheduler answers, and knows the partition and the account."""
+    if checkup.executor != "slurm":
+        return []
+    if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
+        return [
+            Finding(
+                "scheduler",
+                "fail",
+                "there is no sbatch or no sinfo on the PATH",
+                "log in to a node of the cluster (or load its slurm module), or use "
+                "--executor local",
+            )
+        ]
+    listed, error = _lines("sinfo", "--noheader", "--format=%R|%a|%D|%l")
+    if listed is None:
+        return [
+            Finding(
+                "scheduler",
+                "fail",
+                f"sinfo does not answer ({error})",
+                "slurmctld may be down: wait until sinfo answers, then try again",
+            )
+        ]
+    partitions = {line.split("|")[0]: line.split("|")[1:] for line in listed if "|" in line}
+    return [_partition(checkup.partition, partitions), *_account(checkup.account)]
+
+
+def _partition(wanted: str | None, partitions: dict[str, list[str]]) -> Finding:
+    names = ", ".join(sorted(partitions)) or "none"
+    if wanted is None:
+        default, _ = _lines("scontrol", "show", "partition", "--oneliner")
+        if any("Default=YES" in line for line in default or ()):
+            return Finding("partition", "ok", f"the site's default; there are {names}")
+        return Finding(
+            "partition",
+            "fail",
+            f"none is named, and the site has no default; there are {names}",
+            "name one: --partition NAME, or partition in fdllm.toml",
+        )
+    unknown = [name for name in wanted.split(",") if name not in partitions]
+    if unknown:
+        return Finding(
+            "partition",
+            "fail",
+            f"sinfo knows no partition '{unknown[0]}'; it lists {names}",
+            "name one of these: --partition NAME, or partition in fdllm.toml",
+        )
+    down = [name for name in wanted.split(",") if partitions[name][0] != "up"]
+    if down:
+        return Finding(
+            "partition",
+            "warn",
+            f"partition '{down[0]}' is {partitions[down[0]][0]}: jobs would wait",
+            f"ask the site when it is back, or name another of {names}",
+        )
+    return Finding("partition", "ok", f"'{wanted}' is up")
+
+
+def _account(wanted: str | None) -> list[Finding]:
+    """Only where the site keeps accounts: without slurmdbd ``sacctmgr`` has no answer."""
+    if wanted is None:
+        return []
+    unproven = Finding(
+        "account",
+        "warn",
+        f"'{wanted}' cannot be checked: sacctmgr is not there or does not answer",
+        "submit one small run first (--limit 10): a wrong account is refused at submission",
+    )
+    if shutil.which("sacctmgr") is None:
+        return [unproven]
+    listed, _ = _lines(
+        "sacctmgr",
+        "--noheader",
+        "--parsable2",
+        "show",
+        "associations",
+        f"user={getpass.getuser()}",
+        "format=account",
+    )
+    if listed is None:
+        return [unproven]
+    accounts = sorted({line.strip() for line in listed if line.strip()})
+    unknown = [name for name in wanted.split(",") if name not in accounts]
+    if not unknown:
+        return [Finding("account", "ok", f"'{wanted}' is one of yours")]
+    return [
+        Finding(
+            "account",
+            "fail",
+            f"'{unknown[0]}' is none of your accounts; those are {', '.join(accounts) or 'none'}",
+            "name one of them: account in fdllm.toml; or ask the site for access",
+        )
+    ]
+
+
+def _lines(*command: str) -> tuple[list[str] | None, str]:
+    """What a command says, line by line; None and why where it fails."""
+    try:
+        done = subprocess.run(  # noqa: S603 - the site's own commands, no shell
+            command, capture_output=True, text=True, timeout=_ANSWER_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"{type(error).__name__} within {_ANSWER_S} s"
+    if done.returncode:
+        return None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return done.stdout.splitlines(), ""
+
+
+def image_file(checkup: Checkup) -> list[Finding]:
+    """Whether the image is there, and something to run it with."""
+    image = checkup.image
+    if image is None:
+        return []
+    if not image.is_file():
+        return [
+            Finding(
+                "image",
+                "fail",
+                f"there is no file {image}",
+                "build it with 'nox -s container', or name another with --image",
+            )
+        ]
+    if shutil.which("apptainer") is None:
+        return [
+            Finding(
+                "image",
+                "fail",
+                f"{image} is there, and no 'apptainer' on the PATH to run it",
+                "load the site's apptainer module, or run without --image",
+            )
+        ]
+    return [Finding("image", "ok", f"{image}, {image.stat().st_size / _GIB:.1f} GiB")]

@@ -1,0 +1,154 @@
+"""The checkpoint's files, and whether device and data type suit them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from fdllm.cluster.findings import Finding
+from fdllm.config import ModelChoice
+from fdllm.record.identity import model_identity
+
+_GIB = 1 << 30
+_LENGTH = 8  # bytes of a safetensors file that say how long its header is
+_MODERN = 8  # compute capability from which bfloat16 is native
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BIG = 4 * _GIB  # bytes of weights that no CPU decodes in reasonable time
+
+
+def check_model(choice: ModelChoice) -> Finding:
+    """Whether the files are on this machine, whole, with a tokenizer that loads.
+
+    Raises:
+        FdllmError: they are not; the message says what is missing.
+    """
+    from fdllm.model.files import find_mask, load_tokenizer  # noqa: PLC0415
+    from fdllm.model.spec import ModelSpec  # noqa: PLC0415
+
+    folder = model_identity(choice).folder
+    if folder is None:
+        revision = f" at revision {choice.revision}" if choice.revision else ""
+        flag = f" --revision {choice.revision}" if choice.revision else ""
+        return Finding(
+            "model",
+            "fail",
+            f"{choice.name}{revision} is not in the cache of this machine",
+            f"where there is a network, with the same HF_HOME: fdllm prefetch --model "
+            f"{choice.name}{flag}",
+        )
+    size = weight_bytes(folder)
+    if ModelSpec.from_folder(folder).mask_id is None:
+        find_mask(folder)
+    load_tokenizer(folder, choice.name)
+    return Finding("model", "ok", f"{choice.name}: {_size(size)} of weights, tokenizer")
+
+
+def _size(number: int) -> str:
+    return f"{number / _GIB:.1f} GiB" if number >= _GIB else f"{number / (1 << 20):.1f} MiB"
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of all safetensors files, each as long as its header says.
+
+    Raises:
+        FdllmError: a file is missing, cut short or no safetensors.
+    """
+    from fdllm.errors import FdllmError  # noqa: PLC0415
+    from fdllm.model.weights import shard_paths  # noqa: PLC0415 - torch
+
+    total = 0
+    for path in shard_paths(folder):
+        size = path.stat().st_size
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(_LENGTH), "little")
+                if length > size:
+                    raise ValueError("no header")  # noqa: TRY301 - one message for all of it
+                header = json.loads(file.read(length))
+            ends = [
+                tensor["data_offsets"][1] for n, tensor in header.items() if n != "__metadata__"
+            ]
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise FdllmError(f"{path} is no safetensors file; fetch it again") from None
+        due = _LENGTH + length + max(ends, default=0)
+        if size != due:
+            raise FdllmError(
+                f"{path} has {size} bytes where its header says {due}, so it was cut short; "
+                "delete it and prefetch it again"
+            )
+        total += size
+    return total
+
+
+def fetch_model(choice: ModelChoice) -> Finding:
+    """Bring the files into the Hub's cache, by revision.
+
+    Raises:
+        FdllmError: the Hub cannot be reached or refuses.
+    """
+    from fdllm.model.files import locate  # noqa: PLC0415
+
+    sys.stderr.write(f"model {choice.name}: fetching its files\n")
+    folder = locate(choice.name, choice.revision)
+    return Finding("model", "ok", f"{choice.name} in {folder}")
+
+
+def check_device(choice: ModelChoice, executor: str) -> list[Finding]:
+    """What the weights will be on, and whether they fit.
+
+    Raises:
+        UsageError: the device or the data type is none.
+    """
+    import torch  # noqa: PLC0415 - seconds
+
+    from fdllm.model.weights import resolve_device, resolve_dtype  # noqa: PLC0415
+
+    size = _known_bytes(choice)
+    if not torch.cuda.is_available():
+        return [_without_gpu(choice, executor, size)]
+    device = resolve_device(choice.device)
+    kind = str(resolve_dtype(choice.dtype, device)).removeprefix("torch.")
+    if device.type != "cuda":
+        return [Finding("GPU", "ok", f"{device} is asked for, {kind}")]
+    name = torch.cuda.get_device_name(device)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    found = f"{name}, {memory / _GIB:.0f} GiB, {kind}"
+    if size * _BYTES[kind] / 2 > memory:
+        return [
+            Finding(
+                "GPU",
+                "fail",
+                f"{found}: the weights alone take {size * _BYTES[kind] / 2 / _GIB:.0f} GiB",
+                "ask for a larger GPU (gres or constraint in fdllm.toml), or use --dtype bfloat16",
+            )
+        ]
+    major, _ = torch.cuda.get_device_capability(device)
+    if kind == "bfloat16" and major < _MODERN:
+        return [
+            Finding(
+                "GPU", "warn", f"{found}, which it only emulates", "use --dtype float16, or auto"
+            )
+        ]
+    return [Finding("GPU", "ok", found)]
+
+
+def _known_bytes(choice: ModelChoice) -> int:
+    """Bytes of the weights as they lie here, in two-byte numbers as published; 0 where unknown."""
+    folder = model_identity(choice).folder
+    return 0 if folder is None else sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+
+
+def _without_gpu(choice: ModelChoice, executor: str, size: int) -> Finding:
+    if choice.device.startswith("cuda"):
+        state, remedy = "fail", "use --device cpu, or a machine with a GPU and its driver"
+    elif size > _BIG or (size == 0 and "/" in choice.name):
+        state = "warn"
+        remedy = "use a machine with a GPU: a model of this size takes days on a CPU"
+    else:
+        return Finding("GPU", "ok", "none here; the CPU will do for this model, float32")
+    if executor == "slurm":
+        # This is the login node; what the compute nodes have, only a job can tell.
+        state = "warn"
+        remedy = "none is needed here; make sure that gres in fdllm.toml asks for one on the node"
+    return Finding("GPU", "warn" if state == "warn" else "fail", "torch sees none here", remedy)

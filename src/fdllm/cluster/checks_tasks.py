@@ -1,0 +1,73 @@
+"""A task, instantiated as a run does it: documents, prompts, metric and what they import."""
+
+from __future__ import annotations
+
+from fdllm.cluster.findings import Finding
+from fdllm.config import Sweep
+from fdllm.errors import FdllmError
+from fdllm.evaluate.tasks import task_info
+
+
+def check_task(name: str, sweep: Sweep) -> list[Finding]:
+    """Load a task from the cache; where its programs may run, try their confinement out.
+
+    Raises:
+        FdllmError: the task's name is unknown.
+    """
+    try:
+        found = [Finding(f"task {name}", "ok", f"{_load(name, sweep)}, from the cache")]
+    except FdllmError as error:
+        said = str(error).partition("; ")[0].removeprefix(f"task '{name}' ")
+        return [Finding(f"task {name}", "fail", said, _remedy(name, str(error)))]
+    if task_info(name).runs_code and sweep.code_execution != "refused":
+        found.append(_sandbox(name, sweep))
+    return found
+
+
+def fetch_task(name: str, sweep: Sweep) -> list[Finding]:
+    """Load a task with the network, which leaves in the caches all that it takes.
+
+    Raises:
+        FdllmError: it cannot be had; the message says why, and what to do.
+    """
+    return [Finding(f"task {name}", "ok", _load(name, sweep))]
+
+
+def _load(name: str, sweep: Sweep) -> str:
+    from fdllm.evaluate.documents import load_task  # noqa: PLC0415 - the harness: seconds
+    from fdllm.evaluate.harness import quiet  # noqa: PLC0415
+
+    asked = sweep.evaluating
+    with quiet():
+        loaded = load_task(
+            name,
+            num_fewshot=asked.num_fewshot,
+            seed=asked.seed,
+            code_execution=sweep.code_execution,
+        )
+        rows = sum(len(leaf.eval_docs) for leaf in loaded.leaves.values())
+    subtasks = f" of {len(loaded.leaves)} subtasks" if len(loaded.leaves) > 1 else ""
+    return f"{rows} documents{subtasks}, prompts and metric"
+
+
+def _remedy(name: str, said: str) -> str:
+    if task_info(name).dataset is not None and "not in the cache" in said:
+        return f"where there is a network, with the same HF_HOME: fdllm prefetch --task {name}" + (
+            " (gated: see the line on access)" if task_info(name).gated else ""
+        )
+    return said.partition("; ")[2] or f"fdllm prefetch --task {name}, then try again"
+
+
+def _sandbox(name: str, sweep: Sweep) -> Finding:
+    from fdllm.evaluate.code import prove  # noqa: PLC0415
+    from fdllm.evaluate.sandbox import Sandbox  # noqa: PLC0415
+
+    sandbox = Sandbox(sweep.code_execution)
+    try:
+        prove(sandbox)
+    except FdllmError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Finding(
+            f"sandbox {name}", "fail", found, remedy or "score this task on another machine"
+        )
+    return Finding(f"sandbox {name}", "ok", f"programs are confined here ({sandbox.isolation})")

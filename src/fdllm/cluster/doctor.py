@@ -1,0 +1,51 @@
+"""A check-up before anything is queued: what is ready, what is not, and what to do about it.
+
+For whoever submits::
+
+    from fdllm.cluster.doctor import Checkup, Finding, blocking, examine
+
+    findings = examine(Checkup(root, layout, sweep, executor="slurm", partition=..., account=...,
+                               image=..., binds=..., hf_home=...))    # -> list[Finding]
+    if blocking(findings): ...                                         # refuse, and show them
+
+Nothing is imported here that takes time. What needs torch or the harness is asked of a process of
+its own, in the image if one is named, offline and without the token, as on a compute node
+(:mod:`fdllm.cluster.node`). Whether the Hub gives access is asked from here, with the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from fdllm.cluster.checks_here import consent, disk, image_file, scheduler
+from fdllm.cluster.checks_hub import with_access
+from fdllm.cluster.findings import Checkup, Finding, Standing, blocking
+from fdllm.cluster.node import ask_node
+
+__all__ = ["Checkup", "Finding", "Standing", "blocking", "examine"]
+
+_HERE: Sequence[Callable[[Checkup], list[Finding]]] = (consent, disk, scheduler)
+
+
+def examine(checkup: Checkup) -> list[Finding]:
+    """Check everything that the runs of a sweep need; changes nothing.
+
+    Args:
+        checkup: the runs and their place.
+
+    Returns:
+        One finding a check, in an order to read them in; :func:`blocking` picks those that must be
+        mended first. A check that cannot be made is a finding too.
+    """
+    findings = [finding for check in _HERE for finding in check(checkup)]
+    image = image_file(checkup)
+    findings += image
+    if blocking(image):
+        return findings
+    # A token that is not needed on a node is not given to it.
+    there = ask_node(checkup, "check")
+    return findings + [
+        replace(found, name=f"{found.name} (image)") if checkup.image else found
+        for found in with_access(checkup, there)
+    ]

@@ -1,0 +1,134 @@
+"""Why a job is gone: from SLURM while it remembers, else from what the job script noted."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fdllm.cluster.queue import QueueError, ask, has_queue
+
+_FIELD = re.compile(r"(?:^|\s)(?P<name>[A-Z][\w/:]*)=(?P<value>\S*)")
+_SIGNAL_OFFSET = 128  # a shell's status of a command that a signal ended
+_WORDS = {
+    "TIMEOUT": "time limit of {limit} reached",
+    "DEADLINE": "deadline reached",
+    "NODE_FAIL": "node {node} failed",
+    "BOOT_FAIL": "node {node} did not start",
+    "OUT_OF_MEMORY": "out of memory",
+    "PREEMPTED": "preempted by another job",
+    "CANCELLED": "cancelled",
+    "REVOKED": "revoked",
+}
+TERMINATED = "cancelled: SIGTERM (scancel, preemption, time limit)"
+"""What a run says that was sent SIGTERM; SLURM knows why it sent it."""
+_UNKNOWN = "ended without a record and without a word (SIGKILL, a node failure, out of memory)"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended.
+
+    Attributes:
+        reason: in a few words.
+        by_itself: it ran to its end and said that nothing was wrong.
+        by_slurm: SLURM ended it, and the reason is why.
+    """
+
+    reason: str
+    by_itself: bool = False
+    by_slurm: bool = False
+
+
+def remembered(job_ids: Iterable[str]) -> dict[str, Ended]:
+    """What SLURM still knows of jobs that are gone from its queue, by id.
+
+    It forgets them after a few minutes (``MinJobAge``), and where it does not answer it knows
+    nothing: neither is an error.
+
+    Args:
+        job_ids: ids of whole jobs or arrays, ``12``; one call each.
+    """
+    found: dict[str, Ended] = {}
+    for job_id in sorted(set(job_ids)) if has_queue() else ():
+        try:
+            text = ask(["scontrol", "--oneliner", "show", "job", job_id])
+        except QueueError:
+            continue
+        found |= parse_jobs(text)
+    return found
+
+
+def parse_jobs(text: str) -> dict[str, Ended]:
+    """The ended jobs of ``scontrol --oneliner show job``, by the id that ``squeue`` gives them."""
+    found = {}
+    for line in text.splitlines():
+        fields = {match["name"]: match["value"] for match in _FIELD.finditer(line)}
+        if "JobState" not in fields:
+            continue
+        array, task = fields.get("ArrayJobId"), fields.get("ArrayTaskId")
+        name = fields["JobId"] if array is None else f"{array}_{task}"
+        if fields["JobState"] not in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING"):
+            found[name] = _ended(fields)
+    return found
+
+
+def _ended(fields: dict[str, str]) -> Ended:
+    state = fields["JobState"]
+    status, _, number = fields.get("ExitCode", "0:0").partition(":")
+    if state in _WORDS:
+        words = _WORDS[state].format(
+            limit=fields.get("TimeLimit", "?"), node=fields.get("NodeList") or "?"
+        )
+        return Ended(words, by_slurm=True)
+    if number not in ("", "0"):
+        return Ended(signal_words(int(number)))
+    return from_status(int(status))
+
+
+def from_status(status: int) -> Ended:
+    """What a shell's exit status says."""
+    if status == 0:
+        return Ended("the job ended by itself and left no record", by_itself=True)
+    if status > _SIGNAL_OFFSET:
+        return Ended(signal_words(status - _SIGNAL_OFFSET))
+    return Ended(f"the job ended with exit code {status}")
+
+
+def signal_words(number: int) -> str:
+    """A signal's name, and what sends it."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    likely: dict[int, str] = {
+        signal.SIGKILL: " (out of memory, or by hand)",
+        signal.SIGTERM: " (scancel, preemption or the time limit)",
+    }
+    return f"killed by {name}{likely.get(number, '')}"
+
+
+def noted(path: Path) -> Ended | None:
+    """How the job script said that its last life ended; None where it could not.
+
+    Args:
+        path: ``ended/<index>`` of a submission, with a line ``JOB RESTARTS STATUS TIME`` a life.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return from_status(int(lines[-1].split()[2]))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def explain(task_id: str, notes: Path, memory: dict[str, Ended]) -> Ended:
+    """How a task of an array ended, as far as anybody knows.
+
+    Args:
+        task_id: ``12_3``.
+        notes: the job script's.
+        memory: from :func:`remembered`.
+    """
+    return memory.get(task_id) or noted(notes) or Ended(_UNKNOWN)

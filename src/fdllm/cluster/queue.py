@@ -1,0 +1,128 @@
+"""What SLURM's queue says, all of it in one call."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fdllm.errors import FdllmError
+
+_FORMAT = "%i|%T|%M|%L|%N|%r"  # job id, state, time used, time left, nodes, reason
+_NUM_FIELDS = _FORMAT.count("|") + 1
+_PATIENCE_S = 60
+_TIME = re.compile(r"^(?:(?P<d>\d+)-)?(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)$")
+_AT_WORK = frozenset(
+    {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
+)
+_NEVER = "DependencyNeverSatisfied"
+
+
+class QueueError(FdllmError):
+    """There is a queue, and it does not answer."""
+
+
+@dataclass(frozen=True)
+class QueueEntry:
+    """A job, or one task of an array.
+
+    Attributes:
+        job_id: ``12``, or ``12_3`` for a task of an array.
+        state: SLURM's word, ``PENDING`` or ``RUNNING``, say.
+        node: where it runs; None while it waits.
+        elapsed_s: seconds it has run.
+        time_left_s: seconds until its time limit; None where it has none.
+        reason: why it waits, in SLURM's word; empty where it does not.
+    """
+
+    job_id: str
+    state: str
+    node: str | None
+    elapsed_s: int
+    time_left_s: int | None
+    reason: str
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has a machine."""
+        return self.state in _AT_WORK
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it waits for a job that has failed, and so for ever."""
+        return self.reason == _NEVER
+
+
+Queue = Mapping[str, QueueEntry]
+
+
+def has_queue() -> bool:
+    """Whether this machine can ask a SLURM."""
+    return shutil.which("squeue") is not None
+
+
+def read_queue() -> dict[str, QueueEntry] | None:
+    """Every job of the queue by its id, arrays expanded; None where there is no ``squeue``.
+
+    Raises:
+        QueueError: the queue does not answer.
+    """
+    if not has_queue():
+        return None
+    command = ["squeue", "--noheader", "--array", f"--format={_FORMAT}"]
+    return parse_queue(ask(command))
+
+
+def ask(command: list[str]) -> str:
+    """What one of SLURM's commands prints.
+
+    Raises:
+        QueueError: it fails or does not end.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603 - one of our own command lines
+            command, capture_output=True, text=True, check=False, timeout=_PATIENCE_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise QueueError(f"{command[0]} did not answer: {error}") from None
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise QueueError(
+            f"the queue cannot be asked ({command[0]}: {said}); is slurmctld up? "
+            "'scontrol ping' says so; nothing was changed"
+        )
+    return done.stdout
+
+
+def parse_queue(text: str) -> dict[str, QueueEntry]:
+    """The entries of ``squeue``'s lines.
+
+    Raises:
+        QueueError: a line has another form.
+    """
+    entries = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        fields = line.split("|", _NUM_FIELDS - 1)
+        if len(fields) != _NUM_FIELDS:
+            raise QueueError(f"squeue printed a line of another form: {line!r}")
+        job_id, state, used, left, node, reason = fields
+        entries[job_id] = QueueEntry(
+            job_id=job_id,
+            state=state,
+            node=node or None,
+            elapsed_s=parse_time(used) or 0,
+            time_left_s=parse_time(left),
+            reason="" if reason == "None" else reason,
+        )
+    return entries
+
+
+def parse_time(text: str) -> int | None:
+    """Seconds of SLURM's ``[days-][hours:]minutes:seconds``; None for UNLIMITED and its like."""
+    match = _TIME.match(text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(match[unit] or 0) for unit in "dhms")
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -1,0 +1,194 @@
+"""The text of a job script. Pure: the same submission and site give the same text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import join, quote
+
+from fdllm.cluster.site import Resources
+
+ENDED_EARLY = 75
+"""Exit status of a task that was warned of its time limit and goes on in its next life."""
+
+# Handed into the image, where --cleanenv lets nothing else in. The token is among them by its
+# name alone: its value is in the job's environment, and in no file and no command line.
+PASSED_ON = (
+    "HF_TOKEN",
+    "FDLLM_ROOT",
+    "FDLLM_IMAGE_SHA256",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+    "NLTK_DATA",
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_ENDPOINT",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_RESTART_COUNT",
+)
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a job script says.
+
+    Attributes:
+        name: the job's name in the queue.
+        resources: what each array task asks for.
+        logs: log folder of each array task, by its index.
+        ended: folder where each task notes how it ended.
+        workdir: where tasks run.
+        command: what a task runs; its index comes behind.
+        environment: fixed variables; no secret may be among them.
+        contained: the command runs an image, so that variables must be handed in.
+        max_jobs: tasks that run at the same time; None is no throttle.
+        warn_s: seconds ahead of the limit at which a task is warned.
+        setup: the site's own shell lines.
+    """
+
+    name: str
+    resources: Resources
+    logs: Mapping[int, Path]
+    ended: Path
+    workdir: Path
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    contained: bool
+    max_jobs: int | None
+    warn_s: int
+    setup: tuple[str, ...] = ()
+
+
+def render(script: Script) -> str:
+    """A whole job script.
+
+    Paths of any spelling are safe in it: each is quoted, and none stands in an ``#SBATCH`` line,
+    where SLURM would read ``%`` its own way.
+    """
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            "# Written by `fdllm sweep`; map.json beside it says which run each array task does.",
+            *(f"#SBATCH {option}" for option in _options(script)),
+            "# shellcheck disable=SC2016 # a folder's name is meant as it is spelled",
+            "set -euo pipefail",
+            "",
+            *_log(script),
+            "",
+            *_setup(script),
+            *_environment(script),
+            "",
+            *_step(script),
+            "",
+        ]
+    )
+
+
+def _options(script: Script) -> list[str]:
+    asked = script.resources
+    throttle = "" if script.max_jobs is None else f"%{script.max_jobs}"
+    wishes = {
+        "partition": asked.partition,
+        "account": asked.account,
+        "qos": asked.qos,
+        "gres": asked.gres,
+        "constraint": asked.constraint,
+        "mem": None if asked.memory_gb is None else f"{asked.memory_gb}G",
+    }
+    return [
+        f"--job-name={re.sub(r'[^A-Za-z0-9._+@-]', '-', script.name)}",
+        f"--array={_ranges(sorted(script.logs))}{throttle}",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={asked.cpus}",
+        f"--time={asked.time_min}",
+        *(f"--{name}={value}" for name, value in wishes.items() if value),
+        "--requeue",
+        "--open-mode=append",
+        f"--signal=B:USR1@{script.warn_s}",
+        *asked.extra,
+    ]
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """``0-8`` for neighbours, which they always are."""
+    first, last = indices[0], indices[-1]
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _log(script: Script) -> list[str]:
+    """Each task writes to the log of its own run, whose name SLURM alone could not spell."""
+    return [
+        "index=$SLURM_ARRAY_TASK_ID",
+        "job=${SLURM_ARRAY_JOB_ID}_$index",
+        "life=${SLURM_RESTART_COUNT:-0}",
+        "case $index in",
+        *(f"{index}) logs={quote(str(folder))} ;;" for index, folder in script.logs.items()),
+        '*) echo "array task $index is not in map.json" >&2 && exit 2 ;;',
+        "esac",
+        'mkdir -p "$logs"',
+        'exec >>"$logs/slurm_$job.log" 2>&1',
+        'echo "== job $job on $(hostname), restarts: $life, $(date -u +%FT%TZ)"',
+    ]
+
+
+def _setup(script: Script) -> list[str]:
+    """The site's lines; what `module` sources often reads variables that are not set."""
+    return ["# setup of fdllm.toml", "set +u", *script.setup, "set -u", ""] if script.setup else []
+
+
+def _environment(script: Script) -> list[str]:
+    lines = [f"cd -- {quote(str(script.workdir))}"]
+    lines += [f"export {name}={quote(value)}" for name, value in script.environment.items()]
+    lines += [f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{script.resources.cpus}}}"']
+    if script.contained:
+        lines += [
+            "# What is handed into the image, the token too: by environment, never by argument.",
+            f"for name in {' '.join(PASSED_ON)}; do",
+            '    [ -z "${!name:-}" ] || export "APPTAINERENV_$name=${!name}"',
+            "done",
+        ]
+    return lines
+
+
+def _step(script: Script) -> list[str]:
+    srun = ["srun", "--ntasks=1", f"--cpus-per-task={script.resources.cpus}", "--input=none"]
+    return [
+        "# Warned of the time limit, the step ends its batch and exits with",
+        f"# {ENDED_EARLY}; it goes on where it stopped in its next life.",
+        "step='' caught=0",
+        "# shellcheck disable=SC2317 # called by the traps",
+        "catch() {",
+        "    caught=1",
+        '    echo "== SIG$1, $(date -u +%FT%TZ)"',
+        '    [ "$1" != USR1 ] || [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null || true',
+        "}",
+        "trap 'catch USR1' USR1",
+        "# SLURM tells the step by itself; this script stays to note how that ended.",
+        "trap 'catch TERM' TERM",
+        f'{join([*srun, *script.command])} "$index" &',
+        "step=$!",
+        "while",
+        "    caught=0 status=0",
+        '    wait "$step" || status=$?',
+        '    [ "$caught" -eq 1 ]',
+        "do :; done",
+        "",
+        f"ended={quote(str(script.ended))}",
+        'echo "== ended with $status, $(date -u +%FT%TZ)"',
+        'mkdir -p "$ended" || true',
+        'echo "$job $life $status $(date -u +%FT%TZ)" >>"$ended/$index" || true',
+        f'if [ "$status" -eq {ENDED_EARLY} ]; then',
+        '    scontrol requeue "$SLURM_JOB_ID" && exit 0',
+        '    echo "== it could not be requeued; the same sweep goes on where it stopped"',
+        "fi",
+        'exit "$status"',
+    ]

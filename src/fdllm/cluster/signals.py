@@ -1,0 +1,46 @@
+"""How a process is asked to end: Ctrl-C, SIGTERM, and a scheduler's warning ahead of its limit."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+WARNING = signal.SIGUSR1
+"""What a job script passes on ahead of the time limit."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+def _raise(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises :class:`Terminated` inside the block."""
+    before = signal.signal(signal.SIGTERM, _raise)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def warned() -> Iterator[Callable[[], bool]]:
+    """The warning signal is kept inside the block instead of ending the process.
+
+    Yields:
+        What says whether to go on: True until the signal arrives. It is the ``go_on`` of
+        :class:`fdllm.evaluate.runner.Runner`, which then finishes what is in flight.
+    """
+    arrived: list[int] = []
+    before = signal.signal(WARNING, lambda number, _: arrived.append(number))
+    try:
+        yield lambda: not arrived
+    finally:
+        signal.signal(WARNING, before)

@@ -1,0 +1,175 @@
+"""What differs from one cluster to the next: ``fdllm.toml``, described in ``fdllm.toml.example``.
+
+Nothing here can change an output, so nothing of it is part of a fingerprint.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from fdllm.config import TINY_MODEL, Run, Spec
+from fdllm.errors import FdllmError, UsageError
+
+SITE_FILE = "fdllm.toml"
+_GPU = "gpu:1"
+
+
+class Resources(Spec):
+    """What one array task asks SLURM for; an empty text asks for nothing of the kind.
+
+    Attributes:
+        partition: None takes the cluster's default.
+        account: who pays.
+        qos: quality of service.
+        gres: generic resources, ``gpu:1``; None is one GPU, or none for the embedded model.
+        cpus: processors; None is 4, or 1 for the embedded model.
+        memory_gb: GiB; None takes the partition's default.
+        time_min: minutes one life of a task may take; a run that needs more is requeued.
+        constraint: features a node must have.
+        extra: options of ``sbatch`` as they are, ``--exclude=node7``: a line each.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gres: str | None = None
+    cpus: int | None = Field(None, ge=1)
+    memory_gb: int | None = Field(None, ge=1)
+    time_min: int = Field(24 * 60, ge=1)
+    constraint: str | None = None
+    extra: tuple[str, ...] = ()
+
+    @field_validator("partition", "account", "qos", "gres", "constraint")
+    @classmethod
+    def _one_word(cls, value: str | None) -> str | None:
+        if value is not None and any(c.isspace() or c in "'\"\\`$" for c in value):
+            raise ValueError("must be one word, without quotes or spaces")
+        return value
+
+    @field_validator("extra")
+    @classmethod
+    def _options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for line in value:
+            if not line.startswith("-") or "\n" in line:
+                raise ValueError(f"'{line}' is no option of sbatch, such as '--exclude=node7'")
+            if line.startswith(("--array", "-a", "--output", "-o", "--signal", "--dependency")):
+                raise ValueError(f"'{line.split('=')[0]}' is set for each submission")
+        return value
+
+
+class Site(Spec):
+    """A cluster.
+
+    Attributes:
+        resources: what a task asks for.
+        tasks: by task, what differs from ``resources``.
+        image: the Apptainer image that tasks run in; None is the environment that submits.
+        apptainer: the command that runs it.
+        binds: folders that are visible in the image besides checkout, results and caches:
+            ``/data`` or ``/data:/inside:ro``.
+        hf_home: cache of models and data sets, as nodes see it; None takes ``HF_HOME`` as the
+            submitting shell has it.
+        offline: nodes have no network: the Hub is not asked, and what is missing fails at once.
+        max_jobs: tasks of one array that run at the same time; None is no throttle.
+        warn_s: seconds ahead of the time limit at which a run is asked to end and is requeued;
+            longer than a batch takes.
+        setup: shell lines ahead of everything else in a job, ``module load apptainer``.
+    """
+
+    resources: Resources = Resources()
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    image: Path | None = None
+    apptainer: str = "apptainer"
+    binds: tuple[str, ...] = ()
+    hf_home: Path | None = None
+    offline: bool = True
+    max_jobs: int | None = Field(None, ge=1)
+    warn_s: int = Field(300, ge=10, le=65535)
+    setup: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for task in ("", *self.tasks):
+            resources = self._of(task)
+            if self.warn_s >= resources.time_min * 60:
+                raise ValueError(
+                    f"warn_s is {self.warn_s} s, but {f'task {task}' if task else 'a job'} has "
+                    f"only {resources.time_min} min (time_min): nothing would be computed"
+                )
+        return self
+
+    def _of(self, task: str) -> Resources:
+        own = self.tasks.get(task, {})
+        return Resources.read(
+            self.resources.model_dump(exclude_unset=True) | own, f"[tasks.{task}]"
+        )
+
+    def resources_of(self, run: Run) -> Resources:
+        """What a run's task asks for, GPU and processors decided."""
+        resources = self._of(run.task)
+        usual = {"gres": _GPU, "cpus": 4} if run.model.name != TINY_MODEL else {"cpus": 1}
+        unsaid = {name: v for name, v in usual.items() if getattr(resources, name) is None}
+        return resources.model_copy(update=unsaid)
+
+    def changed(self, resources: Mapping[str, Any], **others: Any) -> Site:  # noqa: ANN401
+        """The same site with the flags of one command on top; None leaves a value as it is.
+
+        A flag is meant for every task, so it also stands above a task's own table.
+
+        Raises:
+            UsageError: a value is wrong.
+        """
+        given = {name: value for name, value in resources.items() if value is not None}
+        data = self.model_dump(exclude_unset=True)
+        data["resources"] = data.get("resources", {}) | given
+        data["tasks"] = {task: own | given for task, own in self.tasks.items()}
+        data |= {name: value for name, value in others.items() if value is not None}
+        return Site.read(data, "the flags and the site file together")
+
+
+def site_path(root: Path) -> Path:
+    """Where the site is described: ``$FDLLM_SITE``, else ``fdllm.toml`` of the checkout."""
+    named = os.environ.get("FDLLM_SITE")
+    return Path(named).expanduser().absolute() if named else root / SITE_FILE
+
+
+def load_site(root: Path) -> Site:
+    """The site file, checked; the defaults where there is none.
+
+    Relative paths in it start at its own folder, and ``~`` and ``$NAME`` are filled in.
+
+    Raises:
+        UsageError: ``FDLLM_SITE`` names no file, or a key or value is wrong.
+        FdllmError: the file cannot be read.
+    """
+    path = site_path(root)
+    if not path.exists():
+        if os.environ.get("FDLLM_SITE"):
+            raise UsageError(f"FDLLM_SITE names '{path}', which does not exist; set it or unset it")
+        return Site()
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FdllmError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is no TOML: {error}") from None
+    if isinstance(data.get("resources"), dict):
+        data["resources"] = Resources.read(data["resources"], f"{path}, [resources]")
+    site = Site.read(data, str(path))
+    places = {
+        name: _place(value, path.parent)
+        for name, value in (("image", site.image), ("hf_home", site.hf_home))
+        if value is not None
+    }
+    return site.model_copy(update=places)
+
+
+def _place(value: Path, folder: Path) -> Path:
+    filled = Path(os.path.expandvars(value)).expanduser()
+    return filled if filled.is_absolute() else folder / filled

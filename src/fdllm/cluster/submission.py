@@ -1,0 +1,200 @@
+"""What was handed to the queue: one folder for each ``sbatch``, read back by status and by jobs.
+
+``logs/<experiment>/<task folder>/submissions/<stamp>/`` holds ``map.json`` (which array task does
+which run; frozen ahead of ``sbatch``), ``job.sh`` (what was submitted; ``merge.sh`` behind shards),
+``jobs.json`` (the queue's ids; written after ``sbatch``), and ``ended/<index>`` (a line for each
+life of an array task that came to an end by itself: ``JOB RESTARTS STATUS TIME``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fdllm.config import Run
+from fdllm.errors import FdllmError
+from fdllm.record.atomic import make_folder, write_json
+from fdllm.record.paths import Layout, RunPaths
+from fdllm.shard import Shard
+
+VERSION = 1
+MAP = "map.json"
+JOBS = "jobs.json"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one array task does.
+
+    Attributes:
+        index: its number in the array.
+        run: the run.
+        shard: the part of it; None is the whole run, or its merging.
+        merge: it puts this many shards together, in a job behind theirs; None computes.
+    """
+
+    index: int
+    run: Run
+    shard: Shard | None = None
+    merge: int | None = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One array of one (experiment, task), and where runs need it the one that merges shards.
+
+    Attributes:
+        folder: its files.
+        assignments: by index; those that merge come last and have a job of their own.
+        results: the folder given with ``--results``; None is the checkout's.
+        threads: torch's threads, or None.
+        job_id: the array's id; None while it was not accepted.
+        merge_job_id: the merging array's id.
+    """
+
+    folder: Path
+    assignments: tuple[Assignment, ...]
+    results: Path | None = None
+    threads: int | None = None
+    job_id: str | None = None
+    merge_job_id: str | None = None
+
+    @property
+    def stamp(self) -> str:
+        """When, as its folder is named; later submissions sort behind earlier ones."""
+        return self.folder.name
+
+    @property
+    def map(self) -> Path:
+        """``map.json``."""
+        return self.folder / MAP
+
+    def task_id(self, index: int) -> str | None:
+        """What the queue calls an assignment, ``12_3``; None while it was not accepted."""
+        job = self.merge_job_id if self.assignments[index].merge is not None else self.job_id
+        return None if job is None else f"{job}_{index}"
+
+    def log_folder(self, index: int) -> Path:
+        """Where the log of an assignment lies: with the other logs of its run."""
+        return self.folder.parents[1] / self.assignments[index].run.cell.name
+
+    def log(self, index: int) -> Path | None:
+        """The log of an assignment, ``slurm_12_3.log``; None while it was not accepted."""
+        job = self.task_id(index)
+        return None if job is None else self.log_folder(index) / f"slurm_{job}.log"
+
+    def ended(self, index: int) -> Path:
+        """Where the job script notes how each life of an assignment ended."""
+        return self.folder / "ended" / str(index)
+
+
+def submissions_folder(paths: RunPaths) -> Path:
+    """Where the submissions of a run's task lie."""
+    return paths.logs.parent / "submissions"
+
+
+def write_map(submission: Submission) -> None:
+    """Freeze what each array task does.
+
+    Raises:
+        FdllmError: the folder cannot be written.
+    """
+    make_folder(submission.folder)
+    data = {
+        "version": VERSION,
+        "results": None if submission.results is None else str(submission.results),
+        "threads": submission.threads,
+        "assignments": [
+            {
+                "index": one.index,
+                "run": one.run.model_dump(mode="json"),
+                "shard": None if one.shard is None else [one.shard.index, one.shard.count],
+                "merge": one.merge,
+            }
+            for one in submission.assignments
+        ],
+    }
+    write_json(submission.map, data)
+
+
+def write_jobs(submission: Submission) -> None:
+    """Keep what the queue calls the arrays.
+
+    Raises:
+        FdllmError: the folder cannot be written.
+    """
+    data = {"job_id": submission.job_id, "merge_job_id": submission.merge_job_id}
+    write_json(submission.folder / JOBS, data)
+
+
+def read_submission(folder: Path) -> Submission:
+    """A submission as its files tell it.
+
+    Raises:
+        FdllmError: ``map.json`` is missing or damaged, or of another version.
+    """
+    try:
+        data = json.loads((folder / MAP).read_text(encoding="utf-8"))
+        jobs: dict[str, Any] = {}
+        if (folder / JOBS).exists():
+            jobs = json.loads((folder / JOBS).read_text(encoding="utf-8"))
+        if data["version"] != VERSION:
+            raise FdllmError(
+                f"{folder / MAP} has version {data['version']}, this is {VERSION}; submit again"
+            )
+        return Submission(
+            folder=folder,
+            assignments=tuple(_assignment(one) for one in data["assignments"]),
+            results=None if data["results"] is None else Path(data["results"]),
+            threads=data["threads"],
+            job_id=jobs.get("job_id"),
+            merge_job_id=jobs.get("merge_job_id"),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FdllmError(f"{folder / MAP} cannot be read: {error}; submit again") from None
+
+
+def _assignment(data: dict[str, Any]) -> Assignment:
+    shard = None if data["shard"] is None else Shard(*data["shard"])
+    return Assignment(int(data["index"]), Run(**data["run"]), shard, data["merge"])
+
+
+def read_submissions(layout: Layout, runs: Iterable[Run]) -> list[Submission]:
+    """The submissions that concern any of ``runs``, oldest first.
+
+    One that cannot be read is left out: it was cut off before anything was handed to the queue.
+    """
+    runs = list(runs)
+    wanted = {layout.run(run).folder for run in runs}
+    places = {submissions_folder(layout.run(run)) for run in runs}
+    found: list[Submission] = []
+    for place in sorted(places):
+        for folder in sorted(place.iterdir() if place.is_dir() else ()):
+            try:
+                submission = read_submission(folder)
+            except FdllmError:
+                continue
+            if wanted & {layout.run(one.run).folder for one in submission.assignments}:
+                found.append(submission)
+    return sorted(found, key=lambda submission: submission.stamp)
+
+
+def assign(runs: Sequence[Run], num_shards: int) -> tuple[Assignment, ...]:
+    """Number the work of an array: run by run, shards next to each other, merging at the end.
+
+    Args:
+        runs: the runs of one (experiment, task).
+        num_shards: parts of each run; 1 does not split.
+
+    Raises:
+        UsageError: ``num_shards`` is below 1.
+    """
+    if num_shards == 1:
+        return tuple(Assignment(index, run) for index, run in enumerate(runs))
+    parts = [(run, shard) for run in runs for shard in Shard.all_of(num_shards)]
+    split = [Assignment(index, run, shard) for index, (run, shard) in enumerate(parts)]
+    merging = [Assignment(len(parts) + n, run, merge=num_shards) for n, run in enumerate(runs)]
+    return (*split, *merging)

@@ -1,0 +1,79 @@
+"""What ifeval needs besides its documents: a sentence tokenizer's data, and a seed. No torch.
+
+The harness fetches the tokenizer when its module is imported and goes on where that fails; the task
+then breaks off when answers are scored, hours later. Here it is looked for ahead of time, fetched
+where there is a network, and tried. It is kept beside the datasets in ``HF_HOME``, which is bound
+into a container where a home folder is not; ``NLTK_DATA`` and nltk's usual places count as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+from fdllm.errors import FdllmError
+
+_RESOURCE = "tokenizers/punkt_tab/english/"
+_PACKAGE = "punkt_tab"
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def sentence_folder() -> Path:
+    """Where the tokenizer's data are kept: ``$HF_HOME/nltk_data``."""
+    home = os.environ.get("HF_HOME")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    return (Path(home) if home else cache).expanduser() / "nltk_data"
+
+
+def require_sentences() -> None:
+    """Find the sentence tokenizer, or fetch it, and split a text with it.
+
+    Raises:
+        FdllmError: it is not on this machine and cannot be fetched, or is damaged.
+    """
+    import nltk  # noqa: PLC0415 - only this task needs it
+    from langdetect import DetectorFactory  # noqa: PLC0415
+
+    # Unseeded, a short text's language changes from call to call, and the score with it.
+    DetectorFactory.seed = 0
+    folder = str(sentence_folder())
+    if folder not in nltk.data.path:
+        nltk.data.path.append(folder)
+    try:
+        nltk.data.find(_RESOURCE)
+    except LookupError:
+        _fetch(folder)
+    try:
+        found = nltk.data.load("nltk:tokenizers/punkt/english.pickle").tokenize("One. Two.")
+    except Exception as error:
+        raise FdllmError(
+            f"task 'ifeval': the sentence tokenizer in {folder} (or another nltk_data folder) "
+            f"cannot be read ({type(error).__name__}: {_first(error)}); delete {_PACKAGE} there "
+            "and prefetch it again"
+        ) from error
+    if not found:
+        raise FdllmError(f"task 'ifeval': the sentence tokenizer {_PACKAGE} splits no text")
+
+
+def _fetch(folder: str) -> None:
+    import nltk  # noqa: PLC0415
+
+    offline = any(os.environ.get(name, "") not in ("", "0") for name in _OFFLINE)
+    said = io.StringIO()
+    fetched = False
+    if not offline:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            fetched = bool(nltk.download(_PACKAGE, download_dir=folder, quiet=True))
+    if not fetched:
+        why = "this process is offline" if offline else "it cannot be fetched from here"
+        raise FdllmError(
+            f"task 'ifeval' needs nltk's sentence tokenizer '{_PACKAGE}', which is not on this "
+            f"machine, and {why}; where there is a network run 'fdllm prefetch --task ifeval' (or "
+            f"python -m nltk.downloader -d {folder} {_PACKAGE}) with the same HF_HOME"
+        )
+
+
+def _first(error: Exception) -> str:
+    return next((line for line in str(error).strip().splitlines() if line.strip()), "no message")

@@ -1,0 +1,139 @@
+"""The nine configs of the baseline through a real SLURM, on the model that ships with the package.
+
+The same tests run in the plain environment and in the image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster.checkout import Checkout
+from cluster.slurm import Slurm, wait_until
+
+GRID = tuple(f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last"))
+BASELINE = "00_baseline"
+DONE = dict.fromkeys(GRID, "done")
+
+
+@pytest.fixture(scope="module")
+def local(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The same sweep in one process, without SLURM."""
+    place = tmp_path_factory.mktemp("local") / "root"
+    checkout = Checkout(place, slurm, executor=("--executor", "local"))
+    checkout.sweep(experiment=BASELINE)
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def swept(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The nine configs, submitted."""
+    checkout = Checkout(tmp_path_factory.mktemp("swept") / "root", slurm)
+    checkout.sweep(experiment=BASELINE)
+    assert set(checkout.states(BASELINE).values()) <= {"queued", "running", "done"}
+    assert len(slurm.queue()) > 0
+    checkout.settle(BASELINE)
+    return checkout
+
+
+def test_nine_done_cells_from_one_array(swept: Checkout) -> None:
+    assert swept.states(BASELINE) == DONE
+    assert swept.submitted() == 1
+    jobs = set()
+    for config in GRID:
+        summary = json.loads((swept.folder(config, BASELINE) / "summary.json").read_text())
+        (session,) = summary["provenance"]["sessions"]
+        jobs.add(session["slurm_job_id"])
+        place = (
+            swept.root / "logs" / swept.folder(config, BASELINE).relative_to(swept.root / "results")
+        )
+        assert len(list(place.glob("slurm_*.log"))) == 1, config
+    assert len(jobs) == 9, "each array task has a job of its own"
+
+
+def test_the_records_are_those_of_a_local_sweep(swept: Checkout, local: Checkout) -> None:
+    for config in GRID:
+        assert swept.record(config, BASELINE) == local.record(config, BASELINE)
+
+
+def test_submitting_again_submits_nothing(swept: Checkout) -> None:
+    before = swept.submitted()
+    assert "nothing to do: all 9 runs are done" in swept.sweep(experiment=BASELINE)
+    assert not swept.slurm.queue()
+    assert swept.submitted() == before
+
+
+@contextmanager
+def restored(path: Path) -> Iterator[None]:
+    """Put a file back as it was."""
+    kept = path.read_bytes()
+    try:
+        yield
+    finally:
+        path.write_bytes(kept)
+
+
+def test_a_deleted_summary_is_made_again_from_what_was_kept(swept: Checkout) -> None:
+    summary = swept.folder("k2_first", BASELINE) / "summary.json"
+    before = swept.record("k2_first", BASELINE)
+    summary.unlink()
+    cells = swept.cells(BASELINE)
+    assert {name for name, cell in cells.items() if cell["state"] != "done"} == {"k2_first"}
+    assert "record" in cells["k2_first"]["reason"]
+    swept.sweep(experiment=BASELINE)
+    assert len(swept.slurm.queue()) <= 1
+    swept.settle(BASELINE)
+    assert swept.record("k2_first", BASELINE) == before
+    assert len(swept.lives("k2_first", BASELINE)) == 1, "nothing was computed again"
+
+
+def test_a_truncated_summary_is_invalid_and_made_again(swept: Checkout) -> None:
+    summary = swept.folder("k3_last", BASELINE) / "summary.json"
+    before = swept.record("k3_last", BASELINE)
+    os.truncate(summary, summary.stat().st_size // 2)
+    cells = swept.cells(BASELINE)
+    assert cells["k3_last"]["state"] == "invalid"
+    assert "summary.json" in cells["k3_last"]["reason"]
+    assert {name for name, cell in cells.items() if cell["state"] != "done"} == {"k3_last"}
+    swept.sweep(experiment=BASELINE)
+    assert len(swept.slurm.queue()) <= 1
+    swept.settle(BASELINE)
+    assert swept.record("k3_last", BASELINE) == before
+
+
+def test_edited_code_is_stale_and_the_file_is_named(swept: Checkout) -> None:
+    code = swept.root / "experiments" / BASELINE / "generation_functions.py"
+    with restored(code):
+        code.write_text(code.read_text() + "\nNEW = 1\n")
+        cells = swept.cells(BASELINE)
+        assert {cell["state"] for cell in cells.values()} == {"stale"}
+        for cell in cells.values():
+            assert f"experiments/{BASELINE}/generation_functions.py" in cell["reason"]
+    assert swept.states(BASELINE) == DONE
+
+
+def test_status_joins_the_queue(checkout: Checkout) -> None:
+    checkout.hold()
+    checkout.sweep("--max-jobs", "1")
+    checkout.await_held()
+    (job,) = checkout.slurm.running()
+    cells = checkout.cells()
+    (running,) = [cell for cell in cells.values() if cell["state"] == "running"]
+    (queued,) = [cell for cell in cells.values() if cell["state"] == "queued"]
+    assert running["job"]["job_id"] == job
+    assert running["job"]["node"] == os.uname().nodename
+    assert 2 <= running["done"] < running["total"] == 10
+    assert queued["job"]["job_id"].split("_")[0] == job.split("_")[0]
+    text = checkout.fdllm("status", *checkout.chosen("90_slow"))
+    assert job in text
+    assert f"{running['done']} of 10" in text
+    assert "nothing to do" in checkout.sweep(), "what is queued or runs is not submitted again"
+    assert len(checkout.slurm.queue()) == 2
+    checkout.release()
+    wait_until(lambda: not checkout.slurm.queue(), 120, checkout.logs)
+    assert set(checkout.states().values()) == {"done"}

@@ -1,0 +1,173 @@
+"""``fdllm bench`` as a person types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fdllm.bench.growth import bench_growth
+from fdllm.bench.memory import measure_apart
+from fdllm.bench.options import Options
+from fdllm.bench.page import render_page
+from fdllm.bench.shapes import SHAPES, make_subject
+from fdllm.bench.topics import SHAPE_NAMES, TOPICS, check_topics
+from fdllm.cli import main
+from fdllm.cli.bench import busy_words
+from fdllm.record import identity
+from helpers import ROOT
+
+QUICK = ["--repeats", "2", "--new-tokens", "8", "--prompt-blocks", "1", "--stretch-ms", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["stp"], "unknown topic 'stp' (did you mean 'step'?); choose from step, reuse, batch"),
+        (["--shape", "28x51"], "unknown shape '28x51' (did you mean '28x512'?); choose from tiny"),
+        (["--shape", "tiny", "reuse"], "topics come first: fdllm bench reuse --shape tiny"),
+        (["--repeats", "0"], "--repeats must be a whole number, 1 or more; got 0"),
+        (["--threads", "0"], "--threads must be a whole number, 1 or more; got 0"),
+        (["--device", "tpu"], "unknown device 'tpu'; use cpu, cuda or cuda:N"),
+        (["--compare-dtypes", "--dtype", "float32"], "drop --dtype"),
+        (["dtype", "--dtype", "float32"], "drop --dtype"),
+        (["--html", "/nowhere/at/all.html"], "there is no folder '/nowhere/at'"),
+        (["--profile", "/"], "--profile names the folder '/'"),
+    ],
+)
+def test_mistakes(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert told in err
+    assert out == ""
+
+
+def test_mistakes_are_found_before_torch_is_loaded() -> None:
+    code = (
+        "import sys; from fdllm.cli import main; code = main(['bench', 'stp']); "
+        "sys.exit(code if 'torch' not in sys.modules else 9)"
+    )
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=False
+    )
+    assert done.returncode == 2
+
+
+def test_all_is_every_topic_in_order() -> None:
+    assert check_topics(["all"]) == tuple(TOPICS)
+    assert check_topics(["growth", "step", "growth"]) == ("step", "growth")
+
+
+def test_a_busy_machine_is_told() -> None:
+    assert busy_words(0.4, 2) is None
+    told = busy_words(12.0, 2)
+    assert told is not None
+    assert "load 12.0 on 2 cores" in told
+
+
+def test_names_and_shapes_agree() -> None:
+    assert tuple(SHAPES) == SHAPE_NAMES
+
+
+def test_the_bench_is_no_part_of_a_run() -> None:
+    assert not [path for path in identity.source_hashes() if "/bench/" in path]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One small bench with everything it can write."""
+    folder = tmp_path_factory.mktemp("bench")
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    command = [
+        *(sys.executable, "-m", "fdllm.cli", "bench", "step", "--shape", "tiny", *QUICK, "--json"),
+        *("--device", "cpu", "--html", str(folder / "page.html")),
+        *("--profile", str(folder / "trace.json")),
+    ]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {
+        "json": json.loads(done.stdout),
+        "page": (folder / "page.html").read_text(encoding="utf-8"),
+        "trace": json.loads((folder / "trace.json").read_text(encoding="utf-8")),
+    }
+
+
+def test_json_has_a_floor_and_a_spread_for_every_figure(made: dict[str, Any]) -> None:
+    data = made["json"]
+    assert data["schema"] == 1
+    assert data["machine"]["repeats"] == 2
+    assert {"device", "threads", "torch", "load"} <= set(data["machine"])
+    assert [section["topic"] for section in data["sections"]] == ["step", "step"]
+    for section in data["sections"]:
+        assert (section["shape"], section["dtype"], section["unit"]) == ("tiny", "float32", "s")
+        for line in section["lines"]:
+            for name in ("measured", "floor", "over_floor"):
+                spread = line[name]
+                assert len(spread["values"]) == 2
+                assert spread["low"] <= spread["median"] <= spread["high"]
+
+
+def test_a_profile_has_every_phase(made: dict[str, Any]) -> None:
+    profiles = made["json"]["profiles"]
+    assert [one["phase"] for one in profiles] == ["PREFILL", "REFRESH", "DENOISE", "COMMIT"]
+    for one in profiles:
+        names = [operator["name"] for operator in one["operators"]]
+        assert "outside of operators" in names
+        assert any("scaled_dot_product" in name for name in names)
+        shares = [operator["share"] for operator in one["operators"]]
+        assert shares == sorted(shares, reverse=True)
+        assert 0.9 < sum(shares) < 1.2
+        assert one["floor_ms"] > 0
+
+
+def test_the_trace_opens_in_a_viewer(made: dict[str, Any]) -> None:
+    events = made["trace"]["traceEvents"]
+    marks = [e for e in events if e.get("name") == "fdllm denoise" and e.get("ph") == "X"]
+    assert marks
+    assert all(mark["dur"] > 0 for mark in marks)
+
+
+def test_the_page_shows_the_tables(made: dict[str, Any]) -> None:
+    assert made["page"].count("<table>") == 2
+    assert "DENOISE, 8 columns" in made["page"]
+    assert "<script" not in made["page"]
+    assert "http" not in made["page"].replace("http://www.w3.org", "")
+
+
+def test_growth_is_fitted_and_drawn() -> None:
+    subject = make_subject("tiny", "cpu", "float32")
+    sections = bench_growth(
+        subject, Options(repeats=1, stretch_ms=1), (64, 128), (1, 2), ((64, 1),)
+    )
+    token, batch, prompt, memory = sections
+    assert [line.label for line in token.lines] == ["prompt 64, 1 row", "prompt 128, 1 row"]
+    assert [line.label for line in batch.lines] == ["prompt 256, 1 row", "prompt 256, 2 rows"]
+    assert all(section.notes[0].startswith("fit: ") for section in (token, batch, prompt))
+    assert memory.unit == "MB"
+    assert all(line.measured.low > 0 for line in memory.lines)
+    page = render_page({"device": "cpu"}, sections)
+    assert page.count("<svg") == 3
+    assert page.count('class="measured"') == 3
+    assert Path("/proc").exists() or not memory.lines
+
+
+def test_memory_is_that_of_a_process_of_its_own() -> None:
+    found = measure_apart("tiny", "cpu", "float32", 64, 2)
+    parameters = make_subject("tiny", "cpu", "float32").spec
+    assert found.formula == found.weights + found.caches
+    assert found.caches == 2 * (
+        2 * parameters.num_layers * 128 * parameters.num_kv_heads * parameters.head_dim * 4
+    )
+    assert found.held > found.caches // 2

@@ -1,0 +1,99 @@
+"""What an array task does with the signals that SLURM sends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command import Command, make_command
+from fake_slurm import FakeSlurm
+from fdllm.cluster.render import ENDED_EARLY
+from fdllm.cluster.submission import read_submission
+from fdllm.errors import FdllmError
+from stubs import NUM_DOCS, StubMachine
+
+FLAGS = ("--task", "tiny_arithmetic", "--config", "k1_first")
+
+
+@pytest.fixture
+def fdllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.setenv("PATH", FakeSlurm.make(tmp_path / "bin").path)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "101")
+    command = make_command(tmp_path, monkeypatch, capsys)
+    assert command("sweep", *FLAGS, "--executor", "slurm", "--no-doctor") == 0
+    return command
+
+
+def job(fdllm: Command) -> int:
+    (folder,) = fdllm.root.glob("logs/*/*/submissions/*")
+    return fdllm.raw("job", str(read_submission(folder).map), "0")
+
+
+def sending(number: int, doc: int) -> Callable[[int], None]:
+    """Sends this process a signal ahead of a document."""
+
+    def before(now: int) -> None:
+        if now == doc:
+            os.kill(os.getpid(), number)
+
+    return before
+
+
+def folder_of(fdllm: Command) -> Path:
+    (folder,) = fdllm.root.glob("results/*/*/k1_first")
+    return folder
+
+
+def test_warned_it_keeps_what_it_has_and_goes_on_in_its_next_life(fdllm: Command) -> None:
+    fdllm.machine = StubMachine(before=sending(signal.SIGUSR1, 2))
+    assert job(fdllm) == ENDED_EARLY
+    assert not (folder_of(fdllm) / "summary.json").exists()
+    assert not (folder_of(fdllm) / "failed.json").exists()
+    kept = (folder_of(fdllm) / "journal.jsonl").read_text().count('"key"')
+    assert 2 <= kept < NUM_DOCS
+    fdllm.machine = StubMachine()
+    assert job(fdllm) == 0
+    assert f"{NUM_DOCS - kept} computed" in fdllm.err
+    assert (folder_of(fdllm) / "summary.json").exists()
+
+
+def test_warned_before_anything_is_done_it_is_not_requeued_for_ever(
+    fdllm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any) -> StubMachine:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return fdllm.machine
+
+    monkeypatch.setattr("fdllm.cli.execute.load_machine", slow)
+    assert job(fdllm) == 1
+    assert "give it more time" in fdllm.err
+    assert "give it more time" in (folder_of(fdllm) / "failed.json").read_text()
+
+
+def test_cancelled_it_says_so_and_names_its_log(fdllm: Command) -> None:
+    fdllm.machine = StubMachine(before=sending(signal.SIGTERM, 3))
+    assert job(fdllm) == 143
+    failed = json.loads((folder_of(fdllm) / "failed.json").read_text())
+    assert "cancelled" in failed["reason"]
+    assert failed["log"].endswith("/k1_first/slurm_101_0.log")
+    assert (folder_of(fdllm) / "journal.jsonl").read_text().count('"key"') == 3
+
+
+def test_a_model_that_cannot_be_loaded_is_the_cells_reason(
+    fdllm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> StubMachine:
+
+        raise FdllmError("no such weights")
+
+    monkeypatch.setattr("fdllm.cli.execute.load_machine", broken)
+    assert job(fdllm) == 1
+    assert json.loads((folder_of(fdllm) / "failed.json").read_text())["reason"] == "no such weights"

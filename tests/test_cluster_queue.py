@@ -1,0 +1,125 @@
+"""SLURM's own lines, read: squeue's, and scontrol's of jobs that are gone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fdllm.cluster.ended import Ended, explain, noted, parse_jobs, remembered
+from fdllm.cluster.queue import QueueError, parse_queue, parse_time, read_queue
+
+# As SLURM 22.05 prints them.
+SQUEUE = """\
+7_3|PENDING|0:00|1:00:00||JobArrayTaskLimit
+7_4|PENDING|0:00|1:00:00||JobArrayTaskLimit
+8_9|PENDING|0:00|UNLIMITED||DependencyNeverSatisfied
+7_0|RUNNING|1-02:03:04|12:01|node-1|None
+7_1|COMPLETING|0:09|59:51|node-2|None
+9|PENDING|0:00|1:00||ReqNodeNotAvail, UnavailableNodes:node-[1-3]
+"""
+TAIL = (
+    "Restarts=0 BatchFlag=1 ExitCode={} RunTime=00:00:08 TimeLimit=00:02:00 NodeList={} NumNodes=1"
+)
+
+
+def job(name: str, state: str, code: str = "0:0", node: str = "node-1") -> str:
+    array, task = name.split("_")
+    head = f"JobId=11 ArrayJobId={array} ArrayTaskId={task} JobName=x y"
+    return f"{head} JobState={state} Reason=None Dependency=(null) {TAIL.format(code, node)}\n"
+
+
+def test_every_task_of_an_array_is_an_entry() -> None:
+    queue = parse_queue(SQUEUE)
+    assert list(queue) == ["7_3", "7_4", "8_9", "7_0", "7_1", "9"]
+    running = queue["7_0"]
+    assert (running.is_running, running.node, running.elapsed_s) == (True, "node-1", 93784)
+    assert running.time_left_s == 721
+    assert running.reason == ""
+    assert (queue["7_3"].is_running, queue["7_3"].node) == (False, None)
+    assert queue["7_3"].reason == "JobArrayTaskLimit"
+    assert queue["7_1"].is_running
+    assert queue["8_9"].time_left_s is None
+    assert [e.job_id for e in queue.values() if e.is_hopeless] == ["8_9"]
+    assert queue["9"].reason == "ReqNodeNotAvail, UnavailableNodes:node-[1-3]"
+
+
+def test_a_line_of_another_form_is_refused() -> None:
+    with pytest.raises(QueueError, match="another form"):
+        parse_queue("7 main job root R 0:01 1 node-1\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0:00", 0), ("59:59", 3599), ("1:00:00", 3600), ("2-00:00:01", 172801), ("UNLIMITED", None),
+     ("NOT_SET", None), ("INVALID", None)],
+)  # fmt: skip
+def test_times(text: str, seconds: int | None) -> None:
+    assert parse_time(text) == seconds
+
+
+def fake(folder: Path, name: str, body: str) -> None:
+    script = folder / name
+    script.write_text(f"#!/bin/sh\n{body}\n")
+    script.chmod(0o755)
+
+
+def test_the_queue_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "answer").write_text(SQUEUE)
+    fake(tmp_path, "squeue", f'echo "$@" >>{tmp_path}/asked; cat {tmp_path}/answer')
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    queue = read_queue()
+    assert queue is not None
+    assert len(queue) == 6
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["--noheader --array --format=%i|%T|%M|%L|%N|%r"]
+
+
+def test_no_squeue_is_no_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert read_queue() is None
+    assert remembered(["7"]) == {}
+
+
+def test_a_queue_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(QueueError, match=r"Unable to contact slurm.*scontrol ping"):
+        read_queue()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (job("7_1", "TIMEOUT", "0:15"), "time limit of 00:02:00 reached"),
+        (job("7_1", "NODE_FAIL"), "node node-1 failed"),
+        (job("7_1", "OUT_OF_MEMORY", "0:125"), "out of memory"),
+        (job("7_1", "CANCELLED", "0:15"), "cancelled"),
+        (job("7_1", "FAILED", "0:9"), "killed by SIGKILL (out of memory, or by hand)"),
+        (job("7_1", "FAILED", "137:0"), "killed by SIGKILL (out of memory, or by hand)"),
+        (job("7_1", "FAILED", "3:0"), "the job ended with exit code 3"),
+        (job("7_1", "COMPLETED"), "the job ended by itself and left no record"),
+    ],
+)
+def test_why_a_job_is_gone(line: str, reason: str) -> None:
+    (found,) = parse_jobs(line).items()
+    assert found[0] == "7_1"
+    assert found[1].reason == reason
+    assert found[1].by_itself == ("COMPLETED" in line)
+
+
+def test_jobs_that_live_have_not_ended() -> None:
+    text = job("7_1", "RUNNING") + job("7_2-4%1", "PENDING") + job("7_0", "COMPLETED")
+    assert list(parse_jobs(text)) == ["7_0"]
+
+
+def test_slurm_knows_best_then_the_script_then_nobody(tmp_path: Path) -> None:
+    notes = tmp_path / "3"
+    assert noted(notes) is None
+    assert "without a word" in explain("7_3", notes, {}).reason
+    notes.write_text("7_3 0 75 2026-01-01T00:00:00Z\n7_3 1 139 2026-01-01T00:10:00Z\n")
+    assert explain("7_3", notes, {}).reason == "killed by SIGSEGV"
+    assert explain("7_3", notes, {"7_3": Ended("out of memory")}).reason == "out of memory"
+    notes.write_text("torn")
+    assert noted(notes) is None

@@ -1,0 +1,113 @@
+"""What ``fdllm.toml`` may say."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fdllm.cluster.site import Resources, Site, load_site
+from fdllm.config import Cell, ModelChoice, Run
+from fdllm.errors import UsageError
+from helpers import ROOT
+
+EXAMPLE = ROOT / "fdllm.toml.example"
+
+
+def run(task: str = "gsm8k", model: str = "org/model") -> Run:
+    return Run(
+        experiment="00_baseline",
+        task=task,
+        cell=Cell(name="k2_middle", k=2, subset="middle"),
+        model=ModelChoice(name=model),
+    )
+
+
+def site_of(folder: Path, text: str) -> Site:
+    (folder / "fdllm.toml").write_text(text, encoding="utf-8")
+    return load_site(folder)
+
+
+def test_without_a_file_there_are_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FDLLM_SITE", raising=False)
+    assert load_site(tmp_path) == Site()
+
+
+def test_the_example_is_read_and_says_the_defaults(tmp_path: Path) -> None:
+    site = site_of(tmp_path, EXAMPLE.read_text())
+    usual = Site().resources_of(run())
+    assert site.resources_of(run()) == usual
+    assert site.model_copy(update={"resources": Resources()}) == Site()
+
+
+def test_every_key_of_the_example_is_one() -> None:
+    """With each comment sign ahead of a key taken away it is still read, and holds every key."""
+    text = re.sub(r"(?m)^# (?=[a-z_]+ = |\[)", "", EXAMPLE.read_text())
+    data = tomllib.loads(text)
+    site = Site.read(data, "example")
+    assert set(data) == set(Site.model_fields)
+    assert set(data["resources"]) == set(Resources.model_fields)
+    assert site.resources_of(run("mmlu")).time_min == 2880
+    assert site.resources_of(run("gsm8k")).time_min == 1440
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("partition = 'gpu'", "unknown key 'partition'"),
+        ("[resources]\nparttion = 'gpu'", "did you mean 'partition'"),
+        ("[resources]\npartition = 'gpu two'", "must be one word"),
+        ("[resources]\naccount = 'a`id`'", "must be one word"),
+        ("[resources]\ntime_min = 0", "time_min"),
+        ("[resources]\nextra = ['exclude=node7']", "no option of sbatch"),
+        ("[resources]\nextra = ['--array=0-3']", "'--array' is set for each submission"),
+        ('[resources]\nextra = ["--exclude=a\\nrm -rf x"]', "no option of sbatch"),
+        ("warn_s = 600\n[resources]\ntime_min = 10", "nothing would be computed"),
+        ("[tasks.mmlu]\ntime_min = 2", "task mmlu has only 2 min"),
+        ("[tasks.mmlu]\ntime = 200", "unknown key 'time'"),
+        ("[resources\n", "is no TOML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        site_of(tmp_path, text)
+
+
+def test_another_file_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FDLLM_SITE", str(tmp_path / "site.toml"))
+    with pytest.raises(UsageError, match="FDLLM_SITE names"):
+        load_site(tmp_path / "root")
+    (tmp_path / "site.toml").write_text("max_jobs = 3\nimage = 'images/a.sif'\nhf_home = '$X/hf'")
+    monkeypatch.setenv("X", "/scratch")
+    site = load_site(tmp_path / "root")
+    assert site.max_jobs == 3
+    assert site.image == tmp_path / "images" / "a.sif"
+    assert site.hf_home == Path("/scratch/hf")
+
+
+def test_a_gpu_is_asked_for_unless_the_model_is_the_embedded_one() -> None:
+    assert Site().resources_of(run()).gres == "gpu:1"
+    assert Site().resources_of(run("tiny_choice", "tiny")).gres is None
+    none = Site.read({"resources": {"gres": ""}}, "site")
+    assert none.resources_of(run()).gres == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ({"partition": "gpu"}, {"partition": "gpu", "time_min": 2880}),
+        ({"time_min": 30}, {"time_min": 30}),
+        ({"time_min": None}, {"time_min": 2880}),
+        ({"gres": ""}, {"gres": ""}),
+    ],
+)
+def test_a_flag_stands_above_the_file(flags: dict[str, Any], found: dict[str, Any]) -> None:
+    site = Site.read({"tasks": {"mmlu": {"time_min": 2880}}, "max_jobs": 2}, "site")
+    changed = site.changed(flags, max_jobs=None)
+    resources = changed.resources_of(run("mmlu")).model_dump()
+    assert {name: resources[name] for name in found} == found
+    assert changed.max_jobs == 2
+    assert site.changed({}, max_jobs=5).max_jobs == 5

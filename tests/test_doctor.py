@@ -1,0 +1,166 @@
+"""The check-up: each thing that can be missing is named, with what to do about it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from checkups import by_name, checkup, fdllm, of, question
+from fdllm.cluster import checks_here
+from fdllm.cluster.checks_model import check_model, weight_bytes
+from fdllm.cluster.node import pinned_versions
+from fdllm.cluster.worker import check
+from fdllm.config import ModelChoice
+from fdllm.errors import FdllmError
+from fdllm.record.identity import source_hashes
+from fdllm.tiny import FOLDER
+from helpers import ROOT
+from hub.rows import all_repositories
+from hub.server import GRANTED, STRANGER, Hub
+
+GPQA = "gpqa_main_n_shot"
+PAGE = "https://huggingface.co/datasets/Idavidrein/gpqa"
+TOKENS = "https://huggingface.co/settings/tokens"
+
+
+@pytest.fixture(scope="module")
+def hub(shared: Path) -> Iterator[Hub]:
+    with Hub(all_repositories(shared)) as running:
+        yield running
+
+
+def test_a_whole_checkout_is_ready(tmp_path: Path) -> None:
+    ended = checkup("doctor", home=tmp_path)
+    assert ended.code == 0, ended.out
+    assert json.loads(ended.out)["ready"] is True
+    assert {"disk", "versions", "source", "folder results", "GPU", "model"} < set(ended.findings)
+    assert ended.findings["task tiny_choice"]["found"].startswith("250 documents")
+    # A check-up changes nothing.
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_table_says_what_to_do(tmp_path: Path) -> None:
+    flags = ("--model", "tiny", "--task", "humaneval", "--executor", "local")
+    ended = fdllm("doctor", *flags, home=tmp_path)
+    assert ended.code == 1
+    assert "give --allow-code-execution" in ended.out
+    assert "fdllm prefetch --task humaneval" in ended.out
+    assert "not ready: 2 of" in ended.out
+
+
+@pytest.mark.slow
+def test_three_sentences_on_a_gated_data_set(hub: Hub, tmp_path: Path) -> None:
+    said = {}
+    for name, token in {"none": "", "stranger": STRANGER, "expired": "hf_expired"}.items():
+        environment = {"HF_ENDPOINT": hub.url} | ({"HF_TOKEN": token} if token else {})
+        ended = checkup("doctor", "--task", GPQA, home=tmp_path, **environment)
+        assert ended.code == 1
+        finding = ended.findings[f"access {GPQA}"]
+        assert finding["state"] == "fail"
+        assert PAGE in finding["remedy"]
+        said[name] = f"{finding['found']}; {finding['remedy']}"
+        assert not token or token not in ended.out + ended.err
+    assert "no token is set" in said["none"]
+    assert TOKENS in said["none"]
+    assert "has not been granted access" in said["stranger"]
+    assert "does not accept the token" in said["expired"]
+    assert TOKENS in said["expired"]
+    assert len(set(said.values())) == 3
+
+    # With access it is only a matter of fetching.
+    ended = checkup("doctor", "--task", GPQA, home=tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN=GRANTED)
+    assert ended.findings[f"access {GPQA}"]["state"] == "ok"
+    assert "prefetch --task" in ended.findings[f"task {GPQA}"]["remedy"]
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_no_refusal(tmp_path: Path) -> None:
+    ended = checkup("doctor", "--task", GPQA, home=tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert ended.findings[f"access {GPQA}"]["state"] == "warn"
+    assert "cannot be asked" in ended.findings[f"access {GPQA}"]["found"]
+
+
+def test_versions_are_compared_with_the_lock(tmp_path: Path) -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    (tmp_path / "requirements.lock").write_text(lock)
+    right = pinned_versions(of(tmp_path))
+    assert right is not None
+    assert right["torch"] in lock
+    asked = question(tmp_path)
+    assert by_name(check(asked | {"pins": right}))["versions"].state == "ok"
+    wrong = by_name(check(asked | {"pins": right | {"torch": "1.0", "no-such-package": "2"}}))
+    assert wrong["versions"].state == "fail"
+    assert "torch" in wrong["versions"].found
+    assert "(locked: 1.0)" in wrong["versions"].found
+    assert "no-such-package not installed" in wrong["versions"].found
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_other_source_than_the_checkouts(tmp_path: Path, image: bool) -> None:
+    asked = question(tmp_path)
+    edited = source_hashes() | {"src/fdllm/reuse.py": "0" * 64}
+    found = by_name(check(asked | {"source": edited, "image": image}))["source"]
+    assert found.state == "fail"
+    assert "src/fdllm/reuse.py" in found.found
+    assert ("nox -s container" in found.remedy) == image
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    asked = question(tmp_path) | {"folders": ["/proc/results", str(tmp_path / "not" / "yet")]}
+    found = by_name(check(asked))
+    assert found["folder results"].state == "fail"
+    assert "--results" in found["folder results"].remedy
+    assert found["folder yet"].state == "ok"
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    for free, state in ((1 << 20, "fail"), (1 << 30, "warn"), (1 << 40, "ok")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, f=free: usage._replace(free=f))
+        assert [finding.state for finding in checks_here.disk(of(tmp_path))] == [state]
+
+
+def test_a_checkpoint_that_was_cut_short(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDER, folder)
+    weights = next(folder.glob("*.safetensors"))
+    assert weight_bytes(folder) == weights.stat().st_size
+    assert check_model(ModelChoice(name=str(folder))).state == "ok"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(FdllmError, match="was cut short"):
+        weight_bytes(folder)
+    weights.write_bytes(b"version https://git-lfs")
+    with pytest.raises(FdllmError, match="is no safetensors file"):
+        weight_bytes(folder)
+    weights.unlink()
+    with pytest.raises(FdllmError):
+        weight_bytes(folder)
+
+
+def test_a_checkpoint_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    found = check_model(ModelChoice(name="someone/something", revision="v2"))
+    assert found.state == "fail"
+    assert found.remedy.endswith("fdllm prefetch --model someone/something --revision v2")
+
+
+def test_an_environment_that_lacks_a_library(tmp_path: Path) -> None:
+    """What breaks in a check is a finding, and the other checks go on."""
+    broken = tmp_path / "broken"
+    (broken / "lm_eval").mkdir(parents=True)
+    (broken / "lm_eval" / "__init__.py").write_text("raise ImportError('libcuda is gone')")
+    path = f"{broken}:{ROOT / 'src'}"
+    ended = checkup("doctor", "--task", "tiny_choice", home=tmp_path, PYTHONPATH=path)
+    assert ended.code == 1
+    assert "libcuda is gone" in ended.findings["task tiny_choice"]["found"]
+    assert ended.findings["model"]["state"] == "ok"
+
+
+def test_a_wrong_name_is_a_usage_error(tmp_path: Path) -> None:
+    ended = checkup("doctor", "--task", "tiny_choise", home=tmp_path)
+    assert ended.code == 2
+    assert "did you mean 'tiny_choice'?" in ended.err

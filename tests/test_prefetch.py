@@ -1,0 +1,91 @@
+"""Prefetch: what tasks and model take comes into the caches, and is proved offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from checkups import checkup
+from hub.rows import all_repositories
+from hub.run import run_cases
+from hub.sentences import train_sentences
+from hub.server import GRANTED, Hub
+
+pytestmark = pytest.mark.slow
+
+GPQA = "gpqa_main_n_shot"
+
+
+@pytest.fixture(scope="module")
+def hub(shared: Path) -> Iterator[Hub]:
+    with Hub(all_repositories(shared)) as running:
+        yield running
+
+
+def test_then_a_node_without_a_network_can_run(hub: Hub, tmp_path: Path) -> None:
+    before = checkup("doctor", "--task", "gsm8k", GPQA, home=tmp_path)
+    assert before.code == 1
+    assert before.findings["task gsm8k"]["state"] == "fail"
+
+    fetched = checkup(
+        "prefetch", "--task", "gsm8k", GPQA, home=tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN=GRANTED
+    )
+    assert fetched.code == 0, fetched.out + fetched.err
+    assert {f["state"] for f in fetched.findings.values()} == {"ok"}
+    assert set(fetched.findings) == {"model", "task gsm8k", f"task {GPQA}"}
+
+    # Neither a token nor a Hub: from the caches alone, with a run at the end of it.
+    after = checkup("doctor", "--task", "gsm8k", GPQA, home=tmp_path)
+    assert after.code == 0, after.out
+    asked = [{"task": "gsm8k", "limit": 2}, {"task": GPQA, "limit": 2}]
+    assert [one["value"] for one in run_cases(asked, tmp_path, endpoint=None).found] == [1.0, 1.0]
+
+    # Again: nothing is missing, and no token is needed any more.
+    again = checkup("prefetch", "--task", "gsm8k", GPQA, home=tmp_path, HF_ENDPOINT=hub.url)
+    assert again.code == 0, again.out
+
+
+def test_what_cannot_be_had_does_not_stop_the_rest(hub: Hub, tmp_path: Path) -> None:
+    ended = checkup("prefetch", "--task", GPQA, "gsm8k", home=tmp_path, HF_ENDPOINT=hub.url)
+    assert ended.code == 1
+    assert ended.findings["task gsm8k"]["state"] == "ok"
+    gated = ended.findings[f"task {GPQA}"]
+    assert gated["state"] == "fail"
+    assert "no token is set" in gated["found"]
+    assert "https://huggingface.co/datasets/Idavidrein/gpqa" in gated["remedy"]
+
+
+def test_humaneval_and_ifeval(hub: Hub, tmp_path: Path) -> None:
+    """ifeval's tokenizer cannot be fetched from here, so it is trained where it is looked for."""
+    asked = ("--task", "humaneval", "ifeval")
+    without = checkup("prefetch", *asked, home=tmp_path, HF_ENDPOINT=hub.url)
+    assert without.code == 1
+    assert without.findings["task humaneval"]["state"] == "ok"
+    assert "punkt_tab" in without.findings["task ifeval"]["found"]
+
+    train_sentences(tmp_path)
+    ended = checkup("prefetch", *asked, home=tmp_path, HF_ENDPOINT=hub.url)
+    assert ended.code == 0, ended.out
+    assert checkup("doctor", "--task", "ifeval", home=tmp_path).code == 0
+    # Fetching asked nobody's consent; running does.
+    refused = checkup("doctor", "--task", "humaneval", home=tmp_path)
+    assert refused.code == 1
+    assert refused.findings["consent humaneval"]["state"] == "fail"
+    agreed = checkup(
+        "doctor",
+        "--task",
+        "humaneval",
+        "--allow-code-execution",
+        "--allow-readable-files",
+        home=tmp_path,
+    )
+    assert agreed.code == 0, agreed.out
+    assert agreed.findings["sandbox humaneval"]["state"] == "ok"
+
+
+def test_offline_it_refuses(tmp_path: Path) -> None:
+    ended = checkup("prefetch", "--task", "gsm8k", home=tmp_path, HF_HUB_OFFLINE="1")
+    assert ended.code == 2
+    assert "HF_HUB_OFFLINE" in ended.err

@@ -1,0 +1,243 @@
+"""Hostile programs, each stopped; harmless ones, each passed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fdllm.errors import FdllmError
+from fdllm.evaluate.code import Programs, prove
+from fdllm.evaluate.isolation import Isolation, Limits
+from fdllm.evaluate.sandbox import Sandbox, Verdict
+from helpers import ROOT
+from programs import HARMLESS, WRONG
+
+LIMITS = Limits(cpu_s=1, memory_mb=256)
+CONFINED = Sandbox("confined", LIMITS)
+TESTS = "assert answer() == 42"
+RIGHT = "def answer():\n    return 42\n"
+
+
+def no_child_is_left() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return True
+    return False
+
+
+# --- what is right ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", HARMLESS.values(), ids=HARMLESS.keys())
+def test_a_harmless_program_passes(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    verdict = CONFINED.run(RIGHT + program, TESTS)
+    assert verdict == Verdict(passed=True, reason="passed")
+
+
+def test_the_order_of_a_set_is_the_same_every_time() -> None:
+    program = "def answer():\n    return ''.join({'a', 'b', 'c', 'd', 'e', 'f', 'g'})\n"
+    orders = [
+        CONFINED.run(program, f"assert answer()[0] == '{letter}'").passed for letter in "abcdefg"
+    ]
+    assert sum(orders) == 1
+
+
+# --- what is wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("program", "ends"), WRONG.values(), ids=WRONG.keys())
+def test_a_hostile_program_is_stopped(program: str, ends: str | None) -> None:
+    verdict = CONFINED.run(RIGHT + program, TESTS)
+    assert not verdict.passed
+    said = f"{verdict.reason} {verdict.detail}".strip()
+    # Without `ends` how it dies is the machine's choice: a deep stack faults or runs out of time.
+    assert ends is None or said.startswith(ends), said
+    assert no_child_is_left()
+
+
+def test_nothing_outside_the_scratch_folder_changes(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("as it was")
+    tries = [
+        f"open({str(kept)!r}, 'w')",
+        f"open({str(kept)!r}, 'r+')",
+        f"open({str(tmp_path / 'new')!r}, 'x')",
+        f"import os; os.open({str(kept)!r}, os.O_RDONLY | os.O_TRUNC)",
+        f"import os; os.remove({str(kept)!r})",
+        f"import os; os.truncate({str(kept)!r}, 0)",
+        f"import os; os.rename({str(kept)!r}, 'mine')",
+        f"import os; os.link({str(kept)!r}, 'mine')",
+        f"import os; os.utime({str(kept)!r})",
+    ]
+    for program in tries:
+        assert CONFINED.run(program, "").detail == "PermissionError", program
+    before = CONFINED.run("open('left', 'w').write('behind')", "")
+    assert before.passed
+    assert not CONFINED.run("open('left').read()", "").passed  # a folder of its own each time
+    assert kept.read_text() == "as it was"
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_program_that_sleeps_is_ended_by_the_clock() -> None:
+    brief = Sandbox("confined", Limits(wall_s=0.5))
+    assert brief.run("import time\ntime.sleep(999)", "").reason == "out of time"
+    # One that says it ran and then stalls gains nothing.
+    program = "import os, time\nfor f in (3, 4, 5):\n    os.write(f, b'ran\\n')\ntime.sleep(999)"
+    assert not brief.run(program, "").passed
+
+
+def test_what_runs_can_be_stopped() -> None:
+    sandbox = Sandbox("confined", Limits(cpu_s=60, wall_s=60.0))
+    timer = threading.Timer(0.5, sandbox.stop.set)
+    timer.start()
+    assert sandbox.run("import time\ntime.sleep(50)", "").reason == "interrupted"
+    assert no_child_is_left()
+
+
+# --- where a kernel lacks a part ----------------------------------------------------------------
+
+NO_LANDLOCK = Isolation("Linux", "x86_64", 0)
+
+
+def test_without_consent_nothing_runs() -> None:
+    with pytest.raises(FdllmError, match="--allow-code-execution"):
+        Sandbox("refused").run(RIGHT, TESTS)
+
+
+@pytest.mark.parametrize(
+    ("isolation", "says"),
+    [
+        (NO_LANDLOCK, r"no Landlock.*read every file.*--allow-readable-files"),
+        (
+            Isolation("Linux", "riscv64", 7),
+            r"only be confined on Linux, on x86_64 or aarch64.*risc",
+        ),
+        (Isolation("Darwin", "arm64", 0), "Darwin on arm64"),
+    ],
+)
+def test_what_cannot_be_confined_is_refused(isolation: Isolation, says: str) -> None:
+    with pytest.raises(FdllmError, match=says):
+        Sandbox("confined", isolation=isolation).run(RIGHT, TESTS)
+
+
+def test_no_flag_helps_where_nothing_confines() -> None:
+    with pytest.raises(FdllmError, match="only be confined on Linux"):
+        Sandbox("readable", isolation=Isolation("Darwin", "arm64", 0)).run(RIGHT, TESTS)
+
+
+def test_a_kernel_that_refuses_the_filter_gives_no_verdict() -> None:
+    # The right machine's name is another's: the first call under its filter ends the process.
+    other = "aarch64" if Isolation.here().machine == "x86_64" else "x86_64"
+    with pytest.raises(FdllmError, match="not run, because its process could not be confined"):
+        Sandbox("confined", isolation=Isolation("Linux", other, 1)).run(RIGHT, TESTS)
+
+
+def test_without_landlock_programs_write_nowhere(tmp_path: Path) -> None:
+    sandbox = Sandbox("readable", LIMITS, Isolation("Linux", Isolation.here().machine, 0))
+    prove(sandbox)
+    assert sandbox.run(RIGHT, TESTS).passed
+    kept = tmp_path / "kept"
+    kept.write_text("as it was")
+    for program in (
+        f"open({str(kept)!r}, 'a')",
+        "open('scratch', 'w')",
+        f"import os; os.remove({str(kept)!r})",
+        f"import os; os.open({str(kept)!r}, os.O_RDONLY | os.O_TRUNC)",
+    ):
+        assert sandbox.run(program, "").detail == "PermissionError", program
+    assert sandbox.run(f"assert open({str(kept)!r}).read() == 'as it was'", "").passed
+    assert sandbox.run("import socket\nsocket.socket()", "").reason == "forbidden call"
+
+
+@dataclass(frozen=True)
+class Broken(Sandbox):
+    """A sandbox on a machine where every program ends the same."""
+
+    passes: bool = True
+
+    def run(self, program: str, tests: str) -> Verdict:
+        del program, tests
+        return Verdict(self.passes, "passed" if self.passes else "failed")
+
+
+def test_the_confinement_is_tried_before_it_is_believed() -> None:
+    prove(CONFINED)
+    with pytest.raises(FdllmError, match="not tight: a program that opened a socket"):
+        Programs(Broken("confined")).prepare([(RIGHT, TESTS)])
+    with pytest.raises(FdllmError, match="stops a harmless program"):
+        Programs(Broken("confined", passes=False)).prepare([(RIGHT, TESTS)])
+
+
+# --- several at once ----------------------------------------------------------------------------
+
+
+def test_equal_programs_run_once_and_are_counted_apart() -> None:
+    programs = Programs(CONFINED)
+    wrong = "def answer():\n    return 0\n"
+    found = programs.pass_at_k([TESTS, TESTS], [[RIGHT, wrong], [wrong, wrong]], [1, 2])
+    assert found == {"pass@1": 0.25, "pass@2": 0.5}
+    assert programs.outcomes()["outcomes"] == {"failed": 1, "passed": 1}
+    assert programs.pass_at_k([TESTS], [[RIGHT]], [1]) == {"pass@1": 1.0}
+    with pytest.raises(FdllmError, match=r"pass@2 needs 2 programs"):
+        programs.pass_at_k([TESTS], [[RIGHT]], [2])
+
+
+INTERRUPTED = """
+import sys
+from fdllm.evaluate.code import Programs
+from fdllm.evaluate.isolation import Limits
+from fdllm.evaluate.sandbox import Sandbox
+programs = Programs(Sandbox("confined", Limits(wall_s=900.0)))
+programs.check()
+print("begun", flush=True)
+programs.prepare([("import time; time.sleep(900)", str(i)) for i in range(9)])
+"""
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
+def test_programs_end_with_the_process_that_runs_them(by: signal.Signals, tmp_path: Path) -> None:
+    """The scratch folders, beneath a folder of this test's own, tell which programs are alive."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    wait_for(lambda: bool(living_in(tmp_path)))
+    process.send_signal(by)
+    process.communicate(timeout=120)
+    wait_for(lambda: not living_in(tmp_path))
+
+
+def living_in(folder: Path) -> list[int]:
+    """Processes whose working folder lies below ``folder``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").readlink().is_relative_to(folder):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came to that")
