@@ -71,6 +71,14 @@ def test_tampered_results_fail_the_check(fdllm: Command) -> None:
     assert f"results.md: line {number + 1} is '| k2_last |" in fdllm.out
 
 
+def test_results_whose_records_are_elsewhere_are_not_compared(fdllm: Command) -> None:
+    """As in a clone: git has results.md, and not the records it was written from."""
+    path = fdllm.root / "experiments/00_baseline/results.md"
+    path.write_text("Written by `fdllm report --experiment 00_baseline --model gone/away` from\n")
+    assert fdllm("report", "--check") == 0
+    assert "results.md was not compared: experiment '00_baseline' has no records" in fdllm.err
+
+
 def test_results_of_code_that_has_changed_are_not_compared(fdllm: Command) -> None:
     fdllm("report", *TASK)
     code = fdllm.root / "experiments/00_baseline/generation_functions.py"

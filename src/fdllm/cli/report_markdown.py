@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdllm.cli import show
+from fdllm.errors import FdllmError
 from fdllm.plan import SETTLED, Planner
 from fdllm.report.recheck import Difference, Recheck
 from fdllm.report.results_md import render_results
@@ -64,7 +65,10 @@ def check_markdown(planner: Planner, args: Namespace, path: Path) -> Recheck:
         why = "is the checkout's own" if header else "was not written by fdllm report yet"
         return _note(f"{path.name} was not compared: it {why}")
     then = build_parser().parse_args(["report", *shlex.split(header["selection"])])
-    sweeps = list(show.report_sweeps(planner, then))
+    try:
+        sweeps = list(show.report_sweeps(planner, then))
+    except FdllmError as error:  # a clone has the file and not the records
+        return _note(f"{path.name} was not compared: {error}")
     states = [planner.state(run) for sweep in sweeps for run in planner.runs(sweep)]
     other = [cell for cell in states if cell.state not in SETTLED]
     if other:
