@@ -110,8 +110,9 @@ def summary_sentence(table: TablePage) -> str:
         "faster": f"takes {_times(1 / ratio.value)} of the time",
         "slower": f"takes {_times(1 / ratio.value)} of the time",
     }.get(claim, f"is not shown to be faster ({ratio.value:.2f} times the speed)")
-    saved = f"{100 * cell.saved_share:.0f} % of the layer calls saved"
-    return f"{text} The fastest{rest}, {cell.name}, {said}, with {saved}."
+    saved = f"{100 * cell.saved_share:.0f} % of its layer calls saved"
+    made = f"it makes {cell.made / table.base.made:.2f} times {table.baseline}'s"
+    return f"{text} The fastest{rest}, {cell.name}, {said}, with {saved}; {made}."
 
 
 def _times(share: float) -> str:
