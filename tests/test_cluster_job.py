@@ -65,6 +65,23 @@ def test_warned_it_keeps_what_it_has_and_goes_on_in_its_next_life(fdllm: Command
     assert (folder_of(fdllm) / "summary.json").exists()
 
 
+def test_a_file_of_the_job_script_warns_it_too(
+    fdllm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    (map_,) = fdllm.root.rglob("map.json")
+
+    def warn(now: int) -> None:
+        for life in (2, 3) if now == 2 else (2,):  # another life's is no business of this one
+            path = map_.parent / "ended" / f"0.warned-{life}"
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+
+    fdllm.machine = StubMachine(before=warn)
+    assert job(fdllm) == ENDED_EARLY
+    assert 2 <= (folder_of(fdllm) / "journal.jsonl").read_text().count('"key"') < NUM_DOCS
+
+
 def test_warned_before_anything_is_done_it_is_not_requeued_for_ever(
     fdllm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

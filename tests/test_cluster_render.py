@@ -202,7 +202,8 @@ def test_a_failure_is_not_requeued(stage: Stage, tmp_path: Path) -> None:
 def test_the_warning_reaches_the_step(stage: Stage, tmp_path: Path) -> None:
     stage.command(
         "srun",
-        f"trap 'exit {ENDED_EARLY}' USR1\ntouch '{tmp_path}/ready'\nwhile :; do sleep 0.05; done",
+        f"trap 'exit 9' USR1\ntouch '{tmp_path}/ready'\n"
+        f"while [ ! -e ended/1.warned-0 ]; do sleep 0.05; done\nexit {ENDED_EARLY}",
     )
     job = stage.start(here(stage))
     _await(tmp_path / "ready")

@@ -121,14 +121,19 @@ class Checkout:
 
     # --- the command ----------------------------------------------------------------------------
 
+    def variables(self) -> dict[str, str]:
+        """The environment of whoever works in it."""
+        without = ("SLURM_", "FDLLM_EXECUTOR")  # which tests/conftest.py sets for other tests
+        kept = {name: v for name, v in os.environ.items() if not name.startswith(without)}
+        own = {"FDLLM_ROOT": str(self.root), "OMP_NUM_THREADS": "1"}
+        return kept | OFFLINE | own | self.slurm.environment | self.environment
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Begin a command."""
-        kept = {name: v for name, v in os.environ.items() if not name.startswith("SLURM_")}
-        own = {"FDLLM_ROOT": str(self.root), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [str(FDLLM), *arguments],
             cwd=self.root,
-            env=kept | OFFLINE | own | self.slurm.environment | self.environment,
+            env=self.variables(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -135,6 +135,9 @@ class Slurm:
         self.ask("scontrol", "update", node, "state=down", "reason=test")
         wait_until(lambda: not self.running(), 60, lambda: self.ask("squeue", "-l"))
         self.start()
+        # The node reports the step it had; the controller cancels that, by the number of the job,
+        # which must not have begun its next life by then.
+        time.sleep(5)
 
     def _hurry(self) -> None:
         """Let requeued jobs begin: SLURM makes each wait two minutes."""

@@ -45,13 +45,15 @@ for name in HF_TOKEN FDLLM_ROOT FDLLM_IMAGE_SHA256 HF_HOME HF_HUB_CACHE HF_DATAS
 done
 
 # Warned of the time limit, the step ends its batch and exits with
-# 75; it goes on where it stopped in its next life.
-step='' caught=0
+# 75; it goes on where it stopped in its next life. It is warned by a file:
+# a signal would reach every process of the step, and end the one that mounts an image.
+ended='/data/a b'"'"'c"d/$(touch x)/`id`/%A;é*/ended'
+caught=0
 # shellcheck disable=SC2317 # called by the traps
 catch() {
     caught=1
     echo "== SIG$1, $(date -u +%FT%TZ)"
-    [ "$1" != USR1 ] || [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null || true
+    [ "$1" != USR1 ] || { mkdir -p "$ended" && : >"$ended/$index.warned-$life"; } || true
 }
 trap 'catch USR1' USR1
 # SLURM tells the step by itself; this script stays to note how that ended.
@@ -64,7 +66,6 @@ while
     [ "$caught" -eq 1 ]
 do :; done
 
-ended='/data/a b'"'"'c"d/$(touch x)/`id`/%A;é*/ended'
 echo "== ended with $status, $(date -u +%FT%TZ)"
 mkdir -p "$ended" || true
 echo "$job $life $status $(date -u +%FT%TZ)" >>"$ended/$index" || true

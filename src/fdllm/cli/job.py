@@ -49,15 +49,18 @@ def run_job(args: Namespace) -> int:
     # The name by which the queue and the log know this task; a record's is the number behind it.
     job = f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{args.index}"
     log = submission.log_folder(args.index) / f"slurm_{job}.log"
-    outcome = _work(planner, one, submission.threads, log)
+    warning = submission.warning(args.index, os.environ.get("SLURM_RESTART_COUNT", "0"))
+    outcome = _work(planner, one, submission.threads, log, warning)
     return _exit_code(outcome)
 
 
-def _work(planner: Planner, one: Assignment, threads: int | None, log: Path) -> Outcome:
+def _work(
+    planner: Planner, one: Assignment, threads: int | None, log: Path, warning: Path
+) -> Outcome:
     """Compute; whatever ends it early is kept as the run's reason."""
     console = Console(stderr=True, width=150)
     paths = planner.layout.run(one.run).of_shard(one.shard)
-    with terminable(), warned() as go_on, watcher([one.run], console) as watch:
+    with terminable(), warned(warning) as go_on, watcher([one.run], console) as watch:
         runner = Runner(planner, watch, lambda choice: execute.load_machine(choice, threads), go_on)
         try:
             outcome = runner.run(one.run, shard=one.shard, merge=one.merge)

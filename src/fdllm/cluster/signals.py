@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 WARNING = signal.SIGUSR1
-"""What a job script passes on ahead of the time limit."""
+"""What SLURM sends a job script ahead of the time limit."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -31,16 +32,20 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def warned() -> Iterator[Callable[[], bool]]:
+def warned(note: Path | None = None) -> Iterator[Callable[[], bool]]:
     """The warning signal is kept inside the block instead of ending the process.
 
+    Args:
+        note: a file that warns too, once it exists. SLURM gives a signal to every process of a
+            step, and the one that mounts a container's image would die of it.
+
     Yields:
-        What says whether to go on: True until the signal arrives. It is the ``go_on`` of
-        :class:`fdllm.evaluate.runner.Runner`, which then finishes what is in flight.
+        What says whether to go on: True until the signal or the file arrives. It is the ``go_on``
+        of :class:`fdllm.evaluate.runner.Runner`, which then finishes what is in flight.
     """
     arrived: list[int] = []
     before = signal.signal(WARNING, lambda number, _: arrived.append(number))
     try:
-        yield lambda: not arrived
+        yield lambda: not arrived and (note is None or not note.exists())
     finally:
         signal.signal(WARNING, before)

@@ -3,7 +3,8 @@
 ``logs/<experiment>/<task folder>/submissions/<stamp>/`` holds ``map.json`` (which array task does
 which run; frozen ahead of ``sbatch``), ``job.sh`` (what was submitted; ``merge.sh`` behind shards),
 ``jobs.json`` (the queue's ids; written after ``sbatch``), and ``ended/<index>`` (a line for each
-life of an array task that came to an end by itself: ``JOB RESTARTS STATUS TIME``).
+life of an array task that came to an end by itself: ``JOB RESTARTS STATUS TIME``) beside
+``ended/<index>.warned-<restarts>``, which the script makes when SLURM warns it of the time limit.
 """
 
 from __future__ import annotations
@@ -89,6 +90,15 @@ class Submission:
     def ended(self, index: int) -> Path:
         """Where the job script notes how each life of an assignment ended."""
         return self.folder / "ended" / str(index)
+
+    def warning(self, index: int, life: str) -> Path:
+        """The file by which the job script warns a life of an assignment of its time limit.
+
+        Args:
+            index: of the assignment.
+            life: how often it was requeued, ``0`` in its first life.
+        """
+        return self.folder / "ended" / f"{index}.warned-{life}"
 
 
 def submissions_folder(paths: RunPaths) -> Path:
