@@ -171,6 +171,10 @@ def test_auto_says_what_it_takes(
     assert fdllm(*one) == 0
     assert "executor: slurm (sbatch is there" in fdllm.err
     assert slurm.queue() == []
+    said = "scontrol: fatal: Could not establish a configuration source"
+    (slurm.folder / "scontrol").write_text(f"#!/bin/bash\necho '{said}' >&2\nexit 1\n")
+    assert fdllm(*one) == 0
+    assert "executor: local (sbatch is there and belongs to no cluster" in fdllm.err
     monkeypatch.setenv("PATH", str(tmp_path))
     assert fdllm(*one) == 0
     assert "executor: local (no sbatch on the PATH" in fdllm.err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from fdllm.cli.work import Work, choose_work
 from fdllm.cluster.doctor import Checkup, blocking, examine
 from fdllm.cluster.draft import Wish, binds, draft
 from fdllm.cluster.join import survey
+from fdllm.cluster.queue import why_no_cluster
 from fdllm.cluster.site import load_site
 from fdllm.cluster.submission import Submission
 from fdllm.cluster.submit import require_sbatch, submit, submitting
@@ -38,7 +38,7 @@ def slurm_flags(parser: ArgumentParser, positive: Callable[[str], int]) -> None:
         "--executor",
         choices=EXECUTORS,
         default=os.environ.get("FDLLM_EXECUTOR", "auto"),
-        help="auto takes SLURM where sbatch is there, else this machine (FDLLM_EXECUTOR, auto)",
+        help="auto takes SLURM where there is a cluster, else this machine (FDLLM_EXECUTOR, auto)",
     )
     group.add_argument(
         "--max-jobs", type=positive, metavar="N", help="array tasks that run at the same time"
@@ -67,10 +67,9 @@ def choose_executor(args: Namespace) -> str:
         )
     chosen = str(args.executor)
     if chosen == "auto":
-        there = shutil.which("sbatch") is not None
-        chosen = "slurm" if there else "local"
-        why = "sbatch is there" if there else "no sbatch on the PATH"
-        other = "local" if there else "slurm"
+        missing = why_no_cluster()
+        chosen, other = ("local", "slurm") if missing else ("slurm", "local")
+        why = missing or "sbatch is there"
         complain(f"executor: {chosen} ({why}; --executor {other} otherwise)")
     named = [name for name in _ONLY_SLURM if getattr(args, name) is not None]
     given = [f"--{name.replace('_', '-')}" for name in named]

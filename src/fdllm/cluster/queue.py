@@ -58,6 +58,28 @@ class QueueEntry:
 Queue = Mapping[str, QueueEntry]
 
 
+def why_no_cluster() -> str | None:
+    """Why nothing can be submitted from this machine at all; None where there is a cluster.
+
+    A cluster whose controller does not answer is still one: that is for ``sbatch`` to say.
+    """
+    if shutil.which("sbatch") is None:
+        return "no sbatch on the PATH"
+    try:
+        done = subprocess.run(
+            ["scontrol", "ping"],  # noqa: S607 - SLURM's own, wherever the site has it
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PATIENCE_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if "Could not establish a configuration source" in done.stderr:
+        return "sbatch is there and belongs to no cluster: there is no slurm.conf"
+    return None
+
+
 def has_queue() -> bool:
     """Whether this machine can ask a SLURM."""
     return shutil.which("squeue") is not None
