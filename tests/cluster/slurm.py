@@ -140,11 +140,18 @@ class Slurm:
         time.sleep(5)
 
     def _hurry(self) -> None:
-        """Let requeued jobs begin: SLURM makes each wait two minutes."""
+        """Let requeued jobs begin: SLURM makes each wait two minutes.
+
+        Not at once: within the second in which its first life was ended, slurmd takes a second one
+        for the first, and SLURM drops the job ("already killed, do not launch batch job").
+        """
         listed = self.ask("squeue", "--noheader", "--states=PENDING", "--format=%i %r")
-        for job, _, reason in (line.partition(" ") for line in listed.splitlines()):
-            if reason == "BeginTime":
-                self._run("scontrol", "update", f"jobid={job}", "starttime=now")
+        jobs = (line.partition(" ") for line in listed.splitlines())
+        waiting = [job for job, _, reason in jobs if reason == "BeginTime"]
+        if waiting:
+            time.sleep(2)
+        for job in waiting:
+            self._run("scontrol", "update", f"jobid={job}", "starttime=now")
 
     def _script(self, *arguments: str) -> None:
         places = ("--folder", str(self.folder), "--port", str(self.port))
