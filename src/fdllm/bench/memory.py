@@ -13,10 +13,11 @@ import torch
 
 from fdllm.bench.asks import decoding_tokens
 from fdllm.bench.formula import cache_bytes, weight_bytes
-from fdllm.bench.shapes import SHAPES, TINY, random_model
+from fdllm.bench.shapes import SHAPES, SMALLEST, TINY, random_model
 from fdllm.config import Decoding
 from fdllm.decode.sampler import GenerationRequest, generate_requests
 from fdllm.errors import FdllmError
+from fdllm.model.spec import ModelSpec
 from fdllm.model.weights import Model, load_model
 
 _NEW_BLOCKS = 2
@@ -67,13 +68,14 @@ def measure_apart(shape: str, device: str, dtype: str, prompt: int, rows: int) -
 
 def measure_here(shape: str, device: str, dtype: str, prompt: int, rows: int) -> Memory:
     """Make the model, decode, and see how much memory that took."""
+    # Libraries that load themselves on first use are no model.
+    _decode(_made("warm-up", SMALLEST, device, dtype), prompt, 1)
     gauge = _Gauge(torch.device(device))
     spec = SHAPES[shape]
     if shape == TINY or spec is None:
         model = load_model(TINY, device, dtype)
     else:
-        model = random_model(shape, spec, device, dtype)
-        model.network.freeze()
+        model = _made(shape, spec, device, dtype)
     loading = gauge.peak()
     gauge.reset()
     _decode(model, prompt, rows)
@@ -85,6 +87,12 @@ def measure_here(shape: str, device: str, dtype: str, prompt: int, rows: int) ->
         weight_bytes(model.spec, size),
         cache_bytes(model.spec, size, positions, rows),
     )
+
+
+def _made(name: str, spec: ModelSpec, device: str, dtype: str) -> Model:
+    model = random_model(name, spec, device, dtype)
+    model.network.freeze()
+    return model
 
 
 def _decode(model: Model, prompt: int, rows: int) -> None:
@@ -103,8 +111,6 @@ class _Gauge:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None
-        ones = torch.ones(64, 64, device=device)
-        (ones @ ones).sum().item()  # libraries that load themselves on first use are no model
         self.reset()
         self._before = self._read()
 

@@ -47,6 +47,7 @@ SHAPES: dict[str, ModelSpec | None] = {
     "7B": ModelSpec(152064, 3584, 28, 28, 4, 18944, max_positions=8192, mask_id=151665),
 }
 """Shapes by name; None is the embedded model, which has weights of its own."""
+SMALLEST = small(1, 64)
 
 
 @dataclass(frozen=True)

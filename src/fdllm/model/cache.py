@@ -7,10 +7,13 @@ refreshes). A COMMIT therefore writes where the block cache stood and only moves
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from fdllm.model.slots import ReuseSlots, SavedSlots
@@ -43,6 +46,7 @@ class RowCache:
         lengths: tokens in each row's prefix cache.
         slots: stored values of skipped runs.
         places: views into the buffers that a forward over a window needs, made once for each.
+        scratch: what a forward of so many rows and columns only passes through.
     """
 
     def __init__(
@@ -50,12 +54,13 @@ class RowCache:
     ) -> None:
         shape = (spec.num_layers, num_rows, spec.num_kv_heads, capacity, spec.head_dim)
         # Zeros, not empty: attention multiplies masked-out positions by 0, and 0 * NaN is NaN.
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
+        self.keys = zeros(shape, like)
+        self.values = zeros(shape, like)
         self.lengths = [0] * num_rows
         self.block_size = block_size
         self.slots = ReuseSlots(num_rows, block_size, spec.hidden_size, like)
         self.places: dict[Hashable, Any] = {}
+        self.scratch: dict[tuple[int, int], Any] = {}
 
     @property
     def num_rows(self) -> int:
@@ -94,6 +99,18 @@ class RowCache:
         self.keys[:, row, :, at] = saved.keys
         self.values[:, row, :, at] = saved.values
         self.slots.restore(row, saved.slots)
+
+
+def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A tensor of zeros of another's type and device.
+
+    On a CPU numpy's come as the kernel hands out memory, in large pages and when they are first
+    touched; torch writes them at once, page by page, which takes a second for each half gigabyte.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    num_bytes = math.prod(shape) * like.element_size()
+    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(like.dtype).view(shape)
 
 
 @dataclass(frozen=True)

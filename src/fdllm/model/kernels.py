@@ -9,7 +9,9 @@ about twice as fast for eight rows, and takes SiLU, products and sums along.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 from collections.abc import Callable
 
 import torch
@@ -17,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fdllm.model.layers import Layer, RMSNorm
-from fdllm.model.place import DensePlace, Place
+from fdllm.model.place import DensePlace, Place, Scratch
 
 PACK_FROM = 1 << 16
 """Weights of a matrix that is worth packing: below, oneDNN's fixed cost per call is more."""
@@ -25,6 +27,7 @@ _ROWS = 32  # a layout for blocks of 32 columns serves eight and five hundred as
 
 Linear = Callable[[Tensor], Tensor]
 Fused = Callable[[Tensor, Tensor], Tensor]
+Scratched = Callable[[Tensor, Scratch], Tensor]
 
 
 def pairwise_rows(num_heads: int, head_dim: int) -> Tensor:
@@ -46,7 +49,6 @@ class FastLayer:
     def __init__(self, layer: Layer, *, pack: bool, release: bool) -> None:
         self.index = layer.index
         self._q_size = layer.q_size
-        self._heads = (layer.num_kv_heads * layer.group, layer.num_kv_heads, layer.num_kv_heads)
         order = torch.arange(layer.qkv.weight.shape[0])
         rotated = layer.q_size + layer.kv_size
         order[:rotated] = pairwise_rows(rotated // layer.head_dim, layer.head_dim)
@@ -54,18 +56,20 @@ class FastLayer:
         self._norm_in, qkv = norm(layer.input_norm, layer.qkv.weight.data[order])
         self._norm_out, gate_up = norm(layer.post_norm, layer.gate_up.weight.data)
         bias = layer.qkv.bias.data[order]
-        self._qkv = linear(qkv, bias, pack=pack)
+        # Attention gives a column's heads group by group.
+        o = layer.o.weight.data.unflatten(1, (layer.num_kv_heads, layer.group, -1))
+        o = o.transpose(1, 2).flatten(1).contiguous()
+        self._qkv = projection(qkv, bias, pack=pack)
         # Where only keys and values are owed, a packed matrix is not cut: that would cost a copy.
-        self._whole = pack and qkv.numel() >= PACK_FROM
-        self._kv = linear(qkv[layer.q_size :], bias[layer.q_size :], pack=False)
-        if self._whole:
-            self._kv = self._qkv
-        self._o = linear_add(layer.o.weight.data, pack=pack)
+        self._kv: Linear | None = None
+        if not pack or qkv.numel() < PACK_FROM:
+            self._kv = linear(qkv[layer.q_size :], bias[layer.q_size :], pack=False)
+        self._o = linear_add(o, pack=pack)
         self._gated = gated(gate_up, pack=pack)
         self._down = linear_add(layer.down.weight.data, pack=pack)
         if release:
             layer.qkv.weight.data, layer.qkv.bias.data = qkv, bias
-            layer.gate_up.weight.data = gate_up
+            layer.o.weight.data, layer.gate_up.weight.data = o, gate_up
             for part in (layer.qkv, layer.o, layer.gate_up, layer.down):
                 if pack and part.weight.numel() >= PACK_FROM:
                     part.weight.data = part.weight.data.new_empty(0)
@@ -77,16 +81,18 @@ class FastLayer:
             x: hidden state [rows * columns, hidden]; left alone.
             place: where the columns stand.
         """
-        query, keys, values = place.split(self._qkv(self._norm_in(x)), self._heads)
+        scratch = place.scratch
+        query, keys, values = place.split(self._qkv(self._norm_in(x), scratch))
         place.rotate_query(query)
         place.keep(self.index, keys, values)
         x = self._o(place.attend(self.index).reshape(-1, self._q_size), x)
-        return self._down(self._gated(self._norm_out(x)), x)
+        return self._down(self._gated(self._norm_out(x), scratch), x)
 
     def keep_kv(self, x: Tensor, place: Place | DensePlace) -> None:
         """Only the keys and values that the layer owes, where its output reaches nothing."""
-        heads = self._heads if self._whole else self._heads[1:]
-        keys, values = place.split(self._kv(self._norm_in(x)), heads)[-2:]
+        normed = self._norm_in(x)
+        heads = self._kv(normed) if self._kv is not None else self._qkv(normed, place.scratch)
+        keys, values = place.split(heads)[-2:]
         place.keep(self.index, keys, values)
 
 
@@ -119,12 +125,30 @@ def norm(definition: RMSNorm, weight: Tensor) -> tuple[Linear, Tensor]:
     return narrow, weight
 
 
+def final_norm(definition: RMSNorm) -> Linear:
+    """The norm ahead of the head, whose matrix may be the embedding's and stays as it is."""
+    scale = definition.weight.data
+    bare, one = norm(definition, torch.ones((), dtype=scale.dtype, device=scale.device))
+    if one.dim() == 0:
+        return bare
+    return lambda x: bare(x).mul_(one)
+
+
 def linear(weight: Tensor, bias: Tensor | None, *, pack: bool) -> Linear:
     """``x @ weight.T + bias``."""
     if pack and weight.numel() >= PACK_FROM:
         packed, product = _packed(weight), torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
         return lambda x: product(x, packed, bias, "none", [], "")
     return lambda x: F.linear(x, weight, bias)
+
+
+def projection(weight: Tensor, bias: Tensor, *, pack: bool) -> Scratched:
+    """``x @ weight.T + bias`` to queries, keys and values; of a small matrix into the scratch."""
+    if weight.numel() >= PACK_FROM:
+        whole = linear(weight, bias, pack=pack)
+        return lambda x, _: whole(x)
+    across = weight.t()
+    return lambda x, scratch: torch.addmm(bias, x, across, out=scratch.heads)
 
 
 def linear_add(weight: Tensor, *, pack: bool) -> Fused:
@@ -136,17 +160,22 @@ def linear_add(weight: Tensor, *, pack: bool) -> Fused:
     return lambda x, other: torch.addmm(other, x, across)
 
 
-def gated(gate_up: Tensor, *, pack: bool) -> Linear:
+def gated(gate_up: Tensor, *, pack: bool) -> Scratched:
     """SwiGLU's ``silu(x @ gate.T) * (x @ up.T)`` of one matrix that holds both."""
     half = gate_up.shape[0] // 2
     if pack and gate_up.numel() >= PACK_FROM:
         gate, up = _packed(gate_up[:half]), _packed(gate_up[half:])
         single = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
         double = torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001
-        return lambda x: double(x, single(x, gate, None, "swish", [], ""), up, None, "mul")
+        return lambda x, _: double(x, single(x, gate, None, "swish", [], ""), up, None, "mul")
+    across, is_small = gate_up.t(), gate_up.numel() < PACK_FROM
 
-    def plain(x: Tensor) -> Tensor:
-        gate, up = F.linear(x, gate_up).chunk(2, -1)
+    def plain(x: Tensor, scratch: Scratch) -> Tensor:
+        if is_small:
+            both, gate, up = scratch.gates
+            torch.mm(x, across, out=both)
+        else:
+            gate, up = F.linear(x, gate_up).chunk(2, -1)
         return F.silu(gate).mul_(up)
 
     return plain
@@ -165,3 +194,10 @@ def can_pack(weight: Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
     return weight.dtype == torch.float32
+
+
+def give_back_memory() -> None:
+    """Let the C library return to the system what was freed; only glibc needs to be asked."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fdllm.layerplan import AnyPlan
 from fdllm.model.attention import DenseAttention
 from fdllm.model.cache import RowCache, Window
-from fdllm.model.kernels import can_pack
+from fdllm.model.kernels import can_pack, give_back_memory
 from fdllm.model.layers import Head, Layer, RMSNorm, rotary_table
 from fdllm.model.spec import ModelSpec
 from fdllm.model.stepper import Forwarded, Stepper
@@ -49,6 +49,7 @@ class Network(nn.Module):
         """
         if self._frozen is None:
             self._frozen = Stepper(self, pack=can_pack(self.embedding.weight), release=True)
+            give_back_memory()
 
     def forward(
         self,

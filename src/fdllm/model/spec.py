@@ -59,6 +59,16 @@ class ModelSpec:
         """Width of one attention head."""
         return self.hidden_size // self.num_heads
 
+    @property
+    def num_parameters(self) -> int:
+        """Weights and biases, by formula."""
+        hidden, kv = self.hidden_size, self.num_kv_heads * self.head_dim
+        q = self.num_heads * self.head_dim
+        attention = (hidden + 1) * (q + 2 * kv) + q * hidden
+        layer = attention + 3 * hidden * self.intermediate_size + 2 * hidden
+        ends = self.vocab_size * hidden * (1 if self.tie_embeddings else 2)
+        return self.num_layers * layer + ends + hidden
+
     @classmethod
     def from_json(cls, config: dict[str, Any], where: str) -> ModelSpec:
         """Read the Hub's form of a configuration.

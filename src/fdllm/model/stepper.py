@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fdllm.layerplan import AnyPlan, LayerPlan, LayerRun
 from fdllm.model.cache import RowCache, Window
-from fdllm.model.kernels import PACK_FROM, FastLayer, linear
+from fdllm.model.kernels import PACK_FROM, FastLayer, final_norm, linear
 from fdllm.model.place import DensePlace, Place
 from fdllm.model.segments import segments
 
@@ -52,7 +52,7 @@ class Stepper:
         self._embedding = network.embedding.weight.data
         self._layers = [FastLayer(layer, pack=pack, release=release) for layer in network.stack]
         # The head stands apart from its norm: only the columns that are read go through it.
-        self._norm = network.norm
+        self._norm = final_norm(network.norm)
         weight = network.head.weight.data
         # A tied head is the embedding, which must stay as it is.
         packed = pack and not spec.tie_embeddings and weight.numel() >= PACK_FROM
@@ -155,7 +155,7 @@ class Stepper:
         if place is None:
             if len(cache.places) >= _PLACES:
                 cache.places.clear()
-            place = Place(cache, window, self._factors_at(window), self.spec.num_heads, starts)
+            place = Place(cache, window, self._factors_at(window), self.spec, starts)
             cache.places[key] = place
         return place
 
