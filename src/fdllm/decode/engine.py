@@ -37,6 +37,8 @@ class _Active(Generic[T]):
     row: Row
     steps: Steps[T]
     ask: Ask
+    waited: int = 0
+    """Forwards since it asked."""
 
 
 def resolve(decoding: Decoding, model: Model) -> Decoding:
@@ -130,12 +132,14 @@ class Engine:
             if not active:
                 return
             answers = self._answer_from_pool(active, cache)
-            for group in self._groups([row for row in active if row.index not in answers]):
+            for group in self._chosen([row for row in active if row.index not in answers]):
                 predictions = self._forward(group, cache)
                 answers |= {r.index: p for r, p in zip(group, predictions, strict=True)}
+            for row in active:
+                row.waited += 1
             for row in [row for row in active if row.index in answers]:
                 try:
-                    row.ask = row.steps.send(answers[row.index])
+                    row.ask, row.waited = row.steps.send(answers[row.index]), 0
                 except StopIteration as end:
                     active.remove(row)
                     free.append(row.row.slot)
@@ -205,11 +209,11 @@ class Engine:
         """One forward for asks of one shape, timed to the moment the host has the numbers."""
         began = self._now()
         asks = [row.ask for row in group]
-        phase, width = asks[0].phase, len(asks[0].ids)
+        width = len(asks[0].ids)
         block = self.decoding.block_size
         rows = tuple(row.row.slot for row in group)
         lengths = [row.row.length for row in group]
-        extra = width if phase is Phase.PREFILL else block
+        extra = max(width, block)
         window = Window(
             rows,
             tuple(n + ask.start for n, ask in zip(lengths, asks, strict=True)),
@@ -225,22 +229,35 @@ class Engine:
         if done.change is not None:
             predictions = [replace(p, plan=done.plan, change=done.change) for p in predictions]
         for row, ask in zip(group, asks, strict=True):
-            if phase is Phase.PREFILL and self.pool is not None:
+            if ask.phase is Phase.PREFILL and self.pool is not None:
                 for at in range(0, width, block):
                     piece = ask.ids[at : at + block]
                     row.row.node = self.pool.keep(
                         row.row.node, piece, cache, row.row.slot, row.row.length + at
                     )
-            if phase in (Phase.PREFILL, Phase.COMMIT):
+            if ask.phase in (Phase.PREFILL, Phase.COMMIT):
                 cache.commit(row.row.slot, width)
-            row.job.counts.add(phase, done.plan, width)
+            row.job.counts.add(ask.phase, done.plan, width)
         seconds = (self._now() - began) / len(group)
         for row in group:
             row.job.seconds += seconds
         return predictions
 
+    def _chosen(self, active: list[_Active[T]]) -> list[list[_Active[T]]]:
+        """The groups to run now: every PREFILL, and the one that most rows wait for.
+
+        The others wait, so that more rows join them: few full forwards cost less than many small
+        ones. Waiting counts like rows do, so that nobody waits for long.
+        """
+        groups = self._groups(active)
+        chosen = [group for group in groups if group[0].ask.phase is Phase.PREFILL]
+        others = [group for group in groups if group[0].ask.phase is not Phase.PREFILL]
+        if others:
+            chosen.append(max(others, key=lambda g: len(g) + max(r.waited for r in g)))
+        return chosen
+
     def _groups(self, active: list[_Active[T]]) -> list[list[_Active[T]]]:
-        """Asks that can share a forward: one phase, one width, one layer plan.
+        """Asks that can share a forward: one width, one layer plan, whatever the phase.
 
         A PREFILL of several blocks shares one only from an equal length, because the rows share a
         mask. Of rows about to compute the same block one goes ahead and the others wait: the pool
@@ -261,7 +278,7 @@ class Engine:
                 at = row.row.length if len(ask.ids) > block else None
             elif isinstance(ask.plan, ProbePlan):
                 at = row.row.slot  # a probe decides for its forward, so each row has its own
-            groups.setdefault((ask.phase, len(ask.ids), ask.plan, at), []).append(row)
+            groups.setdefault((len(ask.ids), ask.plan, at), []).append(row)
         return list(groups.values())
 
     def _now(self) -> float:
