@@ -140,9 +140,16 @@ class StubMachine:
         """As the configuration says."""
         return NUM_LAYERS
 
-    def facts(self) -> dict[str, str | int | None]:
+    def facts(self, asked: Evaluating) -> dict[str, str | int | None]:
         """A machine."""
-        return {"accelerator": None, "device": "cpu", "dtype": "float32", "threads": 1}
+        return {
+            "accelerator": None,
+            "device": "cpu",
+            "dtype": "float32",
+            "threads": 1,
+            "batch_size": asked.batch_size,
+            "score_batch_size": asked.score_batch_size,
+        }
 
     def warm_up(self, run: Run, strategy: ReuseStrategy[Any]) -> None:  # noqa: ARG002
         """Count it."""

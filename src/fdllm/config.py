@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,6 +19,7 @@ from fdllm.reuse import SUBSETS, subset_bounds
 
 Estimator = Literal["first-token", "denoise"]
 Subset = Literal["first", "middle", "last"]
+BatchSize = Annotated[int, Field(ge=1)] | Literal["auto"]
 CodeExecution = Literal["refused", "confined", "readable"]  # see fdllm.evaluate.isolation
 CONFIG_NAME = re.compile(r"^k(?P<k>[1-9]\d*)_(?P<subset>first|middle|last)$")
 CELL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
@@ -220,11 +221,10 @@ class Evaluating(Spec):
         tasks: what the experiment runs; None takes the model's own list.
         num_fewshot: worked examples ahead of each question.
         chat_template: whether the model's chat template wraps the prompt.
-        batch_size: rows at once where text is generated; it never changes an answer, so it is no
-            part of an identity.
+        batch_size: rows at once where text is generated, or ``auto``: as many as memory holds. It
+            changes no answer and is no part of an identity; nor are the next two.
         score_batch_size: the same where answers are scored.
-        prefix_cache_gib: memory for prompt blocks that scored requests share; 0 shares none. No
-            part of an identity either.
+        prefix_cache_gib: memory for prompt blocks that scored requests share; 0 shares none.
         scoring: the log-likelihood estimator.
         seed: seed of the choice of worked examples.
         allow_invalid: accept an estimator that the task makes meaningless, and say so.
@@ -233,8 +233,8 @@ class Evaluating(Spec):
     tasks: tuple[str, ...] | None = None
     num_fewshot: int = Field(0, ge=0)
     chat_template: bool = True
-    batch_size: int = Field(1, ge=1)
-    score_batch_size: int = Field(16, ge=1)
+    batch_size: BatchSize = 1
+    score_batch_size: BatchSize = 16
     prefix_cache_gib: float = Field(1.0, ge=0.0)
     scoring: Estimator = "denoise"
     seed: int = 0

@@ -20,12 +20,7 @@ def weight_bytes(spec: ModelSpec, size: int) -> int:
         spec: its shape.
         size: bytes of a number.
     """
-    hidden, kv = spec.hidden_size, spec.num_kv_heads * spec.head_dim
-    q = spec.num_heads * spec.head_dim
-    attention = (hidden + 1) * (q + 2 * kv) + q * hidden
-    layer = attention + 3 * hidden * spec.intermediate_size + 2 * hidden
-    ends = spec.vocab_size * hidden * (1 if spec.tie_embeddings else 2)
-    return (spec.num_layers * layer + ends + hidden) * size
+    return spec.num_parameters * size
 
 
 def cache_bytes(spec: ModelSpec, size: int, positions: int, rows: int) -> int:

@@ -216,15 +216,16 @@ def _computing(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=_positive, metavar="N", help="threads on CPU (torch's)")
     group.add_argument(
         "--batch-size",
-        type=_positive,
+        type=_batch_size,
         metavar="N",
-        help="rows at once where text is generated; never changes an answer",
+        help="rows at once where text is generated, or auto: as many as there is memory for; "
+        "never changes an answer",
     )
     group.add_argument(
         "--score-batch-size",
-        type=_positive,
+        type=_batch_size,
         metavar="N",
-        help="rows at once where answers are scored; never changes a score",
+        help="the same where answers are scored; never changes a score",
     )
     group.add_argument(
         "--prefix-cache-gib",
@@ -254,6 +255,15 @@ def _not_negative(text: str) -> float:
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number, 0 or more; got '{text}'")
     return number
+
+
+def _batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return _positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; or 'auto'") from None
 
 
 def _positive(text: str) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from fdllm.config import ModelChoice, Run
+from fdllm.config import BatchSize, Evaluating, ModelChoice, Run
+from fdllm.decode.room import rows_that_fit
 from fdllm.decode.sampler import GenerationRequest, generate_requests
 from fdllm.decode.unmask import Unmask, by_threshold
 from fdllm.evaluate.answer import ModelAnswerer
@@ -48,7 +49,11 @@ class Machine:
         """Transformer layers of the model."""
         return self.model.n_layers
 
-    def facts(self) -> dict[str, str | int | None]:
+    def rows(self, asked: BatchSize) -> int:
+        """Rows at once: as asked, or as many as fit."""
+        return rows_that_fit(self.model) if asked == "auto" else asked
+
+    def facts(self, asked: Evaluating) -> dict[str, str | int | None]:
         """What a session's provenance says of it."""
         cuda = self.model.device.type == "cuda"
         return {
@@ -57,6 +62,8 @@ class Machine:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "cuda": torch.version.cuda if cuda else None,
+            "batch_size": self.rows(asked.batch_size),
+            "score_batch_size": self.rows(asked.score_batch_size),
         }
 
     def evaluate(
@@ -82,7 +89,7 @@ class Machine:
             limit=run.limit,
             num_fewshot=asked.num_fewshot,
             chat_template=asked.chat_template,
-            batch_size=asked.batch_size,
+            batch_size=self.rows(asked.batch_size),
             store=store,
             progress=progress,
             allow_invalid=asked.allow_invalid,
@@ -94,8 +101,8 @@ class Machine:
                 run.decoding,
                 strategy,
                 asked.scoring,
-                asked.batch_size,
-                asked.score_batch_size,
+                self.rows(asked.batch_size),
+                self.rows(asked.score_batch_size),
                 asked.prefix_cache_gib,
                 unmask or by_threshold,
                 part.go_on,

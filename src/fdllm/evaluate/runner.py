@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from fdllm.config import ModelChoice, Run
+from fdllm.config import Evaluating, ModelChoice, Run
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.errand import Errand, Outcome, Reporter, Watch
 from fdllm.evaluate.journals import merge_problem, open_journal
@@ -45,7 +45,7 @@ class Worker(Protocol):
     def n_layers(self) -> int:
         """Transformer layers of the model."""
 
-    def facts(self) -> dict[str, str | int | None]:
+    def facts(self, asked: Evaluating) -> dict[str, str | int | None]:
         """What a session's provenance says of it."""
 
     def evaluate(
@@ -209,14 +209,9 @@ class Runner:
         return task.outcome(State.DONE, "", summary)
 
     def _journal(self, task: Errand, machine: Worker) -> Journal:
-        asked = task.run.evaluating
-        facts = machine.facts()
+        facts = machine.facts(task.run.evaluating)
         if task.paths.shard is not None:
             facts["shard"] = str(task.paths.shard)
-        who = session(
-            **facts,
-            batch_size=asked.batch_size,
-            score_batch_size=asked.score_batch_size,
-        )
+        who = session(**facts)
         identity = self._planner.fingerprint(task.run)
         return open_journal(task.paths, identity, who, self._reporter.note, fresh=task.force)
