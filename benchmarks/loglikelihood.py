@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,9 @@ from rich.table import Table
 from torch import Tensor
 
 import fdllm
+from fdllm.bench.shapes import random_model, small
 from fdllm.decode.scorer import Score, score_requests
 from fdllm.model.cache import RowCache, Window
-from fdllm.model.network import Network
-from fdllm.model.spec import ModelSpec
 from fdllm.model.stepper import Forwarded
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -81,25 +80,13 @@ def harness_requests(shared: Path, subject: str, questions: int) -> tuple[Pairs,
     return pairs, len(tokenizer)
 
 
-def random_model(vocab_size: int, layers: int, width: int, *, freeze: bool) -> fdllm.Model:
-    """Qwen-like proportions: 64 wide heads, a quarter of them for keys, SwiGLU of 2.75 widths."""
-    heads = width // 64
-    spec = ModelSpec(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=max(1, heads // 4),
-        intermediate_size=width * 11 // 4,
-        max_positions=8192,
-        mask_id=vocab_size - 1,
-        stop_tokens=(0,),
-    )
-    torch.manual_seed(0)
-    network = Network(spec).eval().requires_grad_(requires_grad=False)
+def model_of(vocab_size: int, layers: int, width: int, *, freeze: bool) -> fdllm.Model:
+    """Random weights of the bench's shapes, with a head for this vocabulary."""
+    spec = replace(small(layers, width), vocab_size=vocab_size, mask_id=vocab_size - 1)
+    made = random_model("random", spec, "cpu", "float32")
     if freeze:
-        network.freeze()
-    return fdllm.Model(network, spec, None, "random", torch.device("cpu"), torch.float32)
+        made.network.freeze()
+    return made
 
 
 def timed(work: Callable[[], list[Score]]) -> tuple[list[Score], float]:
@@ -142,8 +129,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     given = parser.parse_args()
     pairs, vocab_size = harness_requests(given.shared, given.subject, given.questions)
-    model = random_model(vocab_size, given.layers, given.width, freeze=True)
-    plain = random_model(vocab_size, given.layers, given.width, freeze=False)
+    model = model_of(vocab_size, given.layers, given.width, freeze=True)
+    plain = model_of(vocab_size, given.layers, given.width, freeze=False)
     decoding = fdllm.Decoding()
     shapes: list[tuple[int, Window]] = []
     stepper = model.network.prepare()

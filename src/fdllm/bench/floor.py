@@ -1,7 +1,8 @@
 """The floor of a forward: its matrix products, its attention, the head on what is read, no more.
 
 No norms, no rotary embedding, no activations, no sums, no caches written, no choice of tokens. The
-products are those of the model's weights, each in the layout that is fastest here.
+products are those of the model's weights, each in the layout that is fastest here; the plain floor
+takes torch's own product of the weights as a checkpoint has them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fdllm.model.kernels import can_pack
 from fdllm.model.weights import Model
 
 Product = Callable[[Tensor], Tensor]
+Products = tuple[Product, ...]
 _COLUMNS = (8, 32)  # of a sub-block and of a block: the layouts compete at both
 _TRIALS = 12
 
@@ -80,10 +82,14 @@ class Floor:
         self.layer_weights = sum(w[0].numel() for w in parts.values())
         head = network.head.weight.data
         self.head_bytes, self.head_weights = head.numel() * head.element_size(), head.numel()
+        self._plain: list[Products] = list(
+            zip(*([_plain(w) for w in ws] for ws in parts.values()), strict=True)
+        )
+        self._plain_head = _plain(head)
         with torch.inference_mode():
             products = [self._fastest(name, weights) for name, weights in parts.items()]
             [self._head] = self._fastest("head", [head])
-        self._layers = list(zip(*products, strict=True))
+        self._layers: list[Products] = list(zip(*products, strict=True))
         self._inputs: dict[Forward, _Inputs] = {}
         self._graphs: dict[Forward, torch.cuda.CUDAGraph] = {}
 
@@ -112,6 +118,13 @@ class Floor:
         self.layouts[name] = "packed" if faster else "plain"
         return packed if faster else plain
 
+    def prepare_plain(self, forward: Forward) -> Callable[[], object]:
+        """The loop of torch's own products."""
+        if self._like.device.type == "cuda":
+            return self.prepare(forward)  # which has no others
+        inputs = self._made(forward)
+        return lambda: self._run(forward, inputs, self._plain, self._plain_head)
+
     def prepare(self, forward: Forward) -> Callable[[], object]:
         """The loop for these extents, ready to be timed.
 
@@ -119,7 +132,7 @@ class Floor:
         """
         inputs = self._made(forward)
         if self._like.device.type != "cuda":
-            return lambda: self._run(forward, inputs)
+            return lambda: self._run(forward, inputs, self._layers, self._head)
         if forward not in self._graphs:
             self._graphs[forward] = self._capture(forward, inputs)
         return self._graphs[forward].replay
@@ -135,19 +148,21 @@ class Floor:
         return run
 
     @torch.inference_mode()
-    def _run(self, forward: Forward, inputs: _Inputs) -> None:
+    def _run(
+        self, forward: Forward, inputs: _Inputs, products: list[Products], head: Product
+    ) -> None:
         attend = F.scaled_dot_product_attention
         hidden, mixed, gated, query = inputs.hidden, inputs.mixed, inputs.gated, inputs.query
-        layers = range(len(self._layers)) if forward.layers is None else forward.layers
+        layers = range(len(products)) if forward.layers is None else forward.layers
         for i in layers:
-            qkv, o, gate_up, down = self._layers[i]
+            qkv, o, gate_up, down = products[i]
             qkv(hidden)
             attend(query, inputs.keys[i], inputs.values[i])
             o(mixed)
             gate_up(hidden)
             down(gated)
         if forward.reads:
-            self._head(inputs.read)
+            head(inputs.read)
 
     def _made(self, forward: Forward) -> _Inputs:
         """Inputs of the right shapes; what stands in them does not matter to a product."""
@@ -174,11 +189,11 @@ class Floor:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self._run(forward, inputs)
+            self._run(forward, inputs, self._layers, self._head)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._run(forward, inputs)
+            self._run(forward, inputs, self._layers, self._head)
         return graph
 
     def forget(self) -> None:

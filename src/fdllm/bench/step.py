@@ -40,6 +40,7 @@ def _steps(subject: Subject, options: Options, limits: Limits) -> Section:
         lanes = [
             Lane("step", _varied(subject, ask)),
             Lane("floor", work=subject.floor.prepare(forward)),
+            Lane("plain floor", work=subject.floor.prepare_plain(forward)),
         ]
         scene = Scene(prompt, (asks["REFRESH"],))
         done = measure(subject.model, decoding_of(subject), scene, lanes, options)
@@ -52,6 +53,7 @@ def _steps(subject: Subject, options: Options, limits: Limits) -> Section:
                 step,
                 done.seconds["floor"],
                 extra={
+                    "x plain floor": step.over(done.seconds["plain floor"]),
                     "limit ms": limit * 1e3,
                     "x limit": step.median / limit,
                     "bound by": limits.bound(cost),
@@ -67,6 +69,7 @@ def _steps(subject: Subject, options: Options, limits: Limits) -> Section:
         lines,
         notes=(
             f"floor: products ({layouts}), attention, head on the columns read; nothing else",
+            "plain floor: the same from the checkpoint's weights, by torch's own products",
             (
                 f"limit: the slower of reading at {limits.read.high / 1e9:.1f} GB/s and "
                 f"{limits.product.high / 1e9:.0f} GFLOP/s, both measured just before"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from fdllm.cli.output import say
 from fdllm.cli.request import Request, read_request
 from fdllm.cluster.doctor import Checkup, Finding, blocking, examine
 from fdllm.cluster.draft import Wish, binds
+from fdllm.cluster.queue import why_no_cluster
 from fdllm.cluster.site import load_site
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -75,7 +75,7 @@ def checkup_of(request: Request, args: Namespace) -> Checkup:
         wish = Wish(site, 1, results=planner.layout.results, threads=None, workdir=Path.cwd())
         places = [*binds(planner, wish, runs[0], wish.workdir), *site.binds]
     asked = getattr(args, "executor", "local")
-    there = asked == "slurm" or (asked == "auto" and shutil.which("sbatch") is not None)
+    there = asked == "slurm" or (asked == "auto" and why_no_cluster() is None)
     return Checkup(
         root=planner.root,
         layout=planner.layout,
