@@ -47,12 +47,15 @@ class Variant:
     batch_size: int
 
 
-VARIANTS = (
-    Variant("all off", deduplicate=False, prefix_cache_gib=0.0, batch_size=1),
-    Variant("+ identical inputs once", deduplicate=True, prefix_cache_gib=0.0, batch_size=1),
-    Variant("+ shared prefixes", deduplicate=True, prefix_cache_gib=1.0, batch_size=1),
-    Variant("+ batches", deduplicate=True, prefix_cache_gib=1.0, batch_size=16),
-)
+def variants(batch_size: int) -> list[Variant]:
+    """Each idea on top of the ones before."""
+    name = f"+ batches of {batch_size}"
+    return [
+        Variant("all off", deduplicate=False, prefix_cache_gib=0.0, batch_size=1),
+        Variant("+ identical inputs once", deduplicate=True, prefix_cache_gib=0.0, batch_size=1),
+        Variant("+ shared prefixes", deduplicate=True, prefix_cache_gib=1.0, batch_size=1),
+        Variant(name, deduplicate=True, prefix_cache_gib=1.0, batch_size=batch_size),
+    ]
 
 
 def harness_requests(shared: Path, subject: str, questions: int) -> tuple[Pairs, int]:
@@ -125,6 +128,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=25)
     parser.add_argument("--scoring", choices=("first-token", "denoise"), default="first-token")
     parser.add_argument("--repeats", type=int, default=3, help="of all variants but the first")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows at once in the last one")
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--width", type=int, default=512)
     given = parser.parse_args()
@@ -164,7 +168,7 @@ def main() -> None:
         "variant", "seconds", "spread", "times", "fed tokens", "times", "floor", title=title
     )
     base_seconds, base_tokens, base_scores = 0.0, 0, list[Score]()
-    for i, variant in enumerate(VARIANTS):
+    for i, variant in enumerate(variants(given.batch_size)):
         seconds = []
         scores: list[Score] = []
         for _ in range(given.repeats if i else 1):
