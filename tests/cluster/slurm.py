@@ -110,6 +110,17 @@ class Slurm:
         """Jobs that run."""
         return [job for job, state in self.queue().items() if state == "RUNNING"]
 
+    def await_requeued(self, seconds: float = 120) -> None:
+        """Wait until every job waits.
+
+        A life that has just ended lingers as COMPLETING, and still counts as at work.
+        """
+        wait_until(
+            lambda: set(self.queue().values()) == {"PENDING"},
+            seconds,
+            lambda: self.ask("squeue", "--array", "-l"),
+        )
+
     def end_of_queue(self, seconds: float = 240) -> None:
         """Wait until nothing waits or runs."""
 

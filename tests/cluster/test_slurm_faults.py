@@ -71,7 +71,7 @@ def test_sigkill_of_the_whole_job(checkout: Checkout, faults: FaultTable) -> Non
 def test_requeue(checkout: Checkout, faults: FaultTable) -> None:
     job = submit_and_hold(checkout)
     checkout.slurm.ask("scontrol", "requeue", job)
-    wait_until(lambda: not checkout.slurm.running(), 60, checkout.logs)
+    checkout.slurm.await_requeued()
     checkout.release()
     checkout.slurm.end_of_queue()
     assert checkout.states()[CONFIG] == "done", checkout.logs()
@@ -90,7 +90,7 @@ def test_the_warning_before_the_time_limit(checkout: Checkout, faults: FaultTabl
     wait_until(lambda: checkout.kept(CONFIG), 120, checkout.logs)
     (job,) = checkout.slurm.running()
     limit(checkout, job, 5)  # warn_s is five minutes: SLURM sends the warning when it next looks
-    wait_until(lambda: not checkout.slurm.running(), 120, checkout.logs)
+    checkout.slurm.await_requeued()
     kept = checkout.kept(CONFIG)
     assert 0 < kept < 10, "the warning did not come in the middle"
     assert checkout.states()[CONFIG] == "queued"
