@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from fdllm.model.stepper import Forwarded
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 Pairs = list[tuple[list[int], list[int]]]
+Windows = tuple[Window, ...]
 
 
 @dataclass(frozen=True)
@@ -99,21 +100,25 @@ def timed(work: Callable[[], list[Score]]) -> tuple[list[Score], float]:
     return out, time.perf_counter() - began
 
 
-def floor_seconds(model: fdllm.Model, shapes: list[tuple[int, Window]]) -> float:
+def floor_seconds(model: fdllm.Model, shapes: list[Windows]) -> float:
     """Wall time of the bare products and attention of forwards of these shapes."""
     spec = model.spec
     group = spec.num_heads // spec.num_kv_heads
     with torch.inference_mode():
         began = time.perf_counter()
-        for rows, window in shapes:
-            x = torch.randn(rows * window.width, spec.hidden_size)
-            kv_shape = (1, spec.num_kv_heads, max(window.extents), spec.head_dim)
+        for windows in shapes:
+            x = torch.randn(sum(len(w.rows) * w.width for w in windows), spec.hidden_size)
+            extents = [(w.width, extent) for w in windows for extent in w.extents]
+            kv_shape = (1, spec.num_kv_heads, max(extent for _, extent in extents), spec.head_dim)
             keys, values = torch.randn(kv_shape), torch.randn(kv_shape)
-            q = torch.randn(1, spec.num_kv_heads, group * window.width, spec.head_dim)
+            width = max(width for width, _ in extents)
+            q = torch.randn(1, spec.num_kv_heads, group * width, spec.head_dim)
             for layer in model.network.stack:
                 F.linear(x, layer.qkv.weight, layer.qkv.bias)
-                for extent in window.extents:
-                    F.scaled_dot_product_attention(q, keys[:, :, :extent], values[:, :, :extent])
+                for width, extent in extents:
+                    F.scaled_dot_product_attention(
+                        q[:, :, : group * width], keys[:, :, :extent], values[:, :, :extent]
+                    )
                 y = F.linear(x[:, : layer.q_size], layer.o.weight)
                 gate = F.linear(y, layer.gate_up.weight)[:, : spec.intermediate_size]
                 F.linear(gate, layer.down.weight)
@@ -136,15 +141,21 @@ def main() -> None:
     model = model_of(vocab_size, given.layers, given.width, freeze=True)
     plain = model_of(vocab_size, given.layers, given.width, freeze=False)
     decoding = fdllm.Decoding()
-    shapes: list[tuple[int, Window]] = []
+    shapes: list[Windows] = []
     stepper = model.network.prepare()
-    forward = stepper.forward
+    read = stepper.read
 
-    def counted(ids: Tensor, cache: RowCache, window: Window, *rest: Any) -> Forwarded:  # noqa: ANN401
-        shapes.append((ids.shape[0], window))
-        return forward(ids, cache, window, *rest)
+    def counted(
+        ids: Tensor,
+        cache: RowCache,
+        windows: Sequence[Window],
+        *rest: Any,  # noqa: ANN401
+        **more: Any,  # noqa: ANN401
+    ) -> Forwarded:
+        shapes.append(tuple(windows))
+        return read(ids, cache, windows, *rest, **more)
 
-    vars(stepper)["forward"] = counted
+    vars(stepper)["read"] = counted
 
     def run(variant: Variant) -> list[Score]:
         shapes.clear()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
-import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from fdllm.bench.asks import SUB_BLOCK, decoding_of, denoise, extents, refresh, tokens
@@ -23,6 +24,8 @@ from fdllm.bench.step import bench_step
 from fdllm.bench.timing import Spread
 from fdllm.decode.sampler import GenerationRequest, generate_requests
 from fdllm.errors import FdllmError, UsageError
+from fdllm.model.cache import RowCache, Window
+from fdllm.model.stepper import Forwarded, Stepper
 from fdllm.schedule import Phase
 from models import random_model as tiny_random
 from models import random_prompt
@@ -77,13 +80,15 @@ def test_rows_of_a_batch_share_each_forward(
 ) -> None:
     rows: list[int] = []
     network = type(subject.model.network.prepare())
-    forward = network.forward
+    read = network.read
 
-    def spy(self: object, ids: torch.Tensor, *rest: object) -> object:
-        rows.append(len(ids))
-        return forward(self, ids, *rest)  # type: ignore[arg-type]
+    def spy(
+        self: Stepper, ids: Tensor, cache: RowCache, windows: list[Window], *rest: Any, **more: Any
+    ) -> Forwarded:
+        rows.extend(len(window.rows) for window in windows)
+        return read(self, ids, cache, windows, *rest, **more)
 
-    monkeypatch.setattr(network, "forward", spy)
+    monkeypatch.setattr(network, "read", spy)
     scene = Scene(tokens(subject, 16), (refresh(subject),), batch_size=3)
     lanes = [Lane("step", (denoise(subject),))]
     done = measure(
@@ -124,7 +129,17 @@ def test_the_floor_is_products_attention_and_head_alone(
 
 def test_what_reads_nothing_has_no_head(subject: Subject) -> None:
     operators = floor_operators(subject, Forward(16, 16, 0))
-    assert sum(operators.values()) == 5 * LAYERS
+    assert sum(operators.values()) == 5 * LAYERS - 4, "the last layer owes keys and values"
+
+
+def test_what_is_not_read_ends_ahead_of_the_last_products(subject: Subject) -> None:
+    whole, some = (subject.floor.cost(Forward(16, 16, reads)) for reads in (16, 4))
+    behind = 32 * 32 + 32 * 128 + 64 * 32
+    assert whole.operations - some.operations == 2 * 12 * (behind + 48 * 32)
+    none = subject.floor.cost(Forward(16, 16, 0))
+    attention = 2 * 16 * 16 * 4 * 8 * 2
+    head = 2 * 4 * 48 * 32
+    assert some.operations - none.operations == 2 * 4 * behind + attention + head
 
 
 def test_cost_by_hand(subject: Subject) -> None:

@@ -14,6 +14,7 @@ from fdllm.decode.scorer import Score, score_requests
 from fdllm.errors import UsageError
 from fdllm.model.cache import RowCache
 from fdllm.model.prefix import ROOT, PrefixPool
+from fdllm.model.stepper import Stepper
 from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
 from models import MASK, STOP, random_model, random_prompt
 
@@ -113,6 +114,29 @@ def test_four_choices_cost_one_forward() -> None:
         assert sum(s.counts.forwards for s in scores) == 1 + forwards
         assert [s.counts.tokens > 0 for s in scores] == [True, False, False, False]
         assert len({s.loglikelihood for s in scores}) == 4
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_prefixes_of_any_length_and_their_last_blocks_share_a_forward(
+    strategy: ReuseStrategy[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[list[int]] = []
+    read = Stepper.read
+
+    def spy(self: Stepper, ids: Any, cache: RowCache, windows: Any, *rest: Any, **more: Any) -> Any:
+        widths.append([len(w.rows) * w.width for w in windows])
+        return read(self, ids, cache, windows, *rest, **more)
+
+    monkeypatch.setattr(Stepper, "read", spy)
+    pairs = [(random_prompt(n, n), [5]) for n in (20, 33, 60, 61)]
+    together = score_all(pairs, "denoise", strategy, batch_size=4)
+    assert widths[0] == [16, 32, 48 * 2, 16, 16, 16 * 2], "four PREFILLs, then four REFRESHes"
+    widths.clear()
+    alone = score_all(pairs, "denoise", strategy)
+    assert sorted(sum(w) for w in widths if len(w) > 1) == [32, 48, 64, 64]
+    for a, b in zip(together, alone, strict=True):
+        assert a.loglikelihood == pytest.approx(b.loglikelihood, abs=1e-5)
+        assert a.counts == b.counts
 
 
 def test_a_common_text_is_prefilled_once() -> None:

@@ -42,6 +42,12 @@ class Forward:
     rows: int = 1
     layers: tuple[int, ...] | None = None
 
+    @property
+    def last_columns(self) -> int:
+        """Columns whose last layer reaches a logit, or all where the others are not worth a cut."""
+        columns = self.rows * self.width
+        return self.reads if 2 * self.reads <= columns else columns
+
 
 @dataclass(frozen=True)
 class _Inputs:
@@ -51,6 +57,7 @@ class _Inputs:
     mixed: Tensor
     gated: Tensor
     read: Tensor
+    last: tuple[Tensor, Tensor, Tensor]
     query: Tensor
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
@@ -80,6 +87,7 @@ class Floor:
         }
         self.layer_bytes = sum(w[0].numel() * w[0].element_size() for w in parts.values())
         self.layer_weights = sum(w[0].numel() for w in parts.values())
+        self._behind = self.layer_weights - parts["qkv"][0].numel()
         head = network.head.weight.data
         self.head_bytes, self.head_weights = head.numel() * head.element_size(), head.numel()
         self._plain: list[Products] = list(
@@ -157,6 +165,10 @@ class Floor:
         for i in layers:
             qkv, o, gate_up, down = products[i]
             qkv(hidden)
+            if i == len(products) - 1:  # of the last layer only what is read goes on
+                if not forward.last_columns:
+                    return
+                hidden, mixed, gated = inputs.last
             attend(query, inputs.keys[i], inputs.values[i])
             o(mixed)
             gate_up(hidden)
@@ -173,11 +185,16 @@ class Floor:
         shape = (forward.rows, spec.num_kv_heads, forward.extent, spec.head_dim)
         keys = like.new_ones((spec.num_layers, *shape))
         values = torch.ones_like(keys)
+        hidden = like.new_ones(columns, spec.hidden_size)
+        mixed = like.new_ones(columns, spec.num_heads * spec.head_dim)
+        gated = like.new_ones(columns, spec.intermediate_size)
+        last = forward.last_columns
         made = _Inputs(
-            like.new_ones(columns, spec.hidden_size),
-            like.new_ones(columns, spec.num_heads * spec.head_dim),
-            like.new_ones(columns, spec.intermediate_size),
+            hidden,
+            mixed,
+            gated,
             like.new_ones(max(forward.reads, 1), spec.hidden_size),
+            (hidden[:last], mixed[:last], gated[:last]),
             like.new_ones(forward.rows, spec.num_kv_heads, group * forward.width, spec.head_dim),
             keys.unbind(0),
             values.unbind(0),
@@ -210,10 +227,14 @@ class Floor:
         kv = 2 * forward.rows * forward.extent * spec.num_kv_heads * spec.head_dim
         attention = 4 * columns * forward.extent * spec.num_heads * spec.head_dim
         head = 2 * forward.reads * self.head_weights
-        return Cost(
-            num * (self.layer_bytes + kv * size) + (self.head_bytes if forward.reads else 0),
-            num * (2 * columns * self.layer_weights + attention) + head,
-        )
+        num_bytes = num * (self.layer_bytes + kv * size) + (self.head_bytes if forward.reads else 0)
+        operations = num * (2 * columns * self.layer_weights + attention) + head
+        if layers is None or spec.num_layers - 1 in layers:
+            operations -= 2 * (columns - forward.last_columns) * self._behind
+            if not forward.last_columns:  # only the keys and values it owes
+                operations -= attention
+                num_bytes -= self._behind * size + kv * size
+        return Cost(num_bytes, operations)
 
 
 @dataclass(frozen=True)

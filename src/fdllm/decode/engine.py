@@ -11,34 +11,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
 from fdllm.config import Decoding
-from fdllm.decode.job import NOTHING, Ask, Job, Row, Steps
+from fdllm.decode.grouping import Active, Group, answers_of, next_groups, windows_of
+from fdllm.decode.job import NOTHING, Job, Row
 from fdllm.decode.readout import Wanted, predict
 from fdllm.decode.unmask import Prediction
 from fdllm.errors import FdllmError, UsageError
-from fdllm.layerplan import ProbePlan
-from fdllm.model.cache import RowCache, Window
+from fdllm.layerplan import LayerPlan
+from fdllm.model.cache import RowCache
 from fdllm.model.prefix import PrefixPool
 from fdllm.model.weights import Model
 from fdllm.schedule import Phase, num_blocks
 
 T = TypeVar("T")
-
-
-@dataclass
-class _Active(Generic[T]):
-    index: int
-    job: Job[T]
-    row: Row
-    steps: Steps[T]
-    ask: Ask
-    waited: int = 0
-    """Forwards since it asked."""
 
 
 def resolve(decoding: Decoding, model: Model) -> Decoding:
@@ -126,15 +116,14 @@ class Engine:
         self._stepper = self.model.network.prepare()
         waiting = iter(enumerate(jobs))
         free = list(range(cache.num_rows))[::-1]
-        active: list[_Active[T]] = []
+        active: list[Active[T]] = []
         while True:
             yield from self._admit(cache, waiting, free, active, go_on)
             if not active:
                 return
             answers = self._answer_from_pool(active, cache)
-            for group in self._chosen([row for row in active if row.index not in answers]):
-                predictions = self._forward(group, cache)
-                answers |= {r.index: p for r, p in zip(group, predictions, strict=True)}
+            for group in self._next([row for row in active if row.index not in answers]):
+                answers |= self._forward(group, cache)
             for row in active:
                 row.waited += 1
             for row in [row for row in active if row.index in answers]:
@@ -150,7 +139,7 @@ class Engine:
         cache: RowCache,
         waiting: Iterator[tuple[int, Job[T]]],
         free: list[int],
-        active: list[_Active[T]],
+        active: list[Active[T]],
         go_on: Callable[[], bool],
     ) -> Iterator[tuple[int, T]]:
         """Give free slots to waiting jobs; a job that needs no forward ends here."""
@@ -161,7 +150,7 @@ class Engine:
             row = Row(cache, free.pop())
             steps = job.steps(job, row)
             try:
-                active.append(_Active(index, job, row, steps, next(steps)))
+                active.append(Active(index, job, row, steps, next(steps)))
             except StopIteration as end:
                 free.append(row.slot)
                 yield index, end.value
@@ -178,7 +167,7 @@ class Engine:
         like = self.model.network.embedding.weight
         return RowCache(spec, num_rows=rows, capacity=capacity, block_size=block, like=like)
 
-    def _answer_from_pool(self, active: list[_Active[T]], cache: RowCache) -> dict[int, Prediction]:
+    def _answer_from_pool(self, active: list[Active[T]], cache: RowCache) -> dict[int, Prediction]:
         """Load known blocks of the PREFILLs at hand; answer those that need no forward."""
         answers: dict[int, Prediction] = {}
         if self.pool is None:
@@ -205,81 +194,50 @@ class Engine:
                 answers[row.index] = NOTHING
         return answers
 
-    def _forward(self, group: list[_Active[T]], cache: RowCache) -> list[Prediction]:
-        """One forward for asks of one shape, timed to the moment the host has the numbers."""
+    def _forward(self, group: Group[T], cache: RowCache) -> dict[int, Prediction]:
+        """One forward, timed to the moment the host has the numbers; answers by row."""
         began = self._now()
-        asks = [row.ask for row in group]
-        width = len(asks[0].ids)
-        block = self.decoding.block_size
-        rows = tuple(row.row.slot for row in group)
-        lengths = [row.row.length for row in group]
-        extra = max(width, block)
-        window = Window(
-            rows,
-            tuple(n + ask.start for n, ask in zip(lengths, asks, strict=True)),
-            width,
-            tuple(n + extra for n in lengths),
-            causal_block=block if width > block else None,
-        )
-        ids = torch.tensor([ask.ids for ask in asks], device=self.model.device)
-        columns = [ask.start for ask in asks]
-        done = self._stepper.forward(ids, cache, window, asks[0].plan, columns)
-        wanted = [Wanted(row.ask.read, row.ask.targets, row.job.rng) for row in group]
+        asks = [part.ask for part in group]
+        windows = windows_of(group, self.decoding.block_size)
+        flat = [token for ask in asks for token in ask.ids]
+        ids = torch.tensor(flat, device=self.model.device)
+        starts = [ask.start for ask in asks]
+        read, first = list[int](), 0
+        for part in group:
+            read += [first + column for column in part.ask.read]
+            first += len(part.ask.ids)
+            if part.ask.phase in (Phase.PREFILL, Phase.COMMIT):
+                # Now, as it ends the block: what a tail stores in this forward is the next one's.
+                cache.commit(part.row.row.slot, len(part.ask.ids))
+        done = self._stepper.read(ids, cache, windows, asks[-1].plan, starts, columns=read)
+        wanted = [Wanted(part.ask.read, part.ask.targets, part.row.job.rng) for part in group]
         predictions = predict(self._stepper.head, done.hidden, wanted, self.decoding, self.mask_id)
         if done.change is not None:
             predictions = [replace(p, plan=done.plan, change=done.change) for p in predictions]
-        for row, ask in zip(group, asks, strict=True):
-            if ask.phase is Phase.PREFILL and self.pool is not None:
-                for at in range(0, width, block):
-                    piece = ask.ids[at : at + block]
-                    row.row.node = self.pool.keep(
-                        row.row.node, piece, cache, row.row.slot, row.row.length + at
-                    )
-            if ask.phase in (Phase.PREFILL, Phase.COMMIT):
-                cache.commit(row.row.slot, width)
-            row.job.counts.add(ask.phase, done.plan, width)
-        seconds = (self._now() - began) / len(group)
-        for row in group:
-            row.job.seconds += seconds
-        return predictions
+        self._fill_pool(group, cache)
+        seconds = (self._now() - began) / len(flat)
+        for part in group:
+            plan = part.ask.plan if isinstance(part.ask.plan, LayerPlan) else done.plan
+            part.row.job.counts.add(part.ask.phase, plan, len(part.ask.ids))
+            part.row.job.seconds += seconds * len(part.ask.ids)
+        return answers_of(group, predictions)
 
-    def _chosen(self, active: list[_Active[T]]) -> list[list[_Active[T]]]:
-        """The groups to run now: every PREFILL, and the one that most rows wait for.
-
-        The others wait, so that more rows join them: few full forwards cost less than many small
-        ones. Waiting counts like rows do, so that nobody waits for long.
-        """
-        groups = self._groups(active)
-        chosen = [group for group in groups if group[0].ask.phase is Phase.PREFILL]
-        others = [group for group in groups if group[0].ask.phase is not Phase.PREFILL]
-        if others:
-            chosen.append(max(others, key=lambda g: len(g) + max(r.waited for r in g)))
-        return chosen
-
-    def _groups(self, active: list[_Active[T]]) -> list[list[_Active[T]]]:
-        """Asks that can share a forward: one width, one layer plan, whatever the phase.
-
-        A PREFILL of several blocks shares one only from an equal length, because the rows share a
-        mask. Of rows about to compute the same block one goes ahead and the others wait: the pool
-        serves them in the next round.
-        """
+    def _fill_pool(self, group: Group[T], cache: RowCache) -> None:
+        """Keep the blocks of the PREFILLs that a forward has just made."""
+        if self.pool is None:
+            return
         block = self.decoding.block_size
-        groups: dict[tuple[object, ...], list[_Active[T]]] = {}
-        begun: set[tuple[int, tuple[int, ...]]] = set()
-        for row in sorted(active, key=lambda row: row.row.slot):
-            ask = row.ask
-            at = None
-            if ask.phase is Phase.PREFILL:
-                first = (row.row.node, ask.ids[:block])
-                may_wait = self.pool is not None and len(ask.ids) > (block if ask.read else 0)
-                if may_wait and first in begun:
-                    continue
-                begun.add(first)
-                at = row.row.length if len(ask.ids) > block else None
-            elif isinstance(ask.plan, ProbePlan):
-                at = row.row.slot  # a probe decides for its forward, so each row has its own
-            groups.setdefault((len(ask.ids), ask.plan, at), []).append(row)
-        return list(groups.values())
+        for part in group:
+            if part.ask.phase is not Phase.PREFILL:
+                continue
+            row, ids = part.row.row, part.ask.ids
+            for at in range(0, len(ids), block):
+                position = row.length - len(ids) + at
+                row.node = self.pool.keep(row.node, ids[at : at + block], cache, row.slot, position)
+
+    def _next(self, active: list[Active[T]]) -> list[Group[T]]:
+        """The groups to run now."""
+        return next_groups(active, self.decoding.block_size, pooled=self.pool is not None)
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":

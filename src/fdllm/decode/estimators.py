@@ -197,7 +197,9 @@ class GroupScorer:
 
     def _prefill(self, job: Job[None], *, read: bool) -> Steps[None]:
         """PREFILL the prefix's full blocks; where ``read``, they score the first token."""
-        for ask in prefill(self.prefix[: self.full], self.whole, self.size, read=read):
+        for ask in prefill(
+            self.prefix[: self.full], self.whole, self.size, read=read, lazy=not read
+        ):
             if ask.read:
                 yield from self._score(job, self.members, ask, 0)
             else:

@@ -33,6 +33,8 @@ class Ask:
         start: the block's column that ``ids[0]`` stands at.
         read: indices into ``ids`` whose logits are read. Logits at i predict column i + 1.
         targets: for each read, the tokens whose log-probabilities are wanted.
+        lazy: of a PREFILL that reads nothing: another ask follows whatever comes of this one, so
+            that the row may be told to go on before it is carried out, and one forward serves both.
     """
 
     phase: Phase
@@ -41,6 +43,7 @@ class Ask:
     start: int = 0
     read: tuple[int, ...] = ()
     targets: tuple[tuple[int, ...], ...] = ()
+    lazy: bool = False
 
 
 class Row:
@@ -122,6 +125,7 @@ def prefill(
     *,
     read: bool,
     targets: tuple[tuple[int, ...], ...] = (),
+    lazy: bool = False,
 ) -> Iterator[Ask]:
     """The asks of a PREFILL of whole blocks, in chunks.
 
@@ -131,6 +135,7 @@ def prefill(
         block_size: tokens of a block.
         read: whether the last logits, which predict the token behind, are wanted.
         targets: the tokens whose log-probabilities are wanted there.
+        lazy: whether the last chunk may wait for what is asked for behind it, see :class:`Ask`.
     """
     chunk = PREFILL_CHUNK_BLOCKS * block_size
     for at in range(0, len(ids), chunk):
@@ -138,4 +143,4 @@ def prefill(
         if read and at + chunk >= len(ids):
             yield Ask(Phase.PREFILL, part, plan, read=(len(part) - 1,), targets=targets)
         else:
-            yield Ask(Phase.PREFILL, part, plan)
+            yield Ask(Phase.PREFILL, part, plan, lazy=lazy and at + chunk >= len(ids))

@@ -38,7 +38,7 @@ def predict(
 
     Args:
         head: the output projection.
-        hidden: [rows, columns, hidden size].
+        hidden: last hidden states of the columns that are read, row by row, [reads, hidden size].
         rows: what each row reads.
         decoding: temperature and top-p.
         mask_id: the mask token.
@@ -46,10 +46,9 @@ def predict(
     Returns:
         One prediction a row.
     """
-    flat = [i * hidden.shape[1] + c for i, row in enumerate(rows) for c in row.read]
-    if not flat:
+    if not hidden.shape[0]:
         return [Prediction((), ()) for _ in rows]
-    logits = head(hidden.view(-1, hidden.shape[-1])[flat])
+    logits = head(hidden)
     scoring = any(row.targets for row in rows)
     logprobs = _logprobs(logits, rows) if scoring else []  # before a choice bars the mask token
     if decoding.temperature == 0.0 or scoring:

@@ -124,6 +124,7 @@ class Window:
         extents: keys visible to every query of the row: positions ``0 .. extent - 1``.
         causal_block: block size where queries see only their own and earlier blocks *within* the
             window (PREFILL of several blocks); None where they see all of it.
+        stores: whether a plan's runs are stored for these columns.
     """
 
     rows: tuple[int, ...]
@@ -131,10 +132,14 @@ class Window:
     width: int
     extents: tuple[int, ...]
     causal_block: int | None = None
+    stores: bool = True
+    adjacent: bool = field(init=False)
+    """The rows stand side by side in the cache, so that their keys need no copy."""
     uniform: bool = field(init=False)
-    """All rows adjacent with equal starts and extents: one attention call serves them."""
+    """And have equal starts and extents, so that they need no mask."""
 
     def __post_init__(self) -> None:
         adjacent = self.rows == tuple(range(self.rows[0], self.rows[0] + len(self.rows)))
+        object.__setattr__(self, "adjacent", adjacent)
         same = len(set(self.starts)) == 1 and len(set(self.extents)) == 1
         object.__setattr__(self, "uniform", adjacent and same)

@@ -19,7 +19,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fdllm.model.layers import Layer, RMSNorm
-from fdllm.model.place import DensePlace, Place, Scratch
+from fdllm.model.place import AnyPlace
+from fdllm.model.scratch import Scratch
 
 PACK_FROM = 1 << 16
 """Weights of a matrix that is worth packing: below, oneDNN's fixed cost per call is more."""
@@ -48,7 +49,6 @@ class FastLayer:
 
     def __init__(self, layer: Layer, *, pack: bool, release: bool) -> None:
         self.index = layer.index
-        self._q_size = layer.q_size
         order = torch.arange(layer.qkv.weight.shape[0])
         rotated = layer.q_size + layer.kv_size
         order[:rotated] = pairwise_rows(rotated // layer.head_dim, layer.head_dim)
@@ -74,7 +74,7 @@ class FastLayer:
                 if pack and part.weight.numel() >= PACK_FROM:
                     part.weight.data = part.weight.data.new_empty(0)
 
-    def __call__(self, x: Tensor, place: Place | DensePlace) -> Tensor:
+    def __call__(self, x: Tensor, place: AnyPlace) -> Tensor:
         """The hidden state behind the layer.
 
         Args:
@@ -82,18 +82,27 @@ class FastLayer:
             place: where the columns stand.
         """
         scratch = place.scratch
-        query, keys, values = place.split(self._qkv(self._norm_in(x), scratch))
-        place.rotate_query(query)
-        place.keep(self.index, keys, values)
-        x = self._o(place.attend(self.index).reshape(-1, self._q_size), x)
+        x = self._o(place.mix(self.index, self._qkv(self._norm_in(x), scratch)), x)
         return self._down(self._gated(self._norm_out(x), scratch), x)
 
-    def keep_kv(self, x: Tensor, place: Place | DensePlace) -> None:
+    def read(self, x: Tensor, place: AnyPlace, columns: Tensor, scratch: Scratch) -> Tensor:
+        """The hidden state behind the layer where it is read; keys and values everywhere.
+
+        Args:
+            x: hidden state [rows * columns, hidden].
+            place: where the columns stand.
+            columns: which of them are read.
+            scratch: of one row and as many columns.
+        """
+        mixed = place.mix(self.index, self._qkv(self._norm_in(x), place.scratch))
+        x = self._o(mixed.index_select(0, columns), x.index_select(0, columns))
+        return self._down(self._gated(self._norm_out(x), scratch), x)
+
+    def keep_kv(self, x: Tensor, place: AnyPlace) -> None:
         """Only the keys and values that the layer owes, where its output reaches nothing."""
         normed = self._norm_in(x)
         heads = self._kv(normed) if self._kv is not None else self._qkv(normed, place.scratch)
-        keys, values = place.split(heads)[-2:]
-        place.keep(self.index, keys, values)
+        place.keep(self.index, heads)
 
 
 def norm(definition: RMSNorm, weight: Tensor) -> tuple[Linear, Tensor]:

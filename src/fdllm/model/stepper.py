@@ -13,7 +13,8 @@ from torch import Tensor
 from fdllm.layerplan import AnyPlan, LayerPlan, LayerRun
 from fdllm.model.cache import RowCache, Window
 from fdllm.model.kernels import PACK_FROM, FastLayer, final_norm, linear
-from fdllm.model.place import DensePlace, Place
+from fdllm.model.place import AnyPlace, DensePlace, Place, WidePlace
+from fdllm.model.scratch import scratch_of
 from fdllm.model.segments import segments
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class Forwarded:
     """What came of a forward.
 
     Attributes:
-        hidden: the last hidden state, normed, [rows, columns, hidden].
+        hidden: the last hidden state, normed: [rows, columns, hidden] of a whole window, [reads,
+            hidden] of what is read.
         plan: the plan that was carried out; where a probe chose, the one it chose.
         change: the relative change that a probe measured; None where there was none.
     """
@@ -49,6 +51,7 @@ class Stepper:
     def __init__(self, network: Network, *, pack: bool, release: bool) -> None:
         spec = network.spec
         self.spec = spec
+        self._whole = LayerPlan(spec.num_layers)
         self._embedding = network.embedding.weight.data
         self._layers = [FastLayer(layer, pack=pack, release=release) for layer in network.stack]
         # The head stands apart from its norm: only the columns that are read go through it.
@@ -84,42 +87,108 @@ class Stepper:
         Returns:
             The last hidden state, normed; give :attr:`head` the columns that are read.
         """
-        place = self._place(cache, window, starts)
-        x = F.embedding(ids.view(-1), self._embedding)
-        shape = (*ids.shape, -1)
+        done = self.read(ids.view(-1), cache, [window], plan, starts, columns=range(ids.numel()))
+        return Forwarded(done.hidden.view(*ids.shape, -1), done.plan, done.change)
+
+    def read(
+        self,
+        ids: Tensor,
+        cache: RowCache,
+        windows: Sequence[Window],
+        plan: AnyPlan,
+        starts: Sequence[int],
+        *,
+        columns: Sequence[int],
+    ) -> Forwarded:
+        """One forward of which only some columns are read; the last layer gives no others.
+
+        Args:
+            ids: tokens of all windows, one row behind the other, [rows * columns].
+            cache: keys, values and reuse slots; written in place.
+            windows: the rows and positions; several only under a plan that computes every layer.
+                A window sees what those ahead of it write.
+            plan: as :meth:`forward`.
+            starts: each row's first column inside its block; not used where there are several
+                windows.
+            columns: the columns that are read, as indices into ``ids``.
+
+        Returns:
+            Their last hidden states, normed.
+        """
+        x = F.embedding(ids, self._embedding)
+        if len(windows) > 1:
+            places = [self._place(cache, one, [0] * len(one.rows)) for one in windows]
+            scratch = scratch_of(cache, self.spec, 1, x.shape[0])
+            wide = WidePlace(places, scratch)
+            done = plan if isinstance(plan, LayerPlan) else self._whole
+            return Forwarded(self._norm(self._run(x, done, wide, cache, read=columns)), done)
+        place = self._place(cache, windows[0], starts)
         if isinstance(plan, LayerPlan):
-            return Forwarded(self._norm(self._run(x, plan, place)).view(shape), plan)
+            return Forwarded(self._norm(self._run(x, plan, place, cache, read=columns)), plan)
         x = self._compute(x, 0, plan.layer, place)
         before, x = x, self._compute(x, plan.layer, plan.layer + 1, place)
         fresh = x - before
-        stored = cache.slots.read(plan.run, window.rows, place.columns).reshape(x.shape)
+        rows = place.window.rows
+        stored = cache.slots.read(plan.run, rows, place.columns).reshape(x.shape)
         change = float((fresh - stored).norm() / stored.norm())
         chosen = plan.calm if change < plan.threshold else plan.otherwise
         if chosen is plan.otherwise:
-            cache.slots.write(plan.run, window.rows, place.columns, fresh.view(shape))
-        x = self._run(x, chosen, place, plan.layer + 1)
-        return Forwarded(self._norm(x).view(shape), chosen, change)
+            kept = fresh.view(len(rows), -1, fresh.shape[-1])
+            cache.slots.write(plan.run, rows, place.columns, kept)
+        x = self._run(x, chosen, place, cache, read=columns, first=plan.layer + 1)
+        return Forwarded(self._norm(x), chosen, change)
 
-    def _run(self, x: Tensor, plan: LayerPlan, place: Place, first: int = 0) -> Tensor:
-        """Carry out a plan from layer ``first`` on."""
-        slots, rows, columns = place.cache.slots, place.window.rows, place.columns
-        for piece in segments(plan, first):
+    def _run(
+        self,
+        x: Tensor,
+        plan: LayerPlan,
+        place: Place | WidePlace,
+        cache: RowCache,
+        *,
+        read: Sequence[int],
+        first: int = 0,
+    ) -> Tensor:
+        """Carry out a plan from layer ``first`` on; the hidden states that are read."""
+        slots = cache.slots
+        pieces = segments(plan, first)
+        for piece in pieces:
             run = piece.run
-            if piece.kind == "partial" and run is not None:
-                x = self._partial(x, run, place)
-            elif piece.kind == "reuse" and run is not None:
-                stored = slots.read(run, rows, columns).reshape(x.shape)
-                x = stored if run.target == "output" else x + stored
-            else:
+            if piece is pieces[-1] and piece.kind == "compute" and run is None:
+                return self._read(x, piece.start, place, cache, read)
+            if piece.kind == "compute":
                 before = x
                 x = self._compute(x, piece.start, piece.stop, place, kv_only=piece.kv_only)
                 if run is not None:
                     kept = x if run.target == "output" else x - before
-                    slots.write(run, rows, columns, kept.view(len(rows), -1, kept.shape[-1]))
-        return x
+                    for part, at in place.parts:
+                        rows = part.window.rows
+                        new = kept[at].view(len(rows), -1, kept.shape[-1])
+                        slots.write(run, rows, part.columns, new)
+            elif run is None or isinstance(place, WidePlace):
+                raise ValueError(f"a forward over several windows computes every layer: {plan}")
+            elif piece.kind == "partial":
+                x = self._partial(x, run, place)
+            else:
+                stored = slots.read(run, place.window.rows, place.columns).reshape(x.shape)
+                x = stored if run.target == "output" else x + stored
+        return _chosen(x, read)
+
+    def _read(
+        self, x: Tensor, start: int, place: AnyPlace, cache: RowCache, read: Sequence[int]
+    ) -> Tensor:
+        """The layers from ``start`` on; the last one only for the columns that are read."""
+        last = self._layers[-1]
+        x = self._compute(x, start, last.index, place)
+        if not read:
+            last.keep_kv(x, place)
+            return x[:0]
+        if 2 * len(read) > x.shape[0]:
+            return _chosen(last(x, place), read)
+        columns = torch.tensor(read, device=x.device)
+        return last.read(x, place, columns, scratch_of(cache, self.spec, 1, len(read)))
 
     def _compute(
-        self, x: Tensor, start: int, stop: int, place: Place, *, kv_only: bool = False
+        self, x: Tensor, start: int, stop: int, place: AnyPlace, *, kv_only: bool = False
     ) -> Tensor:
         """Layers ``start .. stop - 1``; of the last one perhaps only keys and values."""
         for layer in self._layers[start : stop - 1 if kv_only else stop]:
@@ -164,3 +233,10 @@ class Stepper:
             return self._factors[window.starts[0] : window.starts[0] + window.width]
         offsets = torch.arange(window.width, device=self._factors.device)
         return self._factors[torch.tensor(window.starts, device=offsets.device)[:, None] + offsets]
+
+
+def _chosen(x: Tensor, read: Sequence[int]) -> Tensor:
+    """Some columns of ``x`` [columns, hidden]; ``x`` itself where they are all of them."""
+    if len(read) == x.shape[0]:
+        return x
+    return x.index_select(0, torch.tensor(read, dtype=torch.int64, device=x.device))

@@ -98,7 +98,7 @@ class Watcher:
         asked = self.staleness and ask.phase in DENOISING
         before = row.save() if asked else None
         length, booked, seconds = row.length, replace(job.counts[ask.phase]), job.seconds
-        told = yield ask
+        told = yield replace(ask, lazy=False)  # each forward by itself, to be seen
         plan = told.plan or ask.plan
         if isinstance(plan, ProbePlan):
             raise TypeError(f"a probe chose no plan: {plan}")

@@ -1,0 +1,106 @@
+"""What a forward only passes through: queries, fresh keys, projections, in buffers made once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fdllm.model.cache import RowCache
+from fdllm.model.spec import ModelSpec
+
+Parts = tuple[Tensor, ...]
+
+
+class Scratch:
+    """Buffers of a forward of so many rows and columns; each layer overwrites what is in them.
+
+    Args:
+        spec: the model's shape.
+        rows: rows of the forward.
+        width: columns of each row.
+        like: a tensor of the weights' type and device.
+
+    Attributes:
+        query: [rows, kv heads, columns * group, head dim]. A column's heads of one group stand
+            side by side, so that keys need no copy for each of them and attention's result none to
+            become one vector a column.
+        query_out: where rotated queries are written, [rows, columns, kv heads, group, head dim].
+    """
+
+    def __init__(self, spec: ModelSpec, rows: int, width: int, like: Tensor) -> None:
+        kv, dim = spec.num_kv_heads, spec.head_dim
+        self._group = spec.num_heads // kv
+        self.width = width
+        self._spec, self._like, self._rows = spec, like, rows
+        self.query = like.new_empty(rows, kv, width * self._group, dim)
+        split = self.query.view(rows, kv, width, self._group, dim)
+        self.query_out = pairs_of(split.permute(0, 2, 1, 3, 4))
+        self._fresh: tuple[Tensor, Tensor] | None = None
+        self._heads: Tensor | None = None
+        self._parts: Parts = ()
+        self._gates: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def fresh(self) -> tuple[Tensor, Tensor]:
+        """Keys and values that have no place of their own, [rows, columns, kv heads, head dim]."""
+        if self._fresh is None:
+            spec = self._spec
+            shape = (2, self._rows, self.width, spec.num_kv_heads, spec.head_dim)
+            keys, values = self._like.new_empty(shape).unbind(0)
+            self._fresh = (keys, values)
+        return self._fresh
+
+    @property
+    def heads(self) -> Tensor:
+        """Where a projection to queries, keys and values may go, [rows * columns, heads * dim]."""
+        if self._heads is None:
+            spec = self._spec
+            size = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+            self._heads = self._like.new_empty(self._rows * self.width, size)
+            self._parts = self._cut(self._heads)
+        return self._heads
+
+    @property
+    def gates(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where a projection to gate and up may go, [rows * columns, 2 * size]; and its halves."""
+        if self._gates is None:
+            size = self._spec.intermediate_size
+            both = self._like.new_empty(self._rows * self.width, 2 * size)
+            self._gates = (both, both[:, :size], both[:, size:])
+        return self._gates
+
+    def split(self, heads: Tensor) -> Parts:
+        """A projection in complex pairs, cut by heads.
+
+        Args:
+            heads: [rows * columns, heads * head dim], of all heads or of keys and values only.
+
+        Returns:
+            Queries [rows, columns, kv heads, group, head dim / 2], where there are some; keys and
+            values [rows, columns, kv heads, head dim / 2].
+        """
+        return self._parts if heads is self._heads and self._parts else self._cut(heads)
+
+    def _cut(self, heads: Tensor) -> Parts:
+        kv, dim = self._spec.num_kv_heads, self._spec.head_dim
+        shape = (self._rows, self.width, -1, dim // 2, 2)
+        pairs = torch.view_as_complex(heads.float().view(shape))
+        if pairs.shape[2] == 2 * kv:
+            return pairs.split_with_sizes((kv, kv), 2)
+        query, keys, values = pairs.split_with_sizes((kv * self._group, kv, kv), 2)
+        return query.unflatten(2, (kv, self._group)), keys, values
+
+
+def scratch_of(cache: RowCache, spec: ModelSpec, rows: int, width: int) -> Scratch:
+    """The buffers that all forwards of so many rows and columns share."""
+    if (rows, width) not in cache.scratch:
+        cache.scratch[rows, width] = Scratch(spec, rows, width, cache.keys)
+    made: Scratch = cache.scratch[rows, width]
+    return made
+
+
+def pairs_of(x: Tensor) -> Tensor:
+    """Where complex pairs are written: a view of ``x`` as such, or ``x`` of a narrower type."""
+    if x.dtype != torch.float32:
+        return x
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
