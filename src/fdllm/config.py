@@ -1,7 +1,6 @@
 """Frozen specifications: what is decided before a run. Unknown keys raise and list the valid ones.
 
-No torch here. Each class is a pydantic model, so a TOML file, a command line and Python code are
-checked by the same rules.
+No torch here. A TOML file, a command line and Python code are checked by the same rules.
 """
 
 from __future__ import annotations
@@ -71,8 +70,7 @@ class Decoding(Spec):
     Attributes:
         block_size: tokens decoded together.
         small_block_size: columns of a sub-block; divides ``block_size``.
-        threshold: confidence above which a masked column is unmasked; 1.0 unmasks one column a
-            step.
+        threshold: confidence above which a masked column is unmasked; 1.0: one column a step.
         use_block_cache: False forwards the whole block on every step.
         max_new_tokens: new tokens a row may have; a task's own limit takes precedence.
         stop_token: token or tokens that end a row; None takes the checkpoint's.
@@ -222,9 +220,10 @@ class Evaluating(Spec):
         num_fewshot: worked examples ahead of each question.
         chat_template: whether the model's chat template wraps the prompt.
         batch_size: rows at once where text is generated, or ``auto``: as many as memory holds. It
-            changes no answer and is no part of an identity; nor are the next two.
+            changes no answer and is no part of an identity; nor are the next three.
         score_batch_size: the same where answers are scored.
         prefix_cache_gib: memory for prompt blocks that scored requests share; 0 shares none.
+        compile: record forwards as CUDA graphs.
         scoring: the log-likelihood estimator.
         seed: seed of the choice of worked examples.
         allow_invalid: accept an estimator that the task makes meaningless, and say so.
@@ -236,6 +235,7 @@ class Evaluating(Spec):
     batch_size: BatchSize = 1
     score_batch_size: BatchSize = 16
     prefix_cache_gib: float = Field(1.0, ge=0.0)
+    compile: bool = False
     scoring: Estimator = "denoise"
     seed: int = 0
     allow_invalid: bool = False

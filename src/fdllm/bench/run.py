@@ -41,13 +41,23 @@ class Bench:
         dtype: of the weights; ``auto`` goes by the device.
         threads: torch's; None leaves them alone.
         options: how much to measure.
+        compiled: whether forwards are recorded as CUDA graphs.
 
     Attributes:
         sections: the tables so far.
         profiles: where the time goes, so far.
     """
 
-    def __init__(self, device: str, dtype: str, threads: int | None, options: Options) -> None:
+    def __init__(
+        self,
+        device: str,
+        dtype: str,
+        threads: int | None,
+        options: Options,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self._compiled = compiled
         if threads is not None:
             torch.set_num_threads(threads)
         self.device, self.dtype, self.options = resolve_device(device), dtype, options
@@ -63,7 +73,7 @@ class Bench:
         """
         if topic == DTYPE_TOPIC:
             self._release()
-            made = {dtype: make_subject(shape, str(self.device), dtype) for dtype in DTYPES}
+            made = {dtype: self._made(shape, dtype) for dtype in DTYPES}
             found = bench_dtypes(made, self.options)
         else:
             found = _TOPICS[topic](self._model(shape), self.options)
@@ -109,8 +119,13 @@ class Bench:
     def _model(self, shape: str) -> Subject:
         if self._subject is None or self._subject.name != shape:
             self._release()
-            self._subject = make_subject(shape, str(self.device), self.dtype)
+            self._subject = self._made(shape, self.dtype)
         return self._subject
+
+    def _made(self, shape: str, dtype: str) -> Subject:
+        subject = make_subject(shape, str(self.device), dtype)
+        subject.model.record(on=self._compiled)
+        return subject
 
     def _release(self) -> None:
         """The next model may need this one's memory."""

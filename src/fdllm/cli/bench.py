@@ -70,6 +70,12 @@ def bench_flags(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (a GPU if there is)")
     where.add_argument("--threads", type=int, metavar="N", help="threads on CPU (torch's)")
+    where.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="with CUDA graphs (GPU only)",
+    )
     where.add_argument("--json", action="store_true", help="print the figures as JSON")
     where.add_argument("--html", metavar="FILE", help="write the tables and curves as one page too")
 
@@ -84,7 +90,7 @@ def run_bench(args: Namespace) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, _WIDE))
-    bench = Bench(args.device, args.dtype, args.threads, options)
+    bench = Bench(args.device, args.dtype, args.threads, options, compiled=args.compile)
     _warn_if_busy()
     for topic, shape in [(topic, shape) for shape in shapes for topic in topics]:
         complain(f"bench: {topic} of {shape} …")

@@ -64,7 +64,7 @@ def make_planner(args: Namespace) -> Planner:
     return Planner(root, Layout.of(root, results), task_facts)
 
 
-_EVALUATING_FLAGS = ("scoring", "batch_size", "score_batch_size", "prefix_cache_gib")
+_EVALUATING_FLAGS = ("scoring", "batch_size", "score_batch_size", "prefix_cache_gib", "compile")
 
 
 def read_request(args: Namespace, forced: Sequence[str] = ()) -> Request:

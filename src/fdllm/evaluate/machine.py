@@ -64,6 +64,7 @@ class Machine:
             "cuda": torch.version.cuda if cuda else None,
             "batch_size": self.rows(asked.batch_size),
             "score_batch_size": self.rows(asked.score_batch_size),
+            "compile": asked.compile,
         }
 
     def evaluate(
@@ -80,6 +81,7 @@ class Machine:
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
         asked = run.evaluating
+        self.model.record(on=asked.compile)
         return evaluate(
             self.model,
             run.task,

@@ -8,6 +8,7 @@ refreshes). A COMMIT therefore writes where the block cache stood and only moves
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,8 @@ class RowCache:
         slots: stored values of skipped runs.
         places: views into the buffers that a forward over a window needs, made once for each.
         scratch: what a forward of so many rows and columns only passes through.
+        recordings: forwards that are replayed, see :mod:`fdllm.model.recorded`.
+        sightings: how often each of them was asked for before.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class RowCache:
         self.slots = ReuseSlots(num_rows, block_size, spec.hidden_size, like)
         self.places: dict[Hashable, Any] = {}
         self.scratch: dict[tuple[int, int], Any] = {}
+        self.recordings: dict[Hashable, Any] = {}
+        self.sightings: Counter[Hashable] = Counter()
 
     @property
     def num_rows(self) -> int:

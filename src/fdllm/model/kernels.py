@@ -13,13 +13,13 @@ import ctypes
 import math
 import os
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fdllm.model.layers import Layer, RMSNorm
-from fdllm.model.place import AnyPlace
 from fdllm.model.scratch import Scratch
 
 PACK_FROM = 1 << 16
@@ -29,6 +29,18 @@ _ROWS = 32  # a layout for blocks of 32 columns serves eight and five hundred as
 Linear = Callable[[Tensor], Tensor]
 Fused = Callable[[Tensor, Tensor], Tensor]
 Scratched = Callable[[Tensor, Scratch], Tensor]
+
+
+class AnyPlace(Protocol):
+    """Where a layer's columns stand; see :mod:`fdllm.model.place`."""
+
+    scratch: Scratch
+
+    def mix(self, layer: int, heads: Tensor) -> Tensor:
+        """Write keys and values, attend; what each column sees."""
+
+    def keep(self, layer: int, heads: Tensor) -> None:
+        """Write keys and values."""
 
 
 def pairwise_rows(num_heads: int, head_dim: int) -> Tensor:

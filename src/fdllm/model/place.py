@@ -229,9 +229,6 @@ class DensePlace(_Attending):
         return self._see(*self._kv)
 
 
-AnyPlace = Place | WidePlace | DensePlace
-
-
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as attention adds it: 0 where a key is seen. Made once, not once a layer."""
     unseen = torch.zeros(mask.shape, dtype=dtype, device=mask.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fdllm.errors import FdllmError
-from fdllm.layerplan import LayerRun
+from fdllm.layerplan import LayerPlan, LayerRun
 
 Slot = tuple[int, int, str, int]
 
@@ -38,25 +38,14 @@ class ReuseSlots:
     """Stored values of runs, addressed by (row, column of the block); some keep the one before."""
 
     def __init__(self, num_rows: int, block_size: int, hidden_size: int, like: Tensor) -> None:
-        self._shape = (num_rows, block_size, hidden_size)
-        self._like = like
-        self._new: dict[Slot, _Value] = {}
-        self._old: dict[Slot, _Value] = {}
+        self.unchecked = SlotData((num_rows, block_size, hidden_size), like)
 
     def write(
         self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]], x: Tensor
     ) -> None:
         """Keep ``x`` [rows, columns, hidden] for each row's columns of the block."""
-        new = self._value(self._new, run)
-        for i, (row, at) in enumerate(zip(rows, columns, strict=True)):
-            bits = _bits(at)
-            span = _span(at)
-            if run.keep > 1:
-                old = self._value(self._old, run)
-                old.data[row, span] = new.data[row, span]
-                old.written[row] = (old.written[row] & ~bits) | (new.written[row] & bits)
-            new.data[row, span] = x[i]
-            new.written[row] |= bits
+        self.unchecked.write(run, rows, columns, x)
+        self._note(run, rows, columns)
 
     def read(self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]]) -> Tensor:
         """Stored values [rows, columns, hidden], extrapolated where the run says so.
@@ -64,20 +53,36 @@ class ReuseSlots:
         Raises:
             NeverWrittenError: a column asked for was never written since its row began its block.
         """
-        new = self._read(self._new, run, rows, columns)
-        if not run.extrapolate:
-            return new
-        return new + run.extrapolate * (new - self._read(self._old, run, rows, columns))
+        self._check(run, rows, columns)
+        return self.unchecked.read(run, rows, columns)
+
+    def prepare(self, plan: LayerPlan) -> None:
+        """Make room for what a plan keeps, so that nothing is allocated while it is recorded."""
+        for run in plan.runs:
+            self.unchecked.value(run)
+            if run.keep > 1:
+                self.unchecked.value(run, old=True)
+
+    def book(self, plan: LayerPlan, rows: Sequence[int], columns: Sequence[Sequence[int]]) -> None:
+        """The host's part of a forward whose kernels read and write by themselves.
+
+        Raises:
+            NeverWrittenError: as :meth:`read`.
+        """
+        for run in plan.reuse:
+            self._check(run, rows, columns)
+        for run in plan.store:
+            self._note(run, rows, columns)
 
     def forget(self, row: int) -> None:
         """Drop what ``row`` stored: its block is finished, or its slot changes hands."""
-        for value in (*self._new.values(), *self._old.values()):
+        for value in self.unchecked.all():
             value.written[row] = 0
 
     def save(self, row: int) -> SavedSlots:
         """Copies of everything ``row`` holds."""
-        values = (*self._new.values(), *self._old.values())
-        return [(value, value.data[row].clone(), value.written[row]) for value in values]
+        held = self.unchecked.all()
+        return [(value, value.data[row].clone(), value.written[row]) for value in held]
 
     def restore(self, row: int, saved: SavedSlots) -> None:
         """Make ``row`` hold what :meth:`save` returned."""
@@ -86,31 +91,76 @@ class ReuseSlots:
             value.data[row] = data
             value.written[row] = written
 
-    def _value(self, values: dict[Slot, _Value], run: LayerRun) -> _Value:
-        if run.slot not in values:
-            values[run.slot] = _Value(self._like.new_zeros(self._shape), [0] * self._shape[0])
-        return values[run.slot]
-
-    def _read(
-        self,
-        values: dict[Slot, _Value],
-        run: LayerRun,
-        rows: Sequence[int],
-        columns: Sequence[Sequence[int]],
-    ) -> Tensor:
-        value = values.get(run.slot)
+    def _note(self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]]) -> None:
+        new = self.unchecked.value(run)
         for row, at in zip(rows, columns, strict=True):
             bits = _bits(at)
-            if value is None or value.written[row] & bits != bits:
+            if run.keep > 1:
+                old = self.unchecked.value(run, old=True)
+                old.written[row] = (old.written[row] & ~bits) | (new.written[row] & bits)
+            new.written[row] |= bits
+
+    def _check(self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]]) -> None:
+        needed = [self.unchecked.value(run)]
+        needed += [self.unchecked.value(run, old=True)] if run.extrapolate else []
+        for row, at in zip(rows, columns, strict=True):
+            bits = _bits(at)
+            if any(value.written[row] & bits != bits for value in needed):
                 raise NeverWrittenError(
                     f"layers {run.start}..{run.stop - 1} ({run.target}) were to be reused for "
                     f"columns {at[0]}..{at[-1]} of row {row}, but no step of this block has "
                     "computed them; the strategy must store a run before it reuses it"
                 )
-        data = self._value(values, run).data
-        if len(rows) == 1:
-            return data[rows[0] : rows[0] + 1, _span(columns[0])]
-        return torch.stack([data[row, _span(at)] for row, at in zip(rows, columns, strict=True)])
+
+
+class SlotData:
+    """The values themselves, read and written without asking whether there are any.
+
+    Args:
+        shape: rows, columns of a block, hidden size.
+        like: a tensor of the weights' type and device.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], like: Tensor) -> None:
+        self._shape, self._like = shape, like
+        self._new: dict[Slot, _Value] = {}
+        self._old: dict[Slot, _Value] = {}
+
+    def write(
+        self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]], x: Tensor
+    ) -> None:
+        """As :meth:`ReuseSlots.write`."""
+        new = self.value(run).data
+        for i, (row, at) in enumerate(zip(rows, columns, strict=True)):
+            span = _span(at)
+            if run.keep > 1:
+                self.value(run, old=True).data[row, span] = new[row, span]
+            new[row, span] = x[i]
+
+    def read(self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]]) -> Tensor:
+        """As :meth:`ReuseSlots.read`."""
+        new = _gathered(self.value(run).data, rows, columns)
+        if not run.extrapolate:
+            return new
+        old = _gathered(self.value(run, old=True).data, rows, columns)
+        return new + run.extrapolate * (new - old)
+
+    def value(self, run: LayerRun, *, old: bool = False) -> _Value:
+        """Where a run's values lie; made when it is first asked for."""
+        values = self._old if old else self._new
+        if run.slot not in values:
+            values[run.slot] = _Value(self._like.new_zeros(self._shape), [0] * self._shape[0])
+        return values[run.slot]
+
+    def all(self) -> list[_Value]:
+        """Everything there is."""
+        return [*self._new.values(), *self._old.values()]
+
+
+def _gathered(data: Tensor, rows: Sequence[int], columns: Sequence[Sequence[int]]) -> Tensor:
+    if len(rows) == 1:
+        return data[rows[0] : rows[0] + 1, _span(columns[0])]
+    return torch.stack([data[row, _span(at)] for row, at in zip(rows, columns, strict=True)])
 
 
 def _bits(columns: Sequence[int]) -> int:

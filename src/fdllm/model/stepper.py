@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fdllm.layerplan import AnyPlan, LayerPlan, LayerRun
 from fdllm.model.cache import RowCache, Window
-from fdllm.model.kernels import PACK_FROM, FastLayer, final_norm, linear
-from fdllm.model.place import AnyPlace, DensePlace, Place, WidePlace
+from fdllm.model.kernels import PACK_FROM, AnyPlace, FastLayer, final_norm, linear
+from fdllm.model.place import DensePlace, Place, WidePlace
+from fdllm.model.recorded import FixedPlace, Record, Recorder
 from fdllm.model.scratch import scratch_of
 from fdllm.model.segments import segments
 
@@ -52,6 +53,7 @@ class Stepper:
         spec = network.spec
         self.spec = spec
         self._whole = LayerPlan(spec.num_layers)
+        self._recorder: Recorder | None = None
         self._embedding = network.embedding.weight.data
         self._layers = [FastLayer(layer, pack=pack, release=release) for layer in network.stack]
         # The head stands apart from its norm: only the columns that are read go through it.
@@ -115,6 +117,10 @@ class Stepper:
         Returns:
             Their last hidden states, normed.
         """
+        if len(windows) == 1 and isinstance(plan, LayerPlan):
+            hidden = self._replayed(ids, cache, windows[0], plan, starts)
+            if hidden is not None:
+                return Forwarded(_chosen(hidden, columns), plan)
         x = F.embedding(ids, self._embedding)
         if len(windows) > 1:
             places = [self._place(cache, one, [0] * len(one.rows)) for one in windows]
@@ -138,18 +144,51 @@ class Stepper:
         x = self._run(x, chosen, place, cache, read=columns, first=plan.layer + 1)
         return Forwarded(self._norm(x), chosen, change)
 
+    def record(self, record: Record | None) -> None:
+        """Record forwards that come again and again, and replay them; None stops that.
+
+        Args:
+            record: :func:`fdllm.model.recorded.recording_on` a device.
+        """
+        rotary = (self.spec, self._factors)
+        self._recorder = None if record is None else Recorder(record, rotary)
+
+    def _replayed(
+        self,
+        ids: Tensor,
+        cache: RowCache,
+        window: Window,
+        plan: LayerPlan,
+        starts: Sequence[int],
+    ) -> Tensor | None:
+        """The whole window's hidden states, if they come from a recording."""
+        if self._recorder is None:
+            return None
+
+        def build(place: FixedPlace, tokens: Tensor) -> Callable[[], Tensor]:
+            everything = range(tokens.numel())
+
+            def work() -> Tensor:
+                x = F.embedding(tokens, self._embedding)
+                return self._norm(self._run(x, plan, place, cache, read=everything))
+
+            return work
+
+        return self._recorder.replay(build, ids, cache, window, plan=plan, starts=starts)
+
     def _run(
         self,
         x: Tensor,
         plan: LayerPlan,
-        place: Place | WidePlace,
+        place: Place | WidePlace | FixedPlace,
         cache: RowCache,
         *,
         read: Sequence[int],
         first: int = 0,
     ) -> Tensor:
         """Carry out a plan from layer ``first`` on; the hidden states that are read."""
-        slots = cache.slots
+        # What is recorded is booked by the host at each replay.
+        slots = cache.slots.unchecked if isinstance(place, FixedPlace) else cache.slots
         pieces = segments(plan, first)
         for piece in pieces:
             run = piece.run
@@ -166,7 +205,7 @@ class Stepper:
                         slots.write(run, rows, part.columns, new)
             elif run is None or isinstance(place, WidePlace):
                 raise ValueError(f"a forward over several windows computes every layer: {plan}")
-            elif piece.kind == "partial":
+            elif piece.kind == "partial" and isinstance(place, Place):
                 x = self._partial(x, run, place)
             else:
                 stored = slots.read(run, place.window.rows, place.columns).reshape(x.shape)

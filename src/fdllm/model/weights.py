@@ -19,6 +19,7 @@ from torch import Tensor
 from fdllm.errors import FdllmError, UsageError
 from fdllm.model.files import find_mask, load_tokenizer, locate
 from fdllm.model.network import Network
+from fdllm.model.recorded import recording_on
 from fdllm.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     _tokenizer: Any = field(default=None, repr=False)
+
+    def record(self, *, on: bool) -> None:
+        """Whether decoding records its forwards as CUDA graphs and replays them.
+
+        Raises:
+            UsageError: the model is not on a GPU.
+        """
+        self.network.prepare().record(recording_on(self.device) if on else None)
 
     @property
     def n_layers(self) -> int:

@@ -173,12 +173,13 @@ def speed_refusal(a: CellData, b: CellData) -> str | None:
         return f"{' and '.join(several)} was not computed on one machine alone"
     if one != other:
         return f"the machines differ ({one[0]} against {other[0]})"
-    sizes = [_batch_sizes(a), _batch_sizes(b)]
-    if sizes[0] != sizes[1]:
-        return f"the batch sizes differ ({sizes[0]} against {sizes[1]})"
+    for field, name in (("batch_size", "batch sizes differ"), ("compile", "use of graphs differs")):
+        told = [_of_sessions(cell, field) for cell in (a, b)]
+        if told[0] != told[1]:
+            return f"the {name} ({told[0]} against {told[1]})"
     return None
 
 
-def _batch_sizes(cell: CellData) -> list[str]:
+def _of_sessions(cell: CellData, field: str) -> list[str]:
     sessions = cell.summary.provenance.get("sessions", [])
-    return sorted({str(session.get("batch_size")) for session in sessions})
+    return sorted({str(session.get(field) or "no") for session in sessions})

@@ -1,0 +1,79 @@
+"""Does torch's compiler pay on a CPU? ``python benchmarks/compile.py``.
+
+A step of the embedded model, 8 columns and 32, as it runs and as ``torch.compile`` writes it, over
+the fixed buffers of a recorded forward (:mod:`fdllm.model.recorded`); in turn, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import fdllm
+from fdllm.bench.timing import Clock, interleave
+from fdllm.layerplan import LayerPlan
+from fdllm.model.cache import RowCache, Window
+from fdllm.model.recorded import RECORD_FROM, Work
+
+LENGTH, CAPACITY, STEPS = 64, 256, 20
+
+
+def compiled(work: Work) -> Work:
+    """``work`` as torch's compiler writes it."""
+    made: Work = torch.compile(work, dynamic=False)
+    made()
+    return made
+
+
+def main() -> None:
+    """Compile and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tiny", help="a checkpoint")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    plain, other = (fdllm.load_model(given.model, device="cpu", dtype="float32") for _ in "ab")
+    other.network.prepare().record(compiled)
+    table = Table("columns", "plain ms", "compiled ms", "compiled / plain", "compiling s")
+    with torch.inference_mode():
+        for width in (8, plain.spec.block_size):
+            steps = {"plain": step_of(plain, width), "compiled": step_of(other, width)}
+            began = time.perf_counter()
+            for _ in range(RECORD_FROM):
+                steps["compiled"]()
+            took = time.perf_counter() - began
+            done = interleave(Clock(plain.device), steps, given.repeats)
+            ratio = done["compiled"].over(done["plain"])
+            table.add_row(
+                str(width),
+                f"{done['plain'].median / STEPS * 1e3:.2f}",
+                f"{done['compiled'].median / STEPS * 1e3:.2f}",
+                f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+                f"{took:.0f}",
+            )
+    Console().print(table)
+
+
+def step_of(model: fdllm.Model, width: int) -> Callable[[], object]:
+    """A step of so many columns behind a prefix, again and again at one place."""
+    spec, stepper, plan = model.spec, model.network.prepare(), LayerPlan(model.n_layers)
+    like = model.network.embedding.weight
+    cache = RowCache(spec, num_rows=1, capacity=CAPACITY, block_size=spec.block_size, like=like)
+    window = Window((0,), (LENGTH,), width, (LENGTH + spec.block_size,))
+    ids, columns = torch.arange(width), range(width)
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            stepper.read(ids, cache, [window], plan, [0], columns=columns)
+
+    return steps
+
+
+if __name__ == "__main__":
+    main()
