@@ -74,12 +74,16 @@ def make_cell(
     estimator: Any = "denoise",
     versions: dict[str, Any] | None = None,
     folder: Path = Path("results"),
+    calls: dict[str, int] | None = None,
 ) -> CellData:
     """A finished run: ``right`` is its headline figure for each document."""
     n = len(right)
     used = np.full(n, 2.0) if seconds is None else np.asarray(seconds)
     written = np.full(n, 100) if tokens is None else np.asarray(tokens)
     samples = make_samples(task, right, used, written, outputs, subjects)
+    if calls is not None:  # of every document, by phase
+        counts = {phase: {"computed": number} for phase, number in calls.items()}
+        samples = [sample | {"counts": counts} for sample in samples]
     kind = TASKS[task].kind
     reuses = config[:2] in ("k2", "k3")
     generated = kind == "generate"

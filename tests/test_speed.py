@@ -45,6 +45,28 @@ def test_speed_inside_the_floor_is_never_claimed() -> None:
     assert "No difference in speed is claimed" in found.sentence
 
 
+@pytest.mark.parametrize(
+    ("denoise", "claim"), [(70, "faster"), (90, "none"), (0, "faster"), (None, "faster")]
+)
+def test_more_speed_than_the_layer_calls_allow_is_never_claimed(
+    denoise: int | None, claim: str
+) -> None:
+    """Twins that ran side by side are quiet; between them and this cell the machine sped up."""
+    calls = None if denoise is None else {"refresh": 100, "denoise": denoise}
+    base = make_cell("k1_first", RIGHT, seconds=times(1.0), calls={"refresh": 100, "denoise": 100})
+    cell = make_cell("k2_middle", RIGHT, seconds=times(1.25), calls=calls)
+    found = compare(base, cell, floor=QUIET)
+    assert found.speed is not None
+    assert found.speed.claim == claim
+    doubted = "faster than its layer calls allow (at most 1.11x)" in found.sentence
+    assert doubted == (claim == "none")
+    many = make_cell("k2_middle", RIGHT, seconds=times(1.25), calls=calls, batch_size=8)
+    also = make_cell("k1_first", RIGHT, seconds=times(1.0), calls=calls, batch_size=8)
+    full = compare(also, many, floor=QUIET).speed
+    assert full is not None, "rows share forwards: calls do not tell the time"
+    assert full.claim == "faster"
+
+
 def test_without_twins_no_speed_is_claimed() -> None:
     found = compare(BASE, make_cell("k2_middle", RIGHT, seconds=times(2.0)))
     assert found.speed is not None

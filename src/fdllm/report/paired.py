@@ -27,7 +27,7 @@ from fdllm.report.pairs import (
     same_computation,
     speed_refusal,
 )
-from fdllm.report.speed import Floor, measure_speed, noise_floor
+from fdllm.report.speed import Floor, measure_speed, most_by_calls, noise_floor
 from fdllm.report.words import describe
 
 __all__ = ["MARGIN", "Comparison", "Verdict", "compare", "compare_all", "compare_grid", "decide"]
@@ -133,6 +133,16 @@ def _judge(found: _Found, p_holm: float, floor: Floor | None, margin: float) -> 
     speed = None if refused else measure_speed(pairs, floor)
     if speed is None and refused is None:
         refused = "there is one document, or one side took no measurable time"
+    notes = _notes(found)
+    if speed is not None and speed.claim == "faster" and speed.floor is not None:
+        most = most_by_calls(a, b)
+        if speed.ratio.low > most * (1 + speed.floor.floor):
+            speed = replace(speed, claim="none")
+            doubt = (
+                f"it ran faster than its layer calls allow (at most {most:.2f}x): the machine sped "
+                "up between the two; compute both anew, one right after the other"
+            )
+            notes += (doubt,)
     collapsed = collapse_reasons(a, b, difference)
     if collapsed and speed is not None and speed.claim == "faster":
         speed = replace(speed, claim="none")
@@ -160,7 +170,7 @@ def _judge(found: _Found, p_holm: float, floor: Floor | None, margin: float) -> 
         collapsed=collapsed,
         same_computation=found.is_twin,
         identical=pairs.identical,
-        notes=_notes(found),
+        notes=notes,
         verdict=decide(
             difference.difference,
             p_holm,

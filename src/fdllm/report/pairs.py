@@ -174,12 +174,13 @@ def speed_refusal(a: CellData, b: CellData) -> str | None:
     if one != other:
         return f"the machines differ ({one[0]} against {other[0]})"
     for field, name in (("batch_size", "batch sizes differ"), ("compile", "use of graphs differs")):
-        told = [_of_sessions(cell, field) for cell in (a, b)]
+        told = [of_sessions(cell, field) for cell in (a, b)]
         if told[0] != told[1]:
             return f"the {name} ({told[0]} against {told[1]})"
     return None
 
 
-def _of_sessions(cell: CellData, field: str) -> list[str]:
+def of_sessions(cell: CellData, field: str) -> list[str]:
+    """What the sessions of a record say of a fact, each value once; ``no`` for what is not so."""
     sessions = cell.summary.provenance.get("sessions", [])
     return sorted({str(session.get(field) or "no") for session in sessions})

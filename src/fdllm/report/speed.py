@@ -8,16 +8,18 @@ only cells that are one computation done several times can show it, and they giv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 import numpy as np
 
+from fdllm.record import measure
 from fdllm.report.data import CellData
 from fdllm.report.intervals import Estimate, bootstrap_t, log_ratio
-from fdllm.report.pairs import Pairs, same_computation, speed_refusal
+from fdllm.report.pairs import Pairs, of_sessions, same_computation, speed_refusal
 
 Claim = Literal["faster", "slower", "none"]
 
@@ -156,6 +158,29 @@ def measure_speed(pairs: Pairs, floor: Floor | None) -> Speed | None:
     tokens_a, tokens_b = float(pairs.tokens_a.sum()), float(pairs.tokens_b.sum())
     tokens = tokens_b / tokens_a if tokens_a else 1.0
     return Speed(ratio, tokens * ratio.value, tokens, floor, claim_speed(ratio, floor))
+
+
+def most_by_calls(a: CellData, b: CellData) -> float:
+    """How many times faster B can be than A by making fewer layer calls.
+
+    As if all of its time were spent in the phase where it saved most. What is faster still was not
+    made so by its config: a machine that sped up between two runs looks like that, and twins that
+    ran side by side do not show it. Infinite where the calls cannot tell: one of the records has
+    none, a phase is gone, or rows shared forwards, so that a call's cost depends on neighbours.
+    """
+    if any(of_sessions(cell, "batch_size") not in (["1"], []) for cell in (a, b)):
+        return math.inf
+    if not all("counts" in sample for cell in (a, b) for sample in cell.samples):
+        return math.inf
+    before, after = (measure.add_counts(cell.samples) for cell in (a, b))
+    made = {phase: (_made(before[phase]), _made(after.get(phase, {}))) for phase in before}
+    ratios = [one / other if other else math.inf for one, other in made.values() if one]
+    return max(ratios, default=math.inf)
+
+
+def _made(count: Mapping[str, int | float]) -> float:
+    """Layer calls of a phase, those for some columns only by their share."""
+    return count.get("computed", 0) - count.get("trimmed", 0)
 
 
 def claim_speed(ratio: Estimate, floor: Floor | None) -> Claim:
