@@ -110,7 +110,7 @@ class Slurm:
         """Jobs that run."""
         return [job for job, state in self.queue().items() if state == "RUNNING"]
 
-    def await_requeued(self, seconds: float = 120) -> None:
+    def await_requeued(self, seconds: float = 240) -> None:
         """Wait until every job waits.
 
         A life that has just ended lingers as COMPLETING, and still counts as at work.
