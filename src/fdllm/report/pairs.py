@@ -173,14 +173,21 @@ def speed_refusal(a: CellData, b: CellData) -> str | None:
         return f"{' and '.join(several)} was not computed on one machine alone"
     if one != other:
         return f"the machines differ ({one[0]} against {other[0]})"
-    for field, name in (("batch_size", "batch sizes differ"), ("compile", "use of graphs differs")):
-        told = [of_sessions(cell, field) for cell in (a, b)]
-        if told[0] != told[1]:
-            return f"the {name} ({told[0]} against {told[1]})"
+    told = [batch_sizes(cell) for cell in (a, b)]
+    if told[0] != told[1]:
+        return f"the batch sizes differ ({told[0]} against {told[1]})"
+    told = [_of_sessions(cell, "compile") for cell in (a, b)]
+    if told[0] != told[1]:
+        return f"the use of CUDA graphs differs ({told[0]} against {told[1]})"
     return None
 
 
-def of_sessions(cell: CellData, field: str) -> list[str]:
-    """What the sessions of a record say of a fact, each value once; ``no`` for what is not so."""
+def batch_sizes(cell: CellData) -> list[str]:
+    """Rows that the sessions of a record ran at once where its task is concerned, each once."""
+    generates = cell.summary.kind == "generate"
+    return _of_sessions(cell, "batch_size" if generates else "score_batch_size")
+
+
+def _of_sessions(cell: CellData, field: str) -> list[str]:
     sessions = cell.summary.provenance.get("sessions", [])
     return sorted({str(session.get(field) or "no") for session in sessions})

@@ -19,7 +19,7 @@ import numpy as np
 from fdllm.record import measure
 from fdllm.report.data import CellData
 from fdllm.report.intervals import Estimate, bootstrap_t, log_ratio
-from fdllm.report.pairs import Pairs, of_sessions, same_computation, speed_refusal
+from fdllm.report.pairs import Pairs, batch_sizes, same_computation, speed_refusal
 
 Claim = Literal["faster", "slower", "none"]
 
@@ -168,7 +168,7 @@ def most_by_calls(a: CellData, b: CellData) -> float:
     ran side by side do not show it. Infinite where the calls cannot tell: one of the records has
     none, a phase is gone, or rows shared forwards, so that a call's cost depends on neighbours.
     """
-    if any(of_sessions(cell, "batch_size") not in (["1"], []) for cell in (a, b)):
+    if any(batch_sizes(cell) not in (["1"], []) for cell in (a, b)):
         return math.inf
     if not all("counts" in sample for cell in (a, b) for sample in cell.samples):
         return math.inf
