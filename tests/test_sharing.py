@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fdllm
 from fdllm.decode.scorer import Score, score_requests
 from fdllm.errors import UsageError
-from fdllm.model.cache import RowCache
+from fdllm.model.cache import RowCache, Window
 from fdllm.model.prefix import ROOT, PrefixPool
 from fdllm.model.stepper import Stepper
 from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
@@ -137,6 +137,22 @@ def test_prefixes_of_any_length_and_their_last_blocks_share_a_forward(
     for a, b in zip(together, alone, strict=True):
         assert a.loglikelihood == pytest.approx(b.loglikelihood, abs=1e-5)
         assert a.counts == b.counts
+
+
+def test_masks_of_prompts_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches: list[RowCache] = []
+    make = RowCache.__init__
+
+    def spy(self: RowCache, *arguments: Any, **named: Any) -> None:
+        caches.append(self)
+        make(self, *arguments, **named)
+
+    monkeypatch.setattr(RowCache, "__init__", spy)
+    score_all([(random_prompt(n, 50 + n), [5]) for n in range(4)], "denoise", NoReuse())
+    [cache] = caches
+    kept = cast("list[tuple[Window, int]]", list(cache.places))
+    assert kept
+    assert all(window.causal_block is None for window, *_ in kept)
 
 
 def test_a_common_text_is_prefilled_once() -> None:

@@ -258,6 +258,8 @@ class Stepper:
         return self.head(self._norm(x)).view(*ids.shape, -1)
 
     def _place(self, cache: RowCache, window: Window, starts: Sequence[int]) -> Place:
+        if window.causal_block is not None:  # a prompt's mask is large, and seldom comes again
+            return Place(cache, window, self._factors_at(window), self.spec, starts)
         key = (window, *starts)
         place = cache.places.get(key)
         if place is None:
