@@ -43,6 +43,11 @@ def total(counts: CountsByPhase, name: str) -> int | float:
     return sum(count.get(name, 0) for count in counts.values())
 
 
+def made(count: Mapping[str, int | float]) -> float:
+    """Layer calls made in a phase, those for some columns only by their share."""
+    return count.get("computed", 0) - count.get("trimmed", 0)
+
+
 def layer_calls(counts: CountsByPhase) -> LayerCalls:
     """Layers computed and saved."""
     computed, reused = int(total(counts, "computed")), int(total(counts, "reused"))

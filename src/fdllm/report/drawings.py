@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from markupsafe import Markup
 
 from fdllm.config import CONFIG_NAME
+from fdllm.record.measure import made
 from fdllm.report.charts import Bar, BarChart, HeatMap
 from fdllm.report.measured import Measured
 from fdllm.report.page import TablePage
@@ -163,7 +164,7 @@ def draw_calls(table: TablePage) -> Markup:
     bars, words = [], []
     for cell in table.cells:
         tokens = max(cell.tokens, 1)
-        parts = [(_computed(cell.calls.get(p, {})) / tokens, p) for p in PHASES]
+        parts = [(made(cell.calls.get(p, {})) / tokens, p) for p in PHASES]
         reused = sum(_saved(count) for count in cell.calls.values()) / tokens
         said = ", ".join(f"{kind} {value:.2f}" for value, kind in parts)
         words.append(f"{cell.name}: {said}, reused {reused:.2f}")
@@ -178,11 +179,6 @@ def draw_calls(table: TablePage) -> Markup:
         "; ".join(words) + ".",
         legend=(*((phase, "", phase) for phase in PHASES), ("reused", "", "reused")),
     ).render()
-
-
-def _computed(count: Mapping[str, float]) -> float:
-    """Layer calls made, those for some columns only by their share."""
-    return count.get("computed", 0) - count.get("trimmed", 0)
 
 
 def _saved(count: Mapping[str, float]) -> float:

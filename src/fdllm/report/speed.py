@@ -9,7 +9,7 @@ only cells that are one computation done several times can show it, and they giv
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -173,14 +173,9 @@ def most_by_calls(a: CellData, b: CellData) -> float:
     if not all("counts" in sample for cell in (a, b) for sample in cell.samples):
         return math.inf
     before, after = (measure.add_counts(cell.samples) for cell in (a, b))
-    made = {phase: (_made(before[phase]), _made(after.get(phase, {}))) for phase in before}
-    ratios = [one / other if other else math.inf for one, other in made.values() if one]
+    both = [(measure.made(before[phase]), measure.made(after.get(phase, {}))) for phase in before]
+    ratios = [one / other if other else math.inf for one, other in both if one]
     return max(ratios, default=math.inf)
-
-
-def _made(count: Mapping[str, int | float]) -> float:
-    """Layer calls of a phase, those for some columns only by their share."""
-    return count.get("computed", 0) - count.get("trimmed", 0)
 
 
 def claim_speed(ratio: Estimate, floor: Floor | None) -> Claim:
