@@ -18,6 +18,7 @@ import fdllm
 from fdllm.bench.timing import Clock, interleave
 from fdllm.layerplan import LayerPlan
 from fdllm.model.cache import RowCache, Window
+from fdllm.model.compiled import Compiled
 from fdllm.model.recorded import RECORD_FROM, Work
 
 LENGTH, CAPACITY, STEPS = 64, 256, 20
@@ -39,7 +40,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     plain, other = (fdllm.load_model(given.model, device="cpu", dtype="float32") for _ in "ab")
-    other.network.prepare().record(compiled)
+    other.network.prepare().use(Compiled(record=compiled))
     table = Table("columns", "plain ms", "compiled ms", "compiled / plain", "compiling s")
     with torch.inference_mode():
         for width in (8, plain.spec.block_size):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fdllm
-from fdllm.errors import UsageError
+from fdllm.model.compiled import Compiled
 from fdllm.model.recorded import EXTENT_STEP, Record, Work, cuda_graph
 from fdllm.reuse import ReuseStrategy
 from models import random_model, random_prompt
@@ -45,11 +45,11 @@ class Tape:
 def recording(model: fdllm.Model, record: Record) -> Iterator[None]:
     model.network.freeze()
     stepper = model.network.prepare()
-    stepper.record(record)
+    stepper.use(Compiled(record=record))
     try:
         yield
     finally:
-        stepper.record(None)
+        stepper.use(Compiled())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -90,14 +90,6 @@ def test_scores_are_the_same() -> None:
     for a, b in zip(got, want, strict=True):
         assert a.loglikelihood == pytest.approx(b.loglikelihood, rel=1e-5)
         assert a.counts == b.counts
-
-
-def test_a_cpu_has_no_graphs_to_record() -> None:
-    with pytest.raises(
-        UsageError, match="--compile records CUDA graphs, and the model is on 'cpu'"
-    ):
-        random_model(1).record(on=True)
-    random_model(1).record(on=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

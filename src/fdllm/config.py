@@ -223,7 +223,7 @@ class Evaluating(Spec):
             changes no answer and is no part of an identity; nor are the next three.
         score_batch_size: the same where answers are scored.
         prefix_cache_gib: memory for prompt blocks that scored requests share; 0 shares none.
-        compile: record forwards as CUDA graphs.
+        compile: C kernels on a CPU, CUDA graphs on a GPU; None takes what pays.
         scoring: the log-likelihood estimator.
         seed: seed of the choice of worked examples.
         allow_invalid: accept an estimator that the task makes meaningless, and say so.
@@ -235,7 +235,7 @@ class Evaluating(Spec):
     batch_size: BatchSize = 1
     score_batch_size: BatchSize = 16
     prefix_cache_gib: float = Field(1.0, ge=0.0)
-    compile: bool = False
+    compile: bool | None = None
     scoring: Estimator = "denoise"
     seed: int = 0
     allow_invalid: bool = False

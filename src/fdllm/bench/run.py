@@ -41,7 +41,7 @@ class Bench:
         dtype: of the weights; ``auto`` goes by the device.
         threads: torch's; None leaves them alone.
         options: how much to measure.
-        compiled: whether forwards are recorded as CUDA graphs.
+        compiled: C kernels on a CPU, CUDA graphs on a GPU; None takes what pays.
 
     Attributes:
         sections: the tables so far.
@@ -55,9 +55,9 @@ class Bench:
         threads: int | None,
         options: Options,
         *,
-        compiled: bool = False,
+        compiled: bool | None = None,
     ) -> None:
-        self._compiled = compiled
+        self._compiled, self._used = compiled, "no"
         if threads is not None:
             torch.set_num_threads(threads)
         self.device, self.dtype, self.options = resolve_device(device), dtype, options
@@ -109,6 +109,7 @@ class Bench:
             "device": str(self.device),
             "processor": torch.cuda.get_device_name(self.device) if cuda else platform.machine(),
             "threads": torch.get_num_threads(),
+            "compile": self._used,
             "cores": os.cpu_count() or 0,
             "load": round(os.getloadavg()[0], 2),
             "torch": str(torch.__version__),
@@ -124,7 +125,7 @@ class Bench:
 
     def _made(self, shape: str, dtype: str) -> Subject:
         subject = make_subject(shape, str(self.device), dtype)
-        subject.model.record(on=self._compiled)
+        self._used = subject.model.compile(asked=self._compiled)
         return subject
 
     def _release(self) -> None:

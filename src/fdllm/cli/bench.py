@@ -73,8 +73,8 @@ def bench_flags(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        default=False,
-        help="with CUDA graphs (GPU only)",
+        help="with C kernels on a CPU (default, where there is a C compiler), with CUDA graphs on "
+        "a GPU (default: no)",
     )
     where.add_argument("--json", action="store_true", help="print the figures as JSON")
     where.add_argument("--html", metavar="FILE", help="write the tables and curves as one page too")

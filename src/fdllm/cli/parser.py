@@ -236,7 +236,8 @@ def _computing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="record forwards as CUDA graphs (a GPU only): faster, and the same arithmetic",
+        help="on a CPU C kernels between the products (default, where there is a C compiler); on a "
+        "GPU forwards recorded as CUDA graphs (default: no); the same arithmetic",
     )
     group.add_argument(
         "--allow-code-execution",

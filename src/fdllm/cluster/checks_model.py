@@ -95,7 +95,7 @@ def fetch_model(choice: ModelChoice) -> Finding:
 
 
 def check_device(choice: ModelChoice, executor: str) -> list[Finding]:
-    """What the weights will be on, and whether they fit.
+    """What the weights will be on, whether they fit, and what a CPU decodes with.
 
     Raises:
         UsageError: the device or the data type is none.
@@ -106,11 +106,11 @@ def check_device(choice: ModelChoice, executor: str) -> list[Finding]:
 
     size = _known_bytes(choice)
     if not torch.cuda.is_available():
-        return [_without_gpu(choice, executor, size)]
+        return [_without_gpu(choice, executor, size), *_check_compiler(choice)]
     device = resolve_device(choice.device)
     kind = str(resolve_dtype(choice.dtype, device)).removeprefix("torch.")
     if device.type != "cuda":
-        return [Finding("GPU", "ok", f"{device} is asked for, {kind}")]
+        return [Finding("GPU", "ok", f"{device} is asked for, {kind}"), *_check_compiler(choice)]
     name = torch.cuda.get_device_name(device)
     memory = torch.cuda.get_device_properties(device).total_memory
     found = f"{name}, {memory / _GIB:.0f} GiB, {kind}"
@@ -131,6 +131,26 @@ def check_device(choice: ModelChoice, executor: str) -> list[Finding]:
             )
         ]
     return [Finding("GPU", "ok", found)]
+
+
+def _check_compiler(choice: ModelChoice) -> list[Finding]:
+    """Whether the kernels of a CPU can be compiled; tried, where weights of this type have some."""
+    import torch  # noqa: PLC0415 - seconds
+
+    from fdllm.model.compiler import CompilerError  # noqa: PLC0415
+    from fdllm.model.fused import load_fused  # noqa: PLC0415
+    from fdllm.model.weights import resolve_dtype  # noqa: PLC0415
+
+    dtype = resolve_dtype(choice.dtype, torch.device("cpu"))
+    if choice.device.startswith("cuda") or dtype == torch.float16:
+        return []
+    try:
+        load_fused(dtype)
+    except CompilerError as error:
+        remedy = "install gcc or clang, load the site's module, or set CC; without it a step on a "
+        remedy += "CPU takes up to 1.4 times as long, and nothing else changes"
+        return [Finding("compiler", "warn", str(error), remedy)]
+    return [Finding("compiler", "ok", "the C kernels of a CPU are compiled for this machine")]
 
 
 def _known_bytes(choice: ModelChoice) -> int:

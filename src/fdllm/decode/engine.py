@@ -164,8 +164,14 @@ class Engine:
                 f"{spec.max_positions}; shorten the prompt or lower max_new_tokens"
             )
         rows = min(self.batch_size, len(jobs))
-        like = self.model.network.embedding.weight
-        return RowCache(spec, num_rows=rows, capacity=capacity, block_size=block, like=like)
+        return RowCache(
+            spec,
+            num_rows=rows,
+            capacity=capacity,
+            block_size=block,
+            like=self.model.network.embedding.weight,
+            fused=self._stepper.fused,
+        )
 
     def _answer_from_pool(self, active: list[Active[T]], cache: RowCache) -> dict[int, Prediction]:
         """Load known blocks of the PREFILLs at hand; answer those that need no forward."""
@@ -211,7 +217,8 @@ class Engine:
                 cache.commit(part.row.row.slot, len(part.ask.ids))
         done = self._stepper.read(ids, cache, windows, asks[-1].plan, starts, columns=read)
         wanted = [Wanted(part.ask.read, part.ask.targets, part.row.job.rng) for part in group]
-        predictions = predict(self._stepper.head, done.hidden, wanted, self.decoding, self.mask_id)
+        head, fused = self._stepper.head, self._stepper.fused
+        predictions = predict(head, done.hidden, wanted, self.decoding, self.mask_id, fused=fused)
         if done.change is not None:
             predictions = [replace(p, plan=done.plan, change=done.change) for p in predictions]
         self._fill_pool(group, cache)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fdllm.config import Decoding
 from fdllm.decode.unmask import Prediction, choose_greedy, choose_sampled
+from fdllm.model.fused import MOST_LOGITS, Fused
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ def predict(
     rows: Sequence[Wanted],
     decoding: Decoding,
     mask_id: int,
+    *,
+    fused: Fused | None = None,
 ) -> list[Prediction]:
     """Apply the head to the columns that are read, and to no others.
 
@@ -42,6 +45,7 @@ def predict(
         rows: what each row reads.
         decoding: temperature and top-p.
         mask_id: the mask token.
+        fused: compiled kernels, where there are some.
 
     Returns:
         One prediction a row.
@@ -51,15 +55,17 @@ def predict(
     logits = head(hidden)
     scoring = any(row.targets for row in rows)
     logprobs = _logprobs(logits, rows) if scoring else []  # before a choice bars the mask token
-    if decoding.temperature == 0.0 or scoring:
-        chosen, confidence = choose_greedy(logits, mask_id)
+    greedy = decoding.temperature == 0.0 or scoring
+    if greedy and fused is not None and logits.numel() <= MOST_LOGITS:
+        tokens, sure = fused.choose(logits, mask_id)
+    elif greedy:
+        tokens, sure = (part.tolist() for part in choose_greedy(logits, mask_id))
     else:
         draws = [torch.rand(len(row.read), generator=row.rng, dtype=torch.float64) for row in rows]
         uniform = torch.cat(draws).to(logits.device)
-        chosen, confidence = choose_sampled(
-            logits, mask_id, decoding.temperature, decoding.top_p, uniform
-        )
-    tokens, sure = chosen.tolist(), confidence.tolist()
+        temperature, top_p = decoding.temperature, decoding.top_p
+        drawn = choose_sampled(logits, mask_id, temperature, top_p, uniform)
+        tokens, sure = (part.tolist() for part in drawn)
     out, at = [], 0
     for row in rows:
         span = slice(at, at + len(row.read))

@@ -16,6 +16,7 @@ from fdllm.decode.unmask import Unmask, by_threshold
 from fdllm.evaluate.answer import ModelAnswerer
 from fdllm.evaluate.harness import evaluate
 from fdllm.evaluate.protocols import WHOLE, Evaluation, Part, Progress, Store
+from fdllm.model.compiled import compiled_on
 from fdllm.model.weights import Model, load_model
 from fdllm.record.summary import PeakMemory
 from fdllm.reuse import ReuseStrategy
@@ -64,7 +65,7 @@ class Machine:
             "cuda": torch.version.cuda if cuda else None,
             "batch_size": self.rows(asked.batch_size),
             "score_batch_size": self.rows(asked.score_batch_size),
-            "compile": asked.compile,
+            "compile": str(compiled_on(self.model.device, self.model.dtype, asked=asked.compile)),
         }
 
     def evaluate(
@@ -81,7 +82,7 @@ class Machine:
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
         asked = run.evaluating
-        self.model.record(on=asked.compile)
+        self.model.compile(asked=asked.compile)
         return evaluate(
             self.model,
             run.task,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fdllm.model.fused import Fused
 from fdllm.model.slots import ReuseSlots, SavedSlots
 from fdllm.model.spec import ModelSpec
 
@@ -50,10 +51,18 @@ class RowCache:
         scratch: what a forward of so many rows and columns only passes through.
         recordings: forwards that are replayed, see :mod:`fdllm.model.recorded`.
         sightings: how often each of them was asked for before.
+        fused: compiled kernels that its forwards go through, where there are some.
     """
 
     def __init__(
-        self, spec: ModelSpec, *, num_rows: int, capacity: int, block_size: int, like: Tensor
+        self,
+        spec: ModelSpec,
+        *,
+        num_rows: int,
+        capacity: int,
+        block_size: int,
+        like: Tensor,
+        fused: Fused | None = None,
     ) -> None:
         shape = (spec.num_layers, num_rows, spec.num_kv_heads, capacity, spec.head_dim)
         # Zeros, not empty: attention multiplies masked-out positions by 0, and 0 * NaN is NaN.
@@ -66,6 +75,7 @@ class RowCache:
         self.scratch: dict[tuple[int, int], Any] = {}
         self.recordings: dict[Hashable, Any] = {}
         self.sightings: Counter[Hashable] = Counter()
+        self.fused = fused
 
     @property
     def num_rows(self) -> int:

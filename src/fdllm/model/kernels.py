@@ -4,7 +4,8 @@
 fewer steps. Rotary embedding multiplies complex numbers, so the rows of the query and key
 projections are reordered to bring the two halves of each pair together; a dot product does not
 mind the order. On a CPU large matrices are packed into oneDNN's own layout, which reads weights
-about twice as fast for eight rows, and takes sums along.
+about twice as fast for eight rows, and takes sums along; and what stands between the products of a
+narrow forward is compiled (:mod:`fdllm.model.fused`).
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class FastLayer:
         rotated = layer.q_size + layer.kv_size
         order[:rotated] = pairwise_rows(rotated // layer.head_dim, layer.head_dim)
         order = order.to(layer.qkv.weight.device)
-        self._norm_in, qkv = norm(layer.input_norm, layer.qkv.weight.data[order])
-        self._norm_out, gate_up = norm(layer.post_norm, layer.gate_up.weight.data)
+        self._norm_in, qkv = norm_ahead(layer.input_norm, layer.qkv.weight.data[order])
+        self._norm_out, gate_up = norm_ahead(layer.post_norm, layer.gate_up.weight.data)
         bias = layer.qkv.bias.data[order]
         # Attention gives a column's heads group by group.
         o = layer.o.weight.data.unflatten(1, (layer.num_kv_heads, layer.group, -1))
@@ -94,8 +95,9 @@ class FastLayer:
             place: where the columns stand.
         """
         scratch = place.scratch
-        x = self._o(place.mix(self.index, self._qkv(self._norm_in(x), scratch)), x)
-        return self._down(self._gated(self._norm_out(x), scratch), x)
+        heads = self._qkv(self._norm_in(x, scratch), scratch)
+        x = self._o(place.mix(self.index, heads), x)
+        return self._down(self._gated(self._norm_out(x, scratch), scratch), x)
 
     def read(self, x: Tensor, place: AnyPlace, columns: Tensor, scratch: Scratch) -> Tensor:
         """The hidden state behind the layer where it is read; keys and values everywhere.
@@ -106,13 +108,14 @@ class FastLayer:
             columns: which of them are read.
             scratch: of one row and as many columns.
         """
-        mixed = place.mix(self.index, self._qkv(self._norm_in(x), place.scratch))
+        heads = self._qkv(self._norm_in(x, place.scratch), place.scratch)
+        mixed = place.mix(self.index, heads)
         x = self._o(mixed.index_select(0, columns), x.index_select(0, columns))
-        return self._down(self._gated(self._norm_out(x), scratch), x)
+        return self._down(self._gated(self._norm_out(x, scratch), scratch), x)
 
     def keep_kv(self, x: Tensor, place: AnyPlace) -> None:
         """Only the keys and values that the layer owes, where its output reaches nothing."""
-        normed = self._norm_in(x)
+        normed = self._norm_in(x, place.scratch)
         heads = self._kv(normed) if self._kv is not None else self._qkv(normed, place.scratch)
         place.keep(self.index, heads)
 
@@ -144,6 +147,17 @@ def norm(definition: RMSNorm, weight: Tensor) -> tuple[Linear, Tensor]:
         return (x * (root / torch.hypot(total, least))).to(scale.dtype).mul_(scale)
 
     return narrow, weight
+
+
+def norm_ahead(definition: RMSNorm, weight: Tensor) -> tuple[Scratched, Tensor]:
+    """:func:`norm`, by the compiled kernel where the forward has one."""
+    plain, behind = norm(definition, weight)
+    scale = None if behind is not weight else definition.weight.data
+
+    def run(x: Tensor, scratch: Scratch) -> Tensor:
+        return plain(x) if scratch.fused is None else scratch.fused.norm(x, scale)
+
+    return run, behind
 
 
 def final_norm(definition: RMSNorm) -> Linear:
@@ -187,8 +201,11 @@ def gated(gate_up: Tensor, *, pack: bool) -> Scratched:
         # One product of both: oneDNN's own SiLU and product along with it were slower for a block.
         product = linear(gate_up, None, pack=pack)
 
-        def whole(x: Tensor, _: Scratch) -> Tensor:
-            gate, up = product(x).chunk(2, -1)
+        def whole(x: Tensor, scratch: Scratch) -> Tensor:
+            both = product(x)
+            if scratch.fused is not None:
+                return scratch.fused.gate(both)
+            gate, up = both.chunk(2, -1)
             return F.silu(gate).mul_(up)
 
         return whole
@@ -197,6 +214,8 @@ def gated(gate_up: Tensor, *, pack: bool) -> Scratched:
     def small(x: Tensor, scratch: Scratch) -> Tensor:
         both, gate, up = scratch.gates
         torch.mm(x, across, out=both)
+        if scratch.fused is not None:
+            return scratch.fused.gate(both)
         return F.silu(gate).mul_(up)
 
     return small

@@ -8,64 +8,23 @@ size share.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from fdllm.model.attention import TorchAttention, copy_pairs, rotate_pairs
 from fdllm.model.cache import RowCache, Window
+from fdllm.model.fused import FusedPlace
 from fdllm.model.layers import block_causal_mask
 from fdllm.model.scratch import Scratch, pairs_of, scratch_of
 from fdllm.model.spec import ModelSpec
 
 
-class _Attending:
-    """What both kinds of place share: queries in, what they see out."""
-
-    def __init__(self, scratch: Scratch, factors: Tensor, mask: Tensor | None) -> None:
-        self.scratch = scratch
-        self.factors = factors
-        self._q_size = scratch.query.shape[1] * (scratch.query.shape[2] // scratch.width)
-        self._q_size *= scratch.query.shape[3]
-        self._query_factors = factors.unsqueeze(-2)
-        self._mask = None if mask is None else _additive(mask, scratch.query.dtype)
-
-    def mix(self, layer: int, heads: Tensor) -> Tensor:
-        """Attention of a layer.
-
-        Args:
-            layer: its index.
-            heads: queries, keys and values, not yet rotated, [rows * columns, heads * head dim].
-
-        Returns:
-            What each column sees, its heads group by group, [rows * columns, heads * head dim].
-        """
-        query, keys, values = self.scratch.split(heads)
-        _rotate(query, self._query_factors, self.scratch.query_out)
-        self._write(layer, keys, values)
-        seen = self._attend(layer).transpose(1, 2)
-        return seen.reshape(-1, self._q_size)
-
-    def keep(self, layer: int, heads: Tensor) -> None:
-        """Write a layer's keys and values, given alone or behind its queries."""
-        self._write(layer, *self.scratch.split(heads)[-2:])
-
-    def _see(self, keys: Tensor, values: Tensor) -> Tensor:
-        """What the queries see, [rows, kv heads, columns * group, head dim]."""
-        query, mask = self.scratch.query, self._mask
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-
-    def _write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        raise NotImplementedError
-
-    def _attend(self, layer: int) -> Tensor:
-        raise NotImplementedError
-
-
-class Place(_Attending):
-    """A window of a cache, or some columns of it.
+class Place(ABC):
+    """A window of a cache, or some columns of it; :func:`place_of` makes one.
 
     Args:
         cache: keys and values of all rows.
@@ -78,6 +37,7 @@ class Place(_Attending):
 
     Attributes:
         parts: the place itself, and that all columns are its own; see :class:`WidePlace`.
+        positions: of each row's columns.
     """
 
     def __init__(
@@ -90,47 +50,105 @@ class Place(_Attending):
         *,
         only: list[int] | None = None,
     ) -> None:
-        self.cache = cache
-        self.window = window
+        self.cache, self.window, self.only = cache, window, only
         self.columns = [range(start, start + window.width) for start in starts]
-        self.parts = [(self, slice(None))]
-        self.only = only
+        self.parts: list[tuple[Place, slice]] = [(self, slice(None))]
         self._all_factors, self._spec = factors, spec
-        width = window.width if only is None else len(only)
-        num_rows, size = len(window.rows), (len(window.rows), width)
-        scratch = scratch_of(cache, spec, *size)
-        chosen = factors if only is None else factors[..., only, :, :]
-        super().__init__(scratch, chosen, self._make_mask(spec.num_heads // spec.num_kv_heads))
+        offsets = list(range(window.width)) if only is None else only
+        self.positions = [[start + offset for offset in offsets] for start in window.starts]
+        self.scratch = scratch_of(cache, spec, len(window.rows), len(offsets))
+        self.factors = factors if only is None else factors[..., only, :, :]
+        self._prepare()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make once what every layer and every forward over the window needs."""
+
+    def narrow(self, only: list[int]) -> Place:
+        """The same place, for some columns of the window only."""
+        starts = [columns.start for columns in self.columns]
+        return type(self)(self.cache, self.window, self._all_factors, self._spec, starts, only=only)
+
+    @abstractmethod
+    def mix(self, layer: int, heads: Tensor) -> Tensor:
+        """Attention of a layer.
+
+        Args:
+            layer: its index.
+            heads: queries, keys and values, not yet rotated, [rows * columns, heads * head dim].
+
+        Returns:
+            What each column sees, its heads group by group, [rows * columns, heads * head dim];
+            good until the next forward over as many rows and columns.
+        """
+
+    @abstractmethod
+    def keep(self, layer: int, heads: Tensor) -> None:
+        """Write a layer's keys and values, given alone or behind its queries."""
+
+
+def place_of(
+    cache: RowCache, window: Window, factors: Tensor, spec: ModelSpec, starts: Sequence[int]
+) -> Place:
+    """The place of a window: through compiled kernels where its forward goes through them."""
+    fused = scratch_of(cache, spec, len(window.rows), window.width).fused is not None
+    kind = CompiledPlace if fused and window.causal_block is None else TorchPlace
+    return kind(cache, window, factors, spec, starts)
+
+
+class CompiledPlace(Place):
+    """A place whose attention is one call of :mod:`fdllm.model.fused`."""
+
+    def _prepare(self) -> None:
+        if self.scratch.fused is None:
+            raise ValueError("a forward this wide has no compiled kernels")
+        self._fused = FusedPlace(
+            self.scratch.fused,
+            (self.cache.keys, self.cache.values),
+            factors=self.factors,
+            slots=self.window.rows,
+            positions=self.positions,
+            extents=self.window.extents,
+        )
+
+    def mix(self, layer: int, heads: Tensor) -> Tensor:
+        """As :meth:`Place.mix`."""
+        return self._fused.mix(layer, heads)
+
+    def keep(self, layer: int, heads: Tensor) -> None:
+        """As :meth:`Place.keep`."""
+        self._fused.keep(layer, heads)
+
+
+class TorchPlace(TorchAttention, Place):
+    """A place whose attention is torch's, through views into the cache."""
+
+    def _prepare(self) -> None:
+        cache, window, scratch, spec = self.cache, self.window, self.scratch, self._spec
+        self.prepare(self._make_mask(spec.num_heads // spec.num_kv_heads))
         self._fresh: tuple[Tensor, Tensor] | None = None
         self._at: tuple[Tensor, Tensor] | None = None
         rows = slice(0, cache.num_rows)
         if window.adjacent:
-            rows = slice(window.rows[0], window.rows[0] + num_rows)
+            rows = slice(window.rows[0], window.rows[0] + len(window.rows))
         seen = slice(0, max(window.extents))
         self._keys = cache.keys[:, rows, :, seen].unbind(0)
         self._values = cache.values[:, rows, :, seen].unbind(0)
-        if window.uniform and only is None:
-            span = slice(window.starts[0], window.starts[0] + width)
+        if window.uniform and self.only is None:
+            span = slice(window.starts[0], window.starts[0] + window.width)
             self._keys_out = pairs_of(cache.keys[:, rows, :, span].transpose(2, 3)).unbind(0)
             self._values_out = pairs_of(cache.values[:, rows, :, span].transpose(2, 3)).unbind(0)
         else:
             self._fresh = keys, values = scratch.fresh
             self._keys_out = (pairs_of(keys),) * len(self._keys)
             self._values_out = (pairs_of(values),) * len(self._keys)
-            offsets = range(width) if only is None else only
-            at = [[start + offset for offset in offsets] for start in window.starts]
             self._at = (
                 torch.tensor(window.rows, device=keys.device)[:, None],
-                torch.tensor(at, device=keys.device),
+                torch.tensor(self.positions, device=keys.device),
             )
         self._pick = None
         if not window.adjacent:
             self._pick = torch.tensor(window.rows, device=cache.keys.device)
-
-    def narrow(self, only: list[int]) -> Place:
-        """The same place, for some columns of the window only."""
-        starts = [columns.start for columns in self.columns]
-        return Place(self.cache, self.window, self._all_factors, self._spec, starts, only=only)
 
     def _make_mask(self, group: int) -> Tensor | None:
         window, device = self.window, self.cache.keys.device
@@ -146,8 +164,8 @@ class Place(_Attending):
         return (keys < ends[:, None])[:, None, None, :]
 
     def _write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        _rotate(keys, self.factors, self._keys_out[layer])
-        _copy(values, self._values_out[layer])
+        rotate_pairs(keys, self.factors, self._keys_out[layer])
+        copy_pairs(values, self._values_out[layer])
         if self._fresh is not None and self._at is not None:
             rows, at = self._at
             self.cache.keys[layer][rows, :, at] = self._fresh[0]
@@ -175,6 +193,7 @@ class WidePlace:
     def __init__(self, places: Sequence[Place], scratch: Scratch) -> None:
         self.scratch = scratch
         self._places = places
+        self._q_size = scratch.q_size
         self._sizes = [len(place.window.rows) * place.window.width for place in places]
         stops = list(accumulate(self._sizes))
         self.parts = [
@@ -185,63 +204,13 @@ class WidePlace:
 
     def mix(self, layer: int, heads: Tensor) -> Tensor:
         """Attention of a layer, as :meth:`Place.mix`."""
-        parts = zip(self._places, heads.split(self._sizes), strict=True)
-        return torch.cat([place.mix(layer, part) for place, part in parts])
+        mixed = heads.new_empty(heads.shape[0], self._q_size)
+        parts = zip(self._places, heads.split(self._sizes), mixed.split(self._sizes), strict=True)
+        for place, part, out in parts:
+            out.copy_(place.mix(layer, part))  # before the next overwrites it
+        return mixed
 
     def keep(self, layer: int, heads: Tensor) -> None:
         """Write a layer's keys and values, as :meth:`Place.keep`."""
         for place, part in zip(self._places, heads.split(self._sizes), strict=True):
             place.keep(layer, part)
-
-
-class DensePlace(_Attending):
-    """Whole sequences without a cache, under an explicit mask: each layer sees its own columns.
-
-    Args:
-        spec: the model's shape.
-        factors: rotary factors, as :class:`Place` takes them.
-        shape: rows and columns.
-        like: a tensor of the weights' type and device.
-        mask: True where a query may see a key, as :meth:`fdllm.model.network.Network.dense`.
-    """
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        factors: Tensor,
-        shape: Sequence[int],
-        like: Tensor,
-        mask: Tensor | None,
-    ) -> None:
-        rows, columns = shape
-        group = spec.num_heads // spec.num_kv_heads
-        grouped = None if mask is None else mask.repeat_interleave(group, -2)
-        super().__init__(Scratch(spec, rows, columns, like), factors, grouped)
-        fresh = like.new_empty(2, rows, spec.num_kv_heads, columns, spec.head_dim)
-        self._kv = fresh.unbind(0)
-        self._kv_out = pairs_of(fresh.transpose(2, 3)).unbind(0)
-
-    def _write(self, layer: int, keys: Tensor, values: Tensor) -> None:  # noqa: ARG002 - any layer's
-        _rotate(keys, self.factors, self._kv_out[0])
-        _copy(values, self._kv_out[1])
-
-    def _attend(self, layer: int) -> Tensor:  # noqa: ARG002
-        return self._see(*self._kv)
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as attention adds it: 0 where a key is seen. Made once, not once a layer."""
-    unseen = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return unseen.masked_fill_(~mask, float("-inf"))
-
-
-def _rotate(x: Tensor, factors: Tensor, out: Tensor) -> None:
-    """Rotary embedding of complex pairs ``x`` [rows, columns, ..., head dim / 2] into ``out``."""
-    if out.is_complex():
-        torch.mul(x, factors, out=out)
-    else:
-        out.copy_(torch.view_as_real(x * factors).flatten(-2))
-
-
-def _copy(x: Tensor, out: Tensor) -> None:
-    out.copy_(x if out.is_complex() else torch.view_as_real(x).flatten(-2))

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from fdllm.errors import UsageError
 from fdllm.layerplan import LayerPlan
 from fdllm.model.cache import RowCache, Window
 from fdllm.model.scratch import scratch_of
@@ -192,22 +191,6 @@ class Recorder:
         for row, held in zip(window.rows, saved, strict=True):
             cache.slots.restore(row, held)
         return _Recording(place, buffer, replay)
-
-
-def recording_on(device: torch.device) -> Record:
-    """How forwards are recorded on a device.
-
-    Raises:
-        UsageError: it is not a GPU. Measured (``benchmarks/compile.py``): on a CPU a step that
-            torch's compiler has written takes longer than the one that is there, and packed weights
-            it does not take at all.
-    """
-    if device.type != "cuda":
-        raise UsageError(
-            f"--compile records CUDA graphs, and the model is on '{device}'; leave it out there "
-            "(on a CPU compiled steps were measured to be slower)"
-        )
-    return cuda_graph
 
 
 def cuda_graph(work: Work) -> Work:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fdllm.model.cache import RowCache
+from fdllm.model.fused import MOST_COLUMNS, MOST_DIM, Fused, FusedBuffers
 from fdllm.model.spec import ModelSpec
 
 Parts = tuple[Tensor, ...]
@@ -19,22 +20,33 @@ class Scratch:
         rows: rows of the forward.
         width: columns of each row.
         like: a tensor of the weights' type and device.
+        fused: compiled kernels, where there are some.
 
     Attributes:
+        fused: norms, activations and attention through compiled kernels, where they serve so few
+            columns.
         query: [rows, kv heads, columns * group, head dim]. A column's heads of one group stand
             side by side, so that keys need no copy for each of them and attention's result none to
             become one vector a column.
+        q_size: of a column's queries, heads * head dim.
         query_out: where rotated queries are written, [rows, columns, kv heads, group, head dim].
     """
 
-    def __init__(self, spec: ModelSpec, rows: int, width: int, like: Tensor) -> None:
+    def __init__(
+        self, spec: ModelSpec, rows: int, width: int, like: Tensor, fused: Fused | None = None
+    ) -> None:
         kv, dim = spec.num_kv_heads, spec.head_dim
         self._group = spec.num_heads // kv
+        self.q_size = spec.num_heads * dim
         self.width = width
         self._spec, self._like, self._rows = spec, like, rows
         self.query = like.new_empty(rows, kv, width * self._group, dim)
         split = self.query.view(rows, kv, width, self._group, dim)
         self.query_out = pairs_of(split.permute(0, 2, 1, 3, 4))
+        columns = rows * width
+        self.fused = None
+        if fused is not None and columns <= MOST_COLUMNS and dim <= MOST_DIM:
+            self.fused = FusedBuffers(fused, spec, rows=rows, width=width, like=like)
         self._fresh: tuple[Tensor, Tensor] | None = None
         self._heads: Tensor | None = None
         self._parts: Parts = ()
@@ -94,7 +106,7 @@ class Scratch:
 def scratch_of(cache: RowCache, spec: ModelSpec, rows: int, width: int) -> Scratch:
     """The buffers that all forwards of so many rows and columns share."""
     if (rows, width) not in cache.scratch:
-        cache.scratch[rows, width] = Scratch(spec, rows, width, cache.keys)
+        cache.scratch[rows, width] = Scratch(spec, rows, width, cache.keys, cache.fused)
     made: Scratch = cache.scratch[rows, width]
     return made
 

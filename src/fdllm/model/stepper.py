@@ -11,10 +11,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fdllm.layerplan import AnyPlan, LayerPlan, LayerRun
+from fdllm.model.attention import DensePlace
 from fdllm.model.cache import RowCache, Window
+from fdllm.model.compiled import Compiled, compiled_on
 from fdllm.model.kernels import PACK_FROM, AnyPlace, FastLayer, final_norm, linear
-from fdllm.model.place import DensePlace, Place, WidePlace
-from fdllm.model.recorded import FixedPlace, Record, Recorder
+from fdllm.model.place import Place, WidePlace, place_of
+from fdllm.model.recorded import FixedPlace, Recorder
 from fdllm.model.scratch import scratch_of
 from fdllm.model.segments import segments
 
@@ -47,13 +49,15 @@ class Stepper:
         network: the definition.
         pack: whether large matrices go into oneDNN's layout.
         release: whether the network gives up parameters that are kept here in another layout.
+
+    Attributes:
+        fused: compiled kernels for narrow forwards (:mod:`fdllm.model.fused`); None does without.
     """
 
     def __init__(self, network: Network, *, pack: bool, release: bool) -> None:
         spec = network.spec
         self.spec = spec
         self._whole = LayerPlan(spec.num_layers)
-        self._recorder: Recorder | None = None
         self._embedding = network.embedding.weight.data
         self._layers = [FastLayer(layer, pack=pack, release=release) for layer in network.stack]
         # The head stands apart from its norm: only the columns that are read go through it.
@@ -67,6 +71,7 @@ class Stepper:
         half = spec.head_dim // 2
         cos, sin = (table[:, :half] for table in network.table())
         self._factors = torch.complex(cos, sin)[:, None]
+        self.use(compiled_on(weight.device, weight.dtype))
 
     def forward(
         self,
@@ -144,14 +149,12 @@ class Stepper:
         x = self._run(x, chosen, place, cache, read=columns, first=plan.layer + 1)
         return Forwarded(self._norm(x), chosen, change)
 
-    def record(self, record: Record | None) -> None:
-        """Record forwards that come again and again, and replay them; None stops that.
-
-        Args:
-            record: :func:`fdllm.model.recorded.recording_on` a device.
-        """
+    def use(self, compiled: Compiled) -> None:
+        """Take compiled kernels, or record forwards that come again and again; from now on."""
+        self.fused = compiled.fused
         rotary = (self.spec, self._factors)
-        self._recorder = None if record is None else Recorder(record, rotary)
+        self._recorder: Recorder | None
+        self._recorder = None if compiled.record is None else Recorder(compiled.record, rotary)
 
     def _replayed(
         self,
@@ -259,13 +262,13 @@ class Stepper:
 
     def _place(self, cache: RowCache, window: Window, starts: Sequence[int]) -> Place:
         if window.causal_block is not None:  # a prompt's mask is large, and seldom comes again
-            return Place(cache, window, self._factors_at(window), self.spec, starts)
+            return place_of(cache, window, self._factors_at(window), self.spec, starts)
         key = (window, *starts)
         place = cache.places.get(key)
         if place is None:
             if len(cache.places) >= _PLACES:
                 cache.places.clear()
-            place = Place(cache, window, self._factors_at(window), self.spec, starts)
+            place = place_of(cache, window, self._factors_at(window), self.spec, starts)
             cache.places[key] = place
         return place
 

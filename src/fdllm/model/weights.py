@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fdllm.errors import FdllmError, UsageError
+from fdllm.model.compiled import compiled_on
 from fdllm.model.files import find_mask, load_tokenizer, locate
 from fdllm.model.network import Network
-from fdllm.model.recorded import recording_on
 from fdllm.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -56,13 +56,22 @@ class Model:
     dtype: torch.dtype
     _tokenizer: Any = field(default=None, repr=False)
 
-    def record(self, *, on: bool) -> None:
-        """Whether decoding records its forwards as CUDA graphs and replays them.
+    def compile(self, *, asked: bool | None = None) -> str:
+        """Choose what decoding runs besides torch's own kernels, see :mod:`fdllm.model.compiled`.
+
+        Args:
+            asked: True for C kernels on a CPU and CUDA graphs on a GPU, False for neither; None
+                takes what was measured to pay.
+
+        Returns:
+            What it runs from now on: ``C kernels``, ``CUDA graphs`` or ``no``.
 
         Raises:
-            UsageError: the model is not on a GPU.
+            UsageError: it was asked for, and cannot be had here.
         """
-        self.network.prepare().record(recording_on(self.device) if on else None)
+        chosen = compiled_on(self.device, self.dtype, asked=asked)
+        self.network.prepare().use(chosen)
+        return str(chosen)
 
     @property
     def n_layers(self) -> int:

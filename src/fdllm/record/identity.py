@@ -58,7 +58,7 @@ def source_hashes() -> dict[str, str]:
     """SHA-256 of each source file of the package that may change an output, by its path."""
     return {
         f"src/fdllm/{path.relative_to(PACKAGE).as_posix()}": _hash(path)
-        for path in sorted(PACKAGE.rglob("*.py"))
+        for path in sorted(path for kind in ("*.py", "*.c") for path in PACKAGE.rglob(kind))
         if path.relative_to(PACKAGE).parts[0] not in _OUTSIDE and "__pycache__" not in path.parts
     }
 

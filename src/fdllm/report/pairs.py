@@ -178,7 +178,7 @@ def speed_refusal(a: CellData, b: CellData) -> str | None:
         return f"the batch sizes differ ({told[0]} against {told[1]})"
     told = [_of_sessions(cell, "compile") for cell in (a, b)]
     if told[0] != told[1]:
-        return f"the use of CUDA graphs differs ({told[0]} against {told[1]})"
+        return f"the use of compiled kernels differs ({told[0]} against {told[1]})"
     return None
 
 

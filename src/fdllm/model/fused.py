@@ -1,0 +1,215 @@
+"""What a layer does between its matrix products, compiled: one call where torch takes several.
+
+For eight columns torch's fixed cost of a kernel is several times the kernel's work, and a layer has
+a dozen small ones. ``fused.c`` holds five functions that need no more than a C compiler: where
+there is one they are compiled for this machine's processor, once. They are the same arithmetic in
+the same types; sums are taken in another order, as from one processor to the next. Attention reads
+each row's keys where they lie in the cache, as far as the row goes: no mask, and no keys gathered.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fdllm.model.compiler import CompilerError, load_library
+from fdllm.model.spec import ModelSpec
+
+MOST_COLUMNS = 128
+"""Columns of a forward up to which one thread and one pass beat torch's threads and several."""
+MOST_DIM = 256
+"""Of a head; ``fused.c`` has the same number, as of the next."""
+LANES = 16
+"""Queries that attention takes together."""
+MOST_LOGITS = 1 << 18
+"""Logits up to which the same holds for a choice of tokens."""
+_SOURCE = Path(__file__).with_name("fused.c")
+_TYPES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
+
+
+class _Buffers(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("columns", "hidden", "inner")),
+        *((name, ctypes.c_float) for name in ("least", "root")),
+        *((name, ctypes.c_void_p) for name in ("normed", "gated")),
+    )
+
+
+class _Place(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "width", "kv_heads", "group", "dim")),
+        *((name, ctypes.c_void_p) for name in ("factors", "query", "keys", "values")),
+        *((name, ctypes.c_int64) for name in ("layer_step", "row_step", "head_step")),
+        *((name, ctypes.c_void_p) for name in ("slots", "positions", "extents")),
+    )
+
+
+class Fused:
+    """The compiled functions for one type of weights.
+
+    Args:
+        library: ``fused.c``, compiled for it.
+    """
+
+    def __init__(self, library: ctypes.PyDLL) -> None:
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self.norm, self.gate = library.norm, library.gate
+        self.mix, self.place_kv = library.mix, library.place_kv
+        self._choose = library.choose
+        self.norm.argtypes = (pointer, pointer, pointer)
+        self.gate.argtypes = (pointer, pointer)
+        self.mix.argtypes = (pointer, pointer, number, pointer)
+        self.place_kv.argtypes = (pointer, pointer, number, number)
+        self._choose.argtypes = (pointer, number, number, number, pointer, pointer)
+        for function in (self.norm, self.gate, self.mix, self.place_kv, self._choose):
+            function.restype = None
+
+    def choose(self, logits: Tensor, mask_id: int) -> tuple[list[int], list[float]]:
+        """As :func:`fdllm.decode.unmask.choose_greedy`, onto the host; leaves ``logits`` alone.
+
+        Args:
+            logits: [n, vocabulary], of the library's type.
+            mask_id: the mask token.
+        """
+        rows, size = logits.shape
+        tokens, confidence = (ctypes.c_int64 * rows)(), (ctypes.c_float * rows)()
+        self._choose(_address(logits), rows, size, mask_id, tokens, confidence)
+        return list(tokens), list(confidence)
+
+
+class FusedBuffers:
+    """What a forward of so many columns passes through: norms, activations, queries, attention.
+
+    Args:
+        fused: the functions.
+        spec: the model's shape.
+        rows: of the forward.
+        width: columns of each row.
+        like: a tensor of the weights' type.
+
+    Attributes:
+        queries: rotated, in tiles of :data:`LANES`, [rows, kv heads, tiles, head dim, lanes].
+        mixed: what each column sees, [rows * width, heads * head dim].
+    """
+
+    def __init__(
+        self, fused: Fused, spec: ModelSpec, *, rows: int, width: int, like: Tensor
+    ) -> None:
+        size, columns = spec.hidden_size, rows * width
+        self.functions = fused
+        self._norm, self._gate = fused.norm, fused.gate
+        self._normed = like.new_empty(columns, size)
+        self._gated = like.new_empty(columns, spec.intermediate_size)
+        kv, dim = spec.num_kv_heads, spec.head_dim
+        tiles = math.ceil(width * spec.num_heads / kv / LANES)
+        self.queries = torch.zeros(rows, kv, tiles, dim, LANES)
+        self.mixed = like.new_empty(columns, spec.num_heads * dim)
+        # In float32 the root went into the matrix behind the norm, with the norm's own weight.
+        root = 1.0 if like.dtype == torch.float32 else math.sqrt(size)
+        self._at = _Buffers(
+            *(columns, size, spec.intermediate_size),
+            *(size * spec.rms_norm_eps, root),
+            *(self._normed.data_ptr(), self._gated.data_ptr()),
+        )
+        self._address = ctypes.addressof(self._at)
+
+    def norm(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """The norm of ``x`` [columns, hidden], good until the next.
+
+        Args:
+            x: hidden state.
+            scale: the norm's weight; None where that went into the matrix behind it.
+        """
+        self._norm(_address(x), None if scale is None else scale.data_ptr(), self._address)
+        return self._normed
+
+    def gate(self, both: Tensor) -> Tensor:
+        """``silu(gate) * up`` of both side by side, [columns, 2 * inner]; good until the next."""
+        self._gate(_address(both), self._address)
+        return self._gated
+
+
+class FusedPlace:
+    """Attention of a window: where its keys and values go, and which each of its rows sees.
+
+    Args:
+        buffers: of the forward.
+        kv: keys and values of the cache, [layers, rows, kv heads, capacity, head dim].
+        factors: rotary factors, complex, that expand to [rows, columns, 1, head dim / 2].
+        slots: the rows of the cache.
+        positions: of each row's columns.
+        extents: keys that each row sees.
+    """
+
+    def __init__(
+        self,
+        buffers: FusedBuffers,
+        kv: tuple[Tensor, Tensor],
+        *,
+        factors: Tensor,
+        slots: Sequence[int],
+        positions: Sequence[Sequence[int]],
+        extents: Sequence[int],
+    ) -> None:
+        (keys, values), dim = kv, factors.shape[-1] * 2
+        rows, width, heads = len(slots), len(positions[0]), keys.shape[2]
+        functions = buffers.functions
+        self._mix, self._kv, self._mixed = functions.mix, functions.place_kv, buffers.mixed
+        every = torch.view_as_real(factors.expand(rows, width, 1, dim // 2)).contiguous()
+        where = [torch.tensor(part) for part in (slots, positions, extents)]
+        self._held = (every, buffers, kv, where)  # for as long as their addresses are used
+        group = buffers.mixed.shape[1] // (heads * dim)
+        self._at = _Place(
+            *(rows, width, heads, group, dim),
+            *(part.data_ptr() for part in (every, buffers.queries, keys, values)),
+            *(keys.stride(i) for i in range(3)),
+            *(part.data_ptr() for part in where),
+        )
+        self._addresses = ctypes.addressof(self._at), buffers.mixed.data_ptr()
+        self._sizes = (2 * heads * dim, dim)
+
+    def mix(self, layer: int, heads: Tensor) -> Tensor:
+        """As :meth:`fdllm.model.place.Place.mix`; good until the next of this size."""
+        at, mixed = self._addresses
+        self._mix(_address(heads), at, layer, mixed)
+        return self._mixed
+
+    def keep(self, layer: int, heads: Tensor) -> None:
+        """As :meth:`fdllm.model.place.Place.keep`."""
+        kv, dim = self._sizes
+        self._kv(_address(heads), self._addresses[0], layer, (heads.shape[1] - kv) // dim)
+
+
+def _address(x: Tensor) -> int:
+    """Where ``x`` begins; it is only read, row behind row."""
+    if not x.is_contiguous():
+        raise ValueError(f"a fused kernel reads one row behind the other, not strides {x.stride()}")
+    return x.data_ptr()
+
+
+def find_fused(device: torch.device, dtype: torch.dtype) -> Fused | None:
+    """The functions for a device and a type; None where they cannot be had."""
+    if device.type != "cpu" or dtype not in _TYPES:
+        return None
+    try:
+        return load_fused(dtype)
+    except CompilerError:
+        return None
+
+
+@cache
+def load_fused(dtype: torch.dtype) -> Fused:
+    """The functions for a type of weights, compiled where no earlier process has done it.
+
+    Raises:
+        CompilerError: the type has none, or they cannot be compiled here.
+    """
+    if dtype not in _TYPES:
+        raise CompilerError(f"there are compiled kernels for float32 and bfloat16, not for {dtype}")
+    return Fused(load_library(_SOURCE, _TYPES[dtype]))

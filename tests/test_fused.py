@@ -1,0 +1,294 @@
+"""The compiled kernels against torch's, and what happens where they cannot be compiled."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+import fdllm
+from fdllm.decode.unmask import choose_greedy
+from fdllm.errors import UsageError
+from fdllm.layerplan import LayerPlan, LayerRun
+from fdllm.model.cache import RowCache, Window
+from fdllm.model.compiled import compiled_on
+from fdllm.model.compiler import CompilerError
+from fdllm.model.fused import MOST_COLUMNS, FusedBuffers, load_fused
+from fdllm.model.spec import ModelSpec
+from fdllm.reuse import ReuseStrategy
+from models import random_model, random_prompt
+from test_engine import DECODING, STRATEGIES, every_strategy
+from test_kernels import wide_network
+
+CPU = torch.device("cpu")
+PROMPTS = [random_prompt(i, n) for i, n in enumerate([1, 7, 16, 17, 30, 33, 50])]
+TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# bfloat16 has 8 bits: where float32's last bit differs, a rounding may fall on the other side.
+NEAR = {torch.float32: (1e-5, 1e-6), torch.bfloat16: (1e-2, 1e-3)}
+FORWARD_NEAR = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.1, 0.1)}
+
+
+def assert_near(got: torch.Tensor, want: torch.Tensor, near: tuple[float, float]) -> None:
+    torch.testing.assert_close(got, want, rtol=near[0], atol=near[1], equal_nan=True)
+
+
+def spec_of(hidden: int = 96, inner: int = 250) -> ModelSpec:
+    return ModelSpec(50, hidden, 2, 4, 2, inner)
+
+
+# --- each kernel ----------------------------------------------------------------------------------
+
+
+@TYPES
+@pytest.mark.parametrize("columns", [1, 8, 31])
+def test_norm(dtype: torch.dtype, columns: int) -> None:
+    spec = spec_of()
+    x = (torch.randn(columns, spec.hidden_size) * torch.logspace(-3, 3, columns)[:, None]).to(dtype)
+    scale = torch.rand(spec.hidden_size).to(dtype) + 0.5
+    buffers = FusedBuffers(load_fused(dtype), spec, rows=1, width=columns, like=x)
+    root = spec.hidden_size**0.5 if dtype == torch.float32 else 1.0
+    want = scale * F.rms_norm(x.float(), x.shape[-1:], None, spec.rms_norm_eps).to(dtype)
+    assert_near(buffers.norm(x, scale) * root, want, NEAR[dtype])
+    bare = F.rms_norm(x.float(), x.shape[-1:], None, spec.rms_norm_eps).to(dtype)
+    assert_near(buffers.norm(x, None) * root, bare, NEAR[dtype])
+
+
+@TYPES
+def test_gate(dtype: torch.dtype) -> None:
+    spec = spec_of()
+    both = (torch.randn(9, 2 * spec.intermediate_size) * 20).to(dtype)
+    both[0, :8] = torch.tensor([0.0, -0.0, 88.0, -88.0, 1e4, -1e4, 1e-30, -1e-30])
+    gate, up = both.chunk(2, -1)
+    made = FusedBuffers(load_fused(dtype), spec, rows=3, width=3, like=both).gate(both)
+    assert_near(made, F.silu(gate) * up, NEAR[dtype])
+
+
+@TYPES
+def test_choice(dtype: torch.dtype) -> None:
+    fused = load_fused(dtype)
+    logits = (torch.randn(40, 77) * torch.logspace(-2, 2, 40)[:, None]).to(dtype)
+    logits[3] = 1.0  # all equal: the first of them
+    logits[4, 12] = logits[4, 60] = 500.0
+    logits[5, 7] = 1000.0  # the barred one is by far the most probable
+    logits[6, ::2] = float("-inf")
+    for barred in (0, 7, 76):
+        tokens, confidence = fused.choose(logits, barred)
+        want, sure = choose_greedy(logits.clone(), barred)
+        assert tokens == want.tolist()
+        assert_near(torch.tensor(confidence), sure, (1e-5, 1e-30))
+
+
+def test_choice_tells_of_a_nan() -> None:
+    logits = torch.randn(3, 20)
+    logits[1, 4] = logits[2, 5] = float("nan")
+    tokens, confidence = load_fused(torch.float32).choose(logits, 5)
+    want, sure = choose_greedy(logits, 5)
+    assert tokens == want.tolist()
+    assert_near(torch.tensor(confidence), sure, (1e-5, 0.0))
+    assert confidence[2] != confidence[2]
+
+
+# --- whole forwards -------------------------------------------------------------------------------
+
+WINDOWS = {
+    "a row": Window((1,), (16,), 8, (32,)),
+    "side by side": Window((0, 1), (16, 16), 8, (32, 32)),
+    "ragged": Window((0, 1, 2), (16, 3, 40), 8, (32, 20, 60)),
+    "apart": Window((2, 0), (16, 16), 16, (32, 32)),
+    "a prompt": Window((1,), (0,), 48, (48,), causal_block=16),
+}
+
+
+def caches(model: fdllm.Model, dtype: torch.dtype) -> list[RowCache]:
+    """Without compiled kernels and with them, and the same in both."""
+    like = model.network.embedding.weight
+    made = [
+        RowCache(model.spec, num_rows=3, capacity=64, block_size=16, like=like, fused=fused)
+        for fused in (None, load_fused(dtype))
+    ]
+    for cache in made:
+        torch.manual_seed(7)
+        cache.keys.normal_()
+        cache.values.normal_()
+    return made
+
+
+@TYPES
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+@torch.inference_mode()
+def test_forwards_are_the_same(window: Window, dtype: torch.dtype) -> None:
+    network = wide_network(dtype)
+    model = fdllm.Model(network, network.spec, None, "wide", CPU, dtype)
+    network.freeze()
+    stepper = network.prepare()
+    ids = torch.arange(3, 3 + len(window.rows) * window.width) % 290
+    plan, starts = LayerPlan(model.n_layers), [0] * len(window.rows)
+    for columns in (range(ids.numel()), range(3)):
+        plain, fused = caches(model, dtype)
+        done = [
+            stepper.read(ids, cache, [window], plan, starts, columns=columns)
+            for cache in (plain, fused)
+        ]
+        assert_near(done[1].hidden, done[0].hidden, FORWARD_NEAR[dtype])
+        assert_near(fused.keys, plain.keys, FORWARD_NEAR[dtype])
+        assert_near(fused.values, plain.values, FORWARD_NEAR[dtype])
+
+
+@torch.inference_mode()
+def test_a_run_computed_in_part_and_one_that_owes_keys_alone() -> None:
+    model = random_model(2)
+    stepper = model.network.prepare()
+    window = Window((1,), (16,), 16, (32,))
+    run = LayerRun(1, 4, "output", columns=(2, 3, 9))
+    whole = LayerPlan(model.n_layers, store=(LayerRun(1, 4, "output"),))
+    part = LayerPlan(model.n_layers, partial=(run,))
+    plain, fused = caches(model, torch.float32)
+    for plan, ids in ((whole, torch.arange(3, 19)), (part, torch.arange(13, 29))):
+        done = [
+            stepper.read(ids, cache, [window], plan, [0], columns=range(16))
+            for cache in (plain, fused)
+        ]
+        assert_near(done[1].hidden, done[0].hidden, FORWARD_NEAR[torch.float32])
+        assert_near(fused.keys, plain.keys, FORWARD_NEAR[torch.float32])
+
+
+@torch.inference_mode()
+def test_wide_forwards_are_left_to_torch() -> None:
+    model = random_model(2)
+    stepper, plan = model.network.prepare(), LayerPlan(model.n_layers)
+    _, cache = caches(model, torch.float32)
+    for rows, narrow in ((2, True), (3, False)):
+        window = Window(tuple(range(rows)), (0,) * rows, 48, (48,) * rows)
+        ids = torch.arange(48 * rows) % 40
+        stepper.read(ids, cache, [window], plan, [0] * rows, columns=[0])
+        assert (48 * rows <= MOST_COLUMNS) == narrow
+        assert (cache.scratch[rows, 48].fused is not None) == narrow
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@every_strategy
+def test_the_same_tokens(strategy: ReuseStrategy[Any], batch_size: int) -> None:
+    model = random_model(3)
+    model.network.freeze()
+    done = []
+    for asked, said in ((False, "no"), (True, "C kernels")):
+        assert model.compile(asked=asked) == said
+        done.append(fdllm.generate(model, PROMPTS, DECODING, strategy, batch_size=batch_size))
+    assert [one.tokens for one in done[0]] == [one.tokens for one in done[1]]
+    assert [one.counts for one in done[0]] == [one.counts for one in done[1]]
+
+
+def test_the_same_scores() -> None:
+    model = random_model(2)
+    model.network.freeze()
+    pairs = [(random_prompt(n, n), random_prompt(n + 9, 3)) for n in (5, 20, 33, 47)]
+    decoding = fdllm.Decoding(block_size=16, small_block_size=4, mask_id=46, scoring_steps=4)
+    done = []
+    for asked in (False, True):
+        model.compile(asked=asked)
+        done.append(fdllm.score(model, pairs, "denoise", decoding, STRATEGIES["k2-output"]))
+    for a, b in zip(*done, strict=True):
+        assert a.loglikelihood == pytest.approx(b.loglikelihood, rel=1e-5)
+
+
+def test_rows_that_are_not_one_behind_the_other_are_refused() -> None:
+    spec = spec_of()
+    buffers = FusedBuffers(load_fused(torch.float32), spec, rows=4, width=1, like=torch.empty(0))
+    with pytest.raises(ValueError, match="not strides"):
+        buffers.norm(torch.randn(spec.hidden_size, 4).t(), None)
+
+
+# --- the compiler ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of its own, and nothing loaded; the folder that libraries go to."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CC", raising=False)
+    load_fused.cache_clear()
+    yield tmp_path / "cache" / "fdllm"
+    load_fused.cache_clear()
+
+
+def script(path: Path, lines: Sequence[str]) -> str:
+    path.write_text("\n".join(("#!/bin/sh", *lines)) + "\n", encoding="utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_compiled_once(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    counting = script(tmp_path / "counting", [f"env >>{log}", f"echo call >>{log}", 'exec cc "$@"'])
+    monkeypatch.setenv("CC", f"{counting} -DANYTHING")
+    for _ in range(2):
+        load_fused(torch.float32)
+        load_fused.cache_clear()  # as another process
+    told = log.read_text(encoding="utf-8")
+    assert told.splitlines().count("call") == 1
+    assert "hf_secret" not in told
+    [library] = fresh.iterdir()
+    # What is damaged is compiled again.
+    damaged = tmp_path / "other" / "fdllm" / library.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"no library")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    load_fused(torch.float32)
+    assert log.read_text(encoding="utf-8").splitlines().count("call") == 2
+    assert damaged.read_bytes() == library.read_bytes()
+
+
+def test_a_cache_that_cannot_be_written(fresh: Path) -> None:
+    fresh.parent.write_text("a file, no folder", encoding="utf-8")
+    tokens, _ = load_fused(torch.float32).choose(torch.eye(4), 0)
+    assert tokens == [1, 1, 2, 3]
+
+
+NO_COMPILER = {
+    "none": (None, "no C compiler (cc, gcc or clang) is on the PATH"),
+    "no file": ("/nowhere/cc", "'/nowhere/cc' does not run (FileNotFoundError)"),
+    "fails": (["echo 'disk quota exceeded' >&2; exit 3"], "does not compile fused.c: disk quota"),
+    "no library": (["echo text >$(echo \"$*\" | sed 's/.*-o //; s/ .*//')"], "cannot be loaded"),
+}
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(("named", "said"), NO_COMPILER.values(), ids=NO_COMPILER)
+def test_without_a_compiler(
+    named: str | list[str] | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if named is None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        path = named if isinstance(named, str) else script(tmp_path / "broken", named)
+        monkeypatch.setenv("CC", path)
+    with pytest.raises(CompilerError, match=re.escape(said)):
+        load_fused(torch.float32)
+    # Nobody asked: torch's kernels serve, and the record says so.
+    assert str(compiled_on(CPU, torch.float32)) == "no"
+    model = random_model(3)
+    assert fdllm.generate(model, PROMPTS[:1], DECODING, fdllm.NoReuse())[0].tokens
+    # Somebody did.
+    with pytest.raises(UsageError, match="--compile: .*; install gcc or clang"):
+        model.compile(asked=True)
+
+
+def test_a_type_without_kernels() -> None:
+    assert str(compiled_on(CPU, torch.float16)) == "no"
+    with pytest.raises(UsageError, match="for float32 and bfloat16, not for torch.float16"):
+        compiled_on(CPU, torch.float16, asked=True)
+    with pytest.raises(UsageError, match="for a CPU or CUDA, and the model is on 'meta'"):
+        compiled_on(torch.device("meta"), torch.float32, asked=True)
+
+
+def test_small_numbers_stay_on() -> None:
+    load_fused(torch.float32)
+    tiny = torch.tensor([1e-40])
+    assert (tiny * 0.5).item() > 0.0
