@@ -1,7 +1,8 @@
-"""Does torch's compiler pay on a CPU? ``python benchmarks/compile.py``.
+"""What compiling pays on a CPU: ``python benchmarks/compile.py``.
 
-A step of the embedded model, 8 columns and 32, as it runs and as ``torch.compile`` writes it, over
-the fixed buffers of a recorded forward (:mod:`fdllm.model.recorded`); in turn, in one process.
+A step of the embedded model, 8 columns and 32: by torch's own kernels, with the C kernels of
+:mod:`fdllm.model.fused`, and as ``torch.compile`` writes it over the fixed buffers of a recorded
+forward (:mod:`fdllm.model.recorded`); in turn, in one process.
 """
 
 from __future__ import annotations
@@ -39,33 +40,49 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    plain, other = (fdllm.load_model(given.model, device="cpu", dtype="float32") for _ in "ab")
-    other.network.prepare().use(Compiled(record=compiled))
-    table = Table("columns", "plain ms", "compiled ms", "compiled / plain", "compiling s")
+    ways = ("torch", "C kernels", "torch.compile")
+    models = {way: fdllm.load_model(given.model, device="cpu", dtype="float32") for way in ways}
+    models["torch"].compile(asked=False)
+    models["C kernels"].compile(asked=True)
+    models["torch.compile"].network.use(Compiled(record=compiled))
+    table = Table("columns", "by", "ms", "times torch's", "made in s")
     with torch.inference_mode():
-        for width in (8, plain.spec.block_size):
-            steps = {"plain": step_of(plain, width), "compiled": step_of(other, width)}
-            began = time.perf_counter()
-            for _ in range(RECORD_FROM):
-                steps["compiled"]()
-            took = time.perf_counter() - began
-            done = interleave(Clock(plain.device), steps, given.repeats)
-            ratio = done["compiled"].over(done["plain"])
-            table.add_row(
-                str(width),
-                f"{done['plain'].median / STEPS * 1e3:.2f}",
-                f"{done['compiled'].median / STEPS * 1e3:.2f}",
-                f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
-                f"{took:.0f}",
-            )
+        for width in (8, models["torch"].spec.block_size):
+            steps = {way: step_of(model, width) for way, model in models.items()}
+            made = {way: first_steps(work) for way, work in steps.items()}
+            done = interleave(Clock(torch.device("cpu")), steps, given.repeats)
+            for way, spread in done.items():
+                ratio = spread.over(done["torch"])
+                table.add_row(
+                    str(width),
+                    way,
+                    f"{spread.median / STEPS * 1e3:.2f}",
+                    f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+                    f"{made[way]:.1f}",
+                )
     Console().print(table)
+
+
+def first_steps(work: Callable[[], object]) -> float:
+    """Seconds until a way has made what it needs, a few steps included."""
+    began = time.perf_counter()
+    for _ in range(RECORD_FROM):
+        work()
+    return time.perf_counter() - began
 
 
 def step_of(model: fdllm.Model, width: int) -> Callable[[], object]:
     """A step of so many columns behind a prefix, again and again at one place."""
     spec, stepper, plan = model.spec, model.network.prepare(), LayerPlan(model.n_layers)
     like = model.network.embedding.weight
-    cache = RowCache(spec, num_rows=1, capacity=CAPACITY, block_size=spec.block_size, like=like)
+    cache = RowCache(
+        spec,
+        num_rows=1,
+        capacity=CAPACITY,
+        block_size=spec.block_size,
+        like=like,
+        fused=stepper.fused,
+    )
     window = Window((0,), (LENGTH,), width, (LENGTH + spec.block_size,))
     ids, columns = torch.arange(width), range(width)
 

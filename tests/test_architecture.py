@@ -55,7 +55,7 @@ LIGHT = (
 HEAVY = {"torch", "transformers", "lm_eval", "datasets"}
 MAX_LINES = 300
 FOLDERS = ("src", "tests", "benchmarks", "experiments", "sbatch", ".ci")
-CODE = {".py", ".sh", ".toml", ".def", ""}
+CODE = {".py", ".c", ".sh", ".toml", ".def", ""}
 
 TREES = modules()
 IMPORTS = imports(TREES)

@@ -19,7 +19,7 @@ from fdllm.layerplan import LayerPlan, LayerRun
 from fdllm.model.cache import RowCache, Window
 from fdllm.model.compiled import compiled_on
 from fdllm.model.compiler import CompilerError
-from fdllm.model.fused import MOST_COLUMNS, FusedBuffers, load_fused
+from fdllm.model.fused import MOST_COLUMNS, FusedBuffers, FusedPlace, load_fused
 from fdllm.model.spec import ModelSpec
 from fdllm.reuse import ReuseStrategy
 from models import random_model, random_prompt
@@ -162,8 +162,9 @@ def test_a_run_computed_in_part_and_one_that_owes_keys_alone() -> None:
 def test_wide_forwards_are_left_to_torch() -> None:
     model = random_model(2)
     stepper, plan = model.network.prepare(), LayerPlan(model.n_layers)
-    _, cache = caches(model, torch.float32)
-    for rows, narrow in ((2, True), (3, False)):
+    like, fused = model.network.embedding.weight, load_fused(torch.float32)
+    cache = RowCache(model.spec, num_rows=12, capacity=48, block_size=16, like=like, fused=fused)
+    for rows, narrow in ((10, True), (12, False)):
         window = Window(tuple(range(rows)), (0,) * rows, 48, (48,) * rows)
         ids = torch.arange(48 * rows) % 40
         stepper.read(ids, cache, [window], plan, [0] * rows, columns=[0])
@@ -175,10 +176,10 @@ def test_wide_forwards_are_left_to_torch() -> None:
 @every_strategy
 def test_the_same_tokens(strategy: ReuseStrategy[Any], batch_size: int) -> None:
     model = random_model(3)
-    model.network.freeze()
     done = []
     for asked, said in ((False, "no"), (True, "C kernels")):
         assert model.compile(asked=asked) == said
+        assert (model.network.prepare().fused is not None) == asked
         done.append(fdllm.generate(model, PROMPTS, DECODING, strategy, batch_size=batch_size))
     assert [one.tokens for one in done[0]] == [one.tokens for one in done[1]]
     assert [one.counts for one in done[0]] == [one.counts for one in done[1]]
@@ -195,6 +196,32 @@ def test_the_same_scores() -> None:
         done.append(fdllm.score(model, pairs, "denoise", decoding, STRATEGIES["k2-output"]))
     for a, b in zip(*done, strict=True):
         assert a.loglikelihood == pytest.approx(b.loglikelihood, rel=1e-5)
+
+
+@TYPES
+def test_threads_change_nothing(dtype: torch.dtype) -> None:
+    spec = ModelSpec(50, 320, 2, 10, 2, 1250)
+    x = torch.randn(5 * 33, spec.hidden_size).to(dtype)
+    both = torch.randn(5 * 33, 2 * spec.intermediate_size).to(dtype)
+    heads = torch.randn(5 * 33, 14 * 32).to(dtype)
+    buffers = FusedBuffers(load_fused(dtype), spec, rows=5, width=33, like=x)
+    kv = (torch.randn(2, 5, 2, 200, 32).to(dtype), torch.randn(2, 5, 2, 200, 32).to(dtype))
+    place = FusedPlace(
+        buffers,
+        kv,
+        factors=torch.polar(torch.ones(33, 1, 16), torch.randn(33, 1, 16)),
+        slots=range(5),
+        positions=[range(n, n + 33) for n in (0, 7, 60, 90, 160)],
+        extents=[33, 40, 101, 150, 200],
+    )
+    made, before = [], torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        parts = [buffers.norm(x, None), buffers.gate(both), place.mix(1, heads)]
+        made.append([part.clone() for part in parts])
+    torch.set_num_threads(before)
+    for parts in made[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(parts, made[0], strict=True))
 
 
 def test_rows_that_are_not_one_behind_the_other_are_refused() -> None:

@@ -44,12 +44,11 @@ class Tape:
 @contextmanager
 def recording(model: fdllm.Model, record: Record) -> Iterator[None]:
     model.network.freeze()
-    stepper = model.network.prepare()
-    stepper.use(Compiled(record=record))
+    model.network.use(Compiled(record=record))
     try:
         yield
     finally:
-        stepper.use(Compiled())
+        model.network.use(Compiled())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

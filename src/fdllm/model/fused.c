@@ -1,6 +1,6 @@
-/* What a layer does between its matrix products: each is one pass over a few kilobytes.
-   fdllm/model/fused.py compiles this for the machine that it runs on, once a type of weights,
-   and describes the arguments. One thread: what is wide enough for two is left to torch. */
+/* What a layer does between its matrix products, in few passes. fdllm/model/compiler.py compiles
+   this for the machine that it runs on, once a type of weights; fdllm/model/fused.py calls it.
+   Threads share no sum, so their number changes no result. */
 
 #include <math.h>
 #include <stdint.h>
@@ -25,15 +25,14 @@ static inline element put(float x) {
 }
 #else
 typedef float element;
-static inline float get(element x) { return x; }
-static inline element put(float x) { return x; }
+#define get(x) (x)
+#define put(x) (x)
 #endif
 
 typedef struct {
   int64_t columns, hidden, inner;
   float least, root;
-  element *normed; /* [columns, hidden] */
-  element *gated;  /* [columns, inner] */
+  element *normed, *gated; /* [columns, hidden], [columns, inner] */
 } buffers;
 
 typedef struct {
@@ -42,27 +41,24 @@ typedef struct {
   float *query;           /* [rows, kv_heads, tiles, dim, LANES] */
   element *keys, *values; /* where the first layer's begin */
   int64_t layer_step, row_step, head_step;
-  const int64_t *slots;     /* [rows] */
-  const int64_t *positions; /* [rows, width] */
-  const int64_t *extents;   /* [rows] */
+  const int64_t *slots, *positions, *extents; /* [rows], [rows, width], [rows] */
 } place;
 
 /* Queries that attention takes together, side by side. */
 #define LANES 16
 #define VECTORS 2
-typedef float vector __attribute__((vector_size(4 * LANES / VECTORS)));
+typedef float vector __attribute__((vector_size(4 * LANES / VECTORS), aligned(4), may_alias));
 #define KEYS 64
 #define MOST_DIM 256
-/* Multiplications from which a second thread is worth its start. */
+/* Multiplications of attention, and numbers of a pass, from which a second thread pays. */
 #define WORTH_A_TEAM (1 << 18)
-
-static inline int64_t tiles(const place *at) {
-  return (at->width * at->group + LANES - 1) / LANES;
-}
+#define NUMBERS_FOR_A_TEAM (1 << 14)
+static inline int64_t tiles(const place *at) { return (at->width * at->group + LANES - 1) / LANES; }
 
 /* Root-mean-square norm: x * root / sqrt(sum(x^2) + least), times the scale where there is one. */
 void norm(const element *restrict x, const element *restrict scale, const buffers *at) {
   const int64_t size = at->hidden;
+#pragma omp parallel for schedule(static) if (at->columns * size > NUMBERS_FOR_A_TEAM)
   for (int64_t column = 0; column < at->columns; column++) {
     const element *restrict from = x + column * size;
     element *restrict to = at->normed + column * size;
@@ -73,11 +69,8 @@ void norm(const element *restrict x, const element *restrict scale, const buffer
       sum += value * value;
     }
     const float factor = at->root / sqrtf(sum + at->least);
-    if (scale)
-      for (int64_t i = 0; i < size; i++)
-        to[i] = put(get(put(get(from[i]) * factor)) * get(scale[i]));
-    else
-      for (int64_t i = 0; i < size; i++) to[i] = put(get(from[i]) * factor);
+    for (int64_t i = 0; i < size; i++) to[i] = put(get(from[i]) * factor);
+    for (int64_t i = 0; scale && i < size; i++) to[i] = put(get(to[i]) * get(scale[i]));
   }
 }
 
@@ -104,6 +97,7 @@ static inline float exponential(float x) {
 /* SwiGLU's silu(gate) * up; both [columns, 2 * inner], the gates first. */
 void gate(const element *restrict both, const buffers *at) {
   const int64_t size = at->inner;
+#pragma omp parallel for schedule(static) if (at->columns * size > NUMBERS_FOR_A_TEAM)
   for (int64_t column = 0; column < at->columns; column++) {
     const element *restrict left = both + column * 2 * size;
     const element *restrict right = left + size;
@@ -141,14 +135,14 @@ static inline void store(const element *x, const place *at, int64_t layer, int64
 
 /* A column's queries, rotated and scaled, to their lanes. */
 static void load_queries(const element *x, const place *at, int64_t row, int64_t column) {
-  const int64_t dim = at->dim, group = at->group;
+  const int64_t dim = at->dim, group = at->group, size = tiles(at) * LANES;
   const float *factors = at->factors + (row * at->width + column) * dim;
   const float scale = 1.0f / sqrtf((float)dim);
   for (int64_t head = 0; head < at->kv_heads; head++)
     for (int64_t i = 0; i < group; i++, x += dim) {
       const int64_t query = column * group + i;
-      float *to = at->query + ((row * at->kv_heads + head) * tiles(at) + query / LANES) * dim * LANES;
-      to += query % LANES;
+      float *to = at->query + (row * at->kv_heads + head) * size * dim;
+      to += query / LANES * LANES * dim + query % LANES;
       for (int64_t j = 0; j < dim; j += 2) {
         const float left = get(x[j]) * scale, right = get(x[j + 1]) * scale;
         to[j * LANES] = left * factors[j] - right * factors[j + 1];
@@ -157,70 +151,52 @@ static void load_queries(const element *x, const place *at, int64_t row, int64_t
     }
 }
 
-/* Scores of some keys, [keys, LANES]: four keys at a time, so that a query is loaded once for four. */
-static void score(const vector *query, const float *keys, int64_t step, int64_t count, int64_t dim,
-                  vector *scores) {
-  int64_t key = 0;
-  for (; key + 4 <= count; key += 4) {
-    const float *x = keys + key * step;
-    vector sums[4][VECTORS] = {0};
-    for (int64_t i = 0; i < dim; i++)
-      for (int64_t j = 0; j < VECTORS; j++)
-        for (int64_t n = 0; n < 4; n++) sums[n][j] += x[n * step + i] * query[i * VECTORS + j];
-    memcpy(scores + key * VECTORS, sums, sizeof sums);
-  }
-  for (; key < count; key++) {
-    vector sums[VECTORS] = {0};
-    for (int64_t i = 0; i < dim; i++)
-      for (int64_t j = 0; j < VECTORS; j++)
-        sums[j] += keys[key * step + i] * query[i * VECTORS + j];
-    memcpy(scores + key * VECTORS, sums, sizeof sums);
-  }
+#define INLINED static inline __attribute__((always_inline))
+
+/* Scores of a few keys, [few, LANES]. */
+INLINED void score(const int64_t few, const vector *query, const float *keys, int64_t dim,
+                   vector *scores) {
+  vector sums[4][VECTORS] = {0};
+  for (int64_t i = 0; i < dim; i++)
+    for (int64_t j = 0; j < VECTORS; j++)
+      for (int64_t n = 0; n < few; n++) sums[n][j] += keys[n * dim + i] * query[i * VECTORS + j];
+  memcpy(scores, sums, (size_t)few * sizeof sums[0]);
 }
 
-/* Adds weighted values to sums [dim, LANES]: four dimensions at a time, for the same reason. */
-static void weigh(const vector *weights, const float *values, int64_t step, int64_t count,
-                  int64_t dim, vector *sums) {
-  int64_t i = 0;
-  for (; i + 4 <= dim; i += 4) {
-    vector part[4][VECTORS];
-    memcpy(part, sums + i * VECTORS, sizeof part);
-    for (int64_t key = 0; key < count; key++)
-      for (int64_t j = 0; j < VECTORS; j++)
-        for (int64_t n = 0; n < 4; n++)
-          part[n][j] += values[key * step + i + n] * weights[key * VECTORS + j];
-    memcpy(sums + i * VECTORS, part, sizeof part);
-  }
-  for (; i < dim; i++)
-    for (int64_t key = 0; key < count; key++)
-      for (int64_t j = 0; j < VECTORS; j++)
-        sums[i * VECTORS + j] += values[key * step + i] * weights[key * VECTORS + j];
+/* Adds weighted values to the sums of a few dimensions, [few, LANES]. */
+INLINED void weigh(const int64_t few, const vector *weights, const float *values, int64_t dim,
+                   int64_t count, vector *sums) {
+  vector part[4][VECTORS];
+  memcpy(part, sums, (size_t)few * sizeof part[0]);
+  for (int64_t key = 0; key < count; key++)
+    for (int64_t j = 0; j < VECTORS; j++)
+      for (int64_t n = 0; n < few; n++)
+        part[n][j] += values[key * dim + n] * weights[key * VECTORS + j];
+  memcpy(sums, part, (size_t)few * sizeof part[0]);
 }
 
 /* Numbers as floats: where they lie, or in a copy of count rows. */
-static inline const float *widen(const element *x, float *copy, int64_t count) {
 #ifdef BFLOAT16
+static inline const float *widen(const element *x, float *copy, int64_t count) {
   for (int64_t i = 0; i < count; i++) copy[i] = get(x[i]);
   return copy;
-#else
-  (void)copy, (void)count;
-  return x;
-#endif
 }
+#else
+#define widen(x, copy, count) (x)
+#endif
 
 /* Attention of LANES queries to the keys of their row, KEYS at a time with a running maximum. */
 static void attend(const place *at, int64_t layer, int64_t row, int64_t head, int64_t tile,
                    element *out) {
   const int64_t dim = at->dim, queries = at->width * at->group, extent = at->extents[row];
-  const int64_t from = layer * at->layer_step + at->slots[row] * at->row_step + head * at->head_step;
+  const int64_t row_at = layer * at->layer_step + at->slots[row] * at->row_step;
+  const int64_t from = row_at + head * at->head_step;
   const vector *query =
       (const vector *)(at->query + ((row * at->kv_heads + head) * tiles(at) + tile) * dim * LANES);
   float most[LANES], total[LANES], kept[LANES];
   vector scores[KEYS * VECTORS], sums[MOST_DIM * VECTORS];
 #ifdef BFLOAT16
   float copy[KEYS * MOST_DIM];
-#else
-  float *copy = 0;
 #endif
   float *score_of = (float *)scores, *sum_of = (float *)sums;
   memset(sums, 0, (size_t)(dim * LANES) * sizeof(float));
@@ -228,7 +204,10 @@ static void attend(const place *at, int64_t layer, int64_t row, int64_t head, in
   for (int64_t first = 0; first < extent; first += KEYS) {
     const int64_t count = extent - first < KEYS ? extent - first : KEYS;
     const float *keys = widen(at->keys + from + first * dim, copy, count * dim);
-    score(query, keys, dim, count, dim, scores);
+    int64_t done = 0;  /* four at a time, so that a query is loaded once for four keys */
+    for (; done + 4 <= count; done += 4)
+      score(4, query, keys + done * dim, dim, scores + done * VECTORS);
+    for (; done < count; done++) score(1, query, keys + done * dim, dim, scores + done * VECTORS);
     memcpy(kept, most, sizeof kept);
     for (int64_t key = 0; key < count; key++)
 #pragma omp simd
@@ -252,7 +231,10 @@ static void attend(const place *at, int64_t layer, int64_t row, int64_t head, in
       for (int64_t j = 0; j < dim; j++)
 #pragma omp simd
         for (int64_t i = 0; i < LANES; i++) sum_of[j * LANES + i] *= kept[i];
-    weigh(scores, widen(at->values + from + first * dim, copy, count * dim), dim, count, dim, sums);
+    const float *values = widen(at->values + from + first * dim, copy, count * dim);
+    for (done = 0; done + 4 <= dim; done += 4)
+      weigh(4, scores, values + done, dim, count, sums + done * VECTORS);
+    for (; done < dim; done++) weigh(1, scores, values + done, dim, count, sums + done * VECTORS);
   }
   for (int64_t i = 0; i < LANES && tile * LANES + i < queries; i++) {
     const int64_t one = row * queries + tile * LANES + i;
@@ -268,7 +250,7 @@ void mix(const element *heads, const place *at, int64_t layer, element *out) {
   const int64_t queries = at->kv_heads * at->group, columns = at->rows * at->width;
   const int64_t units = at->rows * at->kv_heads * tiles(at);
   int64_t keys = 0;
-  for (int64_t row = 0; row < at->rows; row++) keys += at->extents[row];
+  for (int64_t i = 0; i < at->rows; i++) keys += at->extents[i];
   const int64_t work = keys * at->kv_heads * tiles(at) * LANES * at->dim;
 #pragma omp parallel if (work > WORTH_A_TEAM)
   {
@@ -289,9 +271,10 @@ void mix(const element *heads, const place *at, int64_t layer, element *out) {
 /* Keys and values alone; skipped: query heads that stand ahead of them in a column. */
 void place_kv(const element *heads, const place *at, int64_t layer, int64_t skipped) {
   const int64_t step = (skipped + 2 * at->kv_heads) * at->dim;
-  for (int64_t row = 0; row < at->rows; row++)
-    for (int64_t column = 0; column < at->width; column++)
-      store(heads + (row * at->width + column) * step + skipped * at->dim, at, layer, row, column);
+  for (int64_t one = 0; one < at->rows * at->width; one++) {
+    const element *x = heads + one * step + skipped * at->dim;
+    store(x, at, layer, one / at->width, one % at->width);
+  }
 }
 
 /* The most probable token of each row of logits, the barred one aside, and its probability among

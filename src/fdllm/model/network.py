@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fdllm.layerplan import AnyPlan
 from fdllm.model.attention import DenseAttention
 from fdllm.model.cache import RowCache, Window
+from fdllm.model.compiled import Compiled
 from fdllm.model.kernels import can_pack, give_back_memory
 from fdllm.model.layers import Head, Layer, RMSNorm, rotary_table
 from fdllm.model.spec import ModelSpec
@@ -35,10 +36,11 @@ class Network(nn.Module):
             self.head.weight = self.embedding.weight
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._frozen: Stepper | None = None
+        self._compiled: Compiled | None = None
 
     def prepare(self) -> Stepper:
         """The network as decoding runs it, from the weights as they are now."""
-        return self._frozen or Stepper(self, pack=False, release=False)
+        return self._frozen or self._made(pack=False, release=False)
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -48,8 +50,20 @@ class Network(nn.Module):
         ``named_parameters`` then shows of the layers is no checkpoint any more.
         """
         if self._frozen is None:
-            self._frozen = Stepper(self, pack=can_pack(self.embedding.weight), release=True)
+            self._frozen = self._made(pack=can_pack(self.embedding.weight), release=True)
             give_back_memory()
+
+    def use(self, compiled: Compiled) -> None:
+        """Decode with these from now on; without a word, with what pays here."""
+        self._compiled = compiled
+        if self._frozen is not None:
+            self._frozen.use(compiled)
+
+    def _made(self, *, pack: bool, release: bool) -> Stepper:
+        made = Stepper(self, pack=pack, release=release)
+        if self._compiled is not None:
+            made.use(self._compiled)
+        return made
 
     def forward(
         self,

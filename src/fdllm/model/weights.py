@@ -70,7 +70,7 @@ class Model:
             UsageError: it was asked for, and cannot be had here.
         """
         chosen = compiled_on(self.device, self.dtype, asked=asked)
-        self.network.prepare().use(chosen)
+        self.network.use(chosen)
         return str(chosen)
 
     @property
