@@ -39,8 +39,18 @@ def test_a_whole_checkout_is_ready(tmp_path: Path) -> None:
     assert json.loads(ended.out)["ready"] is True
     assert {"disk", "versions", "source", "folder results", "GPU", "model"} < set(ended.findings)
     assert ended.findings["task tiny_choice"]["found"].startswith("250 documents")
+    assert ended.findings["compiler"]["state"] == "ok"
     # A check-up changes nothing.
     assert not (tmp_path / "results").exists()
+
+
+def test_a_machine_without_a_compiler_is_slower_and_ready(tmp_path: Path) -> None:
+    ended = checkup("doctor", home=tmp_path, CC="/nowhere/cc")
+    assert json.loads(ended.out)["ready"] is True
+    found = ended.findings["compiler"]
+    assert found["state"] == "warn"
+    assert "'/nowhere/cc' does not run" in found["found"]
+    assert "install gcc or clang" in found["remedy"]
 
 
 def test_the_table_says_what_to_do(tmp_path: Path) -> None:

@@ -87,8 +87,13 @@ def profile_subject(subject: Subject, options: Options, path: Path) -> list[Phas
     activities = [ProfilerActivity.CPU]
     if subject.model.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
+    stepper = subject.model.network.prepare()
+    fused = stepper.fused
+    if fused is not None:  # which are no operators of torch
+        stepper.fused = fused.marked(record_function)
     with profile(activities=activities) as found:
         _run(subject, marked)
+    stepper.fused = fused
     found.export_chrome_trace(str(path))
     events: Sequence[Any] = list(found.events() or [])
     return [

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +31,7 @@ LANES = 16
 MOST_LOGITS = 1 << 18
 """Logits up to which the same holds for a choice of tokens."""
 _SOURCE = Path(__file__).with_name("fused.c")
+Mark = Callable[[str], AbstractContextManager[object]]
 _TYPES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 
 
@@ -55,20 +57,27 @@ class Fused:
 
     Args:
         library: ``fused.c``, compiled for it.
+        mark: what each call stands in, by its name, so that a profiler sees it; None for nothing.
     """
 
-    def __init__(self, library: ctypes.PyDLL) -> None:
+    def __init__(self, library: ctypes.PyDLL, mark: Mark | None = None) -> None:
+        self._library = library
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self.norm, self.gate = library.norm, library.gate
-        self.mix, self.place_kv = library.mix, library.place_kv
-        self._choose = library.choose
-        self.norm.argtypes = (pointer, pointer, pointer)
-        self.gate.argtypes = (pointer, pointer)
-        self.mix.argtypes = (pointer, pointer, number, pointer)
-        self.place_kv.argtypes = (pointer, pointer, number, number)
-        self._choose.argtypes = (pointer, number, number, number, pointer, pointer)
-        for function in (self.norm, self.gate, self.mix, self.place_kv, self._choose):
-            function.restype = None
+
+        def function(name: str, *arguments: type) -> Callable[..., None]:
+            made = library[name]
+            made.argtypes, made.restype = arguments, None
+            return made if mark is None else _marked(made, mark, f"{_SOURCE.stem}::{name}")
+
+        self.norm = function("norm", pointer, pointer, pointer)
+        self.gate = function("gate", pointer, pointer)
+        self.mix = function("mix", pointer, pointer, number, pointer)
+        self.place_kv = function("place_kv", pointer, pointer, number, number)
+        self._choose = function("choose", pointer, number, number, number, pointer, pointer)
+
+    def marked(self, mark: Mark) -> Fused:
+        """The same functions for a profiler."""
+        return Fused(self._library, mark)
 
     def choose(self, logits: Tensor, mask_id: int) -> tuple[list[int], list[float]]:
         """As :func:`fdllm.decode.unmask.choose_greedy`, onto the host; leaves ``logits`` alone.
@@ -81,6 +90,14 @@ class Fused:
         tokens, confidence = (ctypes.c_int64 * rows)(), (ctypes.c_float * rows)()
         self._choose(_address(logits), rows, size, mask_id, tokens, confidence)
         return list(tokens), list(confidence)
+
+
+def _marked(function: Callable[..., None], mark: Mark, name: str) -> Callable[..., None]:
+    def call(*arguments: object) -> None:
+        with mark(name):
+            function(*arguments)
+
+    return call
 
 
 class FusedBuffers:
