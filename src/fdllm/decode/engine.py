@@ -122,7 +122,9 @@ class Engine:
             if not active:
                 return
             answers = self._answer_from_pool(active, cache)
-            for group in self._next([row for row in active if row.index not in answers]):
+            asking = [row for row in active if row.index not in answers]
+            pooled = self.pool is not None
+            for group in next_groups(asking, self.decoding.block_size, pooled=pooled):
                 answers |= self._forward(group, cache)
             for row in active:
                 row.waited += 1
@@ -241,10 +243,6 @@ class Engine:
             for at in range(0, len(ids), block):
                 position = row.length - len(ids) + at
                 row.node = self.pool.keep(row.node, ids[at : at + block], cache, row.slot, position)
-
-    def _next(self, active: list[Active[T]]) -> list[Group[T]]:
-        """The groups to run now."""
-        return next_groups(active, self.decoding.block_size, pooled=self.pool is not None)
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":
