@@ -20,9 +20,9 @@ from fdllm.reuse import ReuseStrategy
 from models import random_model, random_prompt
 from test_engine import DECODING, STRATEGIES, every_strategy
 from test_kernels import wide_network
+from test_recorded import PROMPTS
 
 CPU = torch.device("cpu")
-PROMPTS = [random_prompt(i, n) for i, n in enumerate([1, 7, 16, 17, 30, 33, 50])]
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 # bfloat16 has 8 bits: where float32's last bit differs, a rounding may fall on the other side.
 NEAR = {torch.float32: (1e-5, 1e-6), torch.bfloat16: (1e-2, 1e-3)}
