@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,10 +27,11 @@ from hub.rows import read_rows
 @pytest.fixture
 def causal_lm(monkeypatch: pytest.MonkeyPatch) -> type:
     """The harness's own causal model; ``accelerate``, which it only needs to run, may be absent."""
-    for name, members in {
+    absent = {
         "accelerate": ("Accelerator", "InitProcessGroupKwargs", "find_executable_batch_size"),
         "accelerate.utils": ("get_max_memory",),
-    }.items():
+    }
+    for name, members in absent.items() if find_spec("accelerate") is None else ():
         stand_in = ModuleType(name)
         for member in members:
             setattr(stand_in, member, None)
@@ -38,7 +40,9 @@ def causal_lm(monkeypatch: pytest.MonkeyPatch) -> type:
     return module.HFLM  # type: ignore[no-any-return]
 
 
-def test_pairs_are_tokenised_as_the_harness_does_it(shared: Path, causal_lm: type) -> None:
+def test_pairs_are_tokenised_as_the_harness_does_it_but_no_white_space_moves(
+    shared: Path, causal_lm: type
+) -> None:
     mmlu, gsm8k = (read_rows(shared, f"{name}_test.jsonl") for name in ("mmlu", "gsm8k"))
     tokenizer = byte_tokenizer([row["question"] for row in gsm8k[:400]] + ["Answer: A B C D"] * 9)
     asked: list[Any] = []
@@ -53,25 +57,38 @@ def test_pairs_are_tokenised_as_the_harness_does_it(shared: Path, causal_lm: typ
         _loglikelihood_tokens=lambda requests, **_: asked.extend(requests),
     )
     ours = engine_lm(Recorder(), tokenizer=tokenizer)
-    pairs = [("", "no context"), ("ends in spaces  ", "word"), ("<|im_end|>already", " A")]
+    pairs = [("", "no context"), ("<|im_end|>already", " A")]
+    chats = []
     for row in mmlu[::60]:
         choices = "\n".join(f"{c}. {t}" for c, t in zip("ABCD", row["choices"], strict=True))
         question = f"{row['question'].strip()}\n{choices}\nAnswer:"
         chat = [{"role": "system", "content": "Choose."}, {"role": "user", "content": question}]
         assert ours.apply_chat_template(chat) == theirs.apply_chat_template(chat)
         pairs += [(question, f" {c}") for c in "ABCD"]
-        pairs += [(ours.apply_chat_template(chat), c) for c in "ABCD"]
-    for row in gsm8k[::60]:
-        pairs += [(f"Question: {row['question']}\nAnswer:", f" {row['answer']}")]
-        pairs += [(f"{row['question']} ", row["answer"])]
-    moved = 0
+        chats += [(ours.apply_chat_template(chat), c) for c in "ABCD"]
+    pairs += [(f"Question: {row['question']}\nAnswer:", f" {row['answer']}") for row in gsm8k[::60]]
     for context, continuation in pairs:
         got = ours.encode_pair(context, continuation, "here")
         asked.clear()
         theirs.loglikelihood([instance(context, continuation)], disable_tqdm=True)
         assert [got] == [request[1:] for request in asked]
-        moved += tokenizer.encode(context) != got[0]
-    assert moved > 0  # some boundary did move: the pairs test something
+    line_break = tokenizer.encode("\n")
+    for context, letter in chats:  # the harness would move the template's line break
+        ahead, behind = ours.encode_pair(context, letter, "here")
+        assert ahead == tokenizer.encode(context)
+        assert behind == tokenizer.encode(letter)
+        asked.clear()
+        theirs.loglikelihood([instance(context, letter)], disable_tqdm=True)
+        assert [request[1:] for request in asked] == [(ahead[:-1], line_break + behind)]
+
+
+def test_a_target_that_merges_into_the_prompt_is_refused_by_name() -> None:
+    tokenizer = byte_tokenizer(["Answer: A B C D"] * 9)
+    lm = engine_lm(Recorder(), tokenizer=tokenizer)
+    assert len(tokenizer.encode(" A")) == 1
+    request = instance("Answer: ", "A", kind="loglikelihood", doc_id=7)
+    with pytest.raises(FdllmError, match="document 7: 'A' merges into the prompt's end 'Answer: '"):
+        lm.loglikelihood([request])
 
 
 def test_an_until_string_ends_the_text() -> None:

@@ -178,8 +178,3 @@ def test_a_model_without_a_chat_template_says_so() -> None:
             store=MemoryStore(),
             progress=Tally(),
         )
-
-
-def test_first_token_scoring_of_gpqa_is_refused_before_anything_is_fetched() -> None:
-    with pytest.raises(FdllmError, match="cannot score task 'gpqa_main_n_shot'"):
-        run("gpqa_main_n_shot", scoring="first-token")

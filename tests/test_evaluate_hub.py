@@ -124,8 +124,8 @@ def test_gpqa_from_a_cold_cache(hub: Hub, tmp_path: Path, num_fewshot: int) -> N
     first, second, computed, refused, allowed = cold.found
     assert first["value"] == second["value"] == allowed["value"] == 1.0
     assert computed["same"]
-    assert "gpqa_main_n_shot" in refused["error"]
-    assert "'('" in refused["error"]
+    # In this tokenizer of bytes every choice begins with "(".
+    assert "task 'gpqa_main_n_shot', document 0: choices ['(A)', '(B)'" in refused["error"]
 
     # Another process, a warm cache and no network: the same documents, so the same prompts.
     (warm,) = run_cases([cases[0]], tmp_path, endpoint=None).found

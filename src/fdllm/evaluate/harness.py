@@ -83,8 +83,6 @@ def evaluate(
     _check_numbers(limit, num_fewshot)
     if chat_template:
         _check_template(model)
-    if scoring == "first-token" and not allow_invalid:
-        _check_estimator(info)
     with quiet():
         loaded = load_task(task, num_fewshot=num_fewshot, seed=seed, code_execution=code_execution)
         for leaf in loaded.leaves.values():
@@ -164,16 +162,6 @@ def _check_template(model: Model) -> None:
         raise UsageError(
             f"the tokenizer of model '{model.name}' has no chat template; run without one, or "
             "choose a model that was tuned for chat"
-        )
-
-
-def _check_estimator(info: TaskInfo) -> None:
-    """What is known to be invalid is refused before anything is loaded."""
-    if info.kind == "loglikelihood" and info.shared_first_token:
-        raise FdllmError(
-            f"the first-token estimator cannot score task '{info.name}': its choices share their "
-            "first token ('(' of '(A)', '(B)', ...); use --scoring denoise, or --allow-invalid to "
-            "score it the published way (the record will say so)"
         )
 
 

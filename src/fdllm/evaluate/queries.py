@@ -146,8 +146,7 @@ def check_first_tokens(queries: Sequence[Query]) -> None:
             texts = [query.target for query in choices if query.target_tokens[0] in shared]
             raise FdllmError(
                 f"task '{task}', document {doc_id}: choices {texts} share their first token "
-                f"{shared}, and the first-token estimator sees nothing else; use --scoring "
-                "denoise, run without the chat template where it is the template's line break "
-                "they share, or --allow-invalid to score it the published way (the record will "
-                "say so)"
+                f"{shared} in this tokenizer, and the first-token estimator sees nothing else; use "
+                "--scoring denoise, or --allow-invalid to score it the published way (the record "
+                "will say so)"
             )

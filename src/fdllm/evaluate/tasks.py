@@ -34,8 +34,6 @@ class TaskInfo:
             the package's own where ``dataset`` is None.
         gated: whether the Hub asks for a token and for agreement to the dataset's conditions.
         cluster_by: ``subject`` where the task is a group of subjects.
-        shared_first_token: whether the choices share their first token, so that the
-            ``first-token`` estimator cannot tell them apart.
         runs_code: whether its metric runs programs that the model wrote, so that it needs consent.
         solution: field of a document that holds a text which is scored as right; an oracle
             answers with it. None where the target itself is such a text.
@@ -50,7 +48,6 @@ class TaskInfo:
     sources: tuple[str, ...] = ()
     gated: bool = False
     cluster_by: str | None = None
-    shared_first_token: bool = False
     runs_code: bool = False
     solution: str | None = None
 
@@ -118,7 +115,6 @@ _ALL = (
         dataset="Idavidrein/gpqa",
         sources=("gpqa/n_shot",),
         gated=True,
-        shared_first_token=True,
     ),
     TaskInfo(
         "ifeval",

@@ -1,8 +1,9 @@
 """Tokens and templates as lm-eval's own causal models have them.
 
-Contexts and continuations are tokenised by the base class's ``_encode_pair``: trailing white space
-of the context moves into the continuation, and the continuation's tokens are what the whole text
-has behind the context's.
+A continuation's tokens are what the whole text has behind the context's, as the published
+evaluation splits them (DESIGN section 5). The base class's ``_encode_pair`` is not used: it moves
+the context's last white space into the continuation, and behind a chat template that is the
+template's own line break.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
     def encode_pair(
         self, context: str, continuation: str, where: str
     ) -> tuple[list[int], list[int]]:
-        """Tokens of a context and of the continuation behind it, as lm-eval splits them.
+        """Tokens of a context and of the continuation behind it; no white space moves.
 
         An empty context becomes the tokenizer's first token (beginning or end of text).
 
@@ -102,12 +103,15 @@ class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
             continuation: what is scored.
             where: what to call the request in an error.
 
+        Returns:
+            ``tokens(context)`` and ``tokens(context + continuation)[len(tokens(context)):]``.
+
         Raises:
-            FdllmError: the continuation merges into the context and leaves no token to score, or
-                the context is empty and the tokenizer names no token to stand for it.
+            FdllmError: a token reaches over the boundary, no token is left to score, or the context
+                is empty and the tokenizer names no token to stand for it.
         """
         if context:
-            ahead, behind = self._encode_pair(context, continuation)
+            ahead, whole = self.tok_encode(context), self.tok_encode(context + continuation)
         else:
             if self.prefix_token_id is None:
                 raise FdllmError(
@@ -116,11 +120,16 @@ class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
                 )
             ahead = [self.prefix_token_id]
             behind = self.tok_encode(continuation, add_special_tokens=False)
-            if behind[:1] == ahead:
-                behind = behind[1:]
-        if not ahead or not behind:
+            whole = behind if behind[:1] == ahead else ahead + behind
+        if whole[: len(ahead)] != ahead:
             raise FdllmError(
-                f"{where}: {continuation!r} behind {context[-20:]!r} leaves no token to score; "
-                "the tokenizer merges it into the context"
+                f"{where}: {continuation!r} merges into the prompt's end {context[-20:]!r} in the "
+                f"tokenizer of model '{self._name}', so no token begins where the answer does; a "
+                "prompt must end where a token ends: drop the white space at its end, or wrap it "
+                "in the chat template"
             )
-        return ahead, behind
+        if not ahead or len(whole) == len(ahead):
+            raise FdllmError(
+                f"{where}: {continuation!r} behind {context[-20:]!r} leaves no token to score"
+            )
+        return ahead, whole[len(ahead) :]
