@@ -122,7 +122,7 @@ def _identity(invented: Invented, task: str, limit: int | None) -> Fingerprint:
             "strategy": invented.config,
             "task": text_hash(task),
             "limit": str(limit),
-            "seed": "0",
+            "fewshot_seed": "1234",
         }
     )
 

@@ -44,7 +44,7 @@ def gpqa_config() -> dict[str, Any]:
 
 
 def held(num_fewshot: int = 0) -> HeldTask:
-    return HeldTask({**gpqa_config(), "holding": Holding(None, num_fewshot, seed=0)})
+    return HeldTask({**gpqa_config(), "holding": Holding(None, num_fewshot, fewshot_seed=0)})
 
 
 def answers(documents: Any) -> list[str]:

@@ -134,7 +134,7 @@ def test_stale_names_the_setting(root: Path) -> None:
     [
         ({"evaluating": Evaluating(num_fewshot=2)}, "num_fewshot: 0 -> 2"),
         ({"evaluating": Evaluating(chat_template=False)}, "chat_template: True -> False"),
-        ({"evaluating": Evaluating(seed=3)}, "seed: 0 -> 3"),
+        ({"evaluating": Evaluating(fewshot_seed=3)}, "fewshot_seed: 1234 -> 3"),
         ({"subset_size": 3}, "strategy: start=4 -> start=5"),
         ({"params": {"refresh_reuse": True}}, "refresh_reuse=False -> refresh_reuse=True"),
     ],

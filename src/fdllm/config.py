@@ -24,6 +24,7 @@ CONFIG_NAME = re.compile(r"^k(?P<k>[1-9]\d*)_(?P<subset>first|middle|last)$")
 CELL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
 DEFAULT_MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
 TINY_MODEL = "tiny"
+FEWSHOT_SEED = 1234  # lm_eval.simple_evaluate draws worked examples with it
 
 
 class Spec(BaseModel):
@@ -225,7 +226,9 @@ class Evaluating(Spec):
         prefix_cache_gib: memory for prompt blocks that scored requests share; 0 shares none.
         compile: C kernels on a CPU, CUDA graphs on a GPU; None takes what pays.
         scoring: the log-likelihood estimator.
-        seed: seed of the choice of worked examples.
+        fewshot_seed: seed of the choice of worked examples; the default is the harness's, so that
+            a prompt is the one that everybody else sends. Sampling has another, see
+            :class:`Decoding`.
         allow_invalid: accept an estimator that the task makes meaningless, and say so.
     """
 
@@ -237,7 +240,7 @@ class Evaluating(Spec):
     prefix_cache_gib: float = Field(1.0, ge=0.0)
     compile: bool | None = None
     scoring: Estimator = "denoise"
-    seed: int = 0
+    fewshot_seed: int = FEWSHOT_SEED
     allow_invalid: bool = False
 
 

@@ -151,7 +151,7 @@ class Planner:
                 "strategy": self._strategy_text(run, model.n_layers),
                 "dtype": run.model.dtype,
                 "limit": "all" if run.limit is None else str(run.limit),
-                "seed": str(asked.seed),
+                "fewshot_seed": str(asked.fewshot_seed),
                 "scoring": asked.scoring + invalid if scored else "none",
                 "num_fewshot": str(asked.num_fewshot),
                 "chat_template": str(asked.chat_template),

@@ -26,6 +26,7 @@ from fdllm.evaluate.answer import Query
 from fdllm.evaluate.harness import evaluate, oracle
 from fdllm.reuse import PeriodicReuse
 from hub.checkpoint import MemoryStore, Tally, random_model
+from hub.plain import prompts_of_the_harness
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def run(
 
     Args:
         task: the task.
-        by: ``oracle``, ``model`` or ``texts``.
+        by: ``oracle``, ``model``, ``texts`` or ``harness`` (its own evaluator's prompts, alone).
         limit: documents of a leaf task.
         num_fewshot: worked examples.
         chat_template: whether prompts are wrapped.
@@ -94,6 +95,11 @@ def run(
         }.get(by),
     }
     model = random_model()
+    if by == "harness":
+        sent = prompts_of_the_harness(
+            task, model.tokenizer, num_fewshot=num_fewshot, limit=limit, chat=chat_template
+        )
+        return {"prompts": sent}
     try:
         found = evaluate(model, task, progress=first, **settings)
         again = evaluate(model, task, progress=second, **settings) if repeat else found

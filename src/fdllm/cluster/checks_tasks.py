@@ -42,7 +42,7 @@ def _load(name: str, sweep: Sweep) -> str:
         loaded = load_task(
             name,
             num_fewshot=asked.num_fewshot,
-            seed=asked.seed,
+            fewshot_seed=asked.fewshot_seed,
             code_execution=sweep.code_execution,
         )
         rows = sum(len(leaf.eval_docs) for leaf in loaded.leaves.values())

@@ -25,7 +25,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from fdllm.config import CodeExecution
+from fdllm.config import FEWSHOT_SEED, CodeExecution
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.access import explain_access, without_token
 from fdllm.evaluate.code import Programs
@@ -44,13 +44,13 @@ class Holding:
     Attributes:
         rule: how the document's text differs from the harness's; None where it does not.
         num_fewshot: worked examples ahead of the question.
-        seed: seed of the choice of worked examples.
+        fewshot_seed: seed of the choice of worked examples.
         code_execution: consent to run programs, for a task whose metric does; None elsewhere.
     """
 
     rule: PromptRule | None
     num_fewshot: int
-    seed: int
+    fewshot_seed: int
     code_execution: CodeExecution | None = None
 
 
@@ -92,7 +92,7 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
         if settings.get("process_docs") is not None:
             settings["process_docs"] = fresh_copy(settings["process_docs"])
         super().__init__(config=settings)
-        self.set_fewshot_seed(self._holding.seed)
+        self.set_fewshot_seed(self._holding.fewshot_seed)
         self._check_examples()
 
     def _check_examples(self) -> None:
@@ -220,7 +220,7 @@ def load_task(
     name: str,
     *,
     num_fewshot: int = 0,
-    seed: int = 0,
+    fewshot_seed: int = FEWSHOT_SEED,
     code_execution: CodeExecution = "refused",
 ) -> LoadedTask:
     """Instantiate a task or group through the harness's task manager.
@@ -230,7 +230,7 @@ def load_task(
     Args:
         name: a task of :data:`fdllm.evaluate.tasks.TASKS`.
         num_fewshot: worked examples ahead of each question.
-        seed: seed of their choice.
+        fewshot_seed: seed of their choice.
         code_execution: consent to run programs that the model wrote, see
             :mod:`fdllm.evaluate.sandbox`. Loading runs none.
 
@@ -265,7 +265,7 @@ def load_task(
             "holding": Holding(
                 PROMPT_RULES.get(name),
                 num_fewshot,
-                seed,
+                fewshot_seed,
                 code_execution if info.runs_code else None,
             ),
         },

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from lm_eval import evaluator
 
-from fdllm.config import CodeExecution, Decoding, Estimator
+from fdllm.config import FEWSHOT_SEED, CodeExecution, Decoding, Estimator
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM
 from fdllm.evaluate.answer import AnswererFactory, ModelAnswerer, OracleAnswerer
@@ -44,7 +44,7 @@ def evaluate(
     store: Store,
     progress: Progress,
     allow_invalid: bool = False,
-    seed: int = 0,
+    fewshot_seed: int = FEWSHOT_SEED,
     code_execution: CodeExecution = "refused",
     answerer: AnswererFactory | None = None,
     part: Part = WHOLE,
@@ -65,7 +65,7 @@ def evaluate(
         store: answers that are already known; new ones are put there as they come.
         progress: told how far it is.
         allow_invalid: score choices that share their first token with ``first-token`` anyway.
-        seed: seed of the choice of worked examples.
+        fewshot_seed: seed of the choice of worked examples.
         code_execution: consent to run code that the model writes.
         answerer: who answers in the model's place; see :func:`oracle`.
         part: which documents to answer, and until when.
@@ -84,7 +84,12 @@ def evaluate(
     if chat_template:
         _check_template(model)
     with quiet():
-        loaded = load_task(task, num_fewshot=num_fewshot, seed=seed, code_execution=code_execution)
+        loaded = load_task(
+            task,
+            num_fewshot=num_fewshot,
+            fewshot_seed=fewshot_seed,
+            code_execution=code_execution,
+        )
         for leaf in loaded.leaves.values():
             if leaf.programs is not None:
                 leaf.programs.check()

@@ -96,7 +96,7 @@ class Machine:
             store=store,
             progress=progress,
             allow_invalid=asked.allow_invalid,
-            seed=asked.seed,
+            fewshot_seed=asked.fewshot_seed,
             code_execution=run.code_execution,
             part=part,
             answerer=lambda _: ModelAnswerer(

@@ -13,8 +13,8 @@ from fdllm.report.measured import Estimate, Measured, measured
 
 EXPERIMENT = "05_threshold"
 _SAME_FIELDS = (
-    "source", "lock", "model", "revision", "task", "dtype", "limit", "seed", "scoring",
-    "num_fewshot", "chat_template",
+    "source", "lock", "model", "revision", "task", "dtype", "limit", "fewshot_seed",
+    "scoring", "num_fewshot", "chat_template",
 )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def _facts(cell: CellData) -> dict[str, str]:
         "revision": fields.get("revision") or "by content",
         "task definition": _short(fields.get("task")),
         "documents": _short(summary.dataset),
-        "seed": fields.get("seed") or "unknown",
+        "few-shot seed": fields.get("fewshot_seed") or "unknown",
         "few-shot examples": fields.get("num_fewshot") or "unknown",
         "chat template": fields.get("chat_template") or "unknown",
     }

@@ -94,7 +94,9 @@ def trace_document(
     """
     with quiet():
         loaded = load_task(
-            run.task, num_fewshot=run.evaluating.num_fewshot, seed=run.evaluating.seed
+            run.task,
+            num_fewshot=run.evaluating.num_fewshot,
+            fewshot_seed=run.evaluating.fewshot_seed,
         )
         leaf = _leaf(loaded.leaves, document, run)
         answerer = TracingAnswerer(model, run, strategy, unmask, staleness)
