@@ -53,7 +53,7 @@ LIGHT = (
     "cluster",
 )
 HEAVY = {"torch", "transformers", "lm_eval", "datasets"}
-MAX_LINES = 300
+MAX_LINES = 400
 FOLDERS = ("src", "tests", "benchmarks", "experiments", "sbatch", ".ci")
 CODE = {".py", ".c", ".sh", ".toml", ".def", ""}
 
