@@ -13,7 +13,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 import fdllm
-from fdllm.config import Decoding, Estimator
+from fdllm.config import Decoding, Estimator, Evaluating
 from fdllm.errors import FdllmError
 from fdllm.evaluate.adapter import EngineLM
 from fdllm.evaluate.answer import ModelAnswerer
@@ -94,16 +94,16 @@ def test_a_target_that_merges_into_the_prompt_is_refused_by_name() -> None:
 def test_an_until_string_ends_the_text() -> None:
     model = random_model()
     decoding = Decoding(max_new_tokens=40, threshold=0.5)
-    answerer = ModelAnswerer(model, decoding, NoReuse(), "denoise", batch_size=2)
+    answerer = ModelAnswerer(model, decoding, NoReuse(), Evaluating(batch_size=2))
 
     def generate(until: list[str]) -> tuple[str, dict[str, Any]]:
         lm = EngineLM(
             model.tokenizer,
             answerer,
+            Evaluating(),
             limits=Limits.of(model, decoding),
             store=MemoryStore(),
             progress=Tally(),
-            scoring="denoise",
         )
         (text,) = lm.generate_until([instance("some prompt", {"until": until})])
         return text, lm.entries["sums", 0][0]
@@ -226,7 +226,7 @@ def test_choices_are_scored_in_order(scoring: Estimator, *, allow_invalid: bool)
 
 def test_the_model_scores_a_target_the_same_through_the_harness() -> None:
     model, decoding = random_model(), Decoding()
-    answerer = ModelAnswerer(model, decoding, NoReuse(), "denoise", batch_size=2)
+    answerer = ModelAnswerer(model, decoding, NoReuse(), Evaluating(batch_size=2))
     lm = engine_lm(answerer, tokenizer=model.tokenizer)
     pair = lm.encode_pair("Which?", " (A)", "here")
     (direct,) = fdllm.score(model, [pair], scoring="denoise", decoding=decoding)

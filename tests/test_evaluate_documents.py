@@ -12,7 +12,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks.gpqa.n_shot import utils as gpqa
 
 from fdllm import tiny
-from fdllm.config import Decoding
+from fdllm.config import Decoding, Evaluating
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.access import explain_access
 from fdllm.evaluate.documents import HeldTask, Holding
@@ -101,15 +101,13 @@ def run(task: str, **changes: Any) -> Evaluation:
     settings: dict[str, Any] = {
         "decoding": Decoding(max_new_tokens=16, threshold=0.5),
         "strategy": NoReuse(),
-        "scoring": "denoise",
         "limit": 6,
-        "num_fewshot": 0,
-        "chat_template": True,
-        "batch_size": 3,
         "store": MemoryStore(),
         "progress": Tally(),
     }
-    return evaluate(random_model(), task, **{**settings, **changes})
+    settings |= {name: changes.pop(name) for name in ("limit", "answerer") if name in changes}
+    asked = Evaluating.read({"batch_size": 3} | changes, "test")
+    return evaluate(random_model(), task, asked, **settings)
 
 
 @pytest.fixture
@@ -152,7 +150,7 @@ def test_the_dataset_fingerprint_covers_the_documents_used() -> None:
     ("changes", "says"),
     [
         ({"limit": 0}, "limit must be 1 or more"),
-        ({"num_fewshot": -1}, "num_fewshot must be 0 or more"),
+        ({"num_fewshot": -1}, "'num_fewshot': Input should be greater than or equal to 0; got -1"),
         ({"num_fewshot": 2}, "defined without worked examples"),
     ],
 )
@@ -168,13 +166,10 @@ def test_a_model_without_a_chat_template_says_so() -> None:
         evaluate(
             model,
             "tiny_choice",
+            Evaluating(),
             decoding=Decoding(),
             strategy=NoReuse(),
-            scoring="denoise",
             limit=1,
-            num_fewshot=0,
-            chat_template=True,
-            batch_size=1,
             store=MemoryStore(),
             progress=Tally(),
         )

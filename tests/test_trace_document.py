@@ -59,13 +59,10 @@ def evaluated(model: fdllm.Model, run: Run) -> Evaluation:
     return evaluate(
         model,
         run.task,
+        run.evaluating.model_copy(update={"batch_size": 4}),
         decoding=run.decoding,
         strategy=STRATEGY,
-        scoring="denoise",
         limit=DOCUMENT + 1,
-        num_fewshot=0,
-        chat_template=True,
-        batch_size=4,
         store=Nothing(),
         progress=Nothing(),
     )

@@ -19,6 +19,7 @@ from fdllm.reuse import SUBSETS, subset_bounds
 Estimator = Literal["first-token", "denoise"]
 Subset = Literal["first", "middle", "last"]
 BatchSize = Annotated[int, Field(ge=1)] | Literal["auto"]
+Instruction = Literal["ending", "everywhere", "none"]  # see fdllm.evaluate.prompts
 CodeExecution = Literal["refused", "confined", "readable"]  # see fdllm.evaluate.isolation
 CONFIG_NAME = re.compile(r"^k(?P<k>[1-9]\d*)_(?P<subset>first|middle|last)$")
 CELL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
@@ -220,6 +221,20 @@ class Evaluating(Spec):
         tasks: what the experiment runs; None takes the model's own list.
         num_fewshot: worked examples ahead of each question.
         chat_template: whether the model's chat template wraps the prompt.
+        fewshot_as_multiturn: under a chat template each worked example is a turn of its own; else
+            all of them stand in the question's.
+        instruction: where the step-by-step sentence stands in for a task's cue ("Answer:" of
+            gsm8k, "Solution:" of minerva_math): ``ending``, once, behind each question and worked
+            example; ``everywhere``, at every occurrence in the whole prompt, as the published
+            evaluation has it; ``none`` sends the harness's own words.
+        ignore_until: a task's own strings that end a text are not looked for.
+        whole_blocks: ``max_new_tokens`` of the decoding settings holds for every task, whatever
+            its definition says, and a text ends with a block:
+            ``max_new_tokens - len(prompt) % block_size`` new tokens at most.
+        end_token: name of the one token that ends a text; None takes those of the checkpoint.
+        max_prompt_tokens: prompt and answer together, at most, where an answer is scored; a longer
+            one is an error. None is what the model holds.
+        headline: figure that goes into tables, ``metric,filter``; None takes the task's.
         batch_size: rows at once where text is generated, or ``auto``: as many as memory holds. It
             changes no answer and is no part of an identity; nor are the next three.
         score_batch_size: the same where answers are scored.
@@ -235,6 +250,13 @@ class Evaluating(Spec):
     tasks: tuple[str, ...] | None = None
     num_fewshot: int = Field(0, ge=0)
     chat_template: bool = True
+    fewshot_as_multiturn: bool = True
+    instruction: Instruction = "ending"
+    ignore_until: bool = False
+    whole_blocks: bool = False
+    end_token: str | None = None
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    headline: str | None = None
     batch_size: BatchSize = 1
     score_batch_size: BatchSize = 16
     prefix_cache_gib: float = Field(1.0, ge=0.0)
@@ -242,6 +264,17 @@ class Evaluating(Spec):
     scoring: Estimator = "denoise"
     fewshot_seed: int = FEWSHOT_SEED
     allow_invalid: bool = False
+
+    def protocol(self) -> dict[str, Any]:
+        """What else of it may change an answer or a figure, by name."""
+        names = ("end_token", "fewshot_as_multiturn", "headline", "ignore_until", "instruction",
+                 "max_prompt_tokens", "whole_blocks")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def turns(self) -> bool:
+        """Whether worked examples are turns of a chat."""
+        return self.chat_template and self.fewshot_as_multiturn
 
 
 class Run(Spec):

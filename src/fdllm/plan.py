@@ -155,6 +155,7 @@ class Planner:
                 "scoring": asked.scoring + invalid if scored else "none",
                 "num_fewshot": str(asked.num_fewshot),
                 "chat_template": str(asked.chat_template),
+                "asking": ", ".join(f"{k}={v}" for k, v in sorted(asked.protocol().items())),
             },
             files=source_hashes() | code,
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fdllm.config import Decoding
+from fdllm.config import Decoding, Evaluating
 from fdllm.decode.counts import Counts
 from fdllm.decode.sampler import Generation
 from fdllm.errors import FdllmError
@@ -50,14 +50,11 @@ def run(
     *,
     by: str = "oracle",
     limit: int | None = 10,
-    num_fewshot: int = 0,
-    chat_template: bool = True,
-    scoring: str = "denoise",
     repeat: bool = False,
-    allow_invalid: bool = False,
     token: str | None = None,
     code_execution: str = "refused",
     texts: Sequence[str] = (),
+    **asked: Any,
 ) -> dict[str, Any]:
     """Evaluate, and hand back what the tests look at.
 
@@ -65,29 +62,22 @@ def run(
         task: the task.
         by: ``oracle``, ``model``, ``texts`` or ``harness`` (its own evaluator's prompts, alone).
         limit: documents of a leaf task.
-        num_fewshot: worked examples.
-        chat_template: whether prompts are wrapped.
-        scoring: the estimator.
         repeat: evaluate again from the same store.
-        allow_invalid: as the command line's flag.
         token: the user's token from here on.
         code_execution: consent to run code.
         texts: what is answered, by document, where ``by`` says so.
+        asked: how the task is asked.
     """
     if token is not None:
         os.environ["HF_TOKEN"] = token
+    how = Evaluating.read({"batch_size": 4} | asked, "case")
     began = time.monotonic()
     store, first, second = MemoryStore(), Tally(), Tally()
     settings: dict[str, Any] = {
         "decoding": Decoding(max_new_tokens=16, threshold=0.5),
         "strategy": PeriodicReuse(2, 1, 2),
-        "scoring": scoring,
         "limit": limit,
-        "num_fewshot": num_fewshot,
-        "chat_template": chat_template,
-        "batch_size": 4,
         "store": store,
-        "allow_invalid": allow_invalid,
         "code_execution": code_execution,
         "answerer": {
             "oracle": oracle(task),
@@ -97,12 +87,12 @@ def run(
     model = random_model()
     if by == "harness":
         sent = prompts_of_the_harness(
-            task, model.tokenizer, num_fewshot=num_fewshot, limit=limit, chat=chat_template
+            task, model.tokenizer, num_fewshot=how.num_fewshot, limit=limit, chat=how.chat_template
         )
         return {"prompts": sent}
     try:
-        found = evaluate(model, task, progress=first, **settings)
-        again = evaluate(model, task, progress=second, **settings) if repeat else found
+        found = evaluate(model, task, how, progress=first, **settings)
+        again = evaluate(model, task, how, progress=second, **settings) if repeat else found
     except FdllmError as error:
         return {"error": str(error), "exit_code": error.exit_code}
     return {

@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.api.instance import Instance, OutputType
 from transformers import PreTrainedTokenizerBase
 
-from fdllm.config import Estimator
+from fdllm.config import Evaluating
 from fdllm.decode.counts import Counts
 from fdllm.decode.sampler import Generation
 from fdllm.decode.scorer import Score
@@ -64,16 +64,14 @@ def engine_lm(
     tokenizer: PreTrainedTokenizerBase | None = None,
     store: MemoryStore | None = None,
     progress: Tally | None = None,
-    scoring: Estimator = "denoise",
     max_positions: int = 512,
-    allow_invalid: bool = False,
+    **asked: Any,
 ) -> EngineLM:
     return EngineLM(
         tokenizer or byte_tokenizer(),
         answerer,
+        Evaluating(**asked),
         limits=Limits(max_positions, block_size=32, max_new_tokens=40),
         store=store or MemoryStore(),
         progress=progress or Tally(),
-        scoring=scoring,
-        allow_invalid=allow_invalid,
     )

@@ -37,14 +37,8 @@ def _load(name: str, sweep: Sweep) -> str:
     from fdllm.evaluate.documents import load_task  # noqa: PLC0415 - the harness: seconds
     from fdllm.evaluate.harness import quiet  # noqa: PLC0415
 
-    asked = sweep.evaluating
     with quiet():
-        loaded = load_task(
-            name,
-            num_fewshot=asked.num_fewshot,
-            fewshot_seed=asked.fewshot_seed,
-            code_execution=sweep.code_execution,
-        )
+        loaded = load_task(name, sweep.evaluating, code_execution=sweep.code_execution)
         rows = sum(len(leaf.eval_docs) for leaf in loaded.leaves.values())
     subtasks = f" of {len(loaded.leaves)} subtasks" if len(loaded.leaves) > 1 else ""
     return f"{rows} documents{subtasks}, prompts and metric"

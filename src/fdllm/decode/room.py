@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from fdllm.config import BatchSize
 from fdllm.model.spec import ModelSpec
 from fdllm.model.weights import Model
 
@@ -25,6 +26,11 @@ def rows_that_fit(model: Model) -> int:
     """
     size = model.network.embedding.weight.element_size()
     return rows_in(memory_bytes(model.device), model.spec, size)
+
+
+def rows_at_once(model: Model, asked: BatchSize) -> int:
+    """As many rows as are asked for, or as many as fit."""
+    return rows_that_fit(model) if asked == "auto" else asked
 
 
 def rows_in(num_bytes: int, spec: ModelSpec, size: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_eval.api.instance import Instance
 
-from fdllm.config import Estimator
+from fdllm.config import Evaluating
 from fdllm.decode.sampler import Generation
 from fdllm.decode.scorer import Score
 from fdllm.errors import FdllmError
@@ -28,7 +28,8 @@ class EngineLM(TokenizingLM):
 
     Sampling settings of a task's definition (``do_sample``, ``temperature``) are read and set
     aside: the run's :class:`~fdllm.config.Decoding` decides them, because it is what the record
-    names. A length limit in the definition (``max_gen_toks``) takes precedence over the run's.
+    names. A length limit in the definition (``max_gen_toks``) takes precedence over the run's,
+    unless ``asked.whole_blocks``.
 
     Attributes:
         tokenizer: the model's.
@@ -39,12 +40,11 @@ class EngineLM(TokenizingLM):
         self,
         tokenizer: PreTrainedTokenizerBase,
         answerer: Answerer,
+        asked: Evaluating,
         *,
         limits: Limits,
         store: Store,
         progress: Progress,
-        scoring: Estimator,
-        allow_invalid: bool = False,
         name: str = "model",
         part: Part = WHOLE,
     ) -> None:
@@ -54,8 +54,7 @@ class EngineLM(TokenizingLM):
         self._limits = limits
         self._store = store
         self._progress = progress
-        self._scoring = scoring
-        self._allow_invalid = allow_invalid
+        self._asked = asked
         self._part = part
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:  # noqa: ARG002, FBT001, FBT002
@@ -73,6 +72,10 @@ class EngineLM(TokenizingLM):
         prompt, arguments = str(instance.args[0]), dict(instance.args[1])
         settings = GenerationArguments.read(arguments, str(instance.task_name))
         request, repeat = identities.identify(instance, None, arguments)
+        tokens = tuple(self.tok_encode(prompt))
+        length = settings.max_new_tokens or self._limits.max_new_tokens
+        if self._asked.whole_blocks:
+            length = self._limits.whole_blocks(len(tokens))
         query = Query(
             key=request.key,
             task=str(instance.task_name),
@@ -80,9 +83,9 @@ class EngineLM(TokenizingLM):
             index=int(instance.idx),
             doc=instance.doc,
             prompt=prompt,
-            tokens=tuple(self.tok_encode(prompt)),
-            until=settings.until,
-            max_new_tokens=settings.max_new_tokens or self._limits.max_new_tokens,
+            tokens=tokens,
+            until=() if self._asked.ignore_until else settings.until,
+            max_new_tokens=length,
             # The engine derives a row's seed from its prompt; equal prompts need another.
             seed=int(request.key[:15], 16) if repeat else None,
         )
@@ -102,7 +105,7 @@ class EngineLM(TokenizingLM):
         """
         identities = Requests("loglikelihood")
         queries = [self._score_query(request, identities) for request in requests]
-        if self._scoring == "first-token" and not self._allow_invalid:
+        if self._asked.scoring == "first-token" and not self._asked.allow_invalid:
             check_first_tokens(queries)
         entries = self._fulfil(queries, self._answerer.score, score_entry)
         return [(float(entry["loglikelihood"]), bool(entry["is_greedy"])) for entry in entries]
@@ -124,6 +127,7 @@ class EngineLM(TokenizingLM):
             target_tokens=tuple(continuation),
         )
         self._limits.check(query)
+        self._limits.check_scored(query, self._asked.max_prompt_tokens)
         return query
 
     def _loglikelihood_tokens(
@@ -156,7 +160,7 @@ class EngineLM(TokenizingLM):
             FdllmError: the estimator is ``first-token``, which scores one token and cannot say
                 how likely a document is.
         """
-        if self._scoring == "first-token":
+        if self._asked.scoring == "first-token":
             raise FdllmError(
                 f"task '{requests[0].task_name}' asks for the likelihood of whole documents, and "
                 "the first-token estimator scores one token; use --scoring denoise"

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fdllm.config import Decoding, Estimator
+from fdllm.config import Decoding, Evaluating
 from fdllm.decode.counts import Counts
+from fdllm.decode.room import rows_at_once
 from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
-from fdllm.decode.scorer import DEFAULT_PREFIX_CACHE_GIB, Score, score_requests
+from fdllm.decode.scorer import Score, score_requests
 from fdllm.decode.unmask import Unmask, by_threshold
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import TaskInfo
+from fdllm.evaluate.tokenizing import ending_at
 from fdllm.model.weights import Model
 from fdllm.reuse import ReuseStrategy
 
@@ -80,10 +82,7 @@ class ModelAnswerer:
         model: from :func:`fdllm.load_model`.
         decoding: settings.
         strategy: layer reuse, active in generation and scoring alike.
-        scoring: the log-likelihood estimator.
-        batch_size: rows at once where text is generated; never changes an answer.
-        score_batch_size: rows at once where answers are scored.
-        prefix_cache_gib: memory for prompt blocks that scored requests share.
+        asked: the estimator, the token that ends a text, and what bounds memory.
         unmask: which masked columns to unmask.
         go_on: asked before a row starts; a no leaves the rest unanswered.
     """
@@ -91,12 +90,13 @@ class ModelAnswerer:
     model: Model
     decoding: Decoding
     strategy: ReuseStrategy[Any]
-    scoring: Estimator
-    batch_size: int
-    score_batch_size: int = 16
-    prefix_cache_gib: float = DEFAULT_PREFIX_CACHE_GIB
+    asked: Evaluating
     unmask: Unmask = by_threshold
     go_on: Callable[[], bool] = lambda: True
+
+    @property
+    def _decoding(self) -> Decoding:
+        return ending_at(self.decoding, self.asked.end_token, self.model)
 
     def generate(
         self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
@@ -109,9 +109,9 @@ class ModelAnswerer:
         generate_requests(
             self.model,
             requests,
-            self.decoding,
+            self._decoding,
             self.strategy,
-            batch_size=self.batch_size,
+            batch_size=rows_at_once(self.model, self.asked.batch_size),
             on_done=on_done,
             unmask=self.unmask,
             detokenize=True,
@@ -123,12 +123,12 @@ class ModelAnswerer:
         score_requests(
             self.model,
             [(query.tokens, query.target_tokens) for query in queries],
-            self.decoding,
+            self._decoding,
             self.strategy,
-            scoring=self.scoring,
-            batch_size=self.score_batch_size,
+            scoring=self.asked.scoring,
+            batch_size=rows_at_once(self.model, self.asked.score_batch_size),
             on_done=on_done,
-            prefix_cache_gib=self.prefix_cache_gib,
+            prefix_cache_gib=self.asked.prefix_cache_gib,
             go_on=self.go_on,
         )
 

@@ -25,11 +25,11 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from fdllm.config import FEWSHOT_SEED, CodeExecution
+from fdllm.config import CodeExecution, Evaluating
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.access import explain_access, without_token
 from fdllm.evaluate.code import Programs
-from fdllm.evaluate.prompts import PROMPT_RULES, PromptRule
+from fdllm.evaluate.prompts import PromptRule, prompt_rule
 from fdllm.evaluate.sandbox import Sandbox
 from fdllm.evaluate.sentences import require_sentences
 from fdllm.evaluate.tasks import definition_paths, task_info
@@ -151,6 +151,12 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
         text = super().doc_to_text(doc, doc_to_text)
         return text if self._holding.rule is None else self._holding.rule.apply(text)
 
+    def fewshot_context(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the harness's
+        """The whole prompt, worked answers and template included."""
+        prompt = super().fewshot_context(*args, **kwargs)
+        rule = self._holding.rule
+        return rule.apply_everywhere(prompt) if rule is not None and rule.everywhere else prompt
+
     def build_all_requests(self, **kwargs: Any) -> None:  # noqa: ANN401 - the harness's signature
         """Build the prompts, without the harness's bar on standard error."""
         with muted():
@@ -217,11 +223,7 @@ class LoadedTask:
 
 
 def load_task(
-    name: str,
-    *,
-    num_fewshot: int = 0,
-    fewshot_seed: int = FEWSHOT_SEED,
-    code_execution: CodeExecution = "refused",
+    name: str, asked: Evaluating | None = None, *, code_execution: CodeExecution = "refused"
 ) -> LoadedTask:
     """Instantiate a task or group through the harness's task manager.
 
@@ -229,8 +231,8 @@ def load_task(
 
     Args:
         name: a task of :data:`fdllm.evaluate.tasks.TASKS`.
-        num_fewshot: worked examples ahead of each question.
-        fewshot_seed: seed of their choice.
+        asked: how it is asked: worked examples, and the sentence in its prompts; None takes the
+            defaults.
         code_execution: consent to run programs that the model wrote, see
             :mod:`fdllm.evaluate.sandbox`. Loading runs none.
 
@@ -238,6 +240,7 @@ def load_task(
         UsageError: the task is unknown, or has fewer worked examples.
         FdllmError: its definition or its documents cannot be had.
     """
+    asked = asked or Evaluating()
     info = task_info(name)
     if name == "ifeval":
         require_sentences()
@@ -263,9 +266,9 @@ def load_task(
             "task": [name],
             "class": HeldTask,
             "holding": Holding(
-                PROMPT_RULES.get(name),
-                num_fewshot,
-                fewshot_seed,
+                prompt_rule(name, asked.instruction),
+                asked.num_fewshot,
+                asked.fewshot_seed,
                 code_execution if info.runs_code else None,
             ),
         },

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from lm_eval import evaluator
 
-from fdllm.config import FEWSHOT_SEED, CodeExecution, Decoding, Estimator
+from fdllm.config import CodeExecution, Decoding, Evaluating
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM
 from fdllm.evaluate.answer import AnswererFactory, ModelAnswerer, OracleAnswerer
@@ -33,18 +33,13 @@ _LOUD = ("lm_eval", "datasets", "huggingface_hub", "transformers", "fsspec", "ht
 def evaluate(
     model: Model,
     task: str,
+    asked: Evaluating,
     *,
     decoding: Decoding,
     strategy: ReuseStrategy[Any],
-    scoring: Estimator,
     limit: int | None,
-    num_fewshot: int,
-    chat_template: bool,
-    batch_size: int,
     store: Store,
     progress: Progress,
-    allow_invalid: bool = False,
-    fewshot_seed: int = FEWSHOT_SEED,
     code_execution: CodeExecution = "refused",
     answerer: AnswererFactory | None = None,
     part: Part = WHOLE,
@@ -54,18 +49,14 @@ def evaluate(
     Args:
         model: from :func:`fdllm.load_model`, with its tokenizer.
         task: a name of :data:`fdllm.evaluate.tasks.TASKS`.
+        asked: how the task is asked.
         decoding: settings; they win over the sampling settings of a task's definition, while a
-            length limit in the definition wins over ``decoding.max_new_tokens``.
+            length limit in the definition wins over ``decoding.max_new_tokens``, unless
+            ``asked.whole_blocks``.
         strategy: layer reuse, active in generation and in scoring.
-        scoring: the log-likelihood estimator.
         limit: documents of each leaf task at most, so of every subject of a group; None is all.
-        num_fewshot: worked examples ahead of each question; with a chat template each is a turn.
-        chat_template: whether the model's chat template wraps the prompt.
-        batch_size: rows at once.
         store: answers that are already known; new ones are put there as they come.
         progress: told how far it is.
-        allow_invalid: score choices that share their first token with ``first-token`` anyway.
-        fewshot_seed: seed of the choice of worked examples.
         code_execution: consent to run code that the model writes.
         answerer: who answers in the model's place; see :func:`oracle`.
         part: which documents to answer, and until when.
@@ -80,28 +71,22 @@ def evaluate(
     """
     info = task_info(task)
     check_consent(info, code_execution)
-    _check_numbers(limit, num_fewshot)
-    if chat_template:
+    _check_numbers(limit)
+    if asked.chat_template:
         _check_template(model)
     with quiet():
-        loaded = load_task(
-            task,
-            num_fewshot=num_fewshot,
-            fewshot_seed=fewshot_seed,
-            code_execution=code_execution,
-        )
+        loaded = load_task(task, asked, code_execution=code_execution)
         for leaf in loaded.leaves.values():
             if leaf.programs is not None:
                 leaf.programs.check()
-        make = answerer or (lambda _: ModelAnswerer(model, decoding, strategy, scoring, batch_size))
+        make = answerer or (lambda _: ModelAnswerer(model, decoding, strategy, asked))
         lm = EngineLM(
             model.tokenizer,
             make(loaded.leaves),
+            asked,
             limits=Limits.of(model, decoding),
             store=store,
             progress=progress,
-            scoring=scoring,
-            allow_invalid=allow_invalid,
             name=model.name,
             part=part,
         )
@@ -111,15 +96,15 @@ def evaluate(
             limit=limit,
             bootstrap_iters=0,
             log_samples=True,
-            apply_chat_template=chat_template,
-            fewshot_as_multiturn=chat_template,
+            apply_chat_template=asked.chat_template,
+            fewshot_as_multiturn=asked.turns,
             confirm_run_unsafe_code=info.runs_code,  # consent was checked above
         )
         samples = join_samples(found.pop("samples"), loaded.leaves, lm.entries, info)
         for leaf in loaded.leaves.values():
             if leaf.programs is not None:
                 found["programs"] = leaf.programs.outcomes()
-    return _evaluation(info, found, samples)
+    return _evaluation(info, asked.headline or info.headline, found, samples)
 
 
 def oracle(task: str) -> AnswererFactory:
@@ -129,17 +114,16 @@ def oracle(task: str) -> AnswererFactory:
 
 
 def _evaluation(
-    info: TaskInfo, found: Mapping[str, Any], samples: list[dict[str, Any]]
+    info: TaskInfo, headline: str, found: Mapping[str, Any], samples: list[dict[str, Any]]
 ) -> Evaluation:
     results = json.loads(json.dumps(plain(found)))
     metrics = results["results"].get(info.name, {})
-    value = metrics.get(info.headline)
+    value = metrics.get(headline)
     if not isinstance(value, (int, float)):
         delivered = sorted(key for key in metrics if "," in key and "_stderr" not in key)
         raise FdllmError(
-            f"the harness delivered no '{info.headline}' for task '{info.name}', only "
-            f"{', '.join(delivered)}; the headline metric in fdllm.evaluate.tasks and the "
-            "installed lm-eval do not fit together"
+            f"the harness delivered no '{headline}' for task '{info.name}', only "
+            f"{', '.join(delivered)}; name one of them as headline in [evaluation] or the preset"
         )
     digest = hashlib.sha256()
     for sample in samples:
@@ -147,7 +131,7 @@ def _evaluation(
     return Evaluation(
         results=results,
         samples=samples,
-        headline=info.headline,
+        headline=headline,
         value=float(value),
         dataset=digest.hexdigest(),
         task_versions=results["versions"],
@@ -155,11 +139,9 @@ def _evaluation(
     )
 
 
-def _check_numbers(limit: int | None, num_fewshot: int) -> None:
+def _check_numbers(limit: int | None) -> None:
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be 1 or more documents; got {limit}")
-    if num_fewshot < 0:
-        raise UsageError(f"num_fewshot must be 0 or more; got {num_fewshot}")
 
 
 def _check_template(model: Model) -> None:

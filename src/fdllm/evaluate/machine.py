@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fdllm.config import BatchSize, Evaluating, ModelChoice, Run
-from fdllm.decode.room import rows_that_fit
+from fdllm.config import Evaluating, ModelChoice, Run
+from fdllm.decode.room import rows_at_once
 from fdllm.decode.sampler import GenerationRequest, generate_requests
 from fdllm.decode.unmask import Unmask, by_threshold
 from fdllm.evaluate.answer import ModelAnswerer
@@ -50,10 +50,6 @@ class Machine:
         """Transformer layers of the model."""
         return self.model.n_layers
 
-    def rows(self, asked: BatchSize) -> int:
-        """Rows at once: as asked, or as many as fit."""
-        return rows_that_fit(self.model) if asked == "auto" else asked
-
     def facts(self, asked: Evaluating) -> dict[str, str | int | None]:
         """What a session's provenance says of it."""
         cuda = self.model.device.type == "cuda"
@@ -63,8 +59,8 @@ class Machine:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "cuda": torch.version.cuda if cuda else None,
-            "batch_size": self.rows(asked.batch_size),
-            "score_batch_size": self.rows(asked.score_batch_size),
+            "batch_size": rows_at_once(self.model, asked.batch_size),
+            "score_batch_size": rows_at_once(self.model, asked.score_batch_size),
             "compile": str(compiled_on(self.model.device, self.model.dtype, asked=asked.compile)),
         }
 
@@ -86,27 +82,19 @@ class Machine:
         return evaluate(
             self.model,
             run.task,
+            asked,
             decoding=run.decoding,
             strategy=strategy,
-            scoring=asked.scoring,
             limit=run.limit,
-            num_fewshot=asked.num_fewshot,
-            chat_template=asked.chat_template,
-            batch_size=self.rows(asked.batch_size),
             store=store,
             progress=progress,
-            allow_invalid=asked.allow_invalid,
-            fewshot_seed=asked.fewshot_seed,
             code_execution=run.code_execution,
             part=part,
             answerer=lambda _: ModelAnswerer(
                 self.model,
                 run.decoding,
                 strategy,
-                asked.scoring,
-                self.rows(asked.batch_size),
-                self.rows(asked.score_batch_size),
-                asked.prefix_cache_gib,
+                asked,
                 unmask or by_threshold,
                 part.go_on,
             ),

@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from fdllm.config import Decoding
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.answer import Query
 from fdllm.evaluate.protocols import Request
 from fdllm.model.weights import Model
@@ -43,6 +43,38 @@ class Limits:
     def longest_target(self) -> int:
         """Tokens that can be scored behind a single token."""
         return self.max_positions // self.block_size * self.block_size - 2
+
+    def whole_blocks(self, num_prompt_tokens: int) -> int:
+        """New tokens at most, so that a text ends with a block.
+
+        The published evaluation decodes ``max_new_tokens // block_size`` blocks behind the prompt's
+        full ones; what its last, partial block holds is taken off.
+
+        Raises:
+            UsageError: ``max_new_tokens`` is less than a block.
+        """
+        size = self.block_size
+        if self.max_new_tokens < size:
+            raise UsageError(
+                f"whole_blocks needs max_new_tokens of a block of {size} tokens at least; got "
+                f"{self.max_new_tokens}"
+            )
+        return self.max_new_tokens // size * size - num_prompt_tokens % size
+
+    @staticmethod
+    def check_scored(query: Query, max_prompt_tokens: int | None) -> None:
+        """The published evaluation's own limit on what is scored.
+
+        Raises:
+            FdllmError: prompt and target are longer.
+        """
+        length = len(query.tokens) + len(query.target_tokens)
+        if max_prompt_tokens is not None and length > max_prompt_tokens:
+            raise FdllmError(
+                f"task '{query.task}', document {query.doc_id}: prompt and answer are {length} "
+                f"tokens, and max_prompt_tokens allows {max_prompt_tokens}; lower num_fewshot, or "
+                "raise the limit in a preset of your own"
+            )
 
     def check(self, query: Query) -> None:
         """Nothing is ever truncated: what has no room is an error that names the document.

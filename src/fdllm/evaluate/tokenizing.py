@@ -13,10 +13,31 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 from lm_eval.api.model import TemplateLM
 
-from fdllm.errors import FdllmError
+from fdllm.config import Decoding
+from fdllm.errors import FdllmError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from fdllm.model.weights import Model
+
+
+def ending_at(decoding: Decoding, end_token: str | None, model: Model) -> Decoding:
+    """Decoding settings under which one token alone ends a text; as they are where none is named.
+
+    Raises:
+        UsageError: the tokenizer has no token of that name.
+    """
+    if end_token is None:
+        return decoding
+    token = model.tokenizer.get_vocab().get(end_token)
+    if token is None:
+        raise UsageError(
+            f"texts are to end at the token '{end_token}', which the tokenizer of model "
+            f"'{model.name}' does not have (its end token is '{model.tokenizer.eos_token}'); set "
+            "end_token in [evaluation] or in a preset of your own"
+        )
+    return decoding.model_copy(update={"stop_token": token})
 
 
 class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped

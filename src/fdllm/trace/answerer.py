@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fdllm.config import Run
+from fdllm.config import Decoding, Run
 from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
 from fdllm.decode.scorer import Score, score_requests
 from fdllm.decode.unmask import Unmask
 from fdllm.evaluate.answer import Query
+from fdllm.evaluate.tokenizing import ending_at
 from fdllm.model.weights import Model
 from fdllm.reuse import ReuseStrategy
 from fdllm.trace.assemble import assemble
@@ -42,6 +43,10 @@ class TracingAnswerer:
     staleness: bool
     rows: list[RowTrace] = field(default_factory=list)
 
+    @property
+    def _decoding(self) -> Decoding:
+        return ending_at(self.run.decoding, self.run.evaluating.end_token, self.model)
+
     def generate(
         self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
     ) -> None:
@@ -51,7 +56,7 @@ class TracingAnswerer:
             [found] = generate_requests(
                 self.model,
                 [GenerationRequest(query.tokens, query.max_new_tokens, query.until, query.seed)],
-                self.run.decoding,
+                self._decoding,
                 self.strategy,
                 unmask=watcher.rule(self.unmask),
                 detokenize=True,
@@ -81,7 +86,7 @@ class TracingAnswerer:
             [found] = score_requests(
                 self.model,
                 [(query.tokens, query.target_tokens)],
-                self.run.decoding,
+                self._decoding,
                 self.strategy,
                 scoring=self.run.evaluating.scoring,
                 prefix_cache_gib=0.0,

@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from fdllm.config import Run
+from fdllm.config import Evaluating, Run
 from fdllm.decode.engine import resolve
 from fdllm.decode.unmask import Unmask, by_threshold
 from fdllm.errors import FdllmError, UsageError
@@ -93,24 +93,20 @@ def trace_document(
         FdllmError: documents cannot be had, or the prompt leaves no room for an answer.
     """
     with quiet():
-        loaded = load_task(
-            run.task,
-            num_fewshot=run.evaluating.num_fewshot,
-            fewshot_seed=run.evaluating.fewshot_seed,
-        )
+        asked = run.evaluating
+        loaded = load_task(run.task, asked)
         leaf = _leaf(loaded.leaves, document, run)
         answerer = TracingAnswerer(model, run, strategy, unmask, staleness)
         lm = EngineLM(
             model.tokenizer,
             answerer,
+            asked,
             limits=Limits.of(model, run.decoding),
             store=_Memory(),
             progress=_Memory(),
-            scoring=run.evaluating.scoring,
-            allow_invalid=run.evaluating.allow_invalid,
             name=model.name,
         )
-        instances = _requests(leaf, lm, document.number, chat_template=run.evaluating.chat_template)
+        instances = _requests(leaf, lm, document.number, asked)
         _answer(lm, instances)
         metrics = _metrics(leaf, instances)
     doc = instances[0].doc
@@ -156,7 +152,7 @@ def _leaf(leaves: Mapping[str, HeldTask], document: Document, run: Run) -> HeldT
     return leaf
 
 
-def _requests(leaf: HeldTask, lm: EngineLM, number: int, *, chat_template: bool) -> list[Instance]:
+def _requests(leaf: HeldTask, lm: EngineLM, number: int, asked: Evaluating) -> list[Instance]:
     """The document's requests. Those ahead of it are built too, and dropped.
 
     Worked examples are drawn document by document from one generator, so this is what makes the
@@ -164,10 +160,10 @@ def _requests(leaf: HeldTask, lm: EngineLM, number: int, *, chat_template: bool)
     """
     leaf.build_all_requests(
         limit=number + 1,
-        apply_chat_template=chat_template,
-        fewshot_as_multiturn=chat_template,
-        chat_template=lm.apply_chat_template if chat_template else None,
-        tokenizer_name=lm.tokenizer_name if chat_template else "",
+        apply_chat_template=asked.chat_template,
+        fewshot_as_multiturn=asked.turns,
+        chat_template=lm.apply_chat_template if asked.chat_template else None,
+        tokenizer_name=lm.tokenizer_name if asked.chat_template else "",
     )
     return leaf.keep_only(number)
 
