@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fdllm
+from fdllm.config import Estimator
 from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
 from fdllm.schedule import Phase
 from models import MASK, STOP, random_model, random_prompt
@@ -124,7 +125,7 @@ def test_counts_add_up(strategy: ReuseStrategy[Any]) -> None:
     assert (saved > 0) == strategy.reuses
 
 
-@pytest.mark.parametrize("scoring", ["denoise", "first-token"])
+@pytest.mark.parametrize("scoring", get_args(Estimator))
 def test_k1_is_bit_identical_to_no_reuse(scoring: Any) -> None:
     model = random_model(5)
     prompts = [random_prompt(i, n) for i, n in enumerate([5, 16, 40])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fdllm
+from fdllm.config import Estimator
 from fdllm.decode.scorer import Score, score_requests
 from fdllm.errors import UsageError
 from fdllm.model.cache import RowCache, Window
@@ -18,7 +19,6 @@ from fdllm.model.stepper import Stepper
 from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
 from models import MASK, STOP, random_model, random_prompt
 
-Scoring = Literal["first-token", "denoise"]
 DECODING = fdllm.Decoding(
     block_size=16, small_block_size=4, stop_token=STOP, mask_id=MASK, scoring_steps=3
 )
@@ -34,7 +34,7 @@ STRATEGIES: list[ReuseStrategy[Any]] = [
 
 def score_all(
     pairs: list[tuple[list[int], list[int]]],
-    scoring: Scoring,
+    scoring: Estimator,
     strategy: ReuseStrategy[Any],
     *,
     batch_size: int = 1,
@@ -70,7 +70,7 @@ def request_sets(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     pairs=request_sets(),
-    scoring=st.sampled_from(["first-token", "denoise"]),
+    scoring=st.sampled_from(get_args(Estimator)),
     strategy=st.sampled_from(STRATEGIES),
     batch_size=st.sampled_from([1, 3, 8]),
     pool_blocks=st.sampled_from([0, 1, 2, 50]),
@@ -78,7 +78,7 @@ def request_sets(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
 )
 def test_nothing_changes_a_score(
     pairs: list[tuple[list[int], list[int]]],
-    scoring: Scoring,
+    scoring: Estimator,
     strategy: ReuseStrategy[Any],
     batch_size: int,
     pool_blocks: int,
@@ -96,7 +96,7 @@ def test_nothing_changes_a_score(
         pool_blocks=pool_blocks,
     )
     for at, i in enumerate(shuffled):
-        assert together[at].loglikelihood == pytest.approx(alone[i].loglikelihood, abs=1e-5)
+        assert together[at].loglikelihood == pytest.approx(alone[i].loglikelihood, abs=1e-4)
         assert together[at].is_greedy == alone[i].is_greedy
         assert together[at].tokens == alone[i].tokens
     # What is fed and what is shared add up to what each request alone would have fed.
@@ -109,7 +109,7 @@ def test_nothing_changes_a_score(
 def test_four_choices_cost_one_forward() -> None:
     prefix = random_prompt(0, 70)
     pairs = [(prefix, [token]) for token in (5, 6, 7, 8)]
-    for scoring, forwards in (("first-token", 1), ("denoise", 4)):
+    for scoring, forwards in (("first-token", 1), ("denoise", 4), ("chain", 1)):
         scores = score_all(pairs, scoring, NoReuse(), share=True)  # type: ignore[arg-type]
         assert sum(s.counts.forwards for s in scores) == 1 + forwards
         assert [s.counts.tokens > 0 for s in scores] == [True, False, False, False]

@@ -16,7 +16,7 @@ from fdllm import tiny
 from fdllm.errors import UsageError
 from fdllm.reuse import SUBSETS, subset_bounds
 
-Estimator = Literal["first-token", "denoise"]
+Estimator = Literal["first-token", "denoise", "chain"]
 Subset = Literal["first", "middle", "last"]
 BatchSize = Annotated[int, Field(ge=1)] | Literal["auto"]
 Instruction = Literal["ending", "everywhere", "none"]  # see fdllm.evaluate.prompts
@@ -82,6 +82,8 @@ class Decoding(Spec):
         seed: seed of sampling; each row draws from a generator of its own.
         scoring_steps: rounds in which the ``denoise`` estimator unmasks what stands behind the
             target before it scores it.
+        end_token: what the ``first-token`` estimator puts behind a target; None takes the
+            tokenizer's end token.
     """
 
     block_size: int = Field(32, ge=1)
@@ -95,6 +97,7 @@ class Decoding(Spec):
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     seed: int = 0
     scoring_steps: int = Field(5, ge=0)
+    end_token: int | None = None
 
     @model_validator(mode="after")
     def _fit(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
@@ -19,7 +19,7 @@ from fdllm.cli.report import add_flags as add_report_flags
 from fdllm.cli.slurm import slurm_flags
 from fdllm.cli.trace import trace_flags
 from fdllm.cli.watch import status_flags
-from fdllm.config import DEFAULT_MODEL
+from fdllm.config import DEFAULT_MODEL, Estimator
 
 _EPILOG = """\
 examples:
@@ -188,7 +188,7 @@ def _selection(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub id")
     group.add_argument(
         "--scoring",
-        choices=("first-token", "denoise"),
+        choices=get_args(Estimator),
         help="log-likelihood estimator (the experiment's)",
     )
     group.add_argument(

@@ -1,4 +1,4 @@
-"""The two estimators of DESIGN section 5, for one prefix and the targets that share its inputs.
+"""The estimators of DESIGN section 5, for one prefix and the targets that share its inputs.
 
 Targets whose model inputs are identical are scored by the same forwards: ``first-token`` shares
 one input among all targets that differ in their first token alone; ``denoise`` shares everything
@@ -89,8 +89,9 @@ class GroupScorer:
         yield from self._prefill(job, read=at == 0)
         if at == 0:
             return
-        behind = (*self.members[0].target[1:], *self.decoding.stop_tokens[:1])
-        block = [*self.prefix[self.full :], self.mask, *behind][: self.size]
+        end: int = self.decoding.end_token  # type: ignore[assignment] # resolved by the caller
+        known = (*self.members[0].target[1:], end)
+        block = [*self.prefix[self.full :], self.mask, *known][: self.size]
         block += [self.mask] * (self.size - len(block))
         step = self._step(None, at, tuple(c for c in range(self.size) if block[c] == self.mask))
         plan = self.strategy.plan(step, self.strategy.init(self.n_layers))
@@ -98,7 +99,11 @@ class GroupScorer:
         yield from self._score(job, self.members, ask, 0)
 
     def denoise(self, job: Job[None], row: Row) -> Steps[None]:
-        """Score the targets as the sampler would decode them, block by block."""
+        """Score the targets block by block; ``chain`` is the same without rounds.
+
+        Where nothing is unmasked behind the target first, each token's probability is the model's
+        own, given the tokens ahead of it alone, and their product that of the chain rule.
+        """
         known = list(self.prefix[self.full :])
         yield from self._prefill(job, read=not known)
         if known:

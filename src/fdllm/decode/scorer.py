@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from fdllm.config import Decoding, Estimator
 from fdllm.decode.counts import Counts
 from fdllm.decode.engine import Engine, check_tokens, resolve
 from fdllm.decode.estimators import GroupScorer, Member
 from fdllm.decode.job import UNWATCHED, Job, Watch
-from fdllm.errors import UsageError
+from fdllm.errors import FdllmError, UsageError
 from fdllm.model.weights import Model
 from fdllm.reuse import NoReuse, ReuseStrategy
 
@@ -61,7 +61,7 @@ def score(
     Args:
         model: from :func:`fdllm.load_model`.
         pairs: prefix and target, both at least one token.
-        scoring: the estimator, ``first-token`` or ``denoise``.
+        scoring: the estimator, ``first-token``, ``denoise`` or ``chain``.
         decoding: settings; ``scoring_steps`` rounds unmask what stands behind the target.
         strategy: layer reuse; ``first-token`` takes one forward, so reuse cannot act in it.
         batch_size: rows scored at once; None takes up to 32. It never changes a score.
@@ -106,11 +106,17 @@ def score_requests(
     Raises:
         UsageError: a prefix or target is empty or of another vocabulary, or the estimator is
             unknown.
-        FdllmError: a pair needs more positions than the model has.
+        FdllmError: a pair needs more positions than the model has, or ``first-token`` knows no end
+            token.
     """
+    if scoring not in get_args(Estimator):
+        known = ", ".join(get_args(Estimator))
+        raise UsageError(f"unknown estimator '{scoring}'; use one of {known}")
     filled = resolve(decoding, model)
-    if scoring not in ("first-token", "denoise"):
-        raise UsageError(f"unknown estimator '{scoring}'; use first-token or denoise")
+    if scoring == "first-token":
+        filled = filled.model_copy(update={"end_token": _end_token(filled, model)})
+    elif scoring == "chain":
+        filled = filled.model_copy(update={"scoring_steps": 0})
     groups: dict[tuple[object, ...], _Group] = {}
     for index, (prefix, target) in enumerate(pairs):
         if not prefix or not target:
@@ -136,3 +142,23 @@ def score_requests(
             if on_done is not None:
                 on_done(m.index, out[m.index])
     return [out[i] for i in sorted(out)]
+
+
+def _end_token(decoding: Decoding, model: Model) -> int:
+    """What stands behind a target: as asked for, the tokenizer's end token, or the only stop token.
+
+    Raises:
+        UsageError: it is not in the vocabulary.
+        FdllmError: there is no tokenizer to ask, and not one stop token but none or several.
+    """
+    token = decoding.end_token if decoding.end_token is not None else model.end_token
+    if token is None:
+        if len(decoding.stop_tokens) != 1:
+            raise FdllmError(
+                f"model '{model.name}' has no tokenizer that names an end token, and stop tokens "
+                f"{list(decoding.stop_tokens)} name no single one; set end_token, which the "
+                "first-token estimator puts behind the answer"
+            )
+        token = decoding.stop_tokens[0]
+    check_tokens([token], model)
+    return token

@@ -151,8 +151,8 @@ class EngineLM(TokenizingLM):
     ) -> list[float]:
         """Log-likelihoods of whole documents, for perplexity: every token is scored once.
 
-        A document is the target behind the tokenizer's first token; ``denoise`` scores it block
-        by block, left to right, teacher-forced. One that is longer than the model's positions is
+        A document is the target behind the tokenizer's first token; it is scored block by block,
+        left to right, teacher-forced. One that is longer than the model's positions is
         cut into disjoint windows, each behind the last token of the one before, as lm-eval's own
         causal models do it.
 
@@ -163,7 +163,7 @@ class EngineLM(TokenizingLM):
         if self._asked.scoring == "first-token":
             raise FdllmError(
                 f"task '{requests[0].task_name}' asks for the likelihood of whole documents, and "
-                "the first-token estimator scores one token; use --scoring denoise"
+                "the first-token estimator scores one token; use --scoring chain or denoise"
             )
         identities = Requests("loglikelihood_rolling")
         windows = [self._windows(request, identities) for request in requests]

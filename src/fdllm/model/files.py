@@ -47,6 +47,11 @@ def locate(path: str, revision: str | None = None) -> Path:
         ) from None
 
 
+def has_tokenizer(folder: Path | None) -> bool:
+    """Whether ``folder`` holds tokenizer files."""
+    return folder is not None and any(folder.glob("tokenizer*"))
+
+
 def load_tokenizer(folder: Path | None, name: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer files of ``folder``; never any code.
 
@@ -55,7 +60,7 @@ def load_tokenizer(folder: Path | None, name: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer  # noqa: PLC0415 - seconds to import, text in/out only
 
-    if folder is None or not any(folder.glob("tokenizer*")):
+    if not has_tokenizer(folder):
         raise FdllmError(
             f"model '{name}' has no tokenizer files (tokenizer.json, tokenizer_config.json); "
             "copy them into its folder"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fdllm.errors import FdllmError, UsageError
 from fdllm.model.compiled import compiled_on
-from fdllm.model.files import find_mask, load_tokenizer, locate
+from fdllm.model.files import find_mask, has_tokenizer, load_tokenizer, locate
 from fdllm.model.network import Network
 from fdllm.model.spec import ModelSpec
 
@@ -88,6 +88,14 @@ class Model:
         if self._tokenizer is not None:
             return self._tokenizer  # type: ignore[no-any-return]
         return load_tokenizer(self.folder, self.name)
+
+    @property
+    def end_token(self) -> int | None:
+        """The tokenizer's end token; None where there is no tokenizer, or it names none."""
+        if self._tokenizer is None and not has_tokenizer(self.folder):
+            return None
+        token: int | None = self.tokenizer.eos_token_id
+        return token
 
 
 def load_model(
