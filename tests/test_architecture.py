@@ -28,6 +28,8 @@ LAYERS = (
     {"model"},
     {"plan", "experiment", "record"},
     {
+        "caches",
+        "checkpoint",
         "config",
         "reuse",
         "layerplan",
@@ -45,6 +47,8 @@ LIGHT = (
     "plan",
     "experiment",
     "record",
+    "caches",
+    "checkpoint",
     "config",
     "reuse",
     "schedule",

@@ -60,7 +60,9 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             sentences.append(f"unknown key '{name}'{hint}; valid keys are {', '.join(valid)}")
         else:
-            given = "" if problem["type"] == "missing" else f"; got {problem['input']!r}"
+            # A rule over several keys says itself what it found.
+            told = problem["type"] == "missing" or not name
+            given = "" if told else f"; got {problem['input']!r}"
             subject = f"'{name}': " if name else ""
             sentences.append(f"{subject}{problem['msg'].removeprefix('Value error, ')}{given}")
     return "; ".join(sentences)

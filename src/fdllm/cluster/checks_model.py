@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
+from fdllm.checkpoint import tensor_headers, unread_weights, weight_files
 from fdllm.cluster.findings import Finding
 from fdllm.config import ModelChoice
 from fdllm.record.identity import model_identity
 
 _GIB = 1 << 30
-_LENGTH = 8  # bytes of a safetensors file that say how long its header is
 _MODERN = 8  # compute capability from which bfloat16 is native
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _BIG = 4 * _GIB  # bytes of weights that no CPU decodes in reasonable time
@@ -23,8 +22,7 @@ def check_model(choice: ModelChoice) -> Finding:
     Raises:
         FdllmError: they are not; the message says what is missing.
     """
-    from fdllm.model.files import find_mask, load_tokenizer  # noqa: PLC0415
-    from fdllm.model.spec import ModelSpec  # noqa: PLC0415
+    from fdllm.model.files import load_tokenizer, no_end_token, read_spec  # noqa: PLC0415
 
     folder = model_identity(choice).folder
     if folder is None:
@@ -38,10 +36,12 @@ def check_model(choice: ModelChoice) -> Finding:
             f"{choice.name}{flag}",
         )
     size = weight_bytes(folder)
-    if ModelSpec.from_folder(folder).mask_id is None:
-        find_mask(folder)
+    if not read_spec(folder).stop_tokens:
+        raise no_end_token(choice.name)
     load_tokenizer(folder, choice.name)
-    return Finding("model", "ok", f"{choice.name}: {_size(size)} of weights, tokenizer")
+    unread = unread_weights(folder)
+    beside = f" ({unread} beside it: not read)" if unread else ""
+    return Finding("model", "ok", f"{choice.name}: {_size(size)} of weights{beside}, tokenizer")
 
 
 def _size(number: int) -> str:
@@ -49,36 +49,14 @@ def _size(number: int) -> str:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of all safetensors files, each as long as its header says.
+    """Bytes of the safetensors files that loading reads, each as long as its header says.
 
     Raises:
         FdllmError: a file is missing, cut short or no safetensors.
     """
-    from fdllm.errors import FdllmError  # noqa: PLC0415
-    from fdllm.model.weights import shard_paths  # noqa: PLC0415 - torch
-
-    total = 0
-    for path in shard_paths(folder):
-        size = path.stat().st_size
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(_LENGTH), "little")
-                if length > size:
-                    raise ValueError("no header")  # noqa: TRY301 - one message for all of it
-                header = json.loads(file.read(length))
-            ends = [
-                tensor["data_offsets"][1] for n, tensor in header.items() if n != "__metadata__"
-            ]
-        except (ValueError, KeyError, TypeError, IndexError):
-            raise FdllmError(f"{path} is no safetensors file; fetch it again") from None
-        due = _LENGTH + length + max(ends, default=0)
-        if size != due:
-            raise FdllmError(
-                f"{path} has {size} bytes where its header says {due}, so it was cut short; "
-                "delete it and prefetch it again"
-            )
-        total += size
-    return total
+    files = weight_files(folder)
+    tensor_headers(files)
+    return sum(path.stat().st_size for path in files)
 
 
 def fetch_model(choice: ModelChoice) -> Finding:
@@ -156,7 +134,7 @@ def _check_compiler(choice: ModelChoice) -> list[Finding]:
 def _known_bytes(choice: ModelChoice) -> int:
     """Bytes of the weights as they lie here, in two-byte numbers as published; 0 where unknown."""
     folder = model_identity(choice).folder
-    return 0 if folder is None else sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    return 0 if folder is None else sum(p.stat().st_size for p in weight_files(folder))
 
 
 def _without_gpu(choice: ModelChoice, executor: str, size: int) -> Finding:

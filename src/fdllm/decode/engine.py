@@ -24,6 +24,7 @@ from fdllm.decode.unmask import Prediction
 from fdllm.errors import FdllmError, UsageError
 from fdllm.layerplan import LayerPlan
 from fdllm.model.cache import RowCache
+from fdllm.model.files import no_end_token
 from fdllm.model.prefix import PrefixPool
 from fdllm.model.weights import Model
 from fdllm.schedule import Phase, num_blocks
@@ -35,13 +36,21 @@ def resolve(decoding: Decoding, model: Model) -> Decoding:
     """Fill what ``decoding`` leaves to the checkpoint: mask token and stop tokens.
 
     Raises:
-        UsageError: a token is not in the vocabulary.
-        FdllmError: the checkpoint names no mask token.
+        UsageError: a token is not in the vocabulary, or the block is not the checkpoint's.
+        FdllmError: the checkpoint names no mask token, or no end of a text.
     """
+    spec = model.spec
+    if spec.block_is_fixed and decoding.block_size != spec.block_size:
+        raise UsageError(
+            f"block_size is {decoding.block_size}, and model '{model.name}' was trained with "
+            f"blocks of {spec.block_size} (bd_size in its config.json); decode with that"
+        )
     mask = decoding.mask_id if decoding.mask_id is not None else model.spec.mask_id
     stop = decoding.stop_token if decoding.stop_token is not None else model.spec.stop_tokens
     if mask is None:
         raise FdllmError(f"model '{model.name}' names no mask token; set mask_id")
+    if decoding.stop_token is None and not spec.stop_tokens:
+        raise no_end_token(model.name)
     filled = decoding.model_copy(update={"mask_id": mask, "stop_token": stop})
     for token in (mask, *filled.stop_tokens):
         if not 0 <= token < model.spec.vocab_size:

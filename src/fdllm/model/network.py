@@ -14,7 +14,7 @@ from fdllm.model.compiled import Compiled
 from fdllm.model.kernels import can_pack, give_back_memory
 from fdllm.model.layers import Head, Layer, RMSNorm, rotary_table
 from fdllm.model.spec import ModelSpec
-from fdllm.model.stepper import Forwarded, Stepper
+from fdllm.model.stepper import Fill, Forwarded, Stepper, nothing
 
 
 class Network(nn.Module):
@@ -40,17 +40,31 @@ class Network(nn.Module):
 
     def prepare(self) -> Stepper:
         """The network as decoding runs it, from the weights as they are now."""
-        return self._frozen or self._made(pack=False, release=False)
+        if self._frozen is not None:
+            return self._frozen
+        made = Stepper(self, pack=False, release=False)
+        if self._compiled is not None:
+            made.use(self._compiled)
+        return made
 
     @torch.no_grad()
-    def freeze(self) -> None:
+    def freeze(self, fill: Fill = nothing) -> None:
         """Lay the weights out for decoding, once and for all.
 
         Parameters that are kept in another layout afterwards are given up: what
         ``named_parameters`` then shows of the layers is no checkpoint any more.
+
+        Args:
+            fill: gives a module its parameters, called just ahead of their use: a network that
+                was made on the ``meta`` device never holds more than one layer in two layouts.
         """
         if self._frozen is None:
-            self._frozen = self._made(pack=can_pack(self.embedding.weight), release=True)
+            fill(self.embedding)
+            pack = can_pack(self.embedding.weight)
+            self._frozen = Stepper(self, pack=pack, release=True, fill=fill)
+            if self._compiled is not None:
+                self._frozen.use(self._compiled)
+            self._rotary = None  # what decoding needs of it, the stepper has
             give_back_memory()
 
     def use(self, compiled: Compiled) -> None:
@@ -58,12 +72,6 @@ class Network(nn.Module):
         self._compiled = compiled
         if self._frozen is not None:
             self._frozen.use(compiled)
-
-    def _made(self, *, pack: bool, release: bool) -> Stepper:
-        made = Stepper(self, pack=pack, release=release)
-        if self._compiled is not None:
-            made.use(self._compiled)
-        return made
 
     def forward(
         self,

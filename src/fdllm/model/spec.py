@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fdllm.errors import FdllmError
-
-_REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-)
+from fdllm.model.hub_config import HubConfig
 
 
 @dataclass(frozen=True)
@@ -34,8 +25,10 @@ class ModelSpec:
         rms_norm_eps: epsilon of every RMSNorm.
         tie_embeddings: True where the head is the embedding's transpose.
         block_size: tokens of a block.
+        block_is_fixed: the checkpoint names its block, so that decoding has no choice of another.
         mask_id: the mask token; None where the checkpoint names none.
-        stop_tokens: end-of-sequence tokens, perhaps none.
+        stop_tokens: end-of-sequence tokens, perhaps none. Of a loaded checkpoint the tokenizer's
+            own stands first: the one that the published score puts behind a target.
         pad_id: the padding token, if any.
     """
 
@@ -50,6 +43,7 @@ class ModelSpec:
     rms_norm_eps: float = 1e-6
     tie_embeddings: bool = False
     block_size: int = 32
+    block_is_fixed: bool = False
     mask_id: int | None = None
     stop_tokens: tuple[int, ...] = ()
     pad_id: int | None = None
@@ -70,7 +64,7 @@ class ModelSpec:
         return self.num_layers * layer + ends + hidden
 
     @classmethod
-    def from_json(cls, config: dict[str, Any], where: str) -> ModelSpec:
+    def from_json(cls, config: Mapping[str, Any], where: str) -> ModelSpec:
         """Read the Hub's form of a configuration.
 
         Args:
@@ -78,54 +72,23 @@ class ModelSpec:
             where: what to call it in an error.
 
         Raises:
-            FdllmError: a key is missing or the numbers do not fit together.
+            UsageError: a key is missing or wrong, or asks for other mathematics; it is named.
         """
-        missing = [key for key in _REQUIRED if key not in config]
-        if missing:
-            raise FdllmError(
-                f"{where} lacks {', '.join(missing)}; a Fast-dLLM v2 checkpoint (Qwen2.5's "
-                "architecture) is needed"
-            )
-        heads = config["num_attention_heads"]
-        kv_heads = config.get("num_key_value_heads", heads)
-        if config["hidden_size"] % heads or heads % kv_heads:
-            raise FdllmError(
-                f"{where}: hidden_size {config['hidden_size']}, {heads} query heads and "
-                f"{kv_heads} key/value heads do not divide"
-            )
-        eos = config.get("eos_token_id")
+        given = HubConfig.read(config, where)
         return cls(
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            intermediate_size=config["intermediate_size"],
-            max_positions=config.get("max_position_embeddings", 32768),
-            rope_theta=float(config.get("rope_theta", 1e6)),
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            tie_embeddings=config.get("tie_word_embeddings", False),
-            block_size=config.get("bd_size", 32),
-            mask_id=config.get("mask_token_id"),
-            stop_tokens=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-            pad_id=config.get("pad_token_id"),
+            vocab_size=given.vocab_size,
+            hidden_size=given.hidden_size,
+            num_layers=given.num_hidden_layers,
+            num_heads=given.num_attention_heads,
+            num_kv_heads=given.num_key_value_heads or given.num_attention_heads,
+            intermediate_size=given.intermediate_size,
+            max_positions=given.max_position_embeddings,
+            rope_theta=given.theta,
+            rms_norm_eps=given.rms_norm_eps,
+            tie_embeddings=given.tie_word_embeddings,
+            block_size=given.bd_size or cls.block_size,
+            block_is_fixed=given.bd_size is not None,
+            mask_id=given.mask_token_id,
+            stop_tokens=given.eos_token_id,
+            pad_id=given.pad_token_id,
         )
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> ModelSpec:
-        """Read ``folder/config.json``.
-
-        Raises:
-            FdllmError: the file is absent, is not JSON, or does not fit.
-        """
-        path = folder / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FdllmError(
-                f"{folder} holds no config.json; --model takes a Hub id, 'tiny', or a folder with "
-                "config.json and *.safetensors"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise FdllmError(f"{path} cannot be read: {error}") from None
-        return cls.from_json(config, str(path))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdllm.layerplan import AnyPlan, LayerPlan, LayerRun
 from fdllm.model.attention import DensePlace
@@ -23,7 +23,13 @@ from fdllm.model.segments import segments
 if TYPE_CHECKING:
     from fdllm.model.network import Network
 
+Fill = Callable[[nn.Module], None]
+"""Gives a module its parameters, just ahead of their use."""
 _PLACES = 64  # windows remembered: a block has one for each sub-block, and REFRESH and COMMIT
+
+
+def nothing(_: nn.Module) -> None:
+    """The :data:`Fill` of modules that have their parameters."""
 
 
 @dataclass(frozen=True)
@@ -49,29 +55,37 @@ class Stepper:
         network: the definition.
         pack: whether large matrices go into oneDNN's layout.
         release: whether the network gives up parameters that are kept here in another layout.
+        fill: gives each module its parameters, see :meth:`fdllm.model.network.Network.freeze`.
 
     Attributes:
         fused: compiled kernels for narrow forwards (:mod:`fdllm.model.fused`); None does without.
     """
 
-    def __init__(self, network: Network, *, pack: bool, release: bool) -> None:
+    def __init__(
+        self, network: Network, *, pack: bool, release: bool, fill: Fill = nothing
+    ) -> None:
         spec = network.spec
         self.spec = spec
         self._whole = LayerPlan(spec.num_layers)
         self._embedding = network.embedding.weight.data
-        self._layers = [FastLayer(layer, pack=pack, release=release) for layer in network.stack]
-        # The head stands apart from its norm: only the columns that are read go through it.
-        self._norm = final_norm(network.norm)
-        weight = network.head.weight.data
-        # A tied head is the embedding, which must stay as it is.
-        packed = pack and not spec.tie_embeddings and weight.numel() >= PACK_FROM
-        self.head = linear(weight, None, pack=packed)
-        if release and packed:
-            network.head.replace(self.head)
         half = spec.head_dim // 2
         cos, sin = (table[:, :half] for table in network.table())
         self._factors = torch.complex(cos, sin)[:, None]
-        self.use(compiled_on(weight.device, weight.dtype))
+        # The head stands apart from its norm: only the columns that are read go through it. It is
+        # the largest matrix, so it is laid out first, while there is room for it twice.
+        fill(network.norm)
+        fill(network.head)
+        self._norm = final_norm(network.norm)
+        # A tied head is the embedding, which must stay as it is.
+        packed = pack and not spec.tie_embeddings and self._embedding.numel() >= PACK_FROM
+        self.head = linear(network.head.weight.data, None, pack=packed)
+        if release and packed:
+            network.head.replace(self.head)
+        self._layers = []
+        for layer in network.stack:
+            fill(layer)
+            self._layers.append(FastLayer(layer, pack=pack, release=release))
+        self.use(compiled_on(self._embedding.device, self._embedding.dtype))
 
     def forward(
         self,

@@ -5,29 +5,30 @@ No code that comes with a checkpoint is ever executed, and no pickle is ever ope
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from fdllm.checkpoint import TensorHeader, tensor_headers, weight_files
 from fdllm.errors import FdllmError, UsageError
 from fdllm.model.compiled import compiled_on
-from fdllm.model.files import find_mask, has_tokenizer, load_tokenizer, locate
+from fdllm.model.files import has_tokenizer, load_tokenizer, locate, read_spec
 from fdllm.model.network import Network
 from fdllm.model.spec import ModelSpec
+from fdllm.model.stepper import Fill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -124,15 +125,15 @@ def load_model(
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     folder = locate(str(path), revision)
-    spec = ModelSpec.from_folder(folder)
-    network = Network(spec).to(device=where, dtype=kind)
-    _fill(network, folder)
+    spec = read_spec(folder)
+    source = _Source(folder, spec, where, kind)
+    with torch.device("meta"):
+        network = Network(spec)
     network.eval().requires_grad_(requires_grad=False)
-    if spec.mask_id is None:
-        spec = replace(spec, mask_id=find_mask(folder))
-        network.spec = spec
     if freeze:
-        network.freeze()
+        network.freeze(source.filler(network))
+    else:
+        source.filler(network)(network)
     return Model(network, spec, folder, str(path), where, kind)
 
 
@@ -191,93 +192,128 @@ def hub_names(spec: ModelSpec) -> dict[str, list[str]]:
     return names
 
 
-def _parts(spec: ModelSpec, ours: str, parameter: Tensor) -> tuple[Tensor, ...]:
-    """Views of a packed parameter, one for each Hub tensor."""
-    if ".qkv." in ours:
-        q = spec.num_heads * spec.head_dim
-        kv = spec.num_kv_heads * spec.head_dim
-        return tuple(parameter.split([q, kv, kv]))
-    if ".gate_up." in ours:
-        return parameter.chunk(2)
-    return (parameter,)
-
-
-def _fill(network: Network, folder: Path) -> None:
-    """Copy every tensor of the checkpoint into its place, one at a time."""
-    spec = network.spec
-    targets = {
-        hub: view
-        for ours, names in hub_names(spec).items()
-        for hub, view in zip(
-            names, _parts(spec, ours, network.get_parameter(ours).data), strict=True
-        )
+def hub_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The Hub's tensors of a checkpoint, each with its shape."""
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    sizes = {
+        "q_proj": (q, hidden),
+        "k_proj": (kv, hidden),
+        "v_proj": (kv, hidden),
+        "o_proj": (hidden, q),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+        "embed_tokens": (spec.vocab_size, hidden),
+        "lm_head": (spec.vocab_size, hidden),
     }
-    missing = set(targets)
-    unexpected = []
-    for name, tensor in _tensors(folder):
-        if name not in targets:
-            # Old exports carry the rotary table, which is derived; a tied head repeats the
-            # embedding.
-            tied = spec.tie_embeddings and name == "lm_head.weight"
-            if not name.endswith("rotary_emb.inv_freq") and not tied:
-                unexpected.append(name)
-            continue
-        if tensor.shape != targets[name].shape:
-            raise FdllmError(
-                f"{folder}: tensor {name} has shape {list(tensor.shape)}, but config.json asks "
-                f"for {list(targets[name].shape)}; the weights and the configuration are of "
-                "different models"
-            )
-        targets[name].copy_(tensor)
-        missing.discard(name)
-    for kind, names in (("lacks", sorted(missing)), ("has unexpected", sorted(unexpected))):
-        if names:
-            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")  # noqa: PLR2004
-            raise FdllmError(
-                f"checkpoint {folder} {kind} tensors: {shown}; it must hold exactly the tensors of "
-                "the architecture in its config.json"
-            )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in (name for names in hub_names(spec).values() for name in names):
+        *_, part, kind = name.split(".")
+        size = sizes.get(part, (hidden,))  # every other one is a norm's
+        shapes[name] = size if kind == "weight" else size[:1]
+    return shapes
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for path in shard_paths(folder):
+class _Source:
+    """A checkpoint's tensors, read into their places as they are asked for.
+
+    The files are mapped, so that nothing of them is held twice, and every name, shape and type is
+    checked by the files' headers before any room is made.
+
+    Args:
+        folder: the checkpoint.
+        spec: its shape.
+        device: where the parameters shall be.
+        dtype: their type.
+
+    Raises:
+        FdllmError: the files do not hold exactly the tensors of ``spec``.
+    """
+
+    def __init__(
+        self, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._spec, self._device, self._dtype = spec, device, dtype
+        self._headers = tensor_headers(weight_files(folder))
+        _check(folder, spec, self._headers)
+        self._names, self._shapes = hub_names(spec), hub_shapes(spec)
+        self._files: dict[Path, Any] = {}
+
+    def filler(self, network: Network) -> Fill:
+        """Gives modules of a network on the ``meta`` device their parameters."""
+        prefixes = {module: f"{name}." for name, module in network.named_modules() if name}
+
+        def fill(module: nn.Module) -> None:
+            for owner in module.modules():
+                for leaf, empty in list(owner.named_parameters(recurse=False)):
+                    name = prefixes[owner] + leaf
+                    if name in self._names:
+                        made: Tensor = nn.Parameter(
+                            self._read(name, empty.shape), requires_grad=False
+                        )
+                    else:  # a tied head
+                        made = network.embedding.weight
+                    setattr(owner, leaf, made)
+
+        return fill
+
+    def _read(self, ours: str, shape: torch.Size) -> Tensor:
+        """A packed parameter: the Hub's tensors, one below the other."""
+        out = torch.empty(shape, dtype=self._dtype, device=self._device)
+        at = 0
+        for hub in self._names[ours]:
+            rows = self._shapes[hub][0]
+            out[at : at + rows].copy_(self._tensor(hub))
+            at += rows
+        return out
+
+    def _tensor(self, name: str) -> Tensor:
+        path = self._headers[name].file
         try:
-            with safe_open(path, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 - not a mapping
-                    yield name, shard.get_tensor(name)
+            if path not in self._files:
+                self._files[path] = safe_open(path, framework="pt")
+            return self._files[path].get_tensor(name)  # type: ignore[no-any-return]
         except (SafetensorError, OSError) as error:
             raise FdllmError(
                 f"{path} cannot be read ({error}); it is incomplete or damaged: fetch it again"
             ) from None
 
 
-def shard_paths(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint.
-
-    Raises:
-        FdllmError: none, a shard that the index names is missing, or only pickles.
-    """
-    index = folder / _INDEX
-    if index.exists():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError) as error:
-            raise FdllmError(f"{index} is not a safetensors index: {error!r}") from None
-        absent = [name for name in names if not (folder / name).exists()]
-        if absent:
-            raise FdllmError(
-                f"checkpoint {folder} lacks {len(absent)} of {len(names)} shards: "
-                f"{', '.join(absent)}; fetch them again"
-            )
-        return [folder / name for name in names]
-    if (folder / _SINGLE).exists():
-        return [folder / _SINGLE]
-    pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
-    if pickles:
+def _check(folder: Path, spec: ModelSpec, headers: Mapping[str, TensorHeader]) -> None:
+    """Refuse files that do not hold exactly the tensors of a shape."""
+    layers = 1 + max(
+        (int(found[1]) for name in headers if (found := _LAYER.match(name))), default=-1
+    )
+    if layers != spec.num_layers:
         raise FdllmError(
-            f"checkpoint {folder} holds pickles ({', '.join(pickles[:3])}) and no safetensors; "
-            "pickles can run code and are never opened: convert them to model.safetensors"
+            f"{folder}: config.json says num_hidden_layers {spec.num_layers}, and the weights are "
+            f"of {layers}; the weights and the configuration are of different models"
         )
-    raise FdllmError(f"checkpoint {folder} holds no {_SINGLE} and no {_INDEX}")
+    due = hub_shapes(spec)
+    # Old exports carry the rotary table, which is derived; a tied head repeats the embedding.
+    tied = {"lm_head.weight"} if spec.tie_embeddings else set()
+    extra = {name for name in set(headers) - set(due) if not name.endswith("rotary_emb.inv_freq")}
+    for kind, names in (("lacks", set(due) - set(headers)), ("has unexpected", extra - tied)):
+        if names:
+            raise FdllmError(
+                f"checkpoint {folder} {kind} tensors: {_some(sorted(names))}; it must hold exactly "
+                "the tensors of the architecture in its config.json"
+            )
+    for name, shape in due.items():
+        if headers[name].shape != shape:
+            raise FdllmError(
+                f"{folder}: tensor {name} has shape {list(headers[name].shape)}, but config.json "
+                f"asks for {list(shape)}; the weights and the configuration are of different models"
+            )
+    others = sorted(name for name in due if headers[name].dtype not in _FLOATS)
+    if others:
+        raise FdllmError(
+            f"{folder}: tensor {others[0]} is of type {headers[others[0]].dtype}, and "
+            f"{len(others)} of {len(due)} are no plain floats ({', '.join(_FLOATS)}); quantised "
+            "weights cannot be loaded"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")  # noqa: PLR2004
