@@ -56,8 +56,9 @@ def types(session: nox.Session) -> None:
     """Static types, strictly; each script by itself, as experiments share their file names."""
     project = Environment(session).install("project", "types")
     project.python("mypy", *session.posargs, *CODE)
-    for script in sorted((*Path("experiments").glob("*/*.py"), *Path("benchmarks").glob("*.py"))):
-        project.python("mypy", str(script))
+    for folder in ("benchmarks", "experiments/*", "scripts"):
+        for script in sorted(Path().glob(f"{folder}/*.py")):
+            project.python("mypy", str(script))
 
 
 @nox.session
