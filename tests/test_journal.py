@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -92,6 +93,104 @@ def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path: Path) ->
     path.write_bytes(b"\n".join(lines))
     with pytest.raises(DamagedJournalError, match="line 4"):
         read_journal(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"entry": {"text": "whose?"}},
+        {"key": "1"},
+        {"key": "1", "entry": None},
+        {"session": None},
+        {"total": None},
+        {"total": "many"},
+        {"journal": 1, "fingerprint": ONE.model_dump()},
+        {},
+        [],
+        None,
+        7,
+    ],
+)
+def test_a_line_without_its_parts_is_no_line(tmp_path: Path, line: object) -> None:
+    """Damage in the middle, torn at the end: in no place is it taken for an answer."""
+    path = tmp_path / "journal.jsonl"
+    fill(path, range(3))
+    whole = path.read_bytes().split(b"\n")
+    bad = json.dumps(line).encode()
+    for at in range(1, len(whole) - 1):
+        path.write_bytes(b"\n".join([*whole[:at], bad, *whole[at:]]))
+        with pytest.raises(DamagedJournalError, match=f"line {at + 1} cannot be read"):
+            read_journal(path)
+    path.write_bytes(b"\n".join([*whole[:-1], bad, b""]))
+    content = read_journal(path)
+    assert sorted(content.entries) == ["0", "1", "2"]
+    assert content.size == len(b"\n".join(whole))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"key": "0", "entry": {}},
+        {"journal": 2, "fingerprint": ONE.model_dump()},
+        {"journal": 1},
+        {"journal": 1, "fingerprint": {"fields": 1}},
+        {"journal": 1, "fingerprint": ONE.model_dump() | {"more": 1}},
+    ],
+)
+def test_a_journal_begins_with_its_own_version_and_fingerprint(
+    tmp_path: Path, first: dict[str, Any]
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    fill(path, range(2))
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([json.dumps(first).encode(), *lines[1:]]))
+    with pytest.raises(DamagedJournalError, match="line 1 cannot be read"):
+        read_journal(path)
+
+
+def test_a_shard_is_taken_over_once(tmp_path: Path) -> None:
+    """Its answers and who gave them; what is here already stays, and again changes nothing."""
+    path, shard = tmp_path / "whole" / "journal.jsonl", tmp_path / "shard" / "journal.jsonl"
+    fill(path, range(2))
+    with Journal(shard, ONE, {"machine": "of the shard"}) as journal:
+        journal.put("1", {"text": "another answer"})
+        journal.put("2", {"text": "new"})
+    with Journal(path, ONE, {"machine": "n"}) as journal:
+        assert journal.absorb(read_journal(shard)) == 1
+        before = path.read_bytes()
+        assert journal.absorb(read_journal(shard)) == 0
+        assert path.read_bytes() == before
+        assert len(journal) == len(journal.entries) == 3
+    content = read_journal(path)
+    assert content.entries["1"]["text"].startswith("answer 1")
+    assert content.entries["2"] == {"text": "new"}
+    assert [s["machine"] for s in content.sessions] == ["m", "of the shard"]
+
+
+def test_what_another_journal_knows_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+    path, other = tmp_path / "one" / "journal.jsonl", tmp_path / "other" / "journal.jsonl"
+    fill(other, range(3))
+    with Journal(path, ONE, {"machine": "n"}) as journal:
+        journal.know(read_journal(other))
+        assert len(journal) == 0
+        assert journal.get("1") == read_journal(other).entries["1"]
+        assert journal.get("9") is None
+        assert len(journal) == 1
+        journal.put("2", {"text": "its own"})
+        assert journal.get("2") == {"text": "its own"}
+    content = read_journal(path)
+    assert list(content.entries) == ["1", "2"]
+    assert [s["machine"] for s in content.sessions] == ["n"], "who asks has not computed"
+
+
+def test_the_number_of_requests_is_written_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, ONE, {}) as journal:
+        for total in (4, 4, 5):
+            journal.set_total(total)
+    assert path.read_text().count('"total"') == 2
+    assert read_journal(path).total == 5
+    assert read_journal(tmp_path / "absent.jsonl").total is None
 
 
 def test_another_fingerprint_is_moved_aside_and_never_mixed(tmp_path: Path) -> None:
