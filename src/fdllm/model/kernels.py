@@ -75,7 +75,7 @@ class FastLayer:
         self._qkv = projection(qkv, bias, pack=pack)
         # Where only keys and values are owed, a packed matrix is not cut: that would cost a copy.
         self._kv: Linear | None = None
-        if not pack or qkv.numel() < PACK_FROM:
+        if not packs(qkv, pack=pack):
             self._kv = linear(qkv[layer.q_size :], bias[layer.q_size :], pack=False)
         self._o = linear_add(o, pack=pack)
         self._gated = gated(gate_up, pack=pack)
@@ -84,7 +84,7 @@ class FastLayer:
             layer.qkv.weight.data, layer.qkv.bias.data = qkv, bias
             layer.o.weight.data, layer.gate_up.weight.data = o, gate_up
             for part in (layer.qkv, layer.o, layer.gate_up, layer.down):
-                if pack and part.weight.numel() >= PACK_FROM:
+                if packs(part.weight, pack=pack):
                     part.weight.data = part.weight.data.new_empty(0)
 
     def __call__(self, x: Tensor, place: AnyPlace) -> Tensor:
@@ -171,7 +171,7 @@ def final_norm(definition: RMSNorm) -> Linear:
 
 def linear(weight: Tensor, bias: Tensor | None, *, pack: bool) -> Linear:
     """``x @ weight.T + bias``."""
-    if pack and weight.numel() >= PACK_FROM:
+    if packs(weight, pack=pack):
         packed, product = _packed(weight), torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
         return lambda x: product(x, packed, bias, "none", [], "")
     return lambda x: F.linear(x, weight, bias)
@@ -188,7 +188,7 @@ def projection(weight: Tensor, bias: Tensor, *, pack: bool) -> Scratched:
 
 def linear_add(weight: Tensor, *, pack: bool) -> Fused:
     """``x @ weight.T + other``."""
-    if pack and weight.numel() >= PACK_FROM:
+    if packs(weight, pack=pack):
         packed, product = _packed(weight), torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001
         return lambda x, other: product(x, other, packed, None, "add")
     across = weight.t()
@@ -219,6 +219,11 @@ def gated(gate_up: Tensor, *, pack: bool) -> Scratched:
         return F.silu(gate).mul_(up)
 
     return small
+
+
+def packs(weight: Tensor, *, pack: bool) -> bool:
+    """Whether a matrix goes into oneDNN's layout, where any does."""
+    return pack and weight.numel() >= PACK_FROM
 
 
 def _packed(weight: Tensor) -> Tensor:

@@ -49,7 +49,6 @@ class Scratch:
             self.fused = FusedBuffers(fused, spec, rows=rows, width=width, like=like)
         self._fresh: tuple[Tensor, Tensor] | None = None
         self._heads: Tensor | None = None
-        self._parts: Parts = ()
         self._gates: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -69,7 +68,6 @@ class Scratch:
             spec = self._spec
             size = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
             self._heads = self._like.new_empty(self._rows * self.width, size)
-            self._parts = self._cut(self._heads)
         return self._heads
 
     @property
@@ -84,6 +82,9 @@ class Scratch:
     def split(self, heads: Tensor) -> Parts:
         """A projection in complex pairs, cut by heads.
 
+        Not kept from one layer to the next: in float32 the pairs are views of ``heads``, in
+        narrower types they are copies, which would stay as they were when ``heads`` is written.
+
         Args:
             heads: [rows * columns, heads * head dim], of all heads or of keys and values only.
 
@@ -91,9 +92,6 @@ class Scratch:
             Queries [rows, columns, kv heads, group, head dim / 2], where there are some; keys and
             values [rows, columns, kv heads, head dim / 2].
         """
-        return self._parts if heads is self._heads and self._parts else self._cut(heads)
-
-    def _cut(self, heads: Tensor) -> Parts:
         kv, dim = self._spec.num_kv_heads, self._spec.head_dim
         shape = (self._rows, self.width, -1, dim // 2, 2)
         pairs = torch.view_as_complex(heads.float().view(shape))
@@ -112,7 +110,14 @@ def scratch_of(cache: RowCache, spec: ModelSpec, rows: int, width: int) -> Scrat
 
 
 def pairs_of(x: Tensor) -> Tensor:
-    """Where complex pairs are written: a view of ``x`` as such, or ``x`` of a narrower type."""
+    """Where complex pairs are written: a view of ``x`` as such, or ``x`` of a narrower type.
+
+    Raises:
+        ValueError: ``x`` cannot be seen as pairs where it lies; a copy would take what is written.
+    """
     if x.dtype != torch.float32:
         return x
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    if pairs.data_ptr() != x.data_ptr():
+        raise ValueError(f"pairs of a tensor with strides {x.stride()} would be a copy")
+    return pairs

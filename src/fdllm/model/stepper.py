@@ -14,7 +14,7 @@ from fdllm.layerplan import AnyPlan, LayerPlan, LayerRun
 from fdllm.model.attention import DensePlace
 from fdllm.model.cache import RowCache, Window
 from fdllm.model.compiled import Compiled, compiled_on
-from fdllm.model.kernels import PACK_FROM, AnyPlace, FastLayer, final_norm, linear
+from fdllm.model.kernels import AnyPlace, FastLayer, final_norm, linear, packs
 from fdllm.model.place import Place, WidePlace, place_of
 from fdllm.model.recorded import FixedPlace, Recorder
 from fdllm.model.scratch import scratch_of
@@ -77,7 +77,7 @@ class Stepper:
         fill(network.head)
         self._norm = final_norm(network.norm)
         # A tied head is the embedding, which must stay as it is.
-        packed = pack and not spec.tie_embeddings and self._embedding.numel() >= PACK_FROM
+        packed = not spec.tie_embeddings and packs(self._embedding, pack=pack)
         self.head = linear(network.head.weight.data, None, pack=packed)
         if release and packed:
             network.head.replace(self.head)

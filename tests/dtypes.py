@@ -1,0 +1,223 @@
+"""Every data type on every kernel path: the embedded model's answers, a deeper model's error.
+
+``python tests/dtypes.py`` prints both as tables. A GPU's branches run on a CPU here: products that
+are not packed, attention by torch's kernels, and forwards over fixed buffers that a graph replays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fdllm
+from fdllm.bench.shapes import small
+from fdllm.layerplan import LayerPlan
+from fdllm.model import kernels
+from fdllm.model.cache import RowCache, Window
+from fdllm.model.compiled import Compiled
+from fdllm.model.fused import find_fused
+from fdllm.model.layers import block_causal_mask
+from fdllm.model.network import Network
+from fdllm.model.recorded import RECORD_FROM
+from fdllm.tiny.tasks import rows
+from fdllm.tiny.vocabulary import decode, encode, encode_prompt
+from test_recorded import Tape
+
+CPU = torch.device("cpu")
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+PATHS = ("plain, whole", "plain", "recorded", "compiled", "packed", "packed, compiled")
+"""``whole`` allocates what a product gives, as large matrices do; ``plain`` has a buffer for it."""
+BATCHES = (1, 3, 17)
+BLOCK = 32
+Case = tuple[str, torch.dtype]
+
+
+def exists(path: str, dtype: torch.dtype) -> bool:
+    """Whether this machine has a path for a type: float16 is neither packed nor compiled."""
+    able = "packed" not in path or kernels.can_pack(torch.zeros(1, dtype=dtype))
+    return able and ("compiled" not in path or find_fused(CPU, dtype) is not None)
+
+
+CASES: list[Case] = [(path, dtype) for dtype in TYPES for path in PATHS if exists(path, dtype)]
+
+
+def named(case: Case) -> str:
+    """Of a test."""
+    return f"{case[1]}-{case[0]}".removeprefix("torch.").replace(", ", "-")
+
+
+@contextmanager
+def laid_out(network: Network, case: Case) -> Iterator[None]:
+    """Decode on one path; matrices of any size are packed, or none."""
+    path, dtype = case
+    before = kernels.PACK_FROM
+    kernels.PACK_FROM = 1 if path.startswith(("packed", "plain, ")) else 1 << 62
+    try:
+        if "plain, " not in path:  # what is not frozen is not packed
+            network.freeze()
+        fused = find_fused(CPU, dtype) if "compiled" in path else None
+        network.use(Compiled(fused, Tape() if path == "recorded" else None))
+        yield
+    finally:
+        kernels.PACK_FROM = before
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of the embedded model, to some rows of both its tasks.
+
+    Attributes:
+        tokens: generated, a row.
+        counts: forwards and layer calls of each.
+        right: of the rows, how many.
+        choices: taken, a row.
+        right_choices: of the rows, how many.
+        scores: log-likelihoods of all choices.
+    """
+
+    tokens: list[list[int]]
+    counts: list[Any]
+    right: int
+    choices: list[int]
+    right_choices: int
+    scores: Tensor
+
+
+def answers(case: Case, batch_size: int, num_sums: int, num_choices: int) -> Answers:
+    """What the embedded model answers on a path, in a type, so many rows at once."""
+    asked = list(rows.arithmetic()["test"].select(range(num_sums)))
+    chosen = list(rows.choice()["test"].select(range(num_choices)))
+    model = fdllm.load_model("tiny", device="cpu", dtype=case[1], freeze=False)
+    with laid_out(model.network, case):
+        prompts = [encode_prompt(row["question"]) for row in asked]
+        outs = fdllm.generate(
+            model, prompts, fdllm.Decoding(max_new_tokens=56), batch_size=batch_size
+        )
+        pairs = [
+            (encode_prompt(row["question"]), encode(choice))
+            for row in chosen
+            for choice in row["choices"]
+        ]
+        scores = fdllm.score(model, pairs, "denoise", batch_size=batch_size)
+    results = [re.search(r"#### (\d+)", decode(out.tokens)) for out in outs]
+    right = [r is not None and r[1] == row["target"] for r, row in zip(results, asked, strict=True)]
+    table = torch.tensor([one.loglikelihood for one in scores]).view(num_choices, -1)
+    choices = table.argmax(1).tolist()
+    return Answers(
+        [out.tokens for out in outs],
+        [out.counts for out in outs],
+        sum(right),
+        choices,
+        sum(choice == row["answer"] for choice, row in zip(choices, chosen, strict=True)),
+        table,
+    )
+
+
+class Deep:
+    """A random model of 28 layers, 512 wide, and its logits for three texts of four blocks."""
+
+    def __init__(self) -> None:
+        self.spec = small(28, 512)
+        torch.manual_seed(0)
+        self.weights = {
+            name: torch.ones(p.shape) if "norm" in name else torch.randn(p.shape) * 0.02
+            for name, p in Network(self.spec).named_parameters()
+        }
+        self.ids = torch.randint(self.spec.vocab_size - 1, (3, 4 * BLOCK))
+        self.exact = self.eager(torch.float32)
+
+    def network(self, dtype: torch.dtype) -> Network:
+        """Its weights in a type."""
+        network = Network(self.spec)
+        network.load_state_dict(self.weights)
+        return network.to(dtype).eval().requires_grad_(requires_grad=False)
+
+    @torch.inference_mode()
+    def eager(self, dtype: torch.dtype) -> Tensor:
+        """Logits by the definition, [texts, columns, vocabulary]."""
+        length = self.ids.shape[1]
+        mask = block_causal_mask(length, length, BLOCK, CPU)
+        return self.network(dtype).dense(self.ids, torch.arange(length), mask).float()
+
+    def error(self, logits: Tensor, exact: Tensor) -> float:
+        """Root mean square of the difference."""
+        return float((logits - exact).square().mean().sqrt())
+
+    @torch.inference_mode()
+    def path_error(self, case: Case, batch: int) -> tuple[float, float]:
+        """Of REFRESH and of DENOISE against exact logits, for rows of three lengths."""
+        network = self.network(case[1])
+        with laid_out(network, case):
+            run = network.prepare()
+            cache = RowCache(
+                self.spec,
+                num_rows=batch,
+                capacity=4 * BLOCK,
+                block_size=BLOCK,
+                like=network.embedding.weight,
+                fused=run.fused,
+            )
+            text = [row % 3 for row in range(batch)]
+            length = [BLOCK * (1 + row % 3) for row in range(batch)]
+            plan = LayerPlan(self.spec.num_layers)
+            for row, stop in enumerate(length):
+                window = Window((row,), (0,), stop, (stop,), causal_block=BLOCK)
+                run.forward(self.ids[text[row], :stop], cache, window, plan, [0])
+
+            def forward(first: int, width: int) -> float:
+                """A forward is recorded when it comes for the third time."""
+                starts = tuple(stop + first for stop in length)
+                extents = tuple(stop + BLOCK for stop in length)
+                window = Window(tuple(range(batch)), starts, width, extents)
+                at = [(one, slice(s, s + width)) for one, s in zip(text, starts, strict=True)]
+                ids = torch.stack([self.ids[spot] for spot in at])
+                for _ in range(RECORD_FROM - 1 if case[0] == "recorded" else 0):
+                    run.forward(ids, cache, window, plan, [first] * batch)
+                done = run.forward(ids, cache, window, plan, [first] * batch)
+                exact = torch.stack([self.exact[spot] for spot in at])
+                return self.error(run.head(done.hidden).float(), exact)
+
+            return forward(0, BLOCK), forward(8, 8)
+
+
+def tables(limit: int = 40, say: Callable[[str], None] = print) -> None:
+    """Accuracy by type, path and batch on both tiny tasks; error of the deep model."""
+    say(
+        "| type | path | batch | tiny_arithmetic | tiny_choice | tokens, choices that differ from "
+        "batch 1 | largest difference of a score |"
+    )
+    say("|---|---|---|---|---|---|---|")
+    for case in CASES:
+        alone = answers(case, 1, limit, limit)
+        for batch in BATCHES:
+            got = alone if batch == 1 else answers(case, batch, limit, limit)
+            moved = sum(a != b for a, b in zip(got.tokens, alone.tokens, strict=True))
+            turned = sum(a != b for a, b in zip(got.choices, alone.choices, strict=True))
+            say(
+                f"| {str(case[1])[6:]} | {case[0]} | {batch} | {got.right / limit:.1%} | "
+                f"{got.right_choices / limit:.1%} | {moved}, {turned} | "
+                f"{float((got.scores - alone.scores).abs().max()):.1e} |"
+            )
+    deep = Deep()
+    plain = {dtype: deep.error(deep.eager(dtype), deep.exact) for dtype in TYPES}
+    say(f"\n28 x 512, root mean square of a logit {float(deep.exact.square().mean().sqrt()):.3f}\n")
+    say("| type | path | batch | REFRESH | DENOISE | plain eager model | ratio |")
+    say("|---|---|---|---|---|---|---|")
+    for case in CASES:
+        for batch in BATCHES:
+            refresh, denoise = deep.path_error(case, batch)
+            ratio = max(refresh, denoise) / plain[case[1]] if plain[case[1]] else 0.0
+            say(
+                f"| {str(case[1])[6:]} | {case[0]} | {batch} | {refresh:.2e} | {denoise:.2e} | "
+                f"{plain[case[1]]:.2e} | {ratio:.2f} |"
+            )
+
+
+if __name__ == "__main__":
+    tables()
