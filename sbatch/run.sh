@@ -19,6 +19,7 @@ bash sbatch/run.sh --force k2_middle            compute this config again
 bash sbatch/run.sh --experiment 01_adaptive_skip
 
 tasks:    gsm8k (the default) mmlu gpqa_main_n_shot minerva_math ifeval humaneval
+          humaneval_instruct humaneval_plus mbpp mbpp_instruct mbpp_plus mbpp_plus_instruct
           tiny_arithmetic tiny_choice (the embedded model)
 configs:  k1_first k1_middle k1_last k2_first k2_middle k2_last k3_first k3_middle k3_last
 site:     fdllm.toml (partition, account, image, ...); fdllm.toml.example explains it

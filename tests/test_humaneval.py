@@ -39,6 +39,7 @@ def test_all_canonical_solutions_pass(hub: Hub, shared: Path, tmp_path: Path) ->
     assert known["headline"] == "pass@1,create_test"
     assert known["num_documents"] == NUM_ROWS
     assert known["results"]["programs"] == {
+        "form": "instruct",
         "confined_by": "seccomp and landlock",
         "outcomes": {"passed": NUM_ROWS},
     }
@@ -150,7 +151,8 @@ def test_consent_is_part_of_a_request_and_not_of_its_identity(tmp_path: Path) ->
 
 def test_a_function_we_have_no_form_of_is_refused() -> None:
     programs = Programs(Sandbox("confined"))
-    found = programs.take_over({"metric_list": [{"metric": "/x/humaneval/utils.pass_at_k"}]})
+    definition = {"metric_list": [{"metric": "/x/humaneval/utils.pass_at_k"}]}
+    found = programs.take_over(definition, chat=False)
     assert callable(found["metric_list"][0]["metric"])
-    with pytest.raises(FdllmError, match=r"utils\.build_predictions_instruct.*no safe form"):
-        programs.take_over({"filter_fn": "/x/humaneval/utils.build_predictions_instruct"})
+    with pytest.raises(FdllmError, match=r"utils\.build_anything.*no safe form"):
+        programs.take_over({"filter_fn": "/x/humaneval/utils.build_anything"}, chat=False)

@@ -25,6 +25,7 @@ MATH_CONFIGS = {
 }
 NUM_MMLU_DEV = 5
 NUM_GPQA = 24
+NUM_MBPP = 5
 
 Row = Mapping[str, Any]
 Splits = Mapping[str, Iterable[Row]]
@@ -66,6 +67,25 @@ def gpqa_rows(number: int = NUM_GPQA) -> list[dict[str, str]]:
     ]
 
 
+def mbpp_rows(*, plus: bool = False) -> list[dict[str, Any]]:
+    """Made-up problems in MBPP's schema, or in MBPP+'s."""
+    rows = []
+    for i in range(NUM_MBPP):
+        name = f"add_{i}"
+        words = f"Write a function to add {i} to a number."
+        row: dict[str, Any] = {
+            "task_id": 11 + i,
+            "code": f"def {name}(x):\r\n  return x + {i}",
+            "test_list": [f"assert {name}({x}) == {x + i}" for x in (0, 1, 5)],
+        }
+        if plus:
+            row |= {"prompt": words, "source_file": "", "test_imports": [], "test": "pass"}
+        else:
+            row |= {"text": words, "test_setup_code": "", "challenge_test_list": []}
+        rows.append(row)
+    return rows
+
+
 def all_repositories(shared: Path) -> dict[str, Repository]:
     """Every repository the tests know."""
     math: defaultdict[str, list[Row]] = defaultdict(list)
@@ -97,5 +117,11 @@ def all_repositories(shared: Path) -> dict[str, Repository]:
         "openai/openai_humaneval": repository(
             {"openai_humaneval": {"test": read_rows(shared, "humaneval_test.jsonl")}}
         ),
+        # The same columns as humaneval's, with more tests.
+        "evalplus/humanevalplus": repository(
+            {"default": {"test": read_rows(shared, "humaneval_test.jsonl")}}
+        ),
+        "google-research-datasets/mbpp": repository({"full": {"test": mbpp_rows()}}),
+        "evalplus/mbppplus": repository({"default": {"test": mbpp_rows(plus=True)}}),
         "Idavidrein/gpqa": repository({"gpqa_main": {"train": gpqa_rows()}}, gated=True),
     }

@@ -242,8 +242,8 @@ def _computing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow-code-execution",
         action="store_true",
-        help="let humaneval run the programs that the model writes, each confined: no network, no "
-        "token, limits on time and memory",
+        help="let humaneval and mbpp run what the model writes, each program confined: no network, "
+        "no token, limits on time and memory",
     )
     group.add_argument(
         "--allow-readable-files",

@@ -158,10 +158,11 @@ def asked_tasks(tasks: Sequence[str], args: Namespace) -> tuple[str, ...]:
 
 def default_tasks(experiment: Experiment, model: str) -> tuple[str, ...]:
     """The tasks of an experiment: its own list, as far as it suits the model, else all that do."""
-    own = experiment.settings.evaluation.tasks or tuple(TASKS)
+    usual = tuple(name for name, info in TASKS.items() if info.is_usual)
+    own = experiment.settings.evaluation.tasks or usual
     for name in own:
         task_info(name)
     tiny = model == TINY_MODEL
     return tuple(t for t in own if (home_model(t) == TINY_MODEL) == tiny) or tuple(
-        t for t in TASKS if (home_model(t) == TINY_MODEL) == tiny
+        t for t in usual if (home_model(t) == TINY_MODEL) == tiny
     )

@@ -1,12 +1,14 @@
-"""humaneval's metric: programs that the model wrote, each run in the sandbox. No torch, no harness.
+"""humaneval's and mbpp's metric: programs that the model wrote, run in the sandbox. No harness.
 
-The harness's definition stays as it is, but for two functions that its ``utils.py`` defines: that
-module fetches and executes a metric from the Hub when it is imported, and the metric would run the
-programs next to the model, with the user's token in reach. Ours mean the same.
+The harness's definitions stay as they are, but for the functions of their ``utils.py``: those
+modules fetch and execute a metric from the Hub when they are imported, and the metric would run the
+programs next to the model, with the user's token in reach. Ours mean the same; where a chat
+template wraps the prompts, the program is looked for in the reply (:mod:`fdllm.evaluate.extract`).
 """
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 from collections import Counter
@@ -17,6 +19,7 @@ from typing import Any
 
 from fdllm.config import CodeExecution
 from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.extract import answered, begun, completed
 from fdllm.evaluate.sandbox import Sandbox, Verdict
 from fdllm.evaluate.tasks import TaskInfo
 
@@ -84,9 +87,14 @@ class Programs:
 
     Args:
         sandbox: runs them.
+
+    Attributes:
+        form: ``completion`` where a text continues its prompt, ``instruct`` where the program is
+            looked for in it; set by :meth:`take_over`.
     """
 
     def __init__(self, sandbox: Sandbox) -> None:
+        self.form = "completion"
         self._sandbox = sandbox
         self._verdicts: dict[tuple[str, str], Verdict] = {}
         self._proved = False
@@ -156,9 +164,10 @@ class Programs:
         return found
 
     def outcomes(self) -> dict[str, Any]:
-        """How programs ended and what confined them, for the record."""
+        """Where programs were found, how they ended and what confined them, for the record."""
         counts = Counter(verdict.reason for verdict in self._verdicts.values())
         return {
+            "form": self.form,
             "confined_by": str(self._sandbox.isolation),
             "outcomes": dict(sorted(counts.items())),
         }
@@ -168,15 +177,52 @@ class Programs:
         verdict = self._verdicts[program, tests]
         return f"{verdict.reason} {verdict.detail}".strip()
 
-    def take_over(self, definition: Mapping[str, Any]) -> dict[str, Any]:
+    def take_over(self, definition: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
         """The harness's definition, its functions replaced by ours.
 
         Args:
             definition: read without importing functions, which stand in it as paths.
+            chat: whether a chat template wraps the prompts: the program is then looked for in the
+                reply, and stop strings that would cut a function off are dropped.
 
         Raises:
             FdllmError: it names a function that we have none for.
         """
+        ours = self._functions()
+
+        def replaced(value: Any) -> Any:  # noqa: ANN401 - a YAML value
+            if isinstance(value, Mapping):
+                return {key: replaced(item) for key, item in value.items()}
+            if isinstance(value, list):
+                return [replaced(item) for item in value]
+            if isinstance(value, str) and Path(value).is_absolute():
+                name = "/".join(Path(value).parts[-2:])
+                if name == "mbpp/utils.list_fewshot_samples":
+                    return _returned(value)
+                if name in ours:
+                    return ours[name]
+                if "/utils." in name:
+                    raise FdllmError(
+                        f"the harness's definition uses {value}, which fdllm has no safe form of; "
+                        "install the pinned lm-eval"
+                    )
+            return value
+
+        found: dict[str, Any] = {key: replaced(value) for key, value in definition.items()}
+        begins_program = bool(found.get("gen_prefix"))
+        self.form = "instruct" if chat or begins_program else "completion"
+        if not begins_program:
+            extract = {"function": "custom", "filter_fn": answered if chat else completed}
+            name = found.get("filter_list", [{"name": "none"}])[0]["name"]
+            found["filter_list"] = [{"name": name, "filter": [extract]}]
+        if chat:
+            asked = found["generation_kwargs"]
+            until = [text for text in asked["until"] if not text.startswith("\n")]
+            found["generation_kwargs"] = asked | {"until": until}
+        return found
+
+    def _functions(self) -> dict[str, Callable[..., Any]]:
+        """Ours for the harness's, by folder, module and name."""
 
         # The harness copies its configuration deeply: functions as they are, methods with all
         # that they belong to.
@@ -185,35 +231,25 @@ class Programs:
         ) -> dict[str, float]:
             return self.pass_at_k(references, predictions, k)
 
-        ours: dict[str, Callable[..., Any]] = {
-            "pass_at_k": pass_at_k,
-            "build_predictions": build_predictions,
+        def pass_at_1(references: Sequence[str], predictions: Sequence[Sequence[str]]) -> float:
+            return self.pass_at_k(references, predictions, [1])["pass@1"]
+
+        return {
+            "humaneval/utils.pass_at_k": pass_at_k,
+            "humaneval/utils.build_predictions": completed,
+            "humaneval/utils.build_predictions_instruct": begun,
+            "mbpp/utils.pass_at_1": pass_at_1,
+            "mbpp/utils.build_predictions": begun,
         }
 
-        def replaced(value: Any) -> Any:  # noqa: ANN401 - a YAML value
-            if isinstance(value, Mapping):
-                return {key: replaced(item) for key, item in value.items()}
-            if isinstance(value, list):
-                return [replaced(item) for item in value]
-            if isinstance(value, str) and Path(value).is_absolute():
-                module, _, name = value.rpartition(".")
-                if Path(module).name == "utils":
-                    if name not in ours:
-                        raise FdllmError(
-                            f"the harness's definition uses {value}, which fdllm has no safe form "
-                            "of; install the pinned lm-eval"
-                        )
-                    return ours[name]
-            return value
 
-        return {key: replaced(value) for key, value in definition.items()}
-
-
-def build_predictions(
-    resps: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]
-) -> list[list[str]]:
-    """The program of every response: the prompt it continues, and the response."""
-    return [
-        [str(doc["prompt"]) + response for response in responses]
-        for responses, doc in zip(resps, docs, strict=True)
-    ]
+def _returned(function: str) -> Any:  # noqa: ANN401 - a literal of a harness module
+    """What a function of a module returns, where that is a literal; nothing of it is executed."""
+    module, _, name = function.rpartition(".")
+    tree = ast.parse(Path(f"{module}.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            body = node.body[-1]
+            if isinstance(body, ast.Return) and body.value is not None:
+                return ast.literal_eval(body.value)
+    raise FdllmError(f"{function} returns no literal; install the pinned lm-eval")

@@ -46,12 +46,14 @@ class Holding:
         num_fewshot: worked examples ahead of the question.
         fewshot_seed: seed of the choice of worked examples.
         code_execution: consent to run programs, for a task whose metric does; None elsewhere.
+        chat: whether a chat template wraps the prompts, so that a program stands in a reply.
     """
 
     rule: PromptRule | None
     num_fewshot: int
     fewshot_seed: int
     code_execution: CodeExecution | None = None
+    chat: bool = False
 
 
 class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
@@ -77,7 +79,7 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
         self.programs: Programs | None = None
         if self._holding.code_execution is not None:
             self.programs = Programs(Sandbox(self._holding.code_execution))
-            settings = self.programs.take_over(settings)
+            settings = self.programs.take_over(settings, chat=self._holding.chat)
         wanted = self._holding.num_fewshot
         if settings.get("num_fewshot") == 0 and wanted:
             raise UsageError(
@@ -231,8 +233,8 @@ def load_task(
 
     Args:
         name: a task of :data:`fdllm.evaluate.tasks.TASKS`.
-        asked: how it is asked: worked examples, and the sentence in its prompts; None takes the
-            defaults.
+        asked: how it is asked; None takes the defaults. Under a chat template the program of a
+            reply is looked for in it, see :mod:`fdllm.evaluate.extract`.
         code_execution: consent to run programs that the model wrote, see
             :mod:`fdllm.evaluate.sandbox`. Loading runs none.
 
@@ -270,6 +272,7 @@ def load_task(
                 asked.num_fewshot,
                 asked.fewshot_seed,
                 code_execution if info.runs_code else None,
+                asked.chat_template,
             ),
         },
     )

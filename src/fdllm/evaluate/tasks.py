@@ -14,6 +14,9 @@ from fdllm import tiny
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.prompts import PROMPT_RULES
 
+_PASS, _CANONICAL = "pass@1,create_test", "canonical_solution"
+_HUMANEVAL, _MBPP = "openai/openai_humaneval", "google-research-datasets/mbpp"
+_MBPP_PLUS = "evalplus/mbppplus"
 _DEFINITION_SUFFIXES = (".yaml", ".yml", ".py", ".jsonl", ".json")
 
 
@@ -37,6 +40,7 @@ class TaskInfo:
         runs_code: whether its metric runs programs that the model wrote, so that it needs consent.
         solution: field of a document that holds a text which is scored as right; an oracle
             answers with it. None where the target itself is such a text.
+        is_usual: whether it is meant where no task is named; variants of a task are not.
     """
 
     name: str
@@ -50,6 +54,7 @@ class TaskInfo:
     cluster_by: str | None = None
     runs_code: bool = False
     solution: str | None = None
+    is_usual: bool = True
 
 
 _ALL = (
@@ -125,20 +130,39 @@ _ALL = (
         dataset="google/IFEval",
         sources=("ifeval",),
     ),
-    TaskInfo(
-        "humaneval",
-        "generate",
-        "pass@1,create_test",
-        1024,
-        "Python functions, run against tests",
-        dataset="openai/openai_humaneval",
-        sources=("humaneval",),
-        runs_code=True,
-        solution="canonical_solution",
-    ),
 )
 
-TASKS: dict[str, TaskInfo] = {info.name: info for info in _ALL}
+
+def _code(
+    name: str, headline: str, dataset: str, solution: str, *sources: str, is_usual: bool = False
+) -> TaskInfo:
+    """A task of programs: the sources lie in the folder that the name begins with."""
+    folder = name.partition("_")[0]
+    return TaskInfo(
+        name,
+        "generate",
+        headline,
+        1024,
+        "Python functions, run against tests",
+        dataset=dataset,
+        sources=tuple(f"{folder}/{source}" for source in (f"{name}.yaml", *sources, "utils.py")),
+        runs_code=True,
+        solution=solution,
+        is_usual=is_usual,
+    )
+
+
+_CODE = (
+    _code("humaneval", _PASS, _HUMANEVAL, _CANONICAL, is_usual=True),
+    _code("humaneval_instruct", _PASS, _HUMANEVAL, _CANONICAL, "humaneval.yaml"),
+    _code("humaneval_plus", _PASS, "evalplus/humanevalplus", _CANONICAL, "humaneval.yaml"),
+    _code("mbpp", "pass_at_1,none", _MBPP, "code"),
+    _code("mbpp_instruct", "pass_at_1,extract_code", _MBPP, "code"),
+    _code("mbpp_plus", "pass_at_1,none", _MBPP_PLUS, "code", "mbpp.yaml"),
+    _code("mbpp_plus_instruct", "pass_at_1,extract_code", _MBPP_PLUS, "code", "mbpp_instruct.yaml"),
+)
+
+TASKS: dict[str, TaskInfo] = {info.name: info for info in (*_ALL, *_CODE)}
 
 
 def task_info(name: str) -> TaskInfo:
