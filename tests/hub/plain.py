@@ -60,6 +60,12 @@ class Listener(LM):  # type: ignore[misc] # lm-eval is untyped
         ]
 
 
+def own_tasks(task: str) -> TaskManager:
+    """The harness's own definition of a task, and none of its others, whose reading takes long."""
+    folders = {path if path.is_dir() else path.parent for path in definition_paths(task)}
+    return TaskManager(include_path=sorted(map(str, folders)), include_defaults=False)
+
+
 def prompts_of_the_harness(
     task: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -69,7 +75,6 @@ def prompts_of_the_harness(
     chat: bool,
 ) -> list[tuple[str, int, int, str]]:
     """``(leaf, document, request, prompt)`` of all that ``lm_eval`` would send, sorted."""
-    folders = {path if path.is_dir() else path.parent for path in definition_paths(task)}
     listener = Listener(tokenizer)
     settings: dict[str, Any] = {"apply_chat_template": True, "fewshot_as_multiturn": True}
     evaluator.simple_evaluate(
@@ -78,7 +83,7 @@ def prompts_of_the_harness(
         num_fewshot=num_fewshot,
         limit=limit,
         bootstrap_iters=0,
-        task_manager=TaskManager(include_path=sorted(map(str, folders)), include_defaults=False),
+        task_manager=own_tasks(task),
         **(settings if chat else {}),
     )
     return sorted(listener.heard)

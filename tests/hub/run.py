@@ -29,6 +29,7 @@ def run_cases(
     *,
     endpoint: str | None,
     token: str | None = None,
+    script: str = "case.py",
 ) -> Finished:
     """Evaluate ``cases``, see :mod:`hub.case`, with ``home`` as the clients' cache.
 
@@ -37,6 +38,7 @@ def run_cases(
         home: ``HF_HOME``; an empty folder is a cold cache.
         endpoint: the Hub's address; None is offline.
         token: the user's token.
+        script: what evaluates them.
     """
     environment = {
         name: value
@@ -59,9 +61,8 @@ def run_cases(
         environment["HF_TOKEN"] = token
     home.mkdir(parents=True, exist_ok=True)
     out = home / "found.json"
-    script = Path(__file__).with_name("case.py")
     done = subprocess.run(
-        [sys.executable, str(script), json.dumps(list(cases)), str(out)],
+        [sys.executable, str(Path(__file__).with_name(script)), json.dumps(list(cases)), str(out)],
         env=environment,
         capture_output=True,
         text=True,
