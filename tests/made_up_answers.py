@@ -145,6 +145,8 @@ def _scored(
             "loglikelihood": -0.5 if best else -3 - chance.random(),
             "is_greedy": best,
             "scored_tokens": 1,
+            "scored_step": 5,
+            "reused_tokens": int(strategy.reuses),
             "counts": _counts(strategy, 5, 1),
         }
 

@@ -218,6 +218,7 @@ class StubMachine:
         else:
             answer = {"kind": "loglikelihood", "target": "A", "is_greedy": True}
             answer |= {"loglikelihood": -float(len(text) + run.cell.k), "scored_tokens": 1}
+            answer |= {"scored_step": 5, "reused_tokens": int(strategy.reuses)}
         return shared | answer | cost
 
     def _counts(self, strategy: ReuseStrategy[Any]) -> dict[str, Any]:

@@ -66,6 +66,18 @@ def test_throughput_of_scoring_has_names_of_its_own() -> None:
     assert measure.quality("loglikelihood", entries) is None
 
 
+def test_answers_are_counted_by_the_step_that_scored_them() -> None:
+    entries = [
+        {"scored_step": step, "reused_tokens": reused}
+        for step, reused in [(5, 1), (5, 2), (0, 0), (None, 0), (None, 3), (4, 0)]
+    ]
+    found = measure.scored_steps("loglikelihood", entries)
+    assert found is not None
+    assert list(found.first.items()) == [("0", 1), ("4", 1), ("5", 2), ("look-ahead", 2)]
+    assert found.words == "3 of 6 answers scored where reuse cannot act"
+    assert measure.scored_steps("generate", entries) is None
+
+
 def test_repetition() -> None:
     assert measure.is_repetitive([1, 2, 3] * 20)
     assert not measure.is_repetitive(list(range(60)))

@@ -18,6 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from transformers import AutoTokenizer
+
 from fdllm.config import Decoding, Evaluating
 from fdllm.decode.counts import Counts
 from fdllm.decode.sampler import Generation
@@ -54,6 +56,7 @@ def run(
     token: str | None = None,
     code_execution: str = "refused",
     texts: Sequence[str] = (),
+    tokenizer: str | None = None,
     **asked: Any,
 ) -> dict[str, Any]:
     """Evaluate, and hand back what the tests look at.
@@ -66,6 +69,7 @@ def run(
         token: the user's token from here on.
         code_execution: consent to run code.
         texts: what is answered, by document, where ``by`` says so.
+        tokenizer: a folder that holds the model's; None is one of bytes.
         asked: how the task is asked.
     """
     if token is not None:
@@ -84,7 +88,7 @@ def run(
             "texts": lambda _: Told(texts),
         }.get(by),
     }
-    model = random_model()
+    model = random_model(None if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer))  # type: ignore[no-untyped-call]
     if by == "harness":
         sent = prompts_of_the_harness(
             task, model.tokenizer, num_fewshot=how.num_fewshot, limit=limit, chat=how.chat_template
@@ -101,6 +105,7 @@ def run(
         "num_documents": found.num_documents,
         "dataset": found.dataset,
         "samples": found.samples,
+        "entries": list(store.entries.values()),
         "results": found.results,
         "versions": found.task_versions,
         "progress": [first.total, first.done, first.advanced],

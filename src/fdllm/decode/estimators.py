@@ -22,7 +22,7 @@ from fdllm.schedule import Phase, Step, next_step_index, num_full_blocks
 
 @dataclass
 class Member:
-    """One target of a group, and what it has come to so far."""
+    """One target of a group, and what it has come to; see :class:`fdllm.decode.scorer.Score`."""
 
     index: int
     target: tuple[int, ...]
@@ -30,6 +30,8 @@ class Member:
     seconds: float = 0.0
     logprobs: list[float] = field(default_factory=list)
     greedy: bool = True
+    step: int | None = None
+    reused_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class GroupScorer:
         step = self._step(None, at, tuple(c for c in range(self.size) if block[c] == self.mask))
         plan = self.strategy.plan(step, self.strategy.init(self.n_layers))
         ask = Ask(Phase.REFRESH, tuple(block), plan, read=(at - 1,))
-        yield from self._score(job, self.members, ask, 0)
+        yield from self._score(job, self.members, ask, 0, step.index)
 
     def denoise(self, job: Job[None], row: Row) -> Steps[None]:
         """Score the targets block by block; ``chain`` is the same without rounds.
@@ -156,7 +158,7 @@ class GroupScorer:
         plan = self.strategy.plan(step, here.state)
         first = step.columns[0]
         ask = Ask(step.phase, here.block[first:], plan, first, (here.column - 1 - first,))
-        seen = yield from self._score(job, members, ask, here.done)
+        seen = yield from self._score(job, members, ask, here.done, step.index)
         state = self.strategy.observe(step, observation(plan, seen, [0]), here.state)
         for branch in self._branches(row, members, here.done):
             block = list(here.block)
@@ -211,16 +213,23 @@ class GroupScorer:
                 yield from self._ask(job, self.members, ask)
 
     def _score(
-        self, job: Job[None], members: list[Member], ask: Ask, done: int
+        self, job: Job[None], members: list[Member], ask: Ask, done: int, step: int | None = None
     ) -> Steps[Prediction]:
-        """Carry out an ask that reads one column, and book log p of every target's token there."""
+        """Carry out an ask that reads one column, and book log p of every target's token there.
+
+        ``step`` is the step counter of the forward, None where look-ahead logits are read.
+        """
         tokens = tuple(sorted({m.target[done] for m in members}))
         scoring = Ask(ask.phase, ask.ids, ask.plan, ask.start, ask.read, (tokens,))
         seen = yield from self._ask(job, members, scoring)
         value = dict(zip(tokens, seen.logprobs[0], strict=True))
+        carried = seen.plan or ask.plan
+        reused = isinstance(carried, LayerPlan) and bool(carried.reuse or carried.partial)
         for m in members:
             m.logprobs.append(value[m.target[done]])
             m.greedy = m.greedy and seen.tokens[0] == m.target[done]
+            m.step = step if done == 0 else m.step
+            m.reused_tokens += reused
         return seen
 
     @staticmethod

@@ -30,6 +30,9 @@ class Score:
             once, on the first of them; on the others its columns are counted as shared.
         seconds: this target's share of model time.
         tokens: target tokens whose log-probability was read.
+        step: step counter of the forward that scored the first of them; None where look-ahead
+            logits did.
+        reused_tokens: tokens that were scored by a forward in which layers were reused.
     """
 
     loglikelihood: float
@@ -37,6 +40,8 @@ class Score:
     counts: Counts
     seconds: float
     tokens: int
+    step: int | None = None
+    reused_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,15 @@ def score_requests(
     out: dict[int, Score] = {}
     for at, _ in Engine(model, filled, batch_size, prefix_cache_gib).run(jobs, go_on):
         for m in ordered[at].members:
-            tokens = len(m.logprobs)
-            out[m.index] = Score(sum(m.logprobs), m.greedy, m.counts, m.seconds, tokens)
+            out[m.index] = Score(
+                loglikelihood=sum(m.logprobs),
+                is_greedy=m.greedy,
+                counts=m.counts,
+                seconds=m.seconds,
+                tokens=len(m.logprobs),
+                step=m.step,
+                reused_tokens=m.reused_tokens,
+            )
             if on_done is not None:
                 on_done(m.index, out[m.index])
     return [out[i] for i in sorted(out)]

@@ -34,6 +34,8 @@ def score_entry(query: Query, result: Score) -> dict[str, Any]:
         "loglikelihood": result.loglikelihood,
         "is_greedy": result.is_greedy,
         "scored_tokens": result.tokens,
+        "scored_step": result.step,
+        "reused_tokens": result.reused_tokens,
         "seconds": result.seconds,
         "counts": result.counts.as_dict(),
     }

@@ -76,6 +76,7 @@ def fill_summary(
         counts=counts,
         layer_calls=measure.layer_calls(counts),
         quality=measure.quality(kind, entries),
+        scored=measure.scored_steps(kind, entries),
         strategy=strategy,
         guards=guards,
         files={},

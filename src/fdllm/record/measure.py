@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import quantiles
 from typing import Any
 
-from fdllm.record.summary import Guard, Headline, LayerCalls, Quality, StrategyRecord, Throughput
+from fdllm.record.summary import (
+    Guard,
+    Headline,
+    LayerCalls,
+    Quality,
+    ScoredSteps,
+    StrategyRecord,
+    Throughput,
+)
 
 Entries = Sequence[Mapping[str, Any]]
 Samples = Sequence[Mapping[str, Any]]
@@ -97,6 +106,18 @@ def quality(kind: str, entries: Entries) -> Quality | None:
     )
 
 
+def scored_steps(kind: str, entries: Entries) -> ScoredSteps | None:
+    """At which steps answers were scored; None where text is generated."""
+    if kind != "loglikelihood":
+        return None
+    steps = Counter(entry["scored_step"] for entry in entries)
+    order = sorted(steps, key=lambda step: (step is None, step))
+    return ScoredSteps(
+        first={"look-ahead" if step is None else str(step): steps[step] for step in order},
+        without_reuse=sum(not entry["reused_tokens"] for entry in entries),
+    )
+
+
 def is_repetitive(tokens: Sequence[int]) -> bool:
     """Whether more than half of all 8-token windows have occurred earlier in the same answer."""
     if len(tokens) < _SHORTEST:
@@ -133,8 +154,8 @@ def guards(
     should = strategy.reuses and not one_forward
     if should and not reused:
         why = (
-            "every step was a REFRESH, which never reuses: the block cache is off, or each "
-            "sub-block was finished in one step"
+            "every step was a REFRESH, which never reuses: the block cache is off, each sub-block "
+            "was finished in one step, or chain scored answers of one token"
             if not denoise
             else f"no step of period k={strategy.k} fell on a DENOISE: the answers are too short, "
             "or the strategy never planned a reuse"

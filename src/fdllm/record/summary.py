@@ -109,6 +109,25 @@ class Quality(Spec):
     repetition_rate: float
 
 
+class ScoredSteps(Spec):
+    """Where the answers of a log-likelihood task were scored.
+
+    Attributes:
+        first: answers by the step counter of the forward that scored their first token;
+            ``look-ahead`` where no step did, but the logits of the block ahead.
+        without_reuse: answers of which no token was scored by a forward that reused a layer.
+    """
+
+    first: dict[str, int]
+    without_reuse: int
+
+    @property
+    def words(self) -> str:
+        """What a table says where reuse was asked for."""
+        every = sum(self.first.values())
+        return f"{self.without_reuse} of {every} answers scored where reuse cannot act"
+
+
 class StrategyRecord(Spec):
     """Which layers could be skipped, and by which rule.
 
@@ -177,6 +196,7 @@ class Summary(Spec):
             (columns) and columns ``shared`` between requests.
         layer_calls: the same, summed.
         quality: signs of degeneration; None where nothing is generated.
+        scored: at which steps answers were scored; None where text is generated.
         strategy: the layers and the rule.
         guards: checks, all passed.
         files: ``samples.jsonl`` and ``results.json``.
@@ -201,6 +221,7 @@ class Summary(Spec):
     counts: dict[str, dict[str, int | float]]
     layer_calls: LayerCalls
     quality: Quality | None
+    scored: ScoredSteps | None = None
     strategy: StrategyRecord
     guards: tuple[Guard, ...]
     files: dict[str, FileRecord]

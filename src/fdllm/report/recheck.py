@@ -211,10 +211,13 @@ def _figures(cell: CellData, notes: list[str], name: str) -> Iterator[tuple[str,
         "layer_calls": measure.layer_calls(counts).model_dump(),
     }
     if entries is None:
-        notes.append(f"{name}: no journal here, so repetition cannot be computed anew")
-    elif summary.quality is not None:
+        what = "repetition" if summary.kind == "generate" else "where answers were scored"
+        notes.append(f"{name}: no journal here, so {what} cannot be computed anew")
+    else:
         quality = measure.quality(summary.kind, entries)
+        scored = measure.scored_steps(summary.kind, entries)
         fresh["quality"] = None if quality is None else quality.model_dump()
+        fresh["scored"] = None if scored is None else scored.model_dump()
     written = summary.model_dump(mode="json")
     yield from (
         ("summary.json", figure, dict(leaves(written[key], key)).get(figure), found)

@@ -145,6 +145,21 @@ def _counters(records: Sequence[Record]) -> list[str]:
                 ]
             )
         )
+    return [*lines, "", *_scored(records)]
+
+
+def _scored(records: Sequence[Record]) -> list[str]:
+    """At which steps answers were scored, and how many of them reuse could not reach."""
+    steps = records[0].summary.scored
+    if steps is None:
+        return []
+    by_step = ", ".join(f"{step}: {number}" for step, number in steps.first.items())
+    lines = [f"Answers by the step that scored their first token: {by_step}."]
+    lines += [
+        f"- {record.name}: {record.summary.scored.words}"
+        for record in records
+        if record.summary.strategy.reuses and record.summary.scored is not None
+    ]
     return [*lines, ""]
 
 
