@@ -1,0 +1,383 @@
+"""From one layer to the next nothing is lost: run → evaluation → query → request → entry.
+
+Each hand-over is caught where it happens and looked at whole, so that a value that is dropped, left
+at its default or put in another's place is seen, whether or not a tiny model would have shown it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+
+import fdllm
+from fdllm.config import Cell, Decoding, Evaluating, ModelChoice, Run
+from fdllm.decode.counts import Counts
+from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
+from fdllm.decode.scorer import Score, score_requests
+from fdllm.evaluate.answer import ModelAnswerer, Query
+from fdllm.evaluate.entries import generation_entry, score_entry
+from fdllm.evaluate.machine import Machine
+from fdllm.evaluate.protocols import Part, text_hash
+from fdllm.reuse import LayerPlan, NoReuse, PeriodicReuse
+from fdllm.schedule import Phase
+from fdllm.shard import Shard
+from hub.checkpoint import MemoryStore, Tally, random_model
+from hub.lm import Recorder, engine_lm, instance
+from models import MASK, random_prompt
+from models import random_model as bare_model
+
+STRATEGY = PeriodicReuse(2, 1, 2)
+
+
+class Caught:
+    """Stands in a function's place and keeps how it was called."""
+
+    def __init__(self, answer: Any = None) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._answer = answer
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.calls.append((arguments, named))
+        return self._answer
+
+    @property
+    def only(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        (call,) = self.calls
+        return call
+
+
+def no_more() -> bool:
+    return False
+
+
+def leftmost(confidence: Any, threshold: float) -> list[int]:  # noqa: ARG001 - the form's
+    return [0]
+
+
+# --- run → evaluation → answerer ------------------------------------------------------------------
+
+
+def test_a_run_reaches_the_evaluation_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    caught = Caught(found := object())
+    monkeypatch.setattr("fdllm.evaluate.machine.evaluate", caught)
+    model, store, progress = random_model(), MemoryStore(), Tally()
+    run = Run(
+        experiment="00_baseline",
+        task="tiny_choice",
+        cell=Cell(name="k2_middle", k=2, subset="middle"),
+        limit=3,
+        decoding=Decoding(threshold=0.5),
+        evaluating=Evaluating(num_fewshot=2, batch_size=5),
+        code_execution="readable",
+    )
+    part = Part(Shard(1, 2), no_more)
+    told: object = Machine(model).evaluate(run, STRATEGY, leftmost, store, progress, part=part)
+    assert told is found
+    given, named = caught.only
+    assert given == (model, "tiny_choice", run.evaluating)
+    answerer = named.pop("answerer")({})
+    assert named == {
+        "decoding": run.decoding,
+        "strategy": STRATEGY,
+        "limit": 3,
+        "store": store,
+        "progress": progress,
+        "code_execution": "readable",
+        "part": part,
+    }
+    assert answerer == ModelAnswerer(
+        model, run.decoding, STRATEGY, run.evaluating, leftmost, no_more
+    )
+    Machine(model).evaluate(run, STRATEGY, None, store, progress)
+    plain = caught.calls[1][1]["answerer"]({})
+    assert plain.unmask is fdllm.decode.unmask.by_threshold
+    assert plain.go_on()
+
+
+# --- instance → query -----------------------------------------------------------------------------
+
+
+def test_an_instance_to_be_continued_becomes_a_whole_query() -> None:
+    recorder = Recorder()
+    lm = engine_lm(recorder)
+    asked = instance("some prompt", {"until": ["a", "b"], "max_gen_toks": 7}, doc_id=3, index=2)
+    lm.generate_until([asked, asked])
+    again, first = recorder.asked  # the recorder answers the last first
+    assert first == Query(
+        key=first.key,
+        task="sums",
+        doc_id=3,
+        index=2,
+        doc={"n": 3},
+        prompt="some prompt",
+        tokens=tuple(lm.tok_encode("some prompt")),
+        until=("a", "b"),
+        max_new_tokens=7,
+    )
+    assert again == replace(first, key=again.key, seed=int(again.key[:15], 16))
+    assert again.key != first.key
+
+
+def test_an_instance_to_be_scored_becomes_a_whole_query() -> None:
+    recorder = Recorder()
+    lm = engine_lm(recorder)
+    asked = instance("Which?", " this", kind="loglikelihood", doc_id=3, index=2)
+    lm.loglikelihood([asked])
+    (query,) = recorder.asked
+    context, continuation = lm.encode_pair("Which?", " this", "here")
+    assert query == Query(
+        key=query.key,
+        task="sums",
+        doc_id=3,
+        index=2,
+        doc={"n": 3},
+        prompt="Which?",
+        tokens=tuple(context),
+        target=" this",
+        target_tokens=tuple(continuation),
+    )
+
+
+# --- query → request ------------------------------------------------------------------------------
+
+QUERIES = [
+    Query("k1", "sums", 0, 0, {}, "p", (5, 6), None, (), ("stop", "."), 7, 11),
+    Query("k2", "sums", 1, 0, {}, "q", (7,), None, (), (), 9, None),
+]
+PAIRS = [
+    Query("k3", "sums", 0, 0, {}, "p", (5, 6), " A", (8, 9)),
+    Query("k4", "sums", 0, 1, {}, "p", (5, 6), " B", (10,)),
+]
+ASKED = Evaluating(batch_size=3, score_batch_size=5, prefix_cache_gib=0.25, scoring="first-token")
+
+
+def on_done(index: int, result: object) -> None:
+    """Told of each answer."""
+
+
+def answerer(asked: Evaluating = ASKED) -> ModelAnswerer:
+    return ModelAnswerer(
+        random_model(), Decoding(threshold=0.5), STRATEGY, asked, leftmost, no_more
+    )
+
+
+def test_every_field_of_a_query_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    caught, asking = Caught(), answerer()
+    monkeypatch.setattr("fdllm.evaluate.answer.generate_requests", caught)
+    asking.generate(QUERIES, on_done)
+    (model, requests, decoding, strategy), named = caught.only
+    assert (model, decoding, strategy) == (asking.model, asking.decoding, STRATEGY)
+    assert requests == [
+        GenerationRequest(prompt=(5, 6), max_new_tokens=7, until=("stop", "."), seed=11),
+        GenerationRequest(prompt=(7,), max_new_tokens=9, until=(), seed=None),
+    ]
+    assert named == {
+        "batch_size": 3,
+        "on_done": on_done,
+        "unmask": leftmost,
+        "detokenize": True,
+        "go_on": no_more,
+    }
+
+
+def test_every_field_of_a_query_reaches_the_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    caught, asking = Caught(), answerer()
+    monkeypatch.setattr("fdllm.evaluate.answer.score_requests", caught)
+    asking.score(PAIRS, on_done)
+    (model, pairs, decoding, strategy), named = caught.only
+    assert (model, decoding, strategy) == (asking.model, asking.decoding, STRATEGY)
+    assert pairs == [((5, 6), (8, 9)), ((5, 6), (10,))]
+    assert named == {
+        "scoring": "first-token",
+        "batch_size": 5,
+        "on_done": on_done,
+        "prefix_cache_gib": 0.25,
+        "go_on": no_more,
+    }
+
+
+def test_a_named_end_token_ends_generation_and_scoring_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asking = answerer(ASKED.model_copy(update={"end_token": "<|endoftext|>"}))
+    token = asking.model.tokenizer.get_vocab()["<|endoftext|>"]
+    for name, ask in (("generate_requests", asking.generate), ("score_requests", asking.score)):
+        caught = Caught()
+        monkeypatch.setattr(f"fdllm.evaluate.answer.{name}", caught)
+        ask(QUERIES if name == "generate_requests" else PAIRS, on_done)
+        assert caught.only[0][2] == asking.decoding.model_copy(update={"stop_token": token})
+
+
+# --- request → row --------------------------------------------------------------------------------
+
+DECODING = Decoding(
+    block_size=16, small_block_size=4, threshold=0.7, max_new_tokens=40, stop_token=()
+)
+
+
+def texts(*requests: GenerationRequest, batch_size: int = 1, **changes: Any) -> list[list[int]]:
+    decoding = DECODING.model_copy(update=changes)
+    found = generate_requests(bare_model(3), requests, decoding, batch_size=batch_size)
+    return [one.tokens for one in found]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_each_request_has_a_length_of_its_own(batch_size: int) -> None:
+    prompts = [tuple(random_prompt(seed, 16)) for seed in range(4)]
+    lengths: list[int | None] = [3, 17, None, 60]
+    asked = [GenerationRequest(p, n) for p, n in zip(prompts, lengths, strict=True)]
+    found = texts(*asked, batch_size=batch_size)
+    assert [len(tokens) for tokens in found] == [3, 17, 40, 60]
+    longest = texts(*(GenerationRequest(prompt, 60) for prompt in prompts))
+    for short, whole in zip(found, longest, strict=True):
+        assert short == whole[: len(short)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_each_request_draws_by_a_seed_of_its_own(batch_size: int) -> None:
+    prompt = tuple(random_prompt(1, 16))
+    seeds = (7, 8, 7, None, None)
+    asked = [GenerationRequest(prompt, seed=seed) for seed in seeds]
+    a, b, again, default, same = texts(*asked, temperature=1.0, batch_size=batch_size)
+    assert a == again
+    assert default == same
+    assert len({tuple(one) for one in (a, b, default)}) == 3
+    (other,) = texts(asked[3], temperature=1.0, seed=1)
+    assert other != default, "without a seed of its own the decoding's counts"
+    (kept,) = texts(asked[0], temperature=1.0, seed=1)
+    assert kept == a, "with one it does not"
+
+
+@pytest.mark.parametrize("started", [0, 1, 3])
+def test_a_no_leaves_the_rest_unanswered(started: int) -> None:
+    def run(ask: Callable[..., Any]) -> list[int]:
+        left, done = iter(range(started)), list[int]()
+        ask(on_done=lambda i, _: done.append(i), go_on=lambda: next(left, None) is not None)
+        return done
+
+    model = bare_model(3)
+    prompts = [random_prompt(seed, 20) for seed in range(5)]
+    requests = [GenerationRequest(tuple(prompt)) for prompt in prompts]
+
+    def generate(**given: Any) -> Any:
+        return generate_requests(model, requests, DECODING, batch_size=2, **given)
+
+    def score(**given: Any) -> Any:
+        pairs = [(prompt, [5, 6]) for prompt in prompts]
+        return score_requests(model, pairs, DECODING, scoring="denoise", batch_size=2, **given)
+
+    assert sorted(run(generate)) == list(range(started))
+    assert len(run(score)) == started
+
+
+def test_only_temperature_makes_a_row_draw() -> None:
+    prompt = tuple(random_prompt(1, 16))
+    one, other = texts(GenerationRequest(prompt, seed=1), GenerationRequest(prompt, seed=2))
+    assert one == other
+
+
+# --- answer → entry -------------------------------------------------------------------------------
+
+
+def counted() -> Counts:
+    counts = Counts()
+    counts.add(Phase.DENOISE, LayerPlan(3), 4)
+    return counts
+
+
+def test_a_generated_answer_is_kept_whole() -> None:
+    counts = counted()
+    result = Generation([4, 5, 2], counts, 1.5, "stop", "ab", (2, 1))
+    entry = generation_entry(QUERIES[1], result)
+    assert json.loads(json.dumps(entry)) == {
+        "kind": "generate",
+        "task": "sums",
+        "doc_id": 1,
+        "index": 0,
+        "prompt_hash": text_hash("q"),
+        "text": "ab",
+        "tokens": [4, 5, 2],
+        "num_tokens": 3,
+        "finish": "stop",
+        "seconds": 1.5,
+        "counts": counts.as_dict(),
+        "steps": [2, 1],
+    }
+
+
+def test_a_scored_answer_is_kept_whole() -> None:
+    counts = counted()
+    entry = score_entry(PAIRS[1], Score(-2.5, True, counts, 0.5, 1))
+    assert json.loads(json.dumps(entry)) == {
+        "kind": "loglikelihood",
+        "task": "sums",
+        "doc_id": 0,
+        "index": 1,
+        "prompt_hash": text_hash("p"),
+        "target": " B",
+        "loglikelihood": -2.5,
+        "is_greedy": True,
+        "scored_tokens": 1,
+        "seconds": 0.5,
+        "counts": counts.as_dict(),
+    }
+
+
+def test_counts_survive_the_journal() -> None:
+    counts = counted()
+    counts.share(Phase.PREFILL, 32)
+    counts.add(Phase.COMMIT, LayerPlan(3), 16)
+    assert Counts.from_dict(json.loads(json.dumps(counts.as_dict()))) == counts
+    both = counts + counts
+    for phase in Phase:
+        for field in fields(counts[phase]):
+            one, two = getattr(counts[phase], field.name), getattr(both[phase], field.name)
+            assert two == 2 * one
+    assert (counts.forwards, counts.computed, counts.tokens, counts.shared) == (2, 6, 20, 32)
+
+
+def test_a_warm_up_decodes_a_block_and_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    caught = Caught()
+    monkeypatch.setattr("fdllm.evaluate.machine.generate_requests", caught)
+    model = bare_model()
+    for mask, token in ((None, 0), (0, 1), (MASK, 0)):
+        run = Run(
+            experiment="00_baseline",
+            task="tiny_choice",
+            cell=Cell(name="k1_first"),
+            decoding=DECODING.model_copy(update={"mask_id": mask}),
+        )
+        Machine(model).warm_up(run, NoReuse())
+        given, named = caught.calls.pop()
+        request = GenerationRequest((token,) * 17, max_new_tokens=16)
+        assert given == (model, [request], run.decoding, NoReuse())
+        assert named == {}
+
+
+def test_threads_and_machine_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    load, threads = Caught(random_model()), Caught()
+    monkeypatch.setattr("fdllm.evaluate.machine.load_model", load)
+    monkeypatch.setattr(torch, "set_num_threads", threads)
+    choice = ModelChoice(name="tiny", revision="main", dtype="float32", device="cpu")
+    machine = Machine.load(choice, 3)
+    assert load.only == (("tiny", "cpu", "float32"), {"revision": "main"})
+    assert threads.only == ((3,), {})
+    Machine.load(choice)
+    assert len(threads.calls) == 1
+    assert machine.n_layers == 3
+    told = machine.facts(Evaluating(batch_size=4, score_batch_size=6, compile=False))
+    assert told == {
+        "accelerator": None,
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "cuda": None,
+        "batch_size": 4,
+        "score_batch_size": 6,
+        "compile": "no",
+    }
