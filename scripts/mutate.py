@@ -37,7 +37,7 @@ OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
 }  # fmt: skip
 IN_C = {" < ": " <= ", " > ": " >= ", " + ": " - ", " - ": " + ", " += ": " = ", " && ": " || "}
 IN_C |= {" * ": " + ", " = 0;": " = 1;", "++": "--"}
-TEST_S, SESSION_S = 120, 300
+TEST_S = 120  # that hangs
 CHOSEN = ("-x", "-q", "-rfE", "--tb=no", "-m", "not slow and not cluster", "-p", "no:cacheprovider")
 
 
@@ -217,9 +217,10 @@ def nearest_tests(root: Path) -> dict[str, list[str]]:
 
 
 class Clone:
-    """A throw-away clone of the committed source, below a folder."""
+    """A throw-away clone of the committed source, below a folder, and the tests' time there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seconds: int) -> None:
+        self._seconds = seconds
         self.root = folder / "clone"
         subprocess.run(["git", "clone", "--quiet", ROOT, self.root], check=True)  # noqa: S607
         if (shared := ROOT.parent / "shared").is_dir():
@@ -263,7 +264,7 @@ class Clone:
 
     def _pytest(self, tests: Sequence[str]) -> str:
         """The first test that fails; empty where none does, or none in time."""
-        told = [f"--timeout={TEST_S}", f"--session-timeout={SESSION_S}"]
+        told = [f"--timeout={TEST_S}", f"--session-timeout={self._seconds}"]
         told += [f"--deselect={test}" for test in self._left_out]
         own = {"PYTHONPATH": str(self.root / "src"), "XDG_CACHE_HOME": str(self._cache)}
         process = subprocess.Popen(
@@ -272,7 +273,7 @@ class Clone:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            said, _ = process.communicate(timeout=SESSION_S + 2 * TEST_S)
+            said, _ = process.communicate(timeout=self._seconds + 2 * TEST_S)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -290,6 +291,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", nargs="*", default=[], help="patterns: report/*.py plan.py")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; added to")
+    parser.add_argument("--seconds", type=int, default=300, help="for the tests of one fault")
     parser.add_argument("--again", action="store_true", help="only what survived")
     given = parser.parse_args()
     # A shell's background ignores interrupts, and the tests would inherit that.
@@ -297,7 +299,7 @@ def main() -> None:
     lines = given.out.read_text(encoding="utf-8").splitlines() if given.out.exists() else []
     rows = {(row["path"], row["function"]): row for row in map(json.loads, lines)}
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
-        clone = Clone(Path(folder))
+        clone = Clone(Path(folder), given.seconds)
         todo: Iterable[Fault] = clone.faults(given.files)
         if given.again:
             left = {

@@ -1,0 +1,144 @@
+"""Lists that decide what counts, whole: an entry that comes or goes is a change of the contract."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import fdllm
+from fdllm.errors import FdllmError, UsageError
+from fdllm.plan import BUSY, SETTLED, State
+from fdllm.record.atomic import explained
+from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import locked_versions, source_hashes
+from fdllm.record.provenance import session
+from fdllm.record.summary import Summary
+from fdllm.report.pairs import NotComparableError
+from imports import SOURCE
+from stubs import make_planner, make_root, make_run
+
+PACKAGE = SOURCE / "fdllm"
+
+
+def test_an_identity_has_these_fields(tmp_path: Path) -> None:
+    """One more or less makes every record of before stale, or lets one pass that is."""
+    root = make_root(tmp_path / "root")
+    run = make_run(root)
+    found = make_planner(root).fingerprint(run)
+    assert set(found.fields) >= {
+        "schema", "source", "experiment", "lock", "model", "revision", "task", "decoding",
+        "strategy", "dtype", "limit", "fewshot_seed", "scoring", "num_fewshot", "chat_template",
+    }  # fmt: skip
+    assert None not in found.fields.values()
+    code = {name for name in found.files if name.startswith("experiments/")}
+    assert code == {"experiments/00_baseline/generation_functions.py"}
+    assert set(found.files) - code == set(source_hashes())
+
+
+def test_every_field_of_an_identity_counts() -> None:
+    fields: dict[str, str | None] = {"source": "a", "limit": "3", "task": "t", "revision": None}
+    one = Fingerprint(fields=fields, files={"src/x.py": "1"})
+    for name, value in fields.items():
+        other = one.model_copy(update={"fields": fields | {name: "other"}})
+        assert other.digest != one.digest
+        known = value is not None
+        assert len(other.differences(one)) == known, "what is unknown is held against nobody"
+        assert len(one.differences(other)) == known
+    assert len(one.digest) == 12
+
+
+def test_all_code_is_identified_but_what_only_plans_shows_and_keeps() -> None:
+    files = {p.relative_to(PACKAGE) for kind in ("*.py", "*.c") for p in PACKAGE.rglob(kind)}
+    inside = {Path(name).relative_to("src/fdllm") for name in source_hashes()}
+    assert inside <= files
+    assert {path.parts[0] for path in files - inside} == {
+        "bench", "cli", "report", "cluster", "record", "release", "tiny", "trace", "plan.py",
+        "shard.py", "errors.py",
+    }  # fmt: skip
+    assert not {path.parts[0] for path in files - inside} & {path.parts[0] for path in inside}
+    assert Path("model/fused.c") in inside
+
+
+def test_these_libraries_can_change_an_output() -> None:
+    told = dict(part.split(" ") for part in locked_versions().split(", "))
+    assert list(told) == [
+        "antlr4-python3-runtime", "datasets", "latex2sympy2_extended", "lm-eval", "math-verify",
+        "numpy", "safetensors", "sympy", "tokenizers", "torch", "transformers",
+    ]  # fmt: skip
+    assert "absent" not in told.values()
+    assert not any("+" in version for version in told.values())
+
+
+def test_a_session_says_these_things_and_no_more() -> None:
+    told = session(accelerator="a GPU", threads=3, device="cuda")
+    assert set(told) == {
+        "started", "machine", "host", "cpu", "cpus", "platform", "python", "packages", "git",
+        "image_sha256", "slurm_job_id", "accelerator", "threads", "device",
+    }  # fmt: skip
+    assert told["machine"] == "a GPU"
+    assert told["started"].endswith("+00:00")
+    assert set(told["packages"]) == {
+        "datasets", "fdllm", "huggingface-hub", "lm-eval", "numpy", "safetensors", "tokenizers",
+        "torch", "transformers",
+    }  # fmt: skip
+    assert "not installed" not in told["packages"].values()
+
+
+def test_a_record_has_these_parts() -> None:
+    assert set(Summary.model_fields) == {
+        "version", "experiment", "task", "config", "limit", "model", "kind", "estimator",
+        "headline", "num_requests", "throughput", "peak_memory", "counts", "layer_calls", "quality",
+        "strategy", "guards", "files", "fingerprint", "dataset", "task_versions", "provenance",
+    }  # fmt: skip
+
+
+def test_states_are_these_nine() -> None:
+    assert [state.value for state in State] == [
+        "done", "pending", "queued", "running", "partial", "failed", "stale", "invalid",
+        "not-applicable",
+    ]  # fmt: skip
+    assert {State.DONE, State.NOT_APPLICABLE} == SETTLED
+    assert {State.RUNNING, State.QUEUED} == BUSY
+
+
+def test_exit_codes() -> None:
+    """2 where the question makes no sense or has no answer; 1 where the work failed."""
+    for found in pkgutil.walk_packages(fdllm.__path__, "fdllm."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+    pending, seen = [FdllmError], set[type[FdllmError]]()
+    while pending:
+        kind = pending.pop()
+        seen.add(kind)
+        pending += kind.__subclasses__()
+    assert len(seen) > 4
+    for kind in seen:
+        asked = issubclass(kind, UsageError | NotComparableError)
+        assert kind.exit_code == (2 if asked else 1), kind
+
+
+@pytest.mark.parametrize(
+    ("error", "way_out"),
+    [
+        ("ENOSPC", "the disk is full; free some space"),
+        ("EDQUOT", "the disk quota is used up; free some space"),
+        ("EFBIG", "raise the limit"),
+        ("EACCES", "permission denied; choose another place with --results"),
+        ("EPERM", "permission denied; choose another place with --results"),
+        ("EROFS", "the file system is read-only; choose another place with --results"),
+        ("ENOTDIR", "a file where a folder is needed; move it away"),
+        ("EEXIST", "in the way; move it away"),
+        ("EISDIR", "a folder where a file is needed; move it away"),
+        ("EIO", "what the system said"),
+    ],
+)
+def test_a_refusal_to_write_says_what_to_do(error: str, way_out: str) -> None:
+    number = getattr(importlib.import_module("errno"), error)
+    with pytest.raises(FdllmError) as raised, explained(Path("/place/file")):
+        raise OSError(number, "what the system said")
+    assert str(raised.value).startswith("cannot write /place/file: ")
+    assert way_out in str(raised.value)
+    assert "intact; the same command goes on" in str(raised.value)
