@@ -312,7 +312,7 @@ def test_a_generated_answer_is_kept_whole() -> None:
 
 def test_a_scored_answer_is_kept_whole() -> None:
     counts = counted()
-    entry = score_entry(PAIRS[1], Score(-2.5, True, counts, 0.5, 1))
+    entry = score_entry(PAIRS[1], Score(-2.5, True, counts, 0.5, 1, step=6, reused_tokens=3))
     assert json.loads(json.dumps(entry)) == {
         "kind": "loglikelihood",
         "task": "sums",
@@ -323,6 +323,8 @@ def test_a_scored_answer_is_kept_whole() -> None:
         "loglikelihood": -2.5,
         "is_greedy": True,
         "scored_tokens": 1,
+        "scored_step": 6,
+        "reused_tokens": 3,
         "seconds": 0.5,
         "counts": counts.as_dict(),
     }

@@ -126,3 +126,109 @@ def test_headline_counts_only_what_is_right_or_wrong() -> None:
     assert measure.headline("acc", 0.5, samples(1, 0)).num_correct == 1
     assert measure.headline("acc", 0.5, samples(0.5, 0.5)).num_correct is None
     assert measure.headline("acc", 0.9, samples(1, 0)).num_correct is None  # weighed by subject
+
+
+# --- edges ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+@pytest.mark.parametrize("phase", ["refresh", "denoise"])
+@pytest.mark.parametrize("name", ["reused", "trimmed"])
+def test_a_single_layer_call_decides_the_guard_wherever_it_was_saved(
+    at: int, phase: str, name: str
+) -> None:
+    """In the first row, the middle one or the last; whole, or in part."""
+    none = {"forwards": 3, "computed": 9, "reused": 0, "trimmed": 0.0}
+    rows: list[dict[str, Any]] = [
+        {"counts": {"refresh": dict(none), "denoise": dict(none)}} for _ in range(5)
+    ]
+    for saved in (0, 1):
+        rows[at]["counts"][phase][name] = 0.25 * saved if name == "trimmed" else saved
+        counts = measure.add_counts(rows)
+        for reuses in (True, False):
+            strategy = STRATEGY.model_copy(update={"reuses": reuses})
+            guard, _ = measure.guards(
+                strategy, counts, one_forward=False, num_samples=5, num_documents=5
+            )
+            assert guard.name == "reuse counters"
+            assert guard.passed is (bool(saved) == reuses)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_documents", "passed"),
+    [(5, 5, True), (1, 1, True), (4, 5, False), (6, 5, False), (0, 5, False), (0, 0, False)],
+)
+def test_every_document_has_one_sample(
+    num_samples: int, num_documents: int, *, passed: bool
+) -> None:
+    _, guard = measure.guards(
+        STRATEGY, {}, one_forward=True, num_samples=num_samples, num_documents=num_documents
+    )
+    assert guard.name == "every document has a sample"
+    assert guard.passed is passed
+    assert guard.detail == f"{num_samples} samples of {num_documents} documents"
+
+
+def test_counts_add_up_by_phase_and_name() -> None:
+    rows: list[dict[str, Any]] = [
+        {"counts": {"prefill": {"forwards": 1, "computed": 5}}},
+        {"counts": {"denoise": {"forwards": 2, "reused": 3, "trimmed": 0.5}}},
+        {"counts": {"denoise": {"forwards": 4, "computed": 7, "trimmed": 1.5}}},
+    ]
+    counts = measure.add_counts(rows)
+    assert counts == {
+        "prefill": {"forwards": 1, "computed": 5},
+        "denoise": {"forwards": 6, "reused": 3, "trimmed": 2.0, "computed": 7},
+    }
+    assert measure.total(counts, "forwards") == 7
+    assert measure.total(counts, "absent") == 0
+    assert measure.made(counts["denoise"]) == 5.0
+    calls = measure.layer_calls(counts)
+    assert (calls.computed, calls.reused, calls.trimmed) == (12, 3, 2.0)
+    assert calls.saved_share == pytest.approx(5 / 15)
+    assert calls.made == 10.0
+    assert measure.layer_calls({}).saved_share == 0.0
+
+
+def test_latencies_are_those_of_samples() -> None:
+    def pace(*seconds: float) -> tuple[float, float]:
+        samples = [{"seconds": s} for s in seconds]
+        found = measure.throughput("loglikelihood", [], samples, {})
+        return found.latency_p50_s, found.latency_p95_s
+
+    assert pace() == (0.0, 0.0)
+    assert pace(3.0) == (3.0, 3.0)
+    assert pace(1.0, 2.0) == (1.5, 1.95)
+    assert pace(*range(101)) == (50.0, 95.0)
+
+
+def test_shared_columns_are_told_where_something_is_scored() -> None:
+    entries = [entry([], 2.0, shared=7) | {"scored_tokens": 4} for _ in range(3)]
+    found = measure.throughput("loglikelihood", entries, entries, measure.add_counts(entries))
+    assert (found.seconds, found.scored_tokens, found.shared_tokens) == (6.0, 12, 21)
+    assert (found.scored_tokens_per_second, found.requests_per_second) == (2.0, 0.5)
+    assert (found.tokens, found.tokens_per_forward) == (None, None)
+
+
+def test_without_time_there_is_no_speed() -> None:
+    nothing = measure.throughput("generate", [], [], {})
+    assert (nothing.tokens_per_second, nothing.tokens_per_forward) == (0.0, 0.0)
+    quality = measure.quality("generate", [])
+    assert quality is not None
+    assert (quality.truncation_rate, quality.repetition_rate) == (0.0, 0.0)
+
+
+def test_repetition_is_more_than_half_of_windows_of_eight() -> None:
+    """Windows of length 8 of an answer of n tokens: n - 7, of which some have come before."""
+    fresh = list(range(100, 200))
+    assert not measure.is_repetitive([*fresh[:16], *fresh[:16]])  # 9 of 25 windows
+    assert measure.is_repetitive([*fresh[:15], *fresh[:15], *fresh[:15]])  # 15 of 38 are new
+    exactly_half = [*fresh[:8], *fresh[:8]]  # 9 windows, one of which comes again
+    assert not measure.is_repetitive(exactly_half)
+    assert not measure.is_repetitive([1] * 8 + fresh[:7])
+    assert measure.is_repetitive([1] * 16)
+    assert not measure.is_repetitive([1, 2] * 7 + [3])
+    rows = [{"finish": "stop", "tokens": tokens} for tokens in ([1] * 16, [1] * 15, fresh)]
+    quality = measure.quality("generate", rows)
+    assert quality is not None
+    assert quality.repetition_rate == pytest.approx(1 / 3)
