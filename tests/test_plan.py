@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from fdllm.config import Evaluating, ModelChoice
+import fdllm
+from fdllm.config import Cell, Estimator, Evaluating, ModelChoice
 from fdllm.errors import UsageError
-from fdllm.plan import State
+from fdllm.experiment.repeats import repeats
+from fdllm.plan import State, TaskFacts
 from fdllm.record.identity import model_identity, source_hashes
 from fdllm.record.paths import Layout, model_slug
 from helpers import ROOT
+from models import random_model, random_prompt
 from stubs import make_planner, make_root, make_run, make_sweep
 
 
@@ -49,8 +54,96 @@ def test_first_token_runs_once(root: Path) -> None:
     sweep = make_sweep(root, tasks=("tiny_choice", "tiny_arithmetic"), evaluating=once)
     cells = [make_planner(root).state(run) for run in make_planner(root).runs(sweep)]
     assert [c.state for c in cells[:9]] == [State.PENDING] + [State.NOT_APPLICABLE] * 8
-    assert "k1_first stands for the whole grid" in cells[1].reason
+    assert cells[1].reason == "one forward, so reuse cannot act; k1_first stands for it"
     assert all(c.state is State.PENDING for c in cells[9:])
+
+
+def applicable(root: Path, scoring: Estimator, experiment: str, *, letters: bool) -> list[str]:
+    """Cells of an experiment of ours that a log-likelihood task would compute."""
+    shutil.copytree(ROOT / "experiments", root / "experiments", dirs_exist_ok=True)
+    scored = TaskFacts("loglikelihood", "", one_token=letters)
+    planner = make_planner(root, lambda _: scored)
+    sweep = make_sweep(root, tasks=("choice",), evaluating=Evaluating(scoring=scoring))
+    runs = planner.runs(sweep.model_copy(update={"experiment": experiment}))
+    cells = [planner.state(run) for run in runs]
+    assert {cell.state for cell in cells} <= {State.PENDING, State.NOT_APPLICABLE}
+    return [cell.run.cell.name for cell in cells if cell.state is State.PENDING]
+
+
+NINE = [f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last")]
+TWINS = ["t0.95", "t0.95_again", "t0.95_once_more"]
+
+
+@pytest.mark.parametrize(
+    ("scoring", "letters", "cells"),
+    [
+        ("first-token", False, NINE[:1]),
+        ("denoise", False, NINE),
+        ("denoise", True, NINE),
+        ("chain", False, NINE),
+        ("chain", True, NINE[:1]),  # a letter is one REFRESH
+    ],
+)
+def test_estimators_of_one_forward_run_once(
+    root: Path, scoring: Estimator, letters: bool, cells: list[str]
+) -> None:
+    assert applicable(root, scoring, "00_baseline", letters=letters) == cells
+
+
+@pytest.mark.parametrize("scoring", get_args(Estimator))
+def test_cells_that_an_estimator_cannot_tell_apart_run_once(root: Path, scoring: Estimator) -> None:
+    """No estimator reads the threshold: the baseline of the criteria stands, and its A/A twins."""
+    assert applicable(root, scoring, "05_threshold", letters=False) == TWINS
+
+
+def test_a_block_is_refreshed_once_in_scoring_so_reuse_there_is_no_cell_of_its_own(
+    root: Path,
+) -> None:
+    trim = applicable(root, "denoise", "03_trim", letters=False)
+    assert trim == [*NINE[:3], "trim_first", "trim_middle", "trim_last"]
+
+
+@pytest.mark.parametrize(
+    ("scoring", "setting", "read"),
+    [
+        ("denoise", {"scoring_steps": 3}, True),
+        ("chain", {"scoring_steps": 3}, False),
+        ("first-token", {"scoring_steps": 3}, False),
+        ("first-token", {"end_token": 3}, True),
+        ("denoise", {"end_token": 3}, False),
+        *(
+            (scoring, {"block_size": 8, "small_block_size": 8}, True)
+            for scoring in get_args(Estimator)
+        ),
+        *(
+            (scoring, setting, False)
+            for scoring in get_args(Estimator)
+            for setting in (
+                {"small_block_size": 16},
+                {"threshold": 0.5},
+                {"use_block_cache": False},
+                {"max_new_tokens": 9},
+                {"temperature": 0.5},
+                {"top_p": 0.5},
+                {"seed": 1},
+            )
+        ),
+    ],
+)
+def test_what_an_estimator_reads_changes_a_score_and_nothing_else_does(
+    scoring: Estimator, setting: dict[str, Any], read: bool
+) -> None:
+    """The list of what makes a cell "not applicable", held against the scores themselves."""
+    base, other = Cell(name="base"), Cell(name="other", decoding=setting)
+    assert bool(repeats(other, [base, other], scoring)) != read
+    model = random_model(1)
+    pairs = [(random_prompt(i, 5 + i), random_prompt(i, 3)) for i in range(3)]
+    plain = fdllm.Decoding(block_size=16, small_block_size=4, stop_token=2)
+    values = [
+        [score.loglikelihood for score in fdllm.score(model, pairs, scoring, decoding)]
+        for decoding in (plain, plain.model_copy(update=setting))
+    ]
+    assert (values[0] != values[1]) == read
 
 
 # --- places -------------------------------------------------------------------------------------

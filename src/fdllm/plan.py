@@ -10,6 +10,7 @@ from typing import Any, Literal
 from fdllm.config import Cell, ModelChoice, Run, StrategyConfig, Sweep
 from fdllm.errors import FdllmError
 from fdllm.experiment import Experiment, load_experiment
+from fdllm.experiment.repeats import repeats
 from fdllm.record.cells import BUSY, SETTLED, CellState, JobFacts, State
 from fdllm.record.failure import read_failure
 from fdllm.record.fingerprint import SCHEMA, Fingerprint, digest_of
@@ -32,11 +33,13 @@ class TaskFacts:
         kind: what the task asks of a model.
         definition: content hash of its definition.
         max_new_tokens: new tokens of an answer at most, where the experiment states no number.
+        one_token: the answers that it scores are one token each.
     """
 
     kind: Literal["generate", "loglikelihood"]
     definition: str
     max_new_tokens: int = 512
+    one_token: bool = False
 
 
 class Planner:
@@ -176,10 +179,9 @@ class Planner:
             mine: this process holds the run's lock, so nobody else is at work.
         """
         paths = self.layout.run(run)
-        if not self.is_applicable(run):
-            first = self.experiment(run.experiment).cells[0].name
-            reason = f"one forward, so reuse cannot act; {first} stands for the whole grid"
-            return CellState(run, State.NOT_APPLICABLE, reason, paths)
+        why_not = self.not_applicable(run)
+        if why_not:
+            return CellState(run, State.NOT_APPLICABLE, why_not, paths)
         at_work = "" if mine else _at_work(paths)
         if at_work:
             return self._unfinished(run, paths, State.RUNNING, at_work)
@@ -189,12 +191,19 @@ class Planner:
             run, paths, State.PENDING, "not run yet"
         )
 
-    def is_applicable(self, run: Run) -> bool:
-        """Whether a run can differ from the grid's first cell (DESIGN section 5)."""
-        one_forward = run.evaluating.scoring == "first-token"
-        scored = self.task(run.task).kind == "loglikelihood"
-        first = self.experiment(run.experiment).cells[0]
-        return not (one_forward and scored) or run.cell.name == first.name
+    def not_applicable(self, run: Run) -> str:
+        """Why a run could only repeat another cell's result; empty where it has one of its own."""
+        task, experiment = self.task(run.task), self.experiment(run.experiment)
+        if task.kind != "loglikelihood":
+            return ""
+        criteria = experiment.settings.criteria
+        return repeats(
+            run.cell,
+            experiment.cells,
+            run.evaluating.scoring,
+            one_token=task.one_token,
+            baseline=None if criteria is None else criteria.baseline,
+        )
 
     def _recorded(self, run: Run, paths: RunPaths) -> CellState:
         try:

@@ -54,7 +54,7 @@ def task_facts(name: str) -> TaskFacts:
         UsageError: it is unknown.
     """
     info = task_info(name)
-    return TaskFacts(info.kind, definition_hash(name), info.max_new_tokens)
+    return TaskFacts(info.kind, definition_hash(name), info.max_new_tokens, info.one_token)
 
 
 def make_planner(args: Namespace) -> Planner:

@@ -117,7 +117,8 @@ def score_requests(
     if scoring not in get_args(Estimator):
         known = ", ".join(get_args(Estimator))
         raise UsageError(f"unknown estimator '{scoring}'; use one of {known}")
-    filled = resolve(decoding, model)
+    # Scoring never samples: a score is no draw, whatever text is decoded with.
+    filled = resolve(decoding, model).model_copy(update={"temperature": 0.0})
     if scoring == "first-token":
         filled = filled.model_copy(update={"end_token": _end_token(filled, model)})
     elif scoring == "chain":

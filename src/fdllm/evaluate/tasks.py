@@ -37,6 +37,8 @@ class TaskInfo:
             the package's own where ``dataset`` is None.
         gated: whether the Hub asks for a token and for agreement to the dataset's conditions.
         cluster_by: ``subject`` where the task is a group of subjects.
+        one_token: whether its choices are letters: one token each, so that ``chain`` scores them
+            in one forward.
         runs_code: whether its metric runs programs that the model wrote, so that it needs consent.
         solution: field of a document that holds a text which is scored as right; an oracle
             answers with it. None where the target itself is such a text.
@@ -52,6 +54,7 @@ class TaskInfo:
     sources: tuple[str, ...] = ()
     gated: bool = False
     cluster_by: str | None = None
+    one_token: bool = False
     runs_code: bool = False
     solution: str | None = None
     is_usual: bool = True
@@ -108,6 +111,7 @@ _ALL = (
         dataset="cais/mmlu",
         sources=("mmlu/default",),
         cluster_by="subject",
+        one_token=True,
     ),
     TaskInfo(
         "gpqa_main_n_shot",
