@@ -13,9 +13,11 @@ from fdllm.cli.compare import run_compare
 from fdllm.cli.doctor import run_doctor
 from fdllm.cli.execute import execute
 from fdllm.cli.export import run_export
+from fdllm.cli.grade import run_grade
 from fdllm.cli.job import run_job
 from fdllm.cli.output import say
 from fdllm.cli.prefetch import run_prefetch
+from fdllm.cli.prompts import run_prompts
 from fdllm.cli.report import run_report
 from fdllm.cli.request import read_request
 from fdllm.cli.slurm import choose_executor, run_slurm
@@ -101,6 +103,8 @@ COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
     "report": run_report,
     "new": run_new,
     "trace": run_trace,
+    "prompts": run_prompts,
+    "grade": run_grade,
     "export": run_export,
     "bench": run_bench,
     "doctor": run_doctor,

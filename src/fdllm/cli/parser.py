@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+from collections.abc import Callable
 from typing import NoReturn, get_args
 
 from rich_argparse import RawDescriptionRichHelpFormatter
@@ -13,8 +14,10 @@ from fdllm.cli.bench import bench_flags
 from fdllm.cli.compare import add_flags as add_compare_flags
 from fdllm.cli.doctor import doctor_flags
 from fdllm.cli.export import export_flags
+from fdllm.cli.grade import grade_flags
 from fdllm.cli.job import job_flags
 from fdllm.cli.prefetch import prefetch_flags
+from fdllm.cli.prompts import prompts_flags
 from fdllm.cli.report import add_flags as add_report_flags
 from fdllm.cli.slurm import slurm_flags
 from fdllm.cli.trace import trace_flags
@@ -31,6 +34,8 @@ examples:
   fdllm status --json                                every cell's state
   fdllm doctor --task gsm8k                          is everything there that it needs?
   fdllm prefetch --task gsm8k                        fetch it, for nodes without a network
+  fdllm prompts --task gsm8k --limit 2               what would be sent
+  fdllm grade --task gsm8k --answers FILE            anyone's answers, graded as a run's are
   fdllm trace --task tiny_choice --config k3_last    watch a document being decoded
   fdllm export --experiment 00_baseline              a folder to share
   fdllm bench step --shape tiny --shape 28x512       how close to the machine's limit it is
@@ -127,11 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     _places(prefetch)
     prefetch_flags(prefetch)
 
-    trace = add("trace", "watch one document being decoded, step by step")
-    _selection(trace)
-    _places(trace)
-    _computing(trace)
-    trace_flags(trace)
+    _document_commands(add)
 
     bench_flags(add("bench", "how fast decoding is here, against its floor and its limits"))
 
@@ -140,6 +141,26 @@ def build_parser() -> argparse.ArgumentParser:
     _new_flags(add("new", "begin an experiment from the template or from another one"))
     job_flags(commands.add_parser("job", allow_abbrev=False))  # without help: not in the list
     return parser
+
+
+def _document_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """What looks at single documents: prompts, answers, a text as it comes to be."""
+    prompts = add("prompts", "what a run would send, without its model's weights")
+    _selection(prompts)
+    _places(prompts)
+    prompts_flags(prompts)
+
+    grade = add("grade", "grade anyone's answers as a run's are graded")
+    _selection(grade)
+    _places(grade)
+    _consent(grade.add_argument_group("how"))
+    grade_flags(grade)
+
+    trace = add("trace", "watch one document being decoded, step by step")
+    _selection(trace)
+    _places(trace)
+    _computing(trace)
+    trace_flags(trace)
 
 
 def _new_flags(parser: argparse.ArgumentParser) -> None:
@@ -239,6 +260,10 @@ def _computing(parser: argparse.ArgumentParser) -> None:
         help="on a CPU C kernels between the products (default, where there is a C compiler); on a "
         "GPU forwards recorded as CUDA graphs (default: no); the same arithmetic",
     )
+    _consent(group)
+
+
+def _consent(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--allow-code-execution",
         action="store_true",

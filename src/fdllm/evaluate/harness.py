@@ -7,23 +7,27 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 from lm_eval import evaluator
+from lm_eval.api.model import LM
 
 from fdllm.config import CodeExecution, Decoding, Evaluating
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM
 from fdllm.evaluate.answer import AnswererFactory, ModelAnswerer, OracleAnswerer
 from fdllm.evaluate.code import check_consent
-from fdllm.evaluate.documents import load_task
+from fdllm.evaluate.documents import LoadedTask, load_task
 from fdllm.evaluate.protocols import WHOLE, Evaluation, Part, Progress, Request, Store
 from fdllm.evaluate.queries import Limits
 from fdllm.evaluate.samples import join_samples, plain
 from fdllm.evaluate.tasks import TaskInfo, task_info
 from fdllm.model.weights import Model
 from fdllm.reuse import ReuseStrategy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Evaluation", "Progress", "Request", "Store", "evaluate", "oracle"]
 
@@ -73,12 +77,10 @@ def evaluate(
     check_consent(info, code_execution)
     _check_numbers(limit)
     if asked.chat_template:
-        _check_template(model)
+        check_template(model.tokenizer, model.name)
     with quiet():
         loaded = load_task(task, asked, code_execution=code_execution)
-        for leaf in loaded.leaves.values():
-            if leaf.programs is not None:
-                leaf.programs.check()
+        prove_confinement(loaded)
         make = answerer or (lambda _: ModelAnswerer(model, decoding, strategy, asked))
         lm = EngineLM(
             model.tokenizer,
@@ -90,21 +92,55 @@ def evaluate(
             name=model.name,
             part=part,
         )
-        found = evaluator.evaluate(
-            lm=lm,
-            task_dict={"tasks": loaded.leaves, "groups": loaded.groups},
-            limit=limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=asked.chat_template,
-            fewshot_as_multiturn=asked.turns,
-            confirm_run_unsafe_code=info.runs_code,  # consent was checked above
-        )
+        found = ask(lm, loaded, asked, limit=limit)
         samples = join_samples(found.pop("samples"), loaded.leaves, lm.entries, info)
         for leaf in loaded.leaves.values():
             if leaf.programs is not None:
                 found["programs"] = leaf.programs.outcomes()
     return _evaluation(info, asked.headline or info.headline, found, samples)
+
+
+def ask(
+    lm: LM,
+    loaded: LoadedTask,
+    asked: Evaluating,
+    *,
+    limit: int | None = None,
+    documents: Mapping[str, list[int]] | None = None,
+) -> dict[str, Any]:
+    """Put a task's requests to an lm-eval model, and grade what it says: the harness's results.
+
+    Args:
+        lm: answers.
+        loaded: the task; who calls has the user's consent where its metric runs programs.
+        asked: how it is asked. A model without a tokenizer is asked in the harness's plain words.
+        limit: documents of each leaf task at most.
+        documents: the documents of each leaf task, sorted; None is all.
+    """
+    wrapped = asked.chat_template and isinstance(lm, EngineLM)
+    results: dict[str, Any] = evaluator.evaluate(
+        lm=lm,
+        task_dict={"tasks": loaded.leaves, "groups": loaded.groups},
+        limit=limit,
+        samples=documents,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=wrapped,
+        fewshot_as_multiturn=wrapped and asked.turns,
+        confirm_run_unsafe_code=True,
+    )
+    return results
+
+
+def prove_confinement(loaded: LoadedTask) -> None:
+    """Try the sandbox of a task that runs programs, ahead of answers that could not be scored.
+
+    Raises:
+        FdllmError: programs cannot be confined on this machine.
+    """
+    for leaf in loaded.leaves.values():
+        if leaf.programs is not None:
+            leaf.programs.check()
 
 
 def oracle(task: str) -> AnswererFactory:
@@ -117,14 +153,7 @@ def _evaluation(
     info: TaskInfo, headline: str, found: Mapping[str, Any], samples: list[dict[str, Any]]
 ) -> Evaluation:
     results = json.loads(json.dumps(plain(found)))
-    metrics = results["results"].get(info.name, {})
-    value = metrics.get(headline)
-    if not isinstance(value, (int, float)):
-        delivered = sorted(key for key in metrics if "," in key and "_stderr" not in key)
-        raise FdllmError(
-            f"the harness delivered no '{headline}' for task '{info.name}', only "
-            f"{', '.join(delivered)}; name one of them as headline in [evaluation] or the preset"
-        )
+    metrics = metrics_of(results, info, headline)
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{sample['task']} {sample['doc_id']} {sample['doc_hash']}\n".encode())
@@ -132,11 +161,32 @@ def _evaluation(
         results=results,
         samples=samples,
         headline=headline,
-        value=float(value),
+        value=metrics[headline],
         dataset=digest.hexdigest(),
         task_versions=results["versions"],
         num_documents=len(samples),
     )
+
+
+def metrics_of(results: Mapping[str, Any], info: TaskInfo, headline: str) -> dict[str, float]:
+    """A task's figures, by ``metric,filter``; of a group, those over all of its subtasks.
+
+    Raises:
+        FdllmError: the headline is not among them.
+    """
+    found = results["results"].get(info.name, {})
+    metrics = {
+        key: float(value)
+        for key, value in found.items()
+        if "," in key and "_stderr" not in key and isinstance(value, (int, float))
+    }
+    if headline not in metrics:
+        raise FdllmError(
+            f"the harness delivered no '{headline}' for task '{info.name}', only "
+            f"{', '.join(sorted(metrics))}; name one of them as headline in [evaluation] or the "
+            "preset"
+        )
+    return metrics
 
 
 def _check_numbers(limit: int | None) -> None:
@@ -144,11 +194,16 @@ def _check_numbers(limit: int | None) -> None:
         raise UsageError(f"limit must be 1 or more documents; got {limit}")
 
 
-def _check_template(model: Model) -> None:
-    if model.tokenizer.chat_template is None:
+def check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a chat without a template.
+
+    Raises:
+        UsageError: the tokenizer has none.
+    """
+    if tokenizer.chat_template is None:
         raise UsageError(
-            f"the tokenizer of model '{model.name}' has no chat template; run without one, or "
-            "choose a model that was tuned for chat"
+            f"the tokenizer of model '{name}' has no chat template; run without one, or choose a "
+            "model that was tuned for chat"
         )
 
 

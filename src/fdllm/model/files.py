@@ -21,8 +21,13 @@ HUB_FILES = ("*.safetensors", INDEX, *BESIDE)
 _MASK_NAMES = ("|<MASK>|", "<|mask|>", "<|MASK|>", "[MASK]")
 
 
-def locate(path: str, revision: str | None = None) -> Path:
+def locate(path: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder of a checkpoint on this machine; a Hub id is fetched (or found in the cache).
+
+    Args:
+        path: ``tiny``, a folder or a Hub id.
+        revision: branch, tag or commit of a Hub id.
+        weights: False fetches what stands beside them alone.
 
     Raises:
         UsageError: neither a folder nor a Hub id.
@@ -41,8 +46,9 @@ def locate(path: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
+    files = list(HUB_FILES if weights else BESIDE)
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()
         raise FdllmError(

@@ -1,0 +1,80 @@
+"""``fdllm prompts``: what a run would send, before anything is spent on it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from itertools import groupby
+from statistics import median
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from fdllm.cli import show
+from fdllm.cli.output import say
+from fdllm.cli.request import read_request
+from fdllm.errors import UsageError
+
+if TYPE_CHECKING:
+    from fdllm.config import Run
+    from fdllm.evaluate.answer import Query
+
+
+def prompts_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that only ``prompts`` has."""
+    parser.add_argument(
+        "--json", action="store_true", help="print every prompt and its tokens as JSON"
+    )
+
+
+def run_prompts(args: Namespace) -> int:
+    """Build the prompts of each task's run, and show them."""
+    if not args.task:
+        raise UsageError("name what to look at: --task gsm8k, say, with --limit for fewer rows")
+    request = read_request(args)
+    from fdllm.evaluate.preview import described, queries_of  # noqa: PLC0415 - the harness: seconds
+
+    runs: dict[str, Run] = {}
+    for run in request.planner.runs(request.sweep):  # the cells of a task send the same
+        runs.setdefault(run.task, run)
+    built = [(run, queries_of(run)) for run in runs.values()]
+    if args.json:
+        entries = (described(query, run) for run, queries in built for query in queries)
+        lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
+        say("[\n" + ",\n".join(lines) + "\n]")
+        return 0
+    for run, queries in built:
+        _show(run, queries)
+    return 0
+
+
+def _show(run: Run, queries: Sequence[Query]) -> None:
+    table = Table(title=f"{run.task}: {len(queries)} prompts")
+    for name in ("task", "documents", "prompt tokens", "answer tokens", "ends at"):
+        table.add_column(name, justify="right" if name.endswith("s") else "left")
+    for task, group in groupby(queries, key=lambda query: query.task):
+        rows = list(group)
+        lengths = sorted(len(query.tokens) for query in rows)
+        table.add_row(
+            task,
+            str(len({query.doc_id for query in rows})),
+            f"{lengths[0]} to {lengths[-1]}, median {median(lengths):g}",
+            _answer(rows, run),
+            ", ".join(map(repr, rows[0].until)) or "-",
+        )
+    console = show.console()
+    console.print(table)
+    first = queries[0]
+    say(f"\nthe first, document {first.doc_id} of {first.task}:\n\n{first.prompt}")
+    for query in queries:
+        if query.target is not None and (query.task, query.doc_id) == (first.task, first.doc_id):
+            say(f"  choice {query.index}: {query.target!r}, tokens {list(query.target_tokens)}")
+
+
+def _answer(rows: Sequence[Query], run: Run) -> str:
+    if rows[0].target is None:
+        return f"up to {max(query.max_new_tokens for query in rows)}"
+    lengths = [len(query.target_tokens) for query in rows]
+    return f"{min(lengths)} to {max(lengths)}, scored by {run.evaluating.scoring}"
