@@ -2,77 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
-from xml.etree import ElementTree as ET
 
 import pytest
 
+from drawn import CLOSE, Drawn, near
 from fdllm.report.charts import Bar, BarChart, HeatMap
-from fdllm.report.scatter import Point, Scatter
 from fdllm.report.svg import Drawing, decimals, escaped, number, ticks
-
-CLOSE = 0.02  # units; coordinates are rounded to hundredths
-
-
-class Parsed:
-    """A drawing's elements by tag and class."""
-
-    def __init__(self, svg: str) -> None:
-        self.root = ET.fromstring(svg)  # noqa: S314 - our own text
-        _, _, width, height = map(float, self.root.attrib["viewBox"].split())
-        self.width, self.height = width, height
-
-    def all(self, tag: str, kind: str) -> list[dict[str, float]]:
-        return [
-            {k: float(v) for k, v in one.attrib.items() if k not in ("class", "text-anchor")}
-            for one in self.root.iter(tag)
-            if one.attrib["class"] == kind
-        ]
-
-    def texts(self, kind: str) -> list[tuple[str, float, float]]:
-        return [
-            (one.text or "", float(one.attrib["x"]), float(one.attrib["y"]))
-            for one in self.root.iter("text")
-            if one.attrib["class"] == kind
-        ]
-
-    @property
-    def description(self) -> str:
-        found = self.root.find("desc")
-        assert found is not None
-        return str(found.text)
-
-    def across(self, value: float) -> float:
-        """Where the horizontal axis, read from its labelled grid lines, puts a value."""
-        lines = sorted(
-            {line["x1"] for line in self.all("line", "grid") if line["x1"] == line["x2"]}
-        )
-        return self._along(lines, value, upward=False)
-
-    def up(self, value: float) -> float:
-        """The same of the vertical axis."""
-        lines = {line["y1"] for line in self.all("line", "grid") if line["y1"] == line["y2"]}
-        return self._along(sorted(lines, reverse=True), value, upward=True)
-
-    def _along(self, lines: Sequence[float], value: float, *, upward: bool) -> float:
-        named = {}
-        for text, x, y in self.texts("label soft"):
-            for line in lines:
-                if abs((y - 4 if upward else x) - line) < CLOSE and is_number(text):
-                    named[line] = float(text.replace(",", ""))
-        assert list(named) == list(lines), "each grid line has its figure"
-        (x1, v1), *_, (x2, v2) = named.items()
-        return x1 + (value - v1) * (x2 - x1) / (v2 - v1)
-
-
-def is_number(text: str) -> bool:
-    return text.replace(".", "").replace(",", "").isdigit()
-
-
-def near(value: float) -> object:
-    return pytest.approx(value, abs=0.15)
-
 
 # --- axes -----------------------------------------------------------------------------------------
 
@@ -115,7 +51,7 @@ def test_texts_are_escaped() -> None:
     svg = drawing.render()
     assert "<b>" not in svg
     assert "<i>" not in svg
-    assert Parsed(svg).description == 'c & "d"'
+    assert Drawn(svg).description == 'c & "d"'
     assert escaped("<&>") == "&lt;&amp;&gt;"
 
 
@@ -123,7 +59,7 @@ def test_texts_are_escaped() -> None:
 def test_marks_lie_around_their_point(shape: str, corners: int) -> None:
     drawing = Drawing("k", 100, 100, "t", "d")
     drawing.mark(50, 40, shape, "s1")
-    (polygon,) = Parsed(drawing.render()).root.iter("polygon")
+    (polygon,) = Drawn(drawing.render()).root.iter("polygon")
     points = [tuple(map(float, p.split(","))) for p in polygon.attrib["points"].split()]
     assert len(points) == corners
     assert sum(x for x, _ in points) / corners == near(50)
@@ -137,7 +73,7 @@ def test_marks_lie_around_their_point(shape: str, corners: int) -> None:
 # --- heat map -------------------------------------------------------------------------------------
 
 
-def heat(**changes: object) -> Parsed:
+def heat(**changes: object) -> Drawn:
     values: dict[str, object] = {
         "key": "k",
         "title": "t",
@@ -146,7 +82,7 @@ def heat(**changes: object) -> Parsed:
         "values": [[1.0, 3.0], [None, 5.0]],
         "unit": "Percent",
     }
-    return Parsed(HeatMap(**(values | changes)).render())  # type: ignore[arg-type]
+    return Drawn(HeatMap(**(values | changes)).render())  # type: ignore[arg-type]
 
 
 def test_a_heat_map_says_its_figures() -> None:
@@ -225,7 +161,7 @@ BARS = [
 ]
 
 
-def bars(**changes: object) -> Parsed:
+def bars(**changes: object) -> Drawn:
     values: dict[str, object] = {
         "key": "k",
         "title": "t",
@@ -234,7 +170,7 @@ def bars(**changes: object) -> Parsed:
         "description": "d",
         "legend": [("denoise", "", "denoise"), ("mean", "circle", "mean")],
     }
-    return Parsed(BarChart(**(values | changes)).render())  # type: ignore[arg-type]
+    return Drawn(BarChart(**(values | changes)).render())  # type: ignore[arg-type]
 
 
 def test_pieces_of_a_bar_follow_each_other_at_the_axis_scale() -> None:
@@ -309,123 +245,3 @@ def test_a_long_legend_takes_several_lines() -> None:
     for y in rows:
         line = sorted(box["x"] for box in boxes if box["y"] == y)
         assert all(b - a > 7.1 * 14 for a, b in pairwise(line))
-
-
-# --- scatter --------------------------------------------------------------------------------------
-
-POINTS = [
-    Point("k1_first", 40.0, 80.0, 76.0, 84.0, "circle", "s0"),
-    Point("k2_last", 48.0, 70.0, 65.0, 75.0, "square", "s3"),
-    Point("k3_last", 44.0, 60.0, None, None, "triangle", "s3"),
-]
-CURVE = [
-    Point("t0.5", 52.0, 62.0, None, None, "cross", "s4"),
-    Point("t1", 38.0, 81.0, None, None, "cross", "s4"),
-    Point("t0.7", 45.0, 74.0, None, None, "cross", "s4"),
-]
-
-
-def scatter(width: float = 860, height: float = 400, **changes: object) -> Parsed:
-    values: dict[str, object] = {
-        "key": "k", "title": "t", "points": POINTS, "curve": CURVE, "axis": "tokens/s",
-        "description": "d",
-    }  # fmt: skip
-    made = Scatter(width=width, height=height, **(values | changes))  # type: ignore[arg-type]
-    return Parsed(made.render())
-
-
-@pytest.mark.parametrize(("width", "height"), [(860, 400), (360, 320)])
-def test_points_and_intervals_lie_where_the_axes_say(width: float, height: float) -> None:
-    drawn = scatter(width, height)
-    (circle,) = drawn.all("circle", "s0")
-    assert circle["cx"] == near(drawn.across(40.0))
-    assert circle["cy"] == near(drawn.up(80.0))
-    whiskers = drawn.all("line", "whisker")
-    known = [point for point in POINTS if point.low is not None]
-    for line, point in zip(whiskers, known, strict=True):
-        assert line["x1"] == line["x2"] == near(drawn.across(point.x))
-        ends = {line["y1"], line["y2"]}
-        assert point.high is not None
-        assert point.low is not None
-        assert max(ends) == near(drawn.up(point.low))
-        assert min(ends) == near(drawn.up(point.high))
-
-
-def test_the_curve_joins_its_cells_by_speed() -> None:
-    drawn = scatter()
-    lines = drawn.all("line", "curve")
-    order = sorted(CURVE, key=lambda point: point.x)
-    for line, one, other in zip(lines, order, order[1:], strict=False):
-        assert (line["x1"], line["y1"]) == (near(drawn.across(one.x)), near(drawn.up(one.y)))
-        assert (line["x2"], line["y2"]) == (near(drawn.across(other.x)), near(drawn.up(other.y)))
-    assert len(lines) == 2
-    crosses = drawn.all("line", "s4 stroke")
-    assert len(crosses) == 6
-    assert not scatter(curve=[]).all("line", "curve")
-
-
-def test_the_frontier_runs_through_what_nothing_beats() -> None:
-    drawn = scatter()
-    (path,) = (p for p in drawn.root.iter("path") if p.attrib["class"] == "frontier")
-    steps = path.attrib["d"].removeprefix("M ").split(" L ")
-    at = [tuple(map(float, step.split())) for step in steps]
-    best = [(38.0, 81.0), (40.0, 80.0), (45.0, 74.0), (48.0, 70.0), (52.0, 62.0)]
-    assert at == [(near(drawn.across(x)), near(drawn.up(y))) for x, y in best]
-    alone = scatter(points=POINTS[:1], curve=[])
-    assert not list(alone.root.iter("path"))
-
-
-def test_labels_stand_inside_beside_their_points_and_cover_none() -> None:
-    drawn = scatter()
-    labels = drawn.texts("label halo")
-    assert sorted(text for text, _, _ in labels) == sorted(p.name for p in [*POINTS, *CURVE])
-    anchors = [
-        one.attrib["text-anchor"]
-        for one in drawn.root.iter("text")
-        if one.attrib["class"] == "label halo"
-    ]
-    boxes = []
-    for (text, x, y), anchor in zip(labels, anchors, strict=True):
-        width = 7.1 * len(text)
-        left = {"start": x, "middle": x - width / 2, "end": x - width}[anchor]
-        boxes.append((left, y - 10, left + width, y + 2))
-    for i, one in enumerate(boxes):
-        assert 46 < one[0] < one[2] < drawn.width
-        assert 0 < one[1] < one[3] < drawn.height - 40
-        for other in boxes[i + 1 :]:
-            assert (
-                one[2] <= other[0]
-                or other[2] <= one[0]
-                or one[3] <= other[1]
-                or (other[3] <= one[1])
-            )
-        for point in [*POINTS, *CURVE]:
-            x, y = drawn.across(point.x), drawn.up(point.y)
-            assert not (one[0] < x < one[2] and one[1] < y < one[3])
-
-
-def test_crowded_labels_are_joined_to_their_points() -> None:
-    crowd = [
-        Point(f"config_{i}", 40.0 + i / 100, 80.0, None, None, "circle", "s") for i in range(8)
-    ]
-    drawn = scatter(360, 320, points=crowd, curve=[])
-    texts = {text: (x, y) for text, x, y in drawn.texts("label halo")}
-    leaders = drawn.all("line", "leader")
-    assert leaders
-    for line in leaders:
-        assert any(
-            abs(line["x1"] - drawn.across(point.x)) < 1 and abs(line["y1"] - drawn.up(80.0)) < 1
-            for point in crowd
-        )
-        assert any(abs(line["y2"] - (y - 5.5)) < 1 for _, y in texts.values())
-
-
-def test_equal_points_still_have_an_axis() -> None:
-    same = [
-        Point("a", 40.0, 0.0, 0.0, 0.0, "circle", "s"),
-        Point("b", 40.0, 0.0, None, None, "circle", "s"),
-    ]
-    drawn = scatter(points=same, curve=[])
-    circle = drawn.all("circle", "s")[0]
-    assert 46 < circle["cx"] < drawn.width - 12
-    assert circle["cy"] <= drawn.height - 40
