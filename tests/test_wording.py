@@ -1,0 +1,225 @@
+"""What a report says in words about a table: each sentence by the figures that it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fdllm.record.summary import Headline
+from fdllm.report.against import Against
+from fdllm.report.alternative import Alternative
+from fdllm.report.grid import Finding
+from fdllm.report.measured import Estimate, Measured
+from fdllm.report.page import TablePage
+from fdllm.report.speed import Floor
+from fdllm.report.statistics import percent, with_interval
+from fdllm.report.wording import legend, notices, subject_rows, summary_sentence
+
+FLOOR = Floor(("k1_first", "k1_last"), (40.0, 41.0), 0.025, 0.04, None)
+
+
+def cell(name: str, **changes: Any) -> Measured:
+    values: dict[str, Any] = dict.fromkeys(Measured.__dataclass_fields__)
+    k, _, subset = name.removeprefix("k").partition("_")
+    values |= {
+        "name": name,
+        "k": int(k) if k.isdigit() else 1,
+        "subset": subset,
+        "reuses": not name.startswith("k1"),
+        "accuracy": Estimate(0.8),
+        "speed": 40.0,
+        "saved_share": 0.25,
+        "made": 100.0,
+        "repetition": 0.0,
+        "subjects": {},
+    }
+    return Measured(**(values | changes))
+
+
+def against(**changes: Any) -> Against:
+    values: dict[str, Any] = dict.fromkeys(Against.__dataclass_fields__)
+    values |= {
+        "speed_ratio": Estimate(1.25),
+        "speed_claim": "faster",
+        "collapsed": (),
+        "verdict": "same-or-better",
+    }
+    return Against(**(values | changes))
+
+
+def table(*cells: Measured, **changes: Any) -> TablePage:
+    values: dict[str, Any] = dict.fromkeys(TablePage.__dataclass_fields__)
+    values |= {
+        "key": "t0",
+        "kind": "generate",
+        "unit": "tokens/s",
+        "baseline": "k1_first",
+        "cells": cells,
+        "against": {},
+        "floor": FLOOR,
+        "findings": (),
+        "alternative": Alternative((), (), ""),
+    }
+    return TablePage(**(values | changes))
+
+
+BASE = cell("k1_first")
+
+
+# --- the summary ----------------------------------------------------------------------------------
+
+
+def test_a_table_without_reuse_tells_its_best_accuracy_and_its_speeds() -> None:
+    cells = (BASE, cell("k1_last", accuracy=Estimate(0.82), speed=44.0), cell("k1_middle"))
+    assert summary_sentence(table(*cells)) == (
+        "nothing is reused here. Accuracy is at best 82.0 % (k1_last), speed 40.0 to 44.0 tokens/s."
+    )
+
+
+def test_without_a_baseline_nothing_is_compared() -> None:
+    found = summary_sentence(table(cell("k2_last"), baseline=None))
+    assert found == "no cell without reuse is done, so nothing can be compared yet."
+
+
+def test_the_summary_counts_verdicts_and_names_the_fastest() -> None:
+    cells = (
+        BASE,
+        *(cell(name, made=75.0) for name in ("k2_first", "k2_last", "k3_first", "k3_last")),
+    )
+    one = table(
+        *cells,
+        against={
+            "k2_first": against(),
+            "k2_last": against(verdict="worse", speed_ratio=Estimate(1.6)),
+            "k3_first": against(verdict="cannot-tell", speed_ratio=None),
+        },
+    )
+    begins = (
+        "k1_first reaches 80.0 % at 40.0 tokens/s. Of 4 configs that reuse, 1 hold its accuracy, "
+        "1 lose some, 2 cannot be told. The fastest that did not collapse, "
+    )
+    ends = "with 25 % of its layer calls saved; it makes 0.75 times k1_first's."
+    assert summary_sentence(one) == f"{begins}k2_last, takes 62 % of the time, {ends}"
+    gone = replace(one.against["k2_last"], collapsed=("accuracy fell",))
+    other = replace(one, against=one.against | {"k2_last": gone})
+    assert summary_sentence(other) == f"{begins}k2_first, takes 80 % of the time, {ends}"
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        ("faster", "takes 80 % of the time"),
+        ("slower", "takes 80 % of the time"),
+        ("none", "is not shown to be faster (1.25 times the speed)"),
+    ],
+)
+def test_what_is_not_claimed_is_not_said(claim: str, said: str) -> None:
+    one = table(BASE, cell("k2_last"), against={"k2_last": against(speed_claim=claim)})
+    assert f" The fastest, k2_last, {said}, with" in summary_sentence(one)
+
+
+def test_where_all_collapsed_no_speed_is_told() -> None:
+    fallen = against(collapsed=("accuracy fell",), verdict="worse")
+    one = table(BASE, cell("k2_last"), against={"k2_last": fallen})
+    assert summary_sentence(one).endswith("None of them is worth a word on speed.")
+
+
+# --- notices --------------------------------------------------------------------------------------
+
+
+def said(one: TablePage, overlap: str | None = None) -> list[tuple[str, str]]:
+    return [(notice.text, notice.kind) for notice in notices(one, overlap)]
+
+
+def test_twins_that_agree_set_the_floor() -> None:
+    good = (
+        "A/A check: k1_first = k1_last in every output, as they must. Their speeds (40.0, 41.0 "
+        "tokens/s) set the noise floor at 4.0 %; no speed-up below it is claimed."
+    )
+    assert said(table(BASE)) == [(good, "good")]
+    odd = table(BASE, floor=replace(FLOOR, odd="k1_last"))
+    assert said(odd) == [(good, "")]
+    far = table(BASE, floor=replace(FLOOR, floor=1.5))
+    assert "lie so far apart that nothing can be said about speed here." in said(far)[0][0]
+    edge = table(BASE, floor=replace(FLOOR, floor=1.0))
+    assert "set the noise floor at 100.0 %" in said(edge)[0][0]
+
+
+def test_twins_that_differ_are_no_good_news() -> None:
+    wrong = Finding("twins-differ", ("k1_first", "k1_last"), "k1_first and k1_last differ")
+    assert said(table(BASE, findings=(wrong,))) == [("k1_first and k1_last differ.", "bad")]
+    other = Finding("identical", ("k1_first",), "two identical cells")
+    found = said(table(BASE, findings=(other,)))
+    assert found[0] == ("Two identical cells.", "bad")
+    assert found[1][1] == "good"
+
+
+def test_without_twins_that_is_said() -> None:
+    ((text, kind),) = said(table(BASE, floor=None))
+    assert text.startswith("No two cells here are one computation")
+    assert text.endswith("no speed-up is claimed.")
+    assert kind == ""
+
+
+def test_collapse_overlap_and_missing_journals_are_said() -> None:
+    fallen = against(collapsed=("accuracy fell", "it repeats itself"))
+    silent = cell("k2_last", repetition=None)
+    one = table(BASE, silent, against={"k2_last": fallen, "k2_first": against()})
+    found = said(one, "subsets overlap")
+    reasons = "k2_last (accuracy fell; it repeats itself)"
+    assert found[1:] == [
+        (f"Collapsed, so that their speed is no merit: {reasons}.", "bad"),
+        ("Subsets overlap.", ""),
+        ("Some journals are not here: repetition and unmasking cannot be shown for them.", ""),
+    ]
+    assert len(said(replace(one, kind="loglikelihood", against={}))) == 1
+
+
+# --- legend and subjects --------------------------------------------------------------------------
+
+
+def test_the_legend_names_what_is_there() -> None:
+    none, curve = (
+        ("s0", "●", "no reuse"),
+        ("s4", "\N{MULTIPLICATION SIGN}", "threshold lowered instead"),
+    )
+    assert legend(table(BASE)) == [none]
+    grid = table(BASE, cell("k2_first"), cell("k3_last"), cell("k4_last"))
+    assert legend(grid) == [
+        none,
+        ("s1", "▬", "first"),
+        ("s3", "▬", "last"),
+        ("soft", "■", "k = 2"),
+        ("soft", "▲", "k = 3"),
+        ("soft", "◆", "k = 4"),
+    ]
+    named = table(cell("calm"), alternative=Alternative((BASE,), (), ""))
+    assert legend(named) == [("s1", "▬", "reuse"), curve]
+
+
+def test_subjects_stand_beside_the_baselines() -> None:
+    one = table(
+        cell("k1_first", subjects={"anatomy": (0.5, 10), "law": (0.25, 4)}),
+        cell("k2_last", subjects={"anatomy": (0.75, 10), "zoology": (1.0, 3)}),
+    )
+    assert subject_rows(one) == [
+        {"name": "anatomy", "n": 10, "cells": [(0.5, None), (0.75, 0.25)]},
+        {"name": "law", "n": 4, "cells": [(0.25, None), (0.0, -0.25)]},
+        {"name": "zoology", "n": 3, "cells": [(0.0, None), (1.0, None)]},
+    ]
+    assert subject_rows(replace(one, baseline="gone"))[0]["cells"] == [(0.5, None), (0.75, None)]
+
+
+# --- figures in words -----------------------------------------------------------------------------
+
+
+def test_a_share_is_told_in_percent_with_its_interval() -> None:
+    assert percent(0.1234) == "12.3 %"
+    assert percent(0.1234, 2) == "12.34 %"
+    whole = Headline(metric="acc", value=0.8, num_samples=100, num_correct=80)
+    assert with_interval(whole) == "80.0 % [71.1, 86.7]"
+    graded = whole.model_copy(update={"num_correct": None})
+    assert with_interval(graded) == "80.0 %"
+    assert with_interval(whole.model_copy(update={"num_samples": 0})) == "80.0 %"
