@@ -1,0 +1,186 @@
+"""Checks of the place that need nothing but it: room, consent, image, access; each at its edge."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from checkups import of
+from fdllm.cluster.checks_here import consent, disk, existing, image_file, scheduler
+from fdllm.cluster.checks_hub import with_access
+from fdllm.cluster.findings import Finding, blocking
+from fdllm.evaluate.access import Access
+
+GIB = 1 << 30
+
+
+class Usage(NamedTuple):
+    """What a file system says of its room."""
+
+    total: int
+    used: int
+    free: int
+
+
+def finding(state: Any, name: str = "x") -> Finding:
+    return Finding(name, state, "found", "remedy")
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_one_failure_blocks_wherever_it_stands(at: int) -> None:
+    states = ["ok", "warn", "ok", "warn", "ok"]
+    assert blocking([finding(state) for state in states]) == []
+    states[at] = "fail"
+    found = [finding(state, str(i)) for i, state in enumerate(states)]
+    assert blocking(found) == [found[at]]
+
+
+def test_a_finding_survives_json_and_nothing_else_is_one() -> None:
+    for state in ("ok", "warn", "fail"):
+        one = finding(state)
+        assert Finding.read(one.as_dict()) == one
+    assert Finding.read({"name": 1, "state": "ok", "found": 2}) == Finding("1", "ok", "2", "")
+    with pytest.raises(ValueError, match="no finding"):
+        Finding.read({"name": "x", "state": "fine", "found": "y"})
+    with pytest.raises(KeyError):
+        Finding.read({"name": "x", "state": "ok"})
+
+
+@pytest.mark.parametrize(
+    ("free", "state", "says"),
+    [
+        (GIB // 4 - 1, "fail", "0.2 GiB free"),
+        (GIB // 4, "warn", "0.2 GiB free"),
+        (2 * GIB - 1, "warn", "2.0 GiB free"),
+        (2 * GIB, "ok", "2.0 GiB free"),
+    ],
+)
+def test_room_for_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, state: str, says: str
+) -> None:
+    asked: list[Path] = []
+
+    def usage(place: Path) -> Usage:
+        asked.append(place)
+        return Usage(0, 0, free)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    (found,) = disk(of(tmp_path))
+    assert (found.name, found.state) == ("disk", state)
+    assert says in found.found
+    assert bool(found.remedy) == (state != "ok")
+    assert asked == [tmp_path], "the results are not there yet"
+
+
+def test_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    assert existing(tmp_path) == tmp_path
+    assert existing(tmp_path / "a" / "b") == tmp_path
+    assert existing(Path("/absent/x")) == Path("/")
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_consent_is_asked_of_each_task_that_runs_programs(tmp_path: Path, at: int) -> None:
+    tasks = ["tiny_choice", "gsm8k"]
+    tasks.insert(at, "humaneval")
+    asked = of(tmp_path, *tasks)
+    (found,) = consent(asked)
+    assert (found.name, found.state) == ("consent humaneval", "fail")
+    assert "--allow-code-execution" in found.remedy
+    agreed = asked.sweep.model_copy(update={"code_execution": "confined"})
+    (found,) = consent(replace(asked, sweep=agreed))
+    assert (found.state, found.remedy) == ("ok", "")
+    assert consent(of(tmp_path, "gsm8k")) == []
+
+
+def test_only_a_cluster_is_asked_for_a_scheduler(tmp_path: Path) -> None:
+    assert scheduler(of(tmp_path)) == []
+
+
+def test_an_image_is_a_file_and_has_something_to_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert image_file(of(tmp_path)) == []
+    image = tmp_path / "fdllm.sif"
+    asked = replace(of(tmp_path), image=image)
+    image.mkdir()
+    (found,) = image_file(asked)
+    assert found.state == "fail"
+    assert f"there is no file {image}" in found.found
+    image.rmdir()
+    image.write_bytes(b"x" * 200)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    (found,) = image_file(asked)
+    assert (found.name, found.state, found.remedy) == ("image", "ok", "")
+    assert found.found == f"{image}, 0.0 GiB"
+
+
+# --- access ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("answer", "state", "remedy"),
+    [
+        (Access("granted", "it may be read"), "ok", ""),
+        (Access("refused", "gated, and no token", "agree there"), "fail", "agree there"),
+        (Access("unknown", "no answer"), "warn", "run fdllm doctor where there is a network"),
+    ],
+)
+def test_the_hub_is_asked_about_what_is_gated_and_missing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Access,
+    state: str,
+    remedy: str,
+    at: int,
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def ask(repo: str, kind: str) -> Access:
+        asked.append((repo, kind))
+        return answer
+
+    monkeypatch.setattr("fdllm.cluster.checks_hub.ask_access", ask)
+    absent = "which is not in the cache of this machine"
+    others = [
+        Finding("task gsm8k", "fail", absent),  # open to all
+        Finding("task tiny_choice", "ok", "60 documents, not in the cache"),
+    ]
+    found = [*others[:at], Finding("task gpqa_main_n_shot", "fail", absent), *others[at:]]
+    told = with_access(of(tmp_path), found)
+    assert asked == [("Idavidrein/gpqa", "dataset")]
+    assert [one for one in told if one in found] == found
+    (extra,) = (one for one in told if one not in found)
+    assert told.index(extra) == at + 1
+    assert (extra.name, extra.state) == ("access gpqa_main_n_shot", state)
+    assert extra.remedy.startswith(remedy)
+
+
+def test_a_model_that_is_missing_is_asked_about_and_other_failures_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def ask(repo: str, kind: str) -> Access:
+        asked.append((repo, kind))
+        return Access("granted", "model may be read")
+
+    monkeypatch.setattr("fdllm.cluster.checks_hub.ask_access", ask)
+    checkup = of(tmp_path)
+    choice = checkup.sweep.model.model_copy(update={"name": "org/name"})
+    checkup = replace(checkup, sweep=checkup.sweep.model_copy(update={"model": choice}))
+    missing = Finding("model", "fail", "org/name is not in the cache of this machine")
+    assert with_access(checkup, [missing]) == [
+        missing,
+        Finding("access model", "ok", "model may be read"),
+    ]
+    assert asked == [("org/name", "model")]
+    broken = Finding("model", "fail", "a shard is cut short")
+    gated = Finding("task gpqa_main_n_shot", "fail", "cannot be loaded")
+    other = Finding("sandbox humaneval", "fail", "not in the cache")
+    assert with_access(checkup, [broken, gated, other]) == [broken, gated, other]
+    assert len(asked) == 1
