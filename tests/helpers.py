@@ -24,3 +24,10 @@ def shared_folder() -> Path:
             pytest.fail(f"{reason}, and {REQUIRE_SHARED}=1 forbids skipping")
         pytest.skip(reason)
     return folder
+
+
+def move_hub(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Another ``HF_HOME`` in this process too, where the Hub's client has read it already."""
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(home))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))

@@ -18,6 +18,7 @@ from fdllm.config import Cell, ModelChoice, Run
 from fdllm.errors import FdllmError, UsageError
 from fdllm.record.paths import Layout
 from fdllm.shard import Shard
+from helpers import move_hub
 
 TASK = ("--task", "tiny_arithmetic")
 SLURM = ("--executor", "slurm", "--no-doctor")
@@ -204,7 +205,7 @@ def test_inside_an_image(
     image = tmp_path / "an image.sif"
     image.write_bytes(b"image")
     cache = tmp_path / "cache"
-    monkeypatch.setenv("HF_HOME", str(cache))
+    move_hub(monkeypatch, cache)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     site = f"image = '{image}'\napptainer = '/opt/bin/apptainer'\nbinds = ['/data:/data:ro']"
     (fdllm.root / "fdllm.toml").write_text(site)
@@ -226,7 +227,7 @@ def test_inside_an_image(
     assert slurm.queue() == ["101_0"]
     texts = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
     assert not any(b"hf_secret" in text for text in texts)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "a,b"))
+    move_hub(monkeypatch, tmp_path / "a,b")
     assert fdllm("sweep", *flags, "--dry-run", "--task", "tiny_choice") == 2
     assert "no bind can name" in fdllm.err
 

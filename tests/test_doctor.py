@@ -18,7 +18,7 @@ from fdllm.config import ModelChoice
 from fdllm.errors import FdllmError
 from fdllm.record.identity import source_hashes
 from fdllm.tiny import FOLDER
-from helpers import ROOT
+from helpers import ROOT, move_hub
 from hub.rows import all_repositories
 from hub.server import GRANTED, STRANGER, Hub
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_that_was_cut_short(tmp_path: Path) -> None:
     with pytest.raises(FdllmError, match="was cut short"):
         weight_bytes(folder)
     weights.write_bytes(b"version https://git-lfs")
-    with pytest.raises(FdllmError, match="is no safetensors file"):
+    with pytest.raises(FdllmError, match="is no safetensors file, or it is incomplete"):
         weight_bytes(folder)
     weights.unlink()
     with pytest.raises(FdllmError):
@@ -152,7 +152,7 @@ def test_a_checkpoint_that_was_cut_short(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    move_hub(monkeypatch, tmp_path)
     found = check_model(ModelChoice(name="someone/something", revision="v2"))
     assert found.state == "fail"
     assert found.remedy.endswith("fdllm prefetch --model someone/something --revision v2")

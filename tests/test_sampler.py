@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -27,17 +27,51 @@ def tokens(model: fdllm.Model, prompt: list[int], **changes: Any) -> list[int]:
     return fdllm.generate(model, [prompt], decoding)[0].tokens
 
 
+@dataclass(frozen=True)
 class Letters:
-    """A tokenizer whose token t is the character chr(60 + t)."""
+    """A tokenizer whose token t is the character chr(60 + t), but for a special one, ``<|t|>``."""
+
+    special: int = -1
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        assert skip_special_tokens
-        return "".join(chr(60 + i) for i in ids)
+        letters = (f"<|{i}|>" if i == self.special else chr(60 + i) for i in ids)
+        return "".join(letter for letter in letters if len(letter) == 1 or not skip_special_tokens)
 
 
 @pytest.fixture
 def lettered() -> fdllm.Model:
     return replace(random_model(3), _tokenizer=Letters())
+
+
+def answer(model: fdllm.Model, until: tuple[str, ...]) -> tuple[str | None, str, int]:
+    request = GenerationRequest(tuple(random_prompt(1, 20)), until=until)
+    free = DECODING.model_copy(update={"stop_token": ()})
+    [out] = generate_requests(model, [request], free, detokenize=True)
+    return out.text, out.finish, len(out.tokens)
+
+
+@pytest.mark.parametrize("place", [1, 5, 17])
+def test_an_until_string_may_name_a_special_token(place: int) -> None:
+    """gsm8k ends its texts at ``<|im_end|>``; what is delivered has no special tokens."""
+    model = random_model(3)
+    free = tokens(model, random_prompt(1, 20), stop_token=())
+    token = free[place]
+    at = free.index(token)
+    text = "".join(chr(60 + t) for t in free[:at])
+    special = replace(model, _tokenizer=Letters(token))
+    assert answer(special, (f"<|{token}|>",)) == (text, "until", at + 1)
+    dropped = "".join(chr(60 + t) for t in free if t != token)
+    assert answer(special, ("nowhere",)) == (dropped, "length", 40)
+
+
+def test_special_tokens_ahead_of_an_until_string_are_dropped() -> None:
+    model = random_model(3)
+    free = tokens(model, random_prompt(1, 20), stop_token=())
+    token = free[3]
+    end = next(i for i, t in enumerate(free) if i > 8 and t not in free[:i])
+    text = "".join(chr(60 + t) for t in free[:end] if t != token)
+    special = replace(model, _tokenizer=Letters(token))
+    assert answer(special, (chr(60 + free[end]),)) == (text, "until", end + 1)
 
 
 def test_a_stop_token_ends_the_row_wherever_it_arrives() -> None:
@@ -194,6 +228,23 @@ def test_bad_input(prompt: list[int], changes: dict[str, Any], message: str) -> 
 def test_too_long_is_refused() -> None:
     with pytest.raises(FdllmError, match="528 positions and model 'random-3' has 512"):
         fdllm.generate(random_model(3), [random_prompt(0, 480)], DECODING)
+
+
+def test_another_block_than_the_checkpoints_is_refused() -> None:
+    """A model is trained with one block, and its config.json names it."""
+    model = random_model(3)
+    model.spec = replace(model.spec, block_is_fixed=True, block_size=8)
+    with pytest.raises(UsageError, match=r"block_size is 16, and model 'random-3' .* blocks of 8"):
+        fdllm.generate(model, [[5]], DECODING)
+
+
+def test_a_text_without_an_end_is_refused_unless_the_caller_names_one() -> None:
+    model = random_model(3)
+    model.spec = replace(model.spec, stop_tokens=())
+    nobody = DECODING.model_copy(update={"stop_token": None})
+    with pytest.raises(FdllmError, match="config.json and generation_config.json, eos_token in"):
+        fdllm.generate(model, [[5]], nobody)
+    assert fdllm.generate(model, [[5]], DECODING)[0].tokens
 
 
 def test_a_subset_outside_the_model_is_refused() -> None:

@@ -12,6 +12,7 @@ import pytest
 from fdllm.config import Evaluating, ModelChoice, Run
 from fdllm.plan import State, TaskFacts
 from fdllm.record.lock import locked
+from helpers import move_hub
 from stubs import StubMachine, do_run, facts, make_planner, make_root, make_run
 
 
@@ -182,26 +183,55 @@ def test_the_estimator_matters_only_where_something_is_scored(root: Path) -> Non
     )
 
 
+def cached(home: Path, commit: str) -> None:
+    """A Hub model's commit in a cache, as its main branch."""
+    place = home / "hub" / "models--org--name"
+    snapshot = place / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps({"num_hidden_layers": 12}))
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs/main").write_text(commit)
+
+
 def test_what_this_machine_does_not_know_is_not_held_against_a_record(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A login node without the checkpoint still shows finished cells as done."""
-    cache = tmp_path / "hub"
-    place = cache / "models--org--name"
-    snapshot = place / "snapshots" / ("a" * 40)
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text(json.dumps({"num_hidden_layers": 12}))
-    (place / "refs").mkdir()
-    (place / "refs/main").write_text("a" * 40)
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    cached(tmp_path, "a" * 40)
+    move_hub(monkeypatch, tmp_path)
     run = make_run(root).model_copy(update={"model": ModelChoice(name="org/name")})
     do_run(root, run)
     assert state_of(root, run)[0] is State.DONE
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    move_hub(monkeypatch, tmp_path / "empty")
     assert state_of(root, run)[0] is State.DONE
-    (place / "refs/main").write_text("b" * 40)
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    cached(tmp_path, "b" * 40)
+    move_hub(monkeypatch, tmp_path)
     assert _stale(root, run).startswith("revision: ")
+
+
+def test_nothing_is_recorded_of_a_model_that_cannot_be_told(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record would stay done whatever became of the weights."""
+    move_hub(monkeypatch, tmp_path / "elsewhere")
+    run = make_run(root).model_copy(update={"model": ModelChoice(name="org/name")})
+    outcome = do_run(root, run)
+    assert (outcome.state, outcome.num_computed) == (State.FAILED, 0)
+    assert "revision and strategy cannot be told" in outcome.reason
+    paths = make_planner(root).layout.run(run)
+    assert not paths.summary.exists()
+    assert not paths.journal.exists()
+
+
+@pytest.mark.parametrize("field", ["revision", "strategy"])
+def test_what_a_record_does_not_know_equals_nothing(root: Path, field: str) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    path = make_planner(root).layout.run(run).summary
+    record = json.loads(path.read_text())
+    record["fingerprint"]["fields"][field] = None
+    path.write_text(json.dumps(record))
+    assert f"{field}: unknown in the record" in _stale(root, run)
 
 
 def test_partial_says_n_of_n(root: Path) -> None:

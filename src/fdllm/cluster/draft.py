@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from fdllm.caches import hub_home
 from fdllm.cluster.container import container_command, image_digest
 from fdllm.cluster.render import Script, render
 from fdllm.cluster.site import Site
@@ -19,7 +20,7 @@ from fdllm.plan import Planner
 from fdllm.record.paths import utc_stamp
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-_CACHES = ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "NLTK_DATA")
+_CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "NLTK_DATA")
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,7 @@ def binds(planner: Planner, wish: Wish, run: Run, workdir: Path) -> list[str]:
 
 def cache(site: Site) -> Path:
     """Where models and data sets are kept: the site's word, else the shell's, else the default."""
-    named = site.hf_home or _expanded(os.environ.get("HF_HOME"))
-    return named or Path("~/.cache/huggingface").expanduser()
+    return site.hf_home or hub_home().absolute()
 
 
 def _expanded(text: str | None) -> Path | None:

@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
+from fdllm.caches import hub_home
 from fdllm.cluster.findings import Checkup, Finding
 from fdllm.cluster.render import PASSED_ON
 from fdllm.evaluate.access import without_token
@@ -95,7 +95,7 @@ def _environment(checkup: Checkup, mode: Mode) -> dict[str, str]:
         environment["HF_HOME"] = str(checkup.hf_home)
     elif checkup.image is not None and not environment.get("HF_HOME"):
         # The client's default lies in the home folder, which an image does not see.
-        environment["HF_HOME"] = str(Path("~/.cache/huggingface").expanduser())
+        environment["HF_HOME"] = str(hub_home())
     if mode == "check":
         environment |= dict.fromkeys(OFFLINE, "1")
         for name in TOKENS:

@@ -50,8 +50,8 @@ class Generation:
         counts: forwards and layer calls by phase.
         seconds: this row's share of model time, synchronised; tokenising is outside it.
         finish: what ended the row.
-        text: the tokens decoded, without the stop token and cut ahead of the ``until`` string;
-            None where no tokenizer was asked for.
+        text: the tokens decoded, without the stop token, cut ahead of the ``until`` string and
+            then without special tokens; None where no tokenizer was asked for.
         steps: tokens unmasked by each denoising forward, in order.
     """
 
@@ -274,20 +274,28 @@ class _RowSampler:
     def _hits_until(self) -> bool:
         """Whether the text so far holds an ``until`` string; only its tail is decoded.
 
-        A character takes four tokens at most (one for each byte of UTF-8).
+        Special tokens count as text here: a task may name one, such as ``<|im_end|>``. A character
+        takes four tokens at most (one for each byte of UTF-8).
         """
         longest = max(len(text) for text in self.request.until)
-        tail = self._decode(self.new[-(4 * longest + 4) :])
+        tail = self._decode(self.new[-(4 * longest + 4) :], special=True)
         return any(text in tail for text in self.request.until)
 
     def _text(self) -> str | None:
         if not self.detokenize:
             return None
-        ended = self.finish == "stop"
-        text = self._decode(self.new[:-1] if ended else self.new)
-        for stop in self.request.until:
+        tokens = self.new[:-1] if self.finish == "stop" else self.new
+        whole = self._decode(tokens, special=True) if self.request.until else ""
+        # Cut where special tokens are text, and only then drop those ahead of the cut.
+        found = [at for text in self.request.until if (at := whole.find(text)) >= 0]
+        cut, n, ahead = whole[: min(found, default=None)], len(tokens), whole
+        while not cut.startswith(ahead):
+            n -= 1
+            ahead = self._decode(tokens[:n], special=True)
+        text = self._decode(tokens[:n]) + cut[len(ahead) :]
+        for stop in self.request.until:  # a string that only comes about without them ends it too
             text = text.split(stop, 1)[0]
         return text
 
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self.model.tokenizer.decode(tokens, skip_special_tokens=True))
+    def _decode(self, tokens: list[int], *, special: bool = False) -> str:
+        return str(self.model.tokenizer.decode(tokens, skip_special_tokens=not special))

@@ -187,7 +187,7 @@ class Runner:
                     watch.used,
                     kind=task_info(run.task).kind,
                     strategy=describe_strategy(run, strategy, machine.n_layers),
-                    identity=self._planner.fingerprint(run),
+                    identity=self._planner.fingerprint(run).known(),
                     peak_memory=machine.peak_memory(),
                     sessions=journal.sessions,
                 )
@@ -213,5 +213,5 @@ class Runner:
         if task.paths.shard is not None:
             facts["shard"] = str(task.paths.shard)
         who = session(**facts)
-        identity = self._planner.fingerprint(task.run)
+        identity = self._planner.fingerprint(task.run).known()
         return open_journal(task.paths, identity, who, self._reporter.note, fresh=task.force)

@@ -13,6 +13,7 @@ import io
 import os
 from pathlib import Path
 
+from fdllm.caches import hub_home
 from fdllm.errors import FdllmError
 
 _RESOURCE = "tokenizers/punkt_tab/english/"
@@ -22,9 +23,7 @@ _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 def sentence_folder() -> Path:
     """Where the tokenizer's data are kept: ``$HF_HOME/nltk_data``."""
-    home = os.environ.get("HF_HOME")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
-    return (Path(home) if home else cache).expanduser() / "nltk_data"
+    return hub_home() / "nltk_data"
 
 
 def require_sentences() -> None:

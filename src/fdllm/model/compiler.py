@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from fdllm.caches import own_cache
 from fdllm.errors import FdllmError
 
 _COMPILERS = ("cc", "gcc", "clang")
@@ -43,8 +44,7 @@ def load_library(source: Path, flags: Sequence[str]) -> ctypes.PyDLL:
         CompilerError: it cannot be compiled or loaded here.
     """
     command = (*_compiler(), *_FLAGS, *_SHARED, *flags)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home).expanduser() / "fdllm"
+    folder = own_cache()
     name = f"{source.stem}-{_key(source, command)}.so"
     try:
         return ctypes.PyDLL(str(folder / name))

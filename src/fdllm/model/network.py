@@ -11,7 +11,7 @@ from fdllm.layerplan import AnyPlan
 from fdllm.model.attention import DenseAttention
 from fdllm.model.cache import RowCache, Window
 from fdllm.model.compiled import Compiled
-from fdllm.model.kernels import can_pack, give_back_memory
+from fdllm.model.kernels import can_pack
 from fdllm.model.layers import Head, Layer, RMSNorm, rotary_table
 from fdllm.model.spec import ModelSpec
 from fdllm.model.stepper import Fill, Forwarded, Stepper, nothing
@@ -65,7 +65,6 @@ class Network(nn.Module):
             if self._compiled is not None:
                 self._frozen.use(self._compiled)
             self._rotary = None  # what decoding needs of it, the stepper has
-            give_back_memory()
 
     def use(self, compiled: Compiled) -> None:
         """Decode with these from now on; without a word, with what pays here."""

@@ -14,7 +14,14 @@ from fdllm.layerplan import AnyPlan, LayerPlan, LayerRun
 from fdllm.model.attention import DensePlace
 from fdllm.model.cache import RowCache, Window
 from fdllm.model.compiled import Compiled, compiled_on
-from fdllm.model.kernels import AnyPlace, FastLayer, final_norm, linear, packs
+from fdllm.model.kernels import (
+    AnyPlace,
+    FastLayer,
+    final_norm,
+    give_back_memory,
+    linear,
+    packs,
+)
 from fdllm.model.place import Place, WidePlace, place_of
 from fdllm.model.recorded import FixedPlace, Recorder
 from fdllm.model.scratch import scratch_of
@@ -85,6 +92,8 @@ class Stepper:
         for layer in network.stack:
             fill(layer)
             self._layers.append(FastLayer(layer, pack=pack, release=release))
+            if release:
+                give_back_memory()
         self.use(compiled_on(self._embedding.device, self._embedding.dtype))
 
     def forward(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Self
 
 from pydantic import Field
 
 from fdllm.config import Spec
+from fdllm.errors import FdllmError
 
 SCHEMA = "1"
 """Part of every fingerprint; raised when a record of an older kind may no longer be read."""
@@ -18,7 +20,8 @@ class Fingerprint(Spec):
 
     Attributes:
         fields: value by name. None is unknown where this was made: the revision of a checkpoint
-            that is not on this machine, say. Unknown values are never held against a record.
+            that is not on this machine, say. What planning does not know is not held against a
+            record; what a record does not know equals nothing, so none is written with it.
         files: SHA-256 of each code file behind the fields ``source`` and ``experiment``, so that a
             change can be named.
     """
@@ -31,14 +34,33 @@ class Fingerprint(Spec):
         """Twelve characters that stand for all fields."""
         return hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()[:12]
 
+    def known(self) -> Self:
+        """Itself, where it may stand in a record.
+
+        Raises:
+            FdllmError: a field is unknown, so that the record would equal any other.
+        """
+        unknown = [name for name, value in sorted(self.fields.items()) if value is None]
+        if unknown:
+            raise FdllmError(
+                f"this run's {' and '.join(unknown)} cannot be told, so nothing may be recorded of "
+                "it; the model's files are not where the Hub's client keeps them (HF_HOME, "
+                "HF_HUB_CACHE): fdllm prefetch it there, or name its folder"
+            )
+        return self
+
     def differences(self, recorded: Fingerprint) -> list[str]:
         """What changed since ``recorded``, each as a few words; empty where it is the same run."""
         changed = []
         for name in sorted(set(self.fields) | set(recorded.fields)):
             now, then = self.fields.get(name), recorded.fields.get(name)
-            if now is None or then is None or now == then:
+            if then is None:
+                changed.append(f"{name}: unknown in the record")
+            elif name not in self.fields:
+                changed.append(f"{name}: no longer a field")
+            elif now is None or now == then:
                 continue
-            if name in ("source", "experiment"):
+            elif name in ("source", "experiment"):
                 changed.append(f"{name}: {self._changed_files(recorded, name)}")
             elif len(now) + len(then) <= 60:  # noqa: PLR2004 - what fits beside a state
                 changed.append(f"{name}: {then} -> {now}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fdllm import tiny
+from fdllm.caches import own_cache
+from fdllm.checkpoint import cached_snapshot, files_read
 from fdllm.config import DEFAULT_MODEL, TINY_MODEL, ModelChoice
 from fdllm.errors import UsageError
 from fdllm.record.atomic import write_json
@@ -47,7 +48,7 @@ _LOCKED = (
     "torch",
     "transformers",
 )
-_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_HASHES = "hashes.json"
 _SMALL = 1 << 20  # bytes; what is smaller is hashed anew each time
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
@@ -100,17 +101,17 @@ class ModelIdentity:
 def model_identity(choice: ModelChoice) -> ModelIdentity:
     """Identify a checkpoint from what lies on this machine; nothing is fetched.
 
-    A folder is identified by its content; a Hub id by the commit that the local Hub cache holds.
+    A folder is identified by the content of the files that loading it reads; a Hub id by the commit
+    that the Hub's own cache holds.
 
     Raises:
         UsageError: the name is neither a folder nor of a Hub id's form.
+        FdllmError: the folder holds no weights that could be loaded.
     """
     folder = tiny.FOLDER if choice.name == TINY_MODEL else Path(choice.name).expanduser()
     if folder.is_dir():
         hashes = {
-            path.name: _cached_hash(path)
-            for pattern in _CHECKPOINT_FILES
-            for path in sorted(folder.glob(pattern))
+            path.relative_to(folder).as_posix(): _cached_hash(path) for path in files_read(folder)
         }
         return ModelIdentity(f"sha256:{digest_of(hashes)}", "", folder, _num_layers(folder))
     if not _HUB_ID.match(choice.name):
@@ -118,9 +119,10 @@ def model_identity(choice: ModelChoice) -> ModelIdentity:
             f"no model folder at '{choice.name}'; --model takes 'tiny', an existing folder, or a "
             f"Hub id such as {DEFAULT_MODEL}"
         )
-    commit = _hub_commit(choice)
-    snapshot = _hub_folder(choice.name) / "snapshots" / (commit or "unknown")
-    here = snapshot if snapshot.is_dir() else None
+    revision = choice.revision or "main"
+    here = cached_snapshot(choice.name, revision)
+    known = None if here is None else here.name
+    commit = revision if _COMMIT.match(revision) else known
     return ModelIdentity(choice.name, commit, here, _num_layers(here))
 
 
@@ -136,32 +138,9 @@ def _num_layers(folder: Path | None) -> int | None:
     return layers if isinstance(layers, int) else None
 
 
-def _hub_commit(choice: ModelChoice) -> str | None:
-    revision = choice.revision or "main"
-    if _COMMIT.match(revision):
-        return revision
-    try:
-        ref = _hub_folder(choice.name) / "refs" / revision
-        return ref.read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
-
-
-def _hub_folder(name: str) -> Path:
-    """A model's folder in the Hub cache, as huggingface_hub lays it out."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
-    cache_folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    return cache_folder / f"models--{name.replace('/', '--')}"
-
-
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cache_file() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home).expanduser() / "fdllm" / "hashes.json"
 
 
 def _cached_hash(path: Path) -> str:
@@ -174,7 +153,7 @@ def _cached_hash(path: Path) -> str:
     if key not in known:
         known[key] = _hash(path)
         try:
-            write_json(_cache_file(), known)
+            write_json(own_cache() / _HASHES, known)
         except Exception:  # noqa: BLE001 - a cache that cannot be written costs time, nothing else
             return known[key]
     return known[key]
@@ -182,7 +161,7 @@ def _cached_hash(path: Path) -> str:
 
 def _read_cache() -> dict[str, str]:
     try:
-        data = json.loads(_cache_file().read_text(encoding="utf-8"))
+        data = json.loads((own_cache() / _HASHES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}

@@ -1,0 +1,103 @@
+"""What stands in an identity: pinned whole, and asked of whoever owns it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from fdllm.record import identity
+from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import PACKAGE, locked_versions, source_hashes
+from helpers import ROOT
+
+LIBRARIES = {
+    "antlr4-python3-runtime",
+    "datasets",
+    "latex2sympy2_extended",
+    "lm-eval",
+    "math-verify",
+    "numpy",
+    "safetensors",
+    "sympy",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
+# Where the Hub's client looks, by the variables that say so.
+PLACES = [
+    ({}, "home/.cache/huggingface", "home/.cache/huggingface/hub"),
+    ({"XDG_CACHE_HOME": "xdg"}, "xdg/huggingface", "xdg/huggingface/hub"),
+    ({"HF_HOME": "hf"}, "hf", "hf/hub"),
+    ({"HUGGINGFACE_HUB_CACHE": "old"}, "home/.cache/huggingface", "old"),
+    ({"HF_HUB_CACHE": "new", "HUGGINGFACE_HUB_CACHE": "old"}, "home/.cache/huggingface", "new"),
+    ({"XDG_CACHE_HOME": "xdg", "HF_HOME": "hf", "HF_HUB_CACHE": "new"}, "hf", "new"),
+]
+
+
+def test_every_library_that_may_change_an_output_is_in_the_lock_field() -> None:
+    named = [part.rsplit(" ", 1) for part in locked_versions().split(", ")]
+    assert {name for name, _ in named} == LIBRARIES
+    assert not [name for name, version in named if version == "absent" or "+" in version]
+
+
+def test_the_source_is_every_file_that_may_change_an_output() -> None:
+    outside = {"bench", "cli", "report", "cluster", "record", "release", "tiny", "trace"}
+    outside |= {"plan.py", "shard.py", "errors.py"}
+    code = {p.relative_to(PACKAGE) for p in PACKAGE.rglob("*") if p.suffix in (".py", ".c")}
+    due = {f"src/fdllm/{p.as_posix()}" for p in code if p.parts[0] not in outside}
+    assert set(source_hashes()) == due
+    assert {"src/fdllm/model/fused.c", "src/fdllm/checkpoint.py", "src/fdllm/config.py"} <= due
+    assert len({path for path in due if path.endswith(".c")}) == len(list(PACKAGE.rglob("*.c")))
+
+
+def test_a_changed_c_file_changes_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = PACKAGE / "model/fused.c"
+    assert source_hashes()["src/fdllm/model/fused.c"] == sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(identity, "_hash", lambda path: path.suffix)
+    source_hashes.cache_clear()
+    assert source_hashes()["src/fdllm/model/fused.c"] == ".c"
+    source_hashes.cache_clear()
+
+
+@pytest.mark.parametrize(("variables", "home", "cache"), PLACES)
+def test_caches_are_where_the_hubs_client_has_them(
+    tmp_path: Path, variables: dict[str, str], home: str, cache: str
+) -> None:
+    """Asked of it, so that a run's revision is found wherever its weights are."""
+    commit = "c" * 40
+    place = tmp_path / cache / "models--org--name"
+    (place / "snapshots" / commit).mkdir(parents=True)
+    (place / "snapshots" / commit / "config.json").write_text('{"num_hidden_layers": 7}')
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text(commit)
+    code = """
+from fdllm.caches import hub_cache, hub_home
+from fdllm.config import ModelChoice
+from fdllm.record.identity import model_identity
+found = model_identity(ModelChoice(name="org/name"))
+print(hub_home(), hub_cache(), found.revision, found.n_layers)
+"""
+    names = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    environment = {k: v for k, v in os.environ.items() if k not in names}
+    environment |= {name: str(tmp_path / value) for name, value in variables.items()}
+    environment |= {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(tmp_path / home), str(tmp_path / cache), commit, "7"]
+
+
+def test_only_what_planning_does_not_know_is_passed_over() -> None:
+    known = Fingerprint(fields={"a": "1", "b": "2"})
+    assert known.differences(known) == []
+    assert Fingerprint(fields={"a": "1", "b": None}).differences(known) == []
+    half = Fingerprint(fields={"a": "1", "b": None})
+    assert known.differences(half) == ["b: unknown in the record"]
+    assert half.differences(half) == ["b: unknown in the record"]
+    assert known.differences(Fingerprint(fields={"a": "1"})) == ["b: unknown in the record"]
+    assert Fingerprint(fields={"a": "1"}).differences(known) == ["b: no longer a field"]
