@@ -22,7 +22,15 @@ from imports import imports, modules
 # From the top down. A module belongs to the longest name that it starts with.
 LAYERS = (
     {"cli"},
-    {"report", "cluster", "trace", "release", "bench", "tiny.*"},  # tiny.*: what trained the model
+    {
+        "report",
+        "cluster",
+        "trace",
+        "release",
+        "bench",
+        "selftest",
+        "tiny.*",
+    },  # tiny.*: what trained the model
     {"evaluate"},
     {"decode"},
     {"model"},

@@ -20,6 +20,7 @@ from fdllm.cli.prefetch import run_prefetch
 from fdllm.cli.prompts import run_prompts
 from fdllm.cli.report import run_report
 from fdllm.cli.request import read_request
+from fdllm.cli.selftest import run_selftest
 from fdllm.cli.slurm import choose_executor, run_slurm
 from fdllm.cli.trace import run_trace
 from fdllm.cli.watch import live_states, run_status, show_status
@@ -108,6 +109,7 @@ COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
     "export": run_export,
     "bench": run_bench,
     "doctor": run_doctor,
+    "selftest": run_selftest,
     "prefetch": run_prefetch,
     "job": run_job,
 }

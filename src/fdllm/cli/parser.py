@@ -19,6 +19,7 @@ from fdllm.cli.job import job_flags
 from fdllm.cli.prefetch import prefetch_flags
 from fdllm.cli.prompts import prompts_flags
 from fdllm.cli.report import add_flags as add_report_flags
+from fdllm.cli.selftest import selftest_flags
 from fdllm.cli.slurm import slurm_flags
 from fdllm.cli.trace import trace_flags
 from fdllm.cli.watch import status_flags
@@ -33,6 +34,7 @@ examples:
   fdllm eval --task tiny_choice --config k3_last     one run
   fdllm status --json                                every cell's state
   fdllm doctor --task gsm8k                          is everything there that it needs?
+  fdllm selftest                                     is this device's arithmetic right?
   fdllm prefetch --task gsm8k                        fetch it, for nodes without a network
   fdllm prompts --task gsm8k --limit 2               what would be sent
   fdllm grade --task gsm8k --answers FILE            anyone's answers, graded as a run's are
@@ -133,6 +135,12 @@ def build_parser() -> argparse.ArgumentParser:
     prefetch_flags(prefetch)
 
     _document_commands(add)
+
+    selftest_flags(
+        add(
+            "selftest", "is every data type and path of this device right, against float32 on a CPU"
+        )
+    )
 
     bench_flags(add("bench", "how fast decoding is here, against its floor and its limits"))
 
@@ -258,7 +266,8 @@ def _computing(parser: argparse.ArgumentParser) -> None:
         "--compile",
         action=argparse.BooleanOptionalAction,
         help="on a CPU C kernels between the products (default, where there is a C compiler); on a "
-        "GPU forwards recorded as CUDA graphs (default: no); the same arithmetic",
+        "GPU forwards recorded as CUDA graphs (default where fdllm selftest passed and they paid); "
+        "the same arithmetic",
     )
     _consent(group)
 

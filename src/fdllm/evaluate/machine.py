@@ -18,6 +18,7 @@ from fdllm.evaluate.harness import evaluate
 from fdllm.evaluate.protocols import WHOLE, Evaluation, Part, Progress, Store
 from fdllm.model.compiled import compiled_on
 from fdllm.model.weights import Model, load_model
+from fdllm.record import selftested
 from fdllm.record.summary import PeakMemory
 from fdllm.reuse import ReuseStrategy
 
@@ -53,16 +54,33 @@ class Machine:
     def facts(self, asked: Evaluating) -> dict[str, str | int | None]:
         """What a session's provenance says of it."""
         cuda = self.model.device.type == "cuda"
+        tested = selftested.last(self._accelerator)
+        chosen = compiled_on(self.model.device, self.model.dtype, asked=self._compile(asked))
         return {
-            "accelerator": torch.cuda.get_device_name(self.model.device) if cuda else None,
+            "accelerator": self._accelerator,
             "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "cuda": torch.version.cuda if cuda else None,
             "batch_size": rows_at_once(self.model, asked.batch_size),
             "score_batch_size": rows_at_once(self.model, asked.score_batch_size),
-            "compile": str(compiled_on(self.model.device, self.model.dtype, asked=asked.compile)),
+            "compile": str(chosen),
+            "selftest": selftested.NOT_RUN if tested is None else tested.words,
+            "selftest_batch": tested.batch_words if tested is not None and cuda else None,
         }
+
+    @property
+    def _accelerator(self) -> str | None:
+        device = self.model.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+    def _compile(self, asked: Evaluating) -> bool | None:
+        """As asked; else on a GPU graphs, where a selftest found that they are right and pay."""
+        if asked.compile is not None or self.model.device.type != "cuda":
+            return asked.compile
+        tested = selftested.last(self._accelerator)
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return tested is not None and tested.graphs_pay(dtype)
 
     def evaluate(
         self,
@@ -78,7 +96,7 @@ class Machine:
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
         asked = run.evaluating
-        self.model.compile(asked=asked.compile)
+        self.model.compile(asked=self._compile(asked))
         return evaluate(
             self.model,
             run.task,

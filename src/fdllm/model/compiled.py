@@ -2,8 +2,9 @@
 
 On a CPU: the C kernels of :mod:`fdllm.model.fused`, by default wherever there is a C compiler; they
 were measured to pay on every shape (``fdllm bench step`` with and without). On a GPU: CUDA graphs
-(:mod:`fdllm.model.recorded`), when asked for. What torch's own compiler writes for a CPU was
-measured to be slower than either (``benchmarks/compile.py``).
+(:mod:`fdllm.model.recorded`), when asked for; runs ask by themselves where ``fdllm selftest`` has
+found on that GPU that graphs are right and pay (:mod:`fdllm.record.selftested`). What torch's own
+compiler writes for a CPU was measured to be slower than either (``benchmarks/compile.py``).
 """
 
 from __future__ import annotations

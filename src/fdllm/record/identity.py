@@ -29,6 +29,7 @@ _OUTSIDE = (
     "cluster",
     "record",
     "release",
+    "selftest",
     "tiny",
     "trace",
     "plan.py",

@@ -1,0 +1,97 @@
+"""What the last selftest of a device found, remembered between processes. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fdllm.caches import own_cache
+from fdllm.record.atomic import write_json
+from fdllm.record.fingerprint import digest_of
+from fdllm.record.identity import source_hashes
+from fdllm.record.provenance import cpu_name
+
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Selftested:
+    """The outcome on a device, with this torch and this source.
+
+    Attributes:
+        failed: the checks that failed, each in a line.
+        depends_on_batch: types and paths in which a row's tokens depend on the batch.
+        graphs: a step's time with CUDA graphs by its time without, the worst that was measured, by
+            type; only of types in which every check of the graphs passed.
+    """
+
+    failed: tuple[str, ...] = ()
+    depends_on_batch: tuple[str, ...] = ()
+    graphs: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        """As a record's provenance has it: ``passed``, or ``failed`` and the first reason."""
+        if not self.failed:
+            return "passed"
+        more = f", and {len(self.failed) - 1} more" if len(self.failed) > 1 else ""
+        return f"failed: {self.failed[0]}{more}"
+
+    @property
+    def batch_words(self) -> str:
+        """Whether a row's tokens depend on the batch, as a record's provenance has it."""
+        if not self.depends_on_batch:
+            return "tokens do not depend on the batch"
+        return f"tokens depend on the batch in {', '.join(self.depends_on_batch)}"
+
+    def graphs_pay(self, dtype: str) -> bool:
+        """Whether forwards recorded as CUDA graphs are right in this type, and faster."""
+        return self.graphs.get(dtype, 1.0) < 1.0
+
+
+def keep(accelerator: str | None, found: Selftested) -> None:
+    """Remember an outcome in the place of the device's last one.
+
+    Args:
+        accelerator: the GPU's name; None for the processor.
+        found: what to remember.
+
+    Raises:
+        FdllmError: the cache cannot be written.
+    """
+    write_json(_file(), _read() | {_key(accelerator): asdict(found)})
+
+
+def last(accelerator: str | None) -> Selftested | None:
+    """The device's last outcome with this torch and this source; None where there is none."""
+    kept: Any = _read().get(_key(accelerator))
+    try:
+        return Selftested(
+            tuple(map(str, kept["failed"])),
+            tuple(map(str, kept["depends_on_batch"])),
+            {str(name): float(ratio) for name, ratio in kept["graphs"].items()},
+        )
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
+
+
+def _key(accelerator: str | None) -> str:
+    device = cpu_name() if accelerator is None else accelerator
+    source = digest_of(source_hashes())[:12]
+    return f"{device}, torch {metadata.version('torch')}, source {source}"
+
+
+def _file() -> Path:
+    return own_cache() / "selftest.json"
+
+
+def _read() -> dict[str, Any]:
+    try:
+        data = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,70 @@
+"""What recording forwards pays: a step replayed beside the same step launched kernel by kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fdllm.bench.asks import SUB_BLOCK, decoding_tokens
+from fdllm.bench.timing import Clock, interleave
+from fdllm.layerplan import LayerPlan
+from fdllm.model.cache import RowCache, Window
+from fdllm.model.compiled import Compiled
+from fdllm.model.recorded import RECORD_FROM
+from fdllm.model.weights import Model
+from fdllm.selftest.subjects import copied
+
+_AHEAD = 4  # blocks of prefix
+_STEPS = 20  # in one measurement
+_REPEATS = 5
+
+
+def time_graphs(
+    model: Model, device: torch.device, dtype: torch.dtype, compiled: Compiled
+) -> dict[str, float]:
+    """A step's time with recordings by its time without, batch 1, by phase; medians.
+
+    Args:
+        model: not laid out for decoding yet; it is copied.
+        device: where to measure.
+        dtype: in which type.
+        compiled: how forwards are recorded.
+    """
+    ways = {"plain": Compiled(), "recorded": compiled}
+    models = {way: copied(model, device, dtype) for way in ways}
+    for way, one in models.items():
+        one.network.use(ways[way])
+        one.network.freeze()
+    ratios = {}
+    for phase, width in (("DENOISE", SUB_BLOCK), ("REFRESH", model.spec.block_size)):
+        works: dict[str, Callable[[], object]] = {
+            way: _steps(one, width) for way, one in models.items()
+        }
+        done = interleave(Clock(device), works, _REPEATS)
+        ratios[phase] = done["recorded"].over(done["plain"]).median
+    return ratios
+
+
+def _steps(model: Model, width: int) -> Callable[[], object]:
+    """The same step again and again, already recorded where it will be."""
+    spec, stepper, plan = model.spec, model.network.prepare(), LayerPlan(model.n_layers)
+    length = _AHEAD * spec.block_size
+    cache = RowCache(
+        spec,
+        num_rows=1,
+        capacity=length + spec.block_size,
+        block_size=spec.block_size,
+        like=model.network.embedding.weight,
+        fused=stepper.fused,
+    )
+    window = Window((0,), (length,), width, (length + spec.block_size,))
+    ids = torch.tensor(decoding_tokens(spec, width), device=model.device)
+
+    @torch.inference_mode()
+    def run(times: int) -> None:
+        for _ in range(times):
+            stepper.read(ids, cache, [window], plan, [0], columns=range(width))
+
+    run(RECORD_FROM + 1)
+    return lambda: run(_STEPS)

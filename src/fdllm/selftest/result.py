@@ -1,0 +1,94 @@
+"""A whole selftest: the checks, what recording forwards pays, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fdllm.record.provenance import cpu_name
+from fdllm.record.selftested import Selftested
+from fdllm.selftest.checks import DTYPES, Check, Path, name_of, paths_of, run_checks
+from fdllm.selftest.graphs import time_graphs
+from fdllm.selftest.subjects import Subject, embedded, random_one
+
+Ratios = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a device.
+
+    Attributes:
+        accelerator: the GPU's name; None for the processor.
+        checks: all of them, in order.
+        graphs: a step's time with CUDA graphs by its time without, by type and phase; of types in
+            which every check of the graphs passed.
+    """
+
+    accelerator: str | None
+    checks: tuple[Check, ...]
+    graphs: Ratios
+
+    @property
+    def device(self) -> str:
+        """The device's name."""
+        return cpu_name() if self.accelerator is None else self.accelerator
+
+    @property
+    def kept(self) -> Selftested:
+        """What records of the device are to say of it."""
+        failed = [check for check in self.checks if check.problems]
+        depends = [
+            f"{check.dtype} ({check.path})" for check in self.checks if check.depends_on_batch
+        ]
+        return Selftested(
+            tuple(f"{check.name}: {'; '.join(check.problems)}" for check in failed),
+            tuple(dict.fromkeys(depends)),
+            {dtype: max(ratios.values()) for dtype, ratios in self.graphs.items()},
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON form."""
+        return {
+            "device": self.device,
+            "torch": str(torch.__version__),
+            "verdict": self.kept.words,
+            "depends_on_batch": list(self.kept.depends_on_batch),
+            "graphs": {dtype: dict(ratios) for dtype, ratios in self.graphs.items()},
+            "checks": [check.as_dict() for check in self.checks],
+        }
+
+
+def run_selftest(
+    device: torch.device,
+    on_check: Callable[[Check], None] = lambda _: None,
+    subjects: Iterable[Callable[[], Subject]] = (embedded, random_one),
+    paths: Callable[[torch.device, torch.dtype], list[Path]] = paths_of,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+) -> Result:
+    """Check a device, and measure what recorded forwards pay where it has them.
+
+    Args:
+        device: which.
+        on_check: told each check as it is done.
+        subjects: what makes the models; the last one's steps are timed.
+        paths: the device's, for a type.
+        dtypes: the types.
+    """
+    subjects = list(subjects)
+    checks = []
+    for check in run_checks(device, subjects, paths, dtypes):
+        checks.append(check)
+        on_check(check)
+    graphs = {}
+    for dtype in dtypes:
+        recording = [path for path in paths(device, dtype) if path.compiled.record is not None]
+        for path in recording:
+            mine = [c for c in checks if c.path == path.name and c.dtype == name_of(dtype)]
+            if not any(check.problems for check in mine):
+                model = subjects[-1]().model
+                graphs[name_of(dtype)] = time_graphs(model, device, dtype, path.compiled)
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return Result(accelerator, tuple(checks), graphs)

@@ -1,0 +1,127 @@
+"""The models that a selftest runs, and what they are asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fdllm import tiny
+from fdllm.bench.asks import SUB_BLOCK, decoding_tokens
+from fdllm.bench.shapes import SHAPES, TINY, random_model
+from fdllm.config import Decoding
+from fdllm.model.network import Network
+from fdllm.model.spec import ModelSpec
+from fdllm.model.weights import Model, load_model
+from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy, subset_bounds
+from fdllm.tiny.vocabulary import END_ID, encode, encode_prompt
+
+RANDOM = "28x512"
+ROWS = 17
+"""Rows of a subject: one more than what narrow kernels take of the embedded model's sub-blocks."""
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what it is asked, :data:`ROWS` of each.
+
+    Attributes:
+        model: float32 on a CPU, laid out as a checkpoint is.
+        decoding: of its texts.
+        strategies: layer reuse that texts are decoded with.
+        sequences: tokens of whole blocks; the logits of the last block are compared.
+        prompts: what texts and scores stand behind; none ends with a block.
+        targets: tokens whose log p is compared.
+        trained: whether its texts are the same in every type, but for near ties.
+    """
+
+    model: Model
+    decoding: Decoding
+    strategies: tuple[ReuseStrategy[Any], ...]
+    sequences: list[tuple[int, ...]]
+    prompts: list[tuple[int, ...]]
+    targets: tuple[int, ...]
+    trained: bool
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.model.name
+
+
+def embedded() -> Subject:
+    """The embedded model, asked what it was trained for."""
+    model = load_model(TINY, CPU, torch.float32, freeze=False)
+    lines = (tiny.TASKS / "arithmetic.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[:ROWS]]
+    prompts = [tuple(encode_prompt(row["question"])) for row in rows]
+    answers = [(*encode(row["answer"]), END_ID) for row in rows]
+    texts = [4 * (prompt + answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    return Subject(
+        model,
+        Decoding(max_new_tokens=2 * model.spec.block_size, end_token=END_ID),
+        (NoReuse(), _reuse(model)),
+        [_half_masked(model.spec, text, 1 + i % 3) for i, text in enumerate(texts)],
+        prompts,
+        tuple(encode("0123456789")),
+        trained=True,
+    )
+
+
+def random_one() -> Subject:
+    """A random model: what is packed and fused in large ones only."""
+    spec = SHAPES[RANDOM]
+    if spec is None:
+        raise ValueError(f"{RANDOM} has weights of its own")
+    model = random_model(RANDOM, spec, "cpu", "float32")
+    texts = [decoding_tokens(spec, 2 * spec.block_size, i) for i in range(ROWS)]
+    # Prompts that end in the middle of a sub-block: one REFRESH, then a few DENOISE.
+    lengths = [SUB_BLOCK // 2 + SUB_BLOCK * (i % 5) for i in range(ROWS)]
+    return Subject(
+        model,
+        Decoding(max_new_tokens=SUB_BLOCK // 2, stop_token=(), end_token=0),
+        (_reuse(model),),
+        [_half_masked(spec, text, 1 + i % 2) for i, text in enumerate(texts)],
+        [text[:length] for text, length in zip(texts, lengths, strict=True)],
+        decoding_tokens(spec, 10, ROWS),
+        trained=False,
+    )
+
+
+def copied(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
+    """The same weights elsewhere or in another type; none is shared.
+
+    Args:
+        model: not laid out for decoding yet.
+        device: where the copy lies.
+        dtype: its type.
+    """
+    with torch.device("meta"):
+        network = Network(model.spec)
+    network = network.to(dtype).to_empty(device=device)
+    network.load_state_dict(model.network.state_dict())
+    network.eval().requires_grad_(requires_grad=False)
+    return Model(network, model.spec, model.folder, model.name, device, dtype)
+
+
+def mask_of(spec: ModelSpec) -> int:
+    """The mask token; every subject has one."""
+    if spec.mask_id is None:
+        raise ValueError("the model names no mask token")
+    return spec.mask_id
+
+
+def _reuse(model: Model) -> PeriodicReuse:
+    start, stop = subset_bounds("middle", model.n_layers)
+    return PeriodicReuse(2, start, stop, "residual")
+
+
+def _half_masked(spec: ModelSpec, tokens: Sequence[int], blocks: int) -> tuple[int, ...]:
+    """So many blocks of tokens; of the last one the second half is masked."""
+    masked = spec.block_size // 2
+    known = tokens[: blocks * spec.block_size - masked]
+    return (*known, *(mask_of(spec),) * masked)
