@@ -269,3 +269,22 @@ def reference_denoise_score(
             state = strategy.observe(step, seen, state)
         text += here
     return total, greedy
+
+
+@torch.no_grad()
+def reference_first_token_score(
+    model: fdllm.Model, prefix: list[int], target: list[int], decoding: fdllm.Decoding
+) -> tuple[float, bool]:
+    """Log p of a target's first token and its greediness, from DESIGN section 5's ``first-token``.
+
+    That token alone is masked; the rest of the target, the end token and masks stand behind it.
+    """
+    size, mask, end = decoding.block_size, decoding.mask_id, decoding.end_token
+    assert mask is not None
+    assert end is not None
+    text = [*prefix, mask, *target[1:], end]
+    text += [mask] * (-len(text) % size)
+    whole = LayerPlan(model.n_layers)
+    logits = PlainModel(model, size).forward(text, 0, whole, len(text))[len(prefix) - 1]
+    token = target[0]
+    return float(torch.log_softmax(logits, -1)[token]), _best(logits, mask)[0] == token
