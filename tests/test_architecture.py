@@ -44,6 +44,7 @@ LAYERS = (
         "schedule",
         "errors",
         "shard",
+        "strictjson",
         "tiny",
     },  # where the embedded model lies
 )
@@ -62,6 +63,7 @@ LIGHT = (
     "schedule",
     "errors",
     "shard",
+    "strictjson",
     "cluster",
 )
 HEAVY = {"torch", "transformers", "lm_eval", "datasets"}
@@ -163,6 +165,15 @@ def test_planning_loads_nothing_heavy() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
+
+
+def test_json_is_written_without_nan() -> None:
+    """Through ``strictjson``, or by its own word; keys sorted for a hash are no file."""
+    for name, tree in TREES.items():
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func) in {"json.dump", "json.dumps"}:
+                said = {word.arg for word in call.keywords}
+                assert said & {"allow_nan", "sort_keys"}, f"{name}:{call.lineno}"
 
 
 def test_files_fit_on_a_few_screens() -> None:

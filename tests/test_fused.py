@@ -71,7 +71,7 @@ def test_choice(dtype: torch.dtype) -> None:
     logits[3] = 1.0  # all equal: the first of them
     logits[4, 12] = logits[4, 60] = 500.0
     logits[5, 7] = 1000.0  # the barred one is by far the most probable
-    logits[6, ::2] = float("-inf")
+    logits[6, ::2] = torch.finfo(dtype).min
     for barred in (0, 7, 76):
         tokens, confidence = fused.choose(logits, barred)
         want, sure = choose_greedy(logits.clone(), barred)
@@ -79,14 +79,25 @@ def test_choice(dtype: torch.dtype) -> None:
         assert_near(torch.tensor(confidence), sure, (1e-5, 1e-30))
 
 
-def test_choice_tells_of_a_nan() -> None:
-    logits = torch.randn(3, 20)
-    logits[1, 4] = logits[2, 5] = float("nan")
-    tokens, confidence = load_fused(torch.float32).choose(logits, 5)
-    want, sure = choose_greedy(logits, 5)
-    assert tokens == want.tolist()
-    assert_near(torch.tensor(confidence), sure, (1e-5, 0.0))
-    assert confidence[2] != confidence[2]
+@TYPES
+def test_choice_tells_of_a_logit_that_is_not_finite(dtype: torch.dtype) -> None:
+    """Wherever it stands, behind the best token or in the barred one's place; of no other row."""
+    fused, barred = load_fused(dtype), 5
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(3, 20, generator=generator).to(dtype)
+        want, sure = choose_greedy(logits.clone(), barred)
+        odd = float(("nan", "inf", "-inf")[seed % 3])
+        logits[1, int(torch.randint(20, (), generator=generator))] = odd
+        logits[2, barred] = odd
+        for tokens, confidence in (
+            fused.choose(logits, barred),
+            [part.tolist() for part in choose_greedy(logits.clone(), barred)],
+        ):
+            assert tokens[0] == want[0]
+            assert confidence[0] == pytest.approx(float(sure[0]), rel=1e-5)
+            assert confidence[1] != confidence[1]
+            assert confidence[2] != confidence[2]
 
 
 # --- whole forwards -------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ FEWSHOT_SEED = 1234  # lm_eval.simple_evaluate draws worked examples with it
 class Spec(BaseModel):
     """Base of every specification: frozen, strict about keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def read(cls, data: Mapping[str, Any], where: str) -> Self:

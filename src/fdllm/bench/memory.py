@@ -52,7 +52,7 @@ def measure_apart(shape: str, device: str, dtype: str, prompt: int, rows: int) -
     Raises:
         FdllmError: it failed; what it said last is told.
     """
-    request = json.dumps([shape, device, dtype, prompt, rows])
+    request = json.dumps([shape, device, dtype, prompt, rows], allow_nan=False)
     done = subprocess.run(  # noqa: S603 - this very program
         [sys.executable, "-m", "fdllm.bench.memory", request],
         capture_output=True,
@@ -140,4 +140,5 @@ class _Gauge:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(measure_here(*json.loads(sys.argv[1])))) + "\n")
+    found = measure_here(*json.loads(sys.argv[1]))
+    sys.stdout.write(json.dumps(asdict(found), allow_nan=False) + "\n")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from argparse import Namespace
 from pathlib import Path
 
 from rich.console import Console
 
+from fdllm import strictjson
 from fdllm.bench.options import Options
 from fdllm.bench.topics import SHAPE_NAMES, TOPICS, check_shapes, check_topics
 from fdllm.cli.output import complain, say
@@ -104,7 +104,7 @@ def run_bench(args: Namespace) -> int:
                 show_profile(table, console)
         complain(f"wrote {profile}; open it at ui.perfetto.dev or chrome://tracing")
     if args.json:
-        say(json.dumps(bench.document(), indent=2, allow_nan=False))
+        say(strictjson.dumps(bench.document(), indent=2))
     if html is not None:
         write_text(html, bench.page())
         complain(f"wrote {html}")

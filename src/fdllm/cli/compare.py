@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
+from fdllm import strictjson
 from fdllm.cli.output import say
 from fdllm.errors import FdllmError
 
@@ -84,7 +84,7 @@ def run_compare(args: Namespace) -> int:
             "exit_code": code,
             "comparisons": [c.as_dict() for c in compared],
         }
-        say(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+        say(strictjson.dumps(data, indent=2))
         return code
     for one, comparison in zip(chosen, compared, strict=True):
         print_comparison(one, comparison, num_flips=args.flips)

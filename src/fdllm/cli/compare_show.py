@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fdllm import strictjson
 from fdllm.cli.compare_choose import Choice
 from fdllm.report.comparison import Comparison
 from fdllm.report.data import CellData, SampleKey
@@ -99,5 +99,5 @@ def _answer(cell: CellData, key: SampleKey) -> Text:
 
 def _end(value: Any, length: int) -> str:  # noqa: ANN401 - a target may be any JSON value
     """The end of a text: what is asked, and what is answered, stands there."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else strictjson.dumps(value)
     return text if len(text) <= length else f"… {text[-length:]}"

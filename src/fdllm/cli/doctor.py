@@ -94,7 +94,7 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     failed = len(blocking(findings))
     if as_json:
         ready = {"ready": not failed, "findings": [finding.as_dict() for finding in findings]}
-        say(json.dumps(ready, indent=2))
+        say(json.dumps(ready, indent=2, allow_nan=False))
         return
     table = Table(title="check-up", title_justify="left", show_lines=False)
     for column in ("check", "state", "what was found", "what to do"):

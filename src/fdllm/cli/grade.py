@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+from fdllm import strictjson
 from fdllm.cli.output import say
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
@@ -35,7 +35,7 @@ def run_grade(args: Namespace) -> int:
     run = request.planner.runs(request.sweep)[0]
     found = grade(run, Path(args.answers).expanduser())
     if args.json:
-        say(json.dumps(asdict(found), indent=2))
+        say(strictjson.dumps(asdict(found), indent=2))
         return 0
     say(f"{run.task}: {found.metric} {found.value:.4f} over {found.num_samples} documents")
     for name, value in found.metrics.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from itertools import groupby
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from fdllm import strictjson
 from fdllm.cli import show
 from fdllm.cli.output import say
 from fdllm.cli.request import read_request
@@ -42,7 +42,7 @@ def run_prompts(args: Namespace) -> int:
     built = [(run, queries_of(run)) for run in runs.values()]
     if args.json:
         entries = (described(query, run) for run, queries in built for query in queries)
-        lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
+        lines = (strictjson.dumps(entry) for entry in entries)
         say("[\n" + ",\n".join(lines) + "\n]")
         return 0
     for run, queries in built:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+from fdllm import strictjson
 from fdllm.cli.output import complain, say
 from fdllm.cli.report_markdown import check_markdown, render_markdown
 from fdllm.cli.request import make_planner
@@ -80,7 +80,7 @@ def _check(planner: Planner, args: Namespace) -> int:
         check_markdown(planner, args, _markdown_path(planner, args))
     )
     if args.json:
-        say(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        say(strictjson.dumps(asdict(found), indent=2))
         return int(bool(found.differences))
     for note in found.notes:
         complain(f"note: {note}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from argparse import Namespace
 from collections import Counter
@@ -11,6 +10,7 @@ from itertools import groupby
 
 from rich.console import Console
 
+from fdllm import strictjson
 from fdllm.cli.output import say
 from fdllm.cli.request import Request, default_tasks, read_request
 from fdllm.cli.work import Work
@@ -50,7 +50,7 @@ def print_json(cells: Sequence[CellState]) -> None:
         "counts": {state.value: counts.get(state.value, 0) for state in State},
         "cells": [cell.as_dict() for cell in cells],
     }
-    say(json.dumps(data, indent=2, ensure_ascii=False))
+    say(strictjson.dumps(data, indent=2))
 
 
 def cells(cells: Sequence[CellState], *, as_json: bool) -> None:
@@ -84,7 +84,7 @@ def plan(cells: Sequence[CellState], work: Sequence[Work], *, as_json: bool) -> 
             }
             for cell in cells
         ]
-        say(json.dumps({"version": JSON_VERSION, "cells": steps}, indent=2, ensure_ascii=False))
+        say(strictjson.dumps({"version": JSON_VERSION, "cells": steps}, indent=2))
         return
     for cell in cells:
         one = chosen.get(id(cell))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from fdllm import strictjson
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
@@ -114,7 +114,7 @@ def _sample(path: Path, trace: Trace) -> dict[str, Any] | None:
     """The document's line in ``samples.jsonl``."""
     with path.open(encoding="utf-8") as file:
         for line in file:
-            sample: dict[str, Any] = json.loads(line)
+            sample: dict[str, Any] = strictjson.loads(line)
             if (sample["task"], sample["doc_id"]) == (trace.task, trace.doc_id):
                 return sample
     return None

@@ -36,7 +36,7 @@ def ask_node(checkup: Checkup, mode: Mode) -> list[Finding]:
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter, or the container's
             command,
-            input=json.dumps(_question(checkup)),
+            input=json.dumps(_question(checkup), allow_nan=False),
             env=environment,
             stdout=subprocess.PIPE,
             # Bars of a download are for whoever waits for it.

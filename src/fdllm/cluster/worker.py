@@ -37,7 +37,7 @@ def main() -> int:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out, contextlib.redirect_stdout(sys.stderr):
         os.dup2(2, 1)
         findings = check(question) if sys.argv[1] == "check" else fetch(question)
-        json.dump([finding.as_dict() for finding in findings], out)
+        json.dump([finding.as_dict() for finding in findings], out, allow_nan=False)
     return 0
 
 

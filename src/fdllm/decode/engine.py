@@ -9,6 +9,7 @@ neighbours, and batch size is a matter of speed alone.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -30,6 +31,31 @@ from fdllm.model.weights import Model
 from fdllm.schedule import Phase, num_blocks
 
 T = TypeVar("T")
+
+
+class NotFiniteError(FdllmError):
+    """A logit that was read is NaN or infinite: whatever is chosen from it means nothing.
+
+    Args:
+        request: number of the request, counted from 0.
+        phase: of the forward.
+        dtype: of the weights.
+
+    Attributes:
+        request: its number.
+        reason: the rest of the message, for whoever knows a better name than a number.
+    """
+
+    def __init__(self, request: int, phase: Phase, dtype: torch.dtype) -> None:
+        self.request = request
+        kind = str(dtype).removeprefix("torch.")
+        remedy = (
+            "float16 ends at 65,504: use --dtype float32, or bfloat16 where the device has it"
+            if dtype == torch.float16
+            else "its weights or its config.json are damaged: fetch the checkpoint again"
+        )
+        self.reason = f"a {phase.name} in {kind} gave a NaN or infinite logit; {remedy}"
+        super().__init__(f"request {request}: {self.reason}")
 
 
 def resolve(decoding: Decoding, model: Model) -> Decoding:
@@ -118,6 +144,7 @@ class Engine:
 
         Raises:
             FdllmError: a job needs more positions than the model has.
+            NotFiniteError: a logit that a job reads is NaN or infinite.
         """
         if not jobs:
             return
@@ -230,6 +257,9 @@ class Engine:
         wanted = [Wanted(part.ask.read, part.ask.targets, part.row.job.rng) for part in group]
         head, fused = self._stepper.head, self._stepper.fused
         predictions = predict(head, done.hidden, wanted, self.decoding, self.mask_id, fused=fused)
+        for part, told in zip(group, predictions, strict=True):
+            if math.isnan(sum(told.confidence)):
+                raise NotFiniteError(part.row.job.request, part.ask.phase, self.model.dtype)
         if done.change is not None:
             predictions = [replace(p, plan=done.plan, change=done.change) for p in predictions]
         self._fill_pool(group, cache)

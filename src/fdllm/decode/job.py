@@ -89,6 +89,7 @@ class Job(Generic[T]):
         steps: the algorithm; its return value is the row's result.
         capacity: positions it may write.
         rng: generator for sampling, the row's own; None where greedy.
+        request: number of the request that it answers, of several the first; named in an error.
         counts: forwards and layer calls so far.
         seconds: this row's share of model time so far.
     """
@@ -96,6 +97,7 @@ class Job(Generic[T]):
     steps: Callable[[Job[T], Row], Steps[T]]
     capacity: int
     rng: torch.Generator | None = None
+    request: int = 0
     counts: Counts = field(default_factory=Counts)
     seconds: float = 0.0
 

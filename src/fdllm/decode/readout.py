@@ -48,7 +48,7 @@ def predict(
         fused: compiled kernels, where there are some.
 
     Returns:
-        One prediction a row.
+        One prediction a row. The confidence is NaN where a logit is not finite.
     """
     if not hidden.shape[0]:
         return [Prediction((), ()) for _ in rows]

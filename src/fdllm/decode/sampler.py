@@ -121,18 +121,19 @@ def generate_requests(
     Raises:
         UsageError: a prompt is empty or holds a token outside the vocabulary.
         FdllmError: a row needs more positions than the model has.
+        NotFiniteError: a logit is NaN or infinite.
     """
     filled = resolve(decoding, model)
     engine = Engine(model, filled, batch_size, prefix_cache_gib)
     jobs = []
-    for request in requests:
+    for index, request in enumerate(requests):
         if not request.prompt:
             raise UsageError("a prompt is empty; a row needs at least one token to start from")
         check_tokens(request.prompt, model)
         row = _RowSampler(
             model, request, filled, strategy or NoReuse(), unmask, detokenize=detokenize
         )
-        job = Job(row.run, row.capacity, rng=_generator(request, filled))
+        job = Job(row.run, row.capacity, rng=_generator(request, filled), request=index)
         jobs.append(watch.job(job))
     out: dict[int, Generation] = {}
     for index, generation in engine.run(jobs, go_on):

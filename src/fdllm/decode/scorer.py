@@ -113,6 +113,7 @@ def score_requests(
             unknown.
         FdllmError: a pair needs more positions than the model has, or ``first-token`` knows no end
             token.
+        NotFiniteError: a logit is NaN or infinite.
     """
     if scoring not in get_args(Estimator):
         known = ", ".join(get_args(Estimator))
@@ -138,7 +139,8 @@ def score_requests(
     for group in ordered:
         scorer = GroupScorer(model, group.prefix, group.members, filled, strategy or NoReuse())
         steps = scorer.first_token if scoring == "first-token" else scorer.denoise
-        job = Job(steps, len(group.prefix) + len(group.members[0].target) + 1)
+        first = group.members[0]
+        job = Job(steps, len(group.prefix) + len(first.target) + 1, request=first.index)
         jobs.append(watch.job(job))
     out: dict[int, Score] = {}
     for at, _ in Engine(model, filled, batch_size, prefix_cache_gib).run(jobs, go_on):

@@ -77,12 +77,22 @@ def choose_greedy(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
         mask_id: the mask token.
 
     Returns:
-        Tokens [n] and probabilities [n] in float32.
+        Tokens [n] and probabilities [n] in float32; NaN where a logit of the row is not finite.
     """
     share = logits.softmax(dim=-1, dtype=torch.float32)
+    odd = _odd(logits)
     logits[:, mask_id] = float("-inf")
     tokens = logits.argmax(dim=-1)
-    return tokens, share.gather(1, tokens[:, None])[:, 0]
+    return tokens, share.gather(1, tokens[:, None])[:, 0] + odd
+
+
+def _odd(logits: Tensor) -> Tensor:
+    """0 for each row of logits that are all finite, NaN for each other, [n] in float32.
+
+    The softmax tells of a NaN and of infinity, but gives a logit of -inf the probability 0.
+    """
+    low, high = (one.float() for one in logits.aminmax(dim=-1))
+    return (low - low) + (high - high)
 
 
 def choose_sampled(
@@ -99,8 +109,9 @@ def choose_sampled(
 
     Returns:
         Tokens [n], and the probability of each under the tempered softmax before it was cut to
-        ``top_p``, [n].
+        ``top_p``, [n]; NaN where a logit of the row is not finite.
     """
+    odd = _odd(logits)
     scaled = logits.float() / temperature
     scaled[:, mask_id] = float("-inf")
     probabilities, order = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
@@ -108,6 +119,7 @@ def choose_sampled(
     nucleus = torch.where(before < top_p, probabilities, 0.0)
     ladder = nucleus.cumsum(dim=-1)
     at = torch.searchsorted(ladder, (uniform.to(ladder) * ladder[:, -1])[:, None], right=True)
-    # Rounding may place the draw past the last step of the ladder: stay inside the nucleus.
-    at = at.clamp(max=(nucleus > 0).sum(dim=-1, keepdim=True) - 1)
-    return order.gather(1, at)[:, 0], probabilities.gather(1, at)[:, 0]
+    # Rounding may place the draw past the last step of the ladder: stay inside the nucleus, which
+    # is empty where a logit is NaN.
+    at = at.clamp(max=(nucleus > 0).sum(dim=-1, keepdim=True) - 1).clamp_(min=0)
+    return order.gather(1, at)[:, 0], probabilities.gather(1, at)[:, 0] + odd

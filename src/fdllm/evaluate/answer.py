@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fdllm.config import Decoding, Evaluating
 from fdllm.decode.counts import Counts
+from fdllm.decode.engine import NotFiniteError
 from fdllm.decode.room import rows_at_once
 from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
 from fdllm.decode.scorer import Score, score_requests
@@ -106,31 +108,47 @@ class ModelAnswerer:
             GenerationRequest(query.tokens, query.max_new_tokens, query.until, query.seed)
             for query in queries
         ]
-        generate_requests(
-            self.model,
-            requests,
-            self._decoding,
-            self.strategy,
-            batch_size=rows_at_once(self.model, self.asked.batch_size),
-            on_done=on_done,
-            unmask=self.unmask,
-            detokenize=True,
-            go_on=self.go_on,
-        )
+        with _naming(queries):
+            generate_requests(
+                self.model,
+                requests,
+                self._decoding,
+                self.strategy,
+                batch_size=rows_at_once(self.model, self.asked.batch_size),
+                on_done=on_done,
+                unmask=self.unmask,
+                detokenize=True,
+                go_on=self.go_on,
+            )
 
     def score(self, queries: Sequence[Query], on_done: Callable[[int, Score], None]) -> None:
         """Score every target."""
-        score_requests(
-            self.model,
-            [(query.tokens, query.target_tokens) for query in queries],
-            self._decoding,
-            self.strategy,
-            scoring=self.asked.scoring,
-            batch_size=rows_at_once(self.model, self.asked.score_batch_size),
-            on_done=on_done,
-            prefix_cache_gib=self.asked.prefix_cache_gib,
-            go_on=self.go_on,
-        )
+        with _naming(queries):
+            score_requests(
+                self.model,
+                [(query.tokens, query.target_tokens) for query in queries],
+                self._decoding,
+                self.strategy,
+                scoring=self.asked.scoring,
+                batch_size=rows_at_once(self.model, self.asked.score_batch_size),
+                on_done=on_done,
+                prefix_cache_gib=self.asked.prefix_cache_gib,
+                go_on=self.go_on,
+            )
+
+
+@contextmanager
+def _naming(queries: Sequence[Query]) -> Iterator[None]:
+    """Say whose logit it was.
+
+    Raises:
+        FdllmError: a logit is not finite.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        query = queries[error.request]
+        raise FdllmError(f"task '{query.task}', document {query.doc_id}: {error.reason}") from error
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import datasets
 from lm_eval import evaluator
 from lm_eval.api.model import LM
 
+from fdllm import strictjson
 from fdllm.config import CodeExecution, Decoding, Evaluating
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM
@@ -152,7 +152,7 @@ def oracle(task: str) -> AnswererFactory:
 def _evaluation(
     info: TaskInfo, headline: str, found: Mapping[str, Any], samples: list[dict[str, Any]]
 ) -> Evaluation:
-    results = json.loads(json.dumps(plain(found)))
+    results = strictjson.loads(strictjson.dumps(plain(found)))
     metrics = metrics_of(results, info, headline)
     digest = hashlib.sha256()
     for sample in samples:

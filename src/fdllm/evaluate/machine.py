@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fdllm.config import Evaluating, ModelChoice, Run
+from fdllm.decode.engine import NotFiniteError
 from fdllm.decode.room import rows_at_once
 from fdllm.decode.sampler import GenerationRequest, generate_requests
 from fdllm.decode.unmask import Unmask, by_threshold
@@ -124,7 +126,8 @@ class Machine:
         mask = self.model.spec.mask_id if run.decoding.mask_id is None else run.decoding.mask_id
         token = next(t for t in range(self.model.spec.vocab_size) if t != mask)
         request = GenerationRequest((token,) * (size + 1), max_new_tokens=size)
-        generate_requests(self.model, [request], run.decoding, strategy)
+        with suppress(NotFiniteError):  # the first document will say so
+            generate_requests(self.model, [request], run.decoding, strategy)
 
     def peak_memory(self) -> PeakMemory:
         """Largest memory so far: of the GPU since the run began, else of the process."""

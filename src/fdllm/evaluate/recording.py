@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from fdllm import strictjson
 from fdllm.config import Run
 from fdllm.errors import FdllmError
 from fdllm.evaluate.protocols import Evaluation
@@ -96,7 +96,7 @@ def write_record(paths: RunPaths, summary: Summary, found: Evaluation) -> Summar
     Raises:
         FdllmError: a file cannot be written; without a summary there is no record.
     """
-    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in found.samples]
+    lines = [strictjson.dumps(sample) + "\n" for sample in found.samples]
     write_text(paths.samples, "".join(lines))
     write_json(paths.results, found.results)
     files = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
@@ -115,14 +116,17 @@ def _single(values: Sequence[Any], *, alone: bool) -> Any:  # noqa: ANN401
 def plain(value: Any) -> Any:  # noqa: ANN401 - anything the harness logs
     """A JSON value with the same content, the same in every process.
 
-    Numpy scalars become numbers, tuples lists, functions their names.
+    Numpy scalars become numbers, tuples lists, functions their names; NaN and infinity, which the
+    harness gives where a spread has no meaning, become null.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
     return value.__qualname__ if isinstance(value, FunctionType) else str(value)

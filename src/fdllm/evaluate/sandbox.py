@@ -119,7 +119,7 @@ class Sandbox:
             "program": program,
             "tests": tests,
         }
-        return json.dumps(job).encode() + b"\n"
+        return json.dumps(job, allow_nan=False).encode() + b"\n"
 
 
 class _Watch:

@@ -278,7 +278,7 @@ void place_kv(const element *heads, const place *at, int64_t layer, int64_t skip
 }
 
 /* The most probable token of each row of logits, the barred one aside, and its probability among
-   all of them. A row with a NaN gives its first NaN, and NaN. */
+   all of them. A row with a logit that is not finite gives any token, and NaN. */
 void choose(const element *logits, int64_t rows, int64_t size, int64_t barred, int64_t *tokens,
             float *confidence) {
   for (int64_t row = 0; row < rows; row++) {
@@ -289,12 +289,16 @@ void choose(const element *logits, int64_t rows, int64_t size, int64_t barred, i
 #pragma omp simd reduction(max : best)
     for (int64_t i = barred + 1; i < size; i++) best = get(x[i]) > best ? get(x[i]) : best;
     const float highest = get(x[barred]) > best ? get(x[barred]) : best;
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < size; i++) sum += exponential(get(x[i]) - highest);
+    float sum = 0, odd = 0; /* x - x is 0, or NaN where x is NaN or infinite */
+#pragma omp simd reduction(+ : sum, odd)
+    for (int64_t i = 0; i < size; i++) {
+      const float value = get(x[i]);
+      sum += exponential(value - highest);
+      odd += value - value;
+    }
     int64_t at = 0;
-    while (at < size && (at == barred || (get(x[at]) != best && get(x[at]) == get(x[at])))) at++;
+    while (at < size && (at == barred || get(x[at]) != best)) at++;
     tokens[row] = at < size ? at : 0;
-    confidence[row] = exponential(best - highest) / sum;
+    confidence[row] = exponential(best - highest) / sum + odd;
   }
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fdllm import strictjson
 from fdllm.errors import FdllmError
 
 _REASONS = {
@@ -76,8 +76,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:  # noqa: ANN401 - any JSON value
-    """Put ``data`` under ``path`` as indented JSON; see :func:`write_text`."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    """Put ``data`` under ``path`` as indented JSON; see :func:`write_text` and ``strictjson``."""
+    write_text(path, strictjson.dumps(data, indent=2) + "\n")
 
 
 def sync_folder(path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 
+from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.record.atomic import write_json
 from fdllm.record.paths import RunPaths
@@ -48,7 +48,7 @@ def read_failure(paths: RunPaths) -> Failure | None:
     if not paths.failed.exists():
         return None
     try:
-        data = json.loads(paths.failed.read_text(encoding="utf-8"))
+        data = strictjson.loads(paths.failed.read_text(encoding="utf-8"))
         return Failure(str(data["reason"]), data.get("log"), str(data.get("time", "")))
     except FileNotFoundError:  # the next attempt has just begun
         return None

@@ -7,7 +7,6 @@ returns; a torn last line, which a kill in the middle of a write leaves, is drop
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO, Self
 
 from pydantic import ValidationError
 
+from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.record.atomic import explained, make_folder, sync_folder
 from fdllm.record.fingerprint import Fingerprint
@@ -59,7 +59,7 @@ def read_journal(path: Path) -> JournalContent:
     lines = path.read_bytes().split(b"\n")  # the last part has no end: torn, or empty
     for number, line in enumerate(lines[:-1]):
         try:
-            _take(content, json.loads(line), first=number == 0)
+            _take(content, strictjson.loads(line), first=number == 0)
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
             if number == len(lines) - 2:  # blocks of zeros after a power cut end in no entry
                 break
@@ -196,7 +196,7 @@ class Journal:
         self._file.close()
 
     def _append(self, line: dict[str, Any], *, sync: bool = True) -> None:
-        data = json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        data = strictjson.dumps(line).encode("utf-8", "surrogatepass") + b"\n"
         start = self._file.tell()
         try:
             with explained(self.path):

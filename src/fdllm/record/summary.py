@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from fdllm import strictjson
 from fdllm.config import Estimator, Spec
 from fdllm.record.fingerprint import Fingerprint
 
@@ -263,7 +263,7 @@ def read_summary(path: Path) -> Summary:
         InvalidRecordError: what is wrong, in a few words.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = strictjson.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidRecordError(f"summary.json cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from fdllm import strictjson
 from fdllm.release.scrub import scrub_session, scrub_summary
 
 _WHOLE = ("samples.jsonl", "results.json")
@@ -28,9 +28,9 @@ def copy_record(source: Path, target: Path) -> dict[str, str]:
     journal = source / "journal.jsonl"
     if journal.is_file():
         write(target / journal.name, "".join(_scrubbed_journal(journal)))
-    summary = json.loads((source / "summary.json").read_text(encoding="utf-8"))
+    summary = strictjson.loads((source / "summary.json").read_text(encoding="utf-8"))
     scrubbed = scrub_summary(summary)
-    write(target / "summary.json", json.dumps(scrubbed, indent=2, ensure_ascii=False) + "\n")
+    write(target / "summary.json", strictjson.dumps(scrubbed, indent=2) + "\n")
     old, new = str(summary["model"]), str(scrubbed["model"])
     return {} if old == new else {old: new}
 
@@ -40,8 +40,8 @@ def _scrubbed_journal(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.startswith('{"session"'):
-                session = scrub_session(json.loads(line)["session"])
-                yield json.dumps({"session": session}, ensure_ascii=False) + "\n"
+                session = scrub_session(strictjson.loads(line)["session"])
+                yield strictjson.dumps({"session": session}) + "\n"
             else:
                 yield line
 

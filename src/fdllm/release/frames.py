@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from fdllm import strictjson
 from fdllm.errors import UsageError
 from fdllm.experiment import did_you_mean
 from fdllm.record.paths import find_root
@@ -231,7 +231,7 @@ def _samples(cell: CellData) -> Iterator[dict[str, Any]]:
     for sample in cell.samples:
         counts = sample["counts"].values()
         metrics = {
-            name: float(value) if isinstance(value, (bool, int, float)) else json.dumps(value)
+            name: float(value) if isinstance(value, (bool, int, float)) else strictjson.dumps(value)
             for name, value in sample["metrics"].items()
         }
         yield {

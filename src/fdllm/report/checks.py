@@ -6,13 +6,13 @@ must agree sample by sample, and the spread of their speeds is the noise of the 
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Summary
@@ -65,7 +65,7 @@ class Record:
         path = self.cell.paths.samples
         try:
             with path.open(encoding="utf-8") as file:
-                samples = [json.loads(line) for line in file]
+                samples = [strictjson.loads(line) for line in file]
             return {(s["task"], s["doc_id"]): (s["output"], s["tokens"]) for s in samples}
         except (OSError, ValueError, KeyError) as error:
             raise FdllmError(

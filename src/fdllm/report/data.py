@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.record.summary import InvalidRecordError, Summary, read_summary
 
@@ -175,7 +175,7 @@ def _read_samples(path: Path, summary: Summary) -> list[dict[str, Any]]:
     seen: set[SampleKey] = set()
     for number, line in enumerate(data.decode("utf-8").removesuffix("\n").split("\n"), 1):
         try:
-            sample = json.loads(line)
+            sample = strictjson.loads(line)
         except ValueError:
             raise RecordError(f"{path}, line {number}: this is no JSON") from None
         lacking = [f for f in _FIELDS if not isinstance(sample, dict) or f not in sample]

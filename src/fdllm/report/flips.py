@@ -6,11 +6,11 @@ enough flips are left out, until they fit; what was cut is said, never hidden.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fdllm import strictjson
 from fdllm.report.against import Against
 from fdllm.report.data import CellData, SampleKey
 
@@ -49,7 +49,7 @@ def embed(sources: Sequence[FlipSource], budget: int) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for characters, most in _CUTS:
         data = {source.key: _table(source, characters, most) for source in sources}
-        if len(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")) <= budget:
+        if len(strictjson.dumps(data).encode("utf-8", "replace")) <= budget:
             break
     return data
 
@@ -135,4 +135,4 @@ def _answer(cell: CellData, sample: Mapping[str, Any], cutter: _Cutter) -> dict[
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - whatever the harness logged
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else strictjson.dumps(value)

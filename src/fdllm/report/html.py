@@ -70,7 +70,7 @@ def render_html(
 
 def script_json(data: Any) -> Markup:  # noqa: ANN401 - any JSON value
     """JSON that may stand inside a script element: it can neither end nor comment it."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     safe = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     return Markup(safe)  # noqa: S704 - escaped above
 

@@ -7,7 +7,6 @@ compared with what the samples show. Nothing is trusted because it was written b
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.record import measure
 from fdllm.record.journal import DamagedJournalError
@@ -133,7 +133,7 @@ def embedded_tables(path: Path) -> list[tuple[str, tuple[str, ...]]]:
     """Task folder and configs of each table of a written report; empty where none can be read."""
     match = _EMBEDDED.search(path.read_text(encoding="utf-8"))
     try:
-        tables = json.loads(match["json"])["tables"] if match else []
+        tables = strictjson.loads(match["json"])["tables"] if match else []
         return [
             (str(table["folder"]), tuple(str(cell["name"]) for cell in table["cells"]))
             for table in tables
@@ -154,11 +154,11 @@ def check_page(path: Path, fresh: Mapping[str, Any]) -> Recheck:
         wrong = Difference(path.name, "its figures", "absent", "a report of fdllm holds them")
         return Recheck(0, 0, (wrong,), ())
     try:
-        written = dict(leaves(json.loads(match["json"])))
+        written = dict(leaves(strictjson.loads(match["json"])))
     except ValueError:
         wrong = Difference(path.name, "its figures", "not readable", "a JSON object")
         return Recheck(0, 0, (wrong,), ())
-    found = dict(leaves(json.loads(json.dumps(fresh))))
+    found = dict(leaves(strictjson.loads(strictjson.dumps(fresh))))
     names = list(dict.fromkeys([*written, *found]))
     differences = tuple(
         Difference(
@@ -255,7 +255,7 @@ def _copies(
     """The headline in the harness's results, and the copy for git."""
     pairs: list[tuple[str, str, Any, Any]] = []
     value, metric = headline(cell).value, cell.summary.headline.metric
-    results = json.loads((cell.folder / "results.json").read_text(encoding="utf-8"))
+    results = strictjson.loads((cell.folder / "results.json").read_text(encoding="utf-8"))
     groups = {**results.get("results", {}), **results.get("groups", {})}
     pairs.append(
         ("results.json", f"{cell.task} {metric}", groups.get(cell.task, {}).get(metric), value)
@@ -264,12 +264,12 @@ def _copies(
     if not copy.exists():
         notes.append(f"{name}: no copy under artifacts")
         return pairs
-    written = json.loads(copy.read_text(encoding="utf-8"))
+    written = strictjson.loads(copy.read_text(encoding="utf-8"))
     own = cell.summary.model_dump(mode="json")
     pairs += [("summary.json under artifacts", key, written.get(key), own[key]) for key in own]
     return pairs
 
 
 def _show(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    text = strictjson.dumps(value) if not isinstance(value, str) else value
     return text if len(text) <= 70 else f"{text[:67]}…"  # noqa: PLR2004 - a line's worth

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fdllm import strictjson
 from fdllm.model.network import Network
 from fdllm.model.spec import ModelSpec
 from fdllm.model.weights import hub_names
@@ -64,7 +64,7 @@ def export(network: Network, folder: Path) -> None:
     part.chmod(0o644)  # safetensors makes it the owner's alone, and a package is everyone's
     part.replace(folder / "model.safetensors")
     part = folder / "config.json.part"
-    part.write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
+    part.write_text(strictjson.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
     part.replace(folder / "config.json")
 
 

@@ -11,14 +11,13 @@ result is a look-up that a model of this size had not learnt in the time it has.
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from fdllm import tiny
+from fdllm import strictjson, tiny
 from fdllm.tiny.vocabulary import END_ID, encode, encode_prompt
 
 TaskName = Literal["arithmetic", "choice"]
@@ -206,7 +205,7 @@ def write_test_files(folder: Path) -> None:
         "choice": first_steps(),
     }
     for name, rows in files.items():
-        lines = [json.dumps(asdict(row)) + "\n" for row in rows]
+        lines = [strictjson.dumps(asdict(row)) + "\n" for row in rows]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from fdllm import tiny
+from fdllm import strictjson, tiny
 from fdllm.tiny.vocabulary import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 
@@ -48,7 +47,7 @@ def write(folder: Path) -> None:
         "model_max_length": 2048,
         "padding_side": "left",
     }
-    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+    text = strictjson.dumps(config, indent=1) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 

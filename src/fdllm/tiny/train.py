@@ -9,7 +9,6 @@ everything else.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from fdllm import tiny
+from fdllm import strictjson, tiny
 from fdllm.model.network import Network
 from fdllm.tiny import checkpoint, tokenizer
 from fdllm.tiny.data import held_out
@@ -242,7 +241,7 @@ def train(recipe: Recipe, folder: Path, log_path: Path, state_path: Path, *, res
 def append(path: Path, line: dict[str, Any]) -> None:
     """Add one JSON line to the log."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(strictjson.dumps(line) + "\n")
 
 
 def main() -> None:
