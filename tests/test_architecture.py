@@ -34,7 +34,7 @@ LAYERS = (
     {"evaluate"},
     {"decode"},
     {"model"},
-    {"plan", "experiment", "record"},
+    {"plan", "experiment", "presets.load", "record"},
     {
         "caches",
         "checkpoint",
@@ -45,6 +45,8 @@ LAYERS = (
         "errors",
         "shard",
         "strictjson",
+        "spec",
+        "presets",
         "tiny",
     },  # where the embedded model lies
 )
@@ -55,6 +57,7 @@ LIGHT = (
     "release",
     "plan",
     "experiment",
+    "presets",
     "record",
     "caches",
     "checkpoint",
@@ -64,6 +67,7 @@ LIGHT = (
     "errors",
     "shard",
     "strictjson",
+    "spec",
     "cluster",
 )
 HEAVY = {"torch", "transformers", "lm_eval", "datasets"}

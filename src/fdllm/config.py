@@ -5,16 +5,16 @@ No torch here. A TOML file, a command line and Python code are checked by the sa
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from fdllm import tiny
 from fdllm.errors import UsageError
+from fdllm.presets import Preset
 from fdllm.reuse import SUBSETS, subset_bounds
+from fdllm.spec import Spec
 
 Estimator = Literal["first-token", "denoise", "chain"]
 Subset = Literal["first", "middle", "last"]
@@ -28,44 +28,8 @@ TINY_MODEL = "tiny"
 FEWSHOT_SEED = 1234  # lm_eval.simple_evaluate draws worked examples with it
 
 
-class Spec(BaseModel):
-    """Base of every specification: frozen, strict about keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @classmethod
-    def read(cls, data: Mapping[str, Any], where: str) -> Self:
-        """Check ``data`` and build the specification.
-
-        Args:
-            data: keys and values, say one table of a TOML file.
-            where: what to call it in an error.
-
-        Raises:
-            UsageError: a key is unknown (with the valid ones and the nearest) or a value is wrong.
-        """
-        try:
-            return cls(**data)
-        except ValidationError as error:
-            raise UsageError(f"{where}: {_explain(cls, error)}") from None
-
-
-def _explain(cls: type[BaseModel], error: ValidationError) -> str:
-    sentences = []
-    valid = sorted(cls.model_fields)
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, valid, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            sentences.append(f"unknown key '{name}'{hint}; valid keys are {', '.join(valid)}")
-        else:
-            # A rule over several keys says itself what it found.
-            told = problem["type"] == "missing" or not name
-            given = "" if told else f"; got {problem['input']!r}"
-            subject = f"'{name}': " if name else ""
-            sentences.append(f"{subject}{problem['msg'].removeprefix('Value error, ')}{given}")
-    return "; ".join(sentences)
+FREE = ("batch_size", "score_batch_size", "prefix_cache_gib", "compile")
+"""What of :class:`Evaluating` changes no answer, and is no part of an identity."""
 
 
 class Decoding(Spec):
@@ -108,6 +72,11 @@ class Decoding(Spec):
                 f"small_block_size {self.small_block_size} must divide block_size {self.block_size}"
             )
         return self
+
+    @property
+    def words(self) -> str:
+        """All settings, as a fingerprint has them."""
+        return ", ".join(f"{name}={value}" for name, value in sorted(self))
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
@@ -236,7 +205,8 @@ class Evaluating(Spec):
         whole_blocks: ``max_new_tokens`` of the decoding settings holds for every task, whatever
             its definition says, and a text ends with a block:
             ``max_new_tokens - len(prompt) % block_size`` new tokens at most.
-        end_token: name of the one token that ends a text; None takes those of the checkpoint.
+        stop_token: name of the one token that ends a text; None takes those of the checkpoint, or
+            ``stop_token`` of the decoding settings.
         max_prompt_tokens: prompt and answer together, at most, where an answer is scored; a longer
             one is an error. None is what the model holds.
         headline: figure that goes into tables, ``metric,filter``; None takes the task's.
@@ -259,7 +229,7 @@ class Evaluating(Spec):
     instruction: Instruction = "ending"
     ignore_until: bool = False
     whole_blocks: bool = False
-    end_token: str | None = None
+    stop_token: str | None = None
     max_prompt_tokens: int | None = Field(None, ge=1)
     headline: str | None = None
     batch_size: BatchSize = 1
@@ -270,11 +240,17 @@ class Evaluating(Spec):
     fewshot_seed: int = FEWSHOT_SEED
     allow_invalid: bool = False
 
-    def protocol(self) -> dict[str, Any]:
-        """What else of it may change an answer or a figure, by name."""
-        names = ("end_token", "fewshot_as_multiturn", "headline", "ignore_until", "instruction",
-                 "max_prompt_tokens", "whole_blocks")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+    def changed(self, values: dict[str, Any]) -> Evaluating:
+        """The same with other values, which are checked."""
+        return Evaluating.read(self.model_dump(exclude_unset=True) | values, "[evaluation]")
+
+    def identity(self) -> dict[str, str]:
+        """Fingerprint fields: what of it may change an answer or a figure, the estimator apart."""
+        own = ("num_fewshot", "fewshot_seed", "chat_template")
+        rest = ("fewshot_as_multiturn", "headline", "ignore_until", "instruction",
+                "max_prompt_tokens", "stop_token", "whole_blocks")  # fmt: skip
+        asking = ", ".join(f"{name}={getattr(self, name)}" for name in rest)
+        return {name: str(getattr(self, name)) for name in own} | {"asking": asking}
 
     @property
     def turns(self) -> bool:
@@ -295,6 +271,8 @@ class Run(Spec):
         evaluating: how the task is asked.
         subset_size: layers of the subset.
         params: the strategy's parameters, the cell's applied.
+        preset: name of the protocol it follows; None where it is the experiment's own.
+        departures: flags that stand over the preset, as ``scoring=denoise``.
         code_execution: consent to run code that the model writes; no part of an identity.
     """
 
@@ -307,11 +285,19 @@ class Run(Spec):
     evaluating: Evaluating = Evaluating()
     subset_size: int | None = None
     params: dict[str, Any] = Field(default_factory=dict)
+    preset: str | None = None
+    departures: tuple[str, ...] = ()
     code_execution: CodeExecution = "refused"
+
+    @property
+    def preset_words(self) -> str:
+        """The preset as tables name it, with what stands over it; ``none`` where there is none."""
+        return ", but ".join([self.preset or "none", *self.departures])
 
     def __str__(self) -> str:
         limit = "" if self.limit is None else f" (limit {self.limit})"
-        return f"{self.experiment} / {self.task}{limit} / {self.cell.name}"
+        preset = "" if self.preset is None else f" (preset {self.preset_words})"
+        return f"{self.experiment} / {self.task}{limit}{preset} / {self.cell.name}"
 
 
 class Sweep(Spec):
@@ -323,7 +309,9 @@ class Sweep(Spec):
         configs: names of the cells; empty is the whole grid.
         model: the checkpoint.
         limit: documents of each leaf task at most; None is all.
-        evaluating: how the tasks are asked.
+        evaluating: how the experiment asks its tasks.
+        preset: the protocol that stands over the experiment's settings, or None.
+        flags: what was asked for by flags: keys of :class:`Evaluating`, over everything else.
         code_execution: consent to run code that the model writes.
     """
 
@@ -333,7 +321,26 @@ class Sweep(Spec):
     model: ModelChoice = ModelChoice()
     limit: int | None = Field(None, ge=1)
     evaluating: Evaluating = Evaluating()
+    preset: Preset | None = None
+    flags: dict[str, Any] = Field(default_factory=dict)
     code_execution: CodeExecution = "refused"
+
+    def asked(self, task: str) -> Evaluating:
+        """How a task is asked: as the experiment does, under the preset, under the flags."""
+        return self._under_preset(task).changed(self.flags)
+
+    def departures(self, task: str) -> tuple[str, ...]:
+        """Flags that ask a task otherwise than the preset would; empty without a preset."""
+        if self.preset is None:
+            return ()
+        own = self._under_preset(task)
+        changed = {n: v for n, v in self.flags.items() if n not in FREE and getattr(own, n) != v}
+        return tuple(f"{name}={value}" for name, value in sorted(changed.items()))
+
+    def _under_preset(self, task: str) -> Evaluating:
+        return self.evaluating.changed(
+            {} if self.preset is None else self.preset.evaluation_of(task)
+        )
 
 
 def home_model(task: str) -> str:

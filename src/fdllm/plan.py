@@ -25,6 +25,9 @@ from fdllm.reuse import ReuseStrategy, subset_overlaps
 __all__ = ["BUSY", "SETTLED", "CellState", "JobFacts", "Planner", "State", "TaskFacts"]
 
 
+_ANY_DEPTH = 28  # layers of the published model, where a checkpoint's are not known here
+
+
 @dataclass(frozen=True)
 class TaskFacts:
     """What planning needs to know of a task.
@@ -83,10 +86,12 @@ class Planner:
             cell=cell,
             model=sweep.model,
             limit=sweep.limit,
-            decoding=experiment.decoding(cell, self.task(task).max_new_tokens),
-            evaluating=sweep.evaluating,
+            decoding=experiment.decoding(cell, self.task(task).max_new_tokens, sweep.preset, task),
+            evaluating=sweep.asked(task),
             subset_size=experiment.settings.reuse.subset_size,
             params=experiment.params(cell),
+            preset=None if sweep.preset is None else sweep.preset.name,
+            departures=sweep.departures(task),
             code_execution=sweep.code_execution,
         )
 
@@ -150,16 +155,14 @@ class Planner:
                 "model": model.name,
                 "revision": model.revision,
                 "task": task.definition,
-                "decoding": ", ".join(f"{k}={v}" for k, v in sorted(run.decoding)),
+                "decoding": run.decoding.words,
                 "strategy": self._strategy_text(run, model.n_layers),
                 "dtype": run.model.dtype,
                 "limit": "all" if run.limit is None else str(run.limit),
-                "fewshot_seed": str(asked.fewshot_seed),
                 "scoring": asked.scoring + invalid if scored else "none",
-                "num_fewshot": str(asked.num_fewshot),
-                "chat_template": str(asked.chat_template),
-                "asking": ", ".join(f"{k}={v}" for k, v in sorted(asked.protocol().items())),
-            },
+                "preset": run.preset_words,
+            }
+            | asked.identity(),
             files=source_hashes() | code,
         )
 
@@ -194,15 +197,27 @@ class Planner:
     def not_applicable(self, run: Run) -> str:
         """Why a run could only repeat another cell's result; empty where it has one of its own."""
         task, experiment = self.task(run.task), self.experiment(run.experiment)
-        if task.kind != "loglikelihood":
-            return ""
         criteria = experiment.settings.criteria
-        return repeats(
-            run.cell,
-            experiment.cells,
-            run.evaluating.scoring,
-            one_token=task.one_token,
-            baseline=None if criteria is None else criteria.baseline,
+        if task.kind == "loglikelihood":
+            repeated = repeats(
+                run.cell,
+                experiment.cells,
+                run.evaluating.scoring,
+                one_token=task.one_token,
+                baseline=None if criteria is None else criteria.baseline,
+            )
+            if repeated:
+                return repeated
+        return "" if run.decoding.use_block_cache else self._only_refreshes(run)
+
+    def _only_refreshes(self, run: Run) -> str:
+        """Why a run without the block cache reuses nothing (DESIGN section 4); empty where it may."""
+        strategy = self.strategy(run, self.model(run.model).n_layers or _ANY_DEPTH)
+        if strategy.refresh_reuse or not strategy.reuses:
+            return ""
+        return (
+            "without the block cache every step is a REFRESH, in which this strategy never reuses; "
+            "the cells of k=1 stand for it"
         )
 
     def _recorded(self, run: Run, paths: RunPaths) -> CellState:

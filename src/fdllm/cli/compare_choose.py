@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fdllm.config import home_model
 from fdllm.errors import UsageError
+from fdllm.presets.load import load_preset
 from fdllm.record.paths import Layout, find_root, model_slug
 from fdllm.record.summary import InvalidRecordError, read_summary
 from fdllm.report.data import CellData, RecordError, load_cell
@@ -51,6 +52,29 @@ def choose(args: Namespace) -> list[Choice]:
     return _of_configs(args)
 
 
+def choose_one(args: Namespace) -> list[CellData]:
+    """The records of A alone, one for each task.
+
+    Raises:
+        UsageError: there are none.
+        RecordError: a record is broken.
+    """
+    if _is_folder(args.a):
+        return [load_cell(Path(args.a).expanduser())]
+    layout = _layout(args)
+    place = layout.results / args.experiment
+    found = [place / folder / args.a for folder in _task_folders(args, layout)]
+    cells = [load_cell(folder) for folder in found if (folder / "summary.json").is_file()]
+    if not cells:
+        raise UsageError(_nothing(args, layout, f"'{args.a}'"))
+    return cells
+
+
+def _layout(args: Namespace) -> Layout:
+    results = None if args.results is None else Path(args.results).expanduser().absolute()
+    return Layout.of(find_root(), results)
+
+
 def _is_folder(name: str) -> bool:
     """A path is written as one; a folder of the current directory counts where it is a record."""
     return os.sep in name or (Path(name) / "summary.json").is_file()
@@ -64,8 +88,7 @@ def _of_folders(one: Path, other: Path) -> Choice:
 
 
 def _of_configs(args: Namespace) -> list[Choice]:
-    results = None if args.results is None else Path(args.results).expanduser().absolute()
-    layout = Layout.of(find_root(), results)
+    layout = _layout(args)
     place = layout.results / args.experiment
     chosen: dict[str, Choice] = {}
     for folder in _task_folders(args, layout):
@@ -86,34 +109,37 @@ def _of_configs(args: Namespace) -> list[Choice]:
         check_grid([a, b])
         chosen[a.task] = Choice(a, b, tuple(cells.values()))
     if not chosen:
-        raise UsageError(_nothing(args, layout))
+        raise UsageError(_nothing(args, layout, f"both '{args.a}' and '{args.b}'"))
     return list(chosen.values())
 
 
 def _task_folders(args: Namespace, layout: Layout) -> list[str]:
     """Names of the task folders that fit task, limit and model."""
     model = args.model or os.environ.get("FDLLM_MODEL")
+    preset = None if args.preset is None else load_preset(args.preset).name
     names = []
     for folder in layout.task_folders(args.experiment):
         own = None if model is None or model == home_model(folder.task) else model_slug(model)
-        fits = folder.limit == args.limit and args.task in (None, folder.task)
+        fits = (folder.limit, folder.preset) == (args.limit, preset)
+        fits = fits and args.task in (None, folder.task)
         if fits and (model is None or folder.model == own):
-            limit = "" if folder.limit is None else f"_limit_{folder.limit}"
-            names.append(folder.task + limit + (f"@{folder.model}" if folder.model else ""))
+            names.append(str(folder))
     return names
 
 
-def _nothing(args: Namespace, layout: Layout) -> str:
+def _nothing(args: Namespace, layout: Layout, what: str) -> str:
     """What was asked for and what there is."""
     place = layout.results / args.experiment
     there = sorted(
         f"{p.parent.parent.name}/{p.parent.name}" for p in place.glob("*/*/summary.json")
     )
     limit = "without a limit" if args.limit is None else f"of limit {args.limit}"
+    if args.preset is not None:
+        limit += f" under preset {args.preset}"
     task = "" if args.task is None else f" of {args.task}"
     shown = ", ".join(there[:12]) + (" …" if len(there) > 12 else "")  # noqa: PLR2004 - a few lines
     return (
-        f"no finished records{task} {limit} of both '{args.a}' and '{args.b}' in {place}; there "
+        f"no finished records{task} {limit} of {what} in {place}; there "
         f"are {shown or 'none: sweep first'}"
     )
 

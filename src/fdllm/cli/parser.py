@@ -214,6 +214,12 @@ def _selection(parser: argparse.ArgumentParser) -> None:
         metavar="PATH_OR_ID",
         help=f"'tiny', a folder or a Hub id (FDLLM_MODEL, else the task's own: {DEFAULT_MODEL})",
     )
+    group.add_argument(
+        "--preset",
+        metavar="P",
+        help="published, ancestor, or a FILE.toml: the protocol of that evaluation, over the "
+        "experiment's settings and under a cell's own (docs/protocol.md)",
+    )
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub id")
     group.add_argument(
         "--scoring",

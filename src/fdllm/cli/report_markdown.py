@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # scipy and statsmodels come in where a report is made
     from fdllm.report.publish import Report
 
 _HEADER = re.compile(r"^Written by `fdllm report(?P<selection> [^`]+)`", re.MULTILINE)
-_FLAGS = ("task", "config", "limit", "model", "revision", "scoring")
+_FLAGS = ("task", "config", "limit", "model", "revision", "scoring", "preset")
 _FIGURE = re.compile(r"\d")
 
 

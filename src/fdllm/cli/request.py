@@ -22,6 +22,7 @@ from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS, definition_hash, task_info
 from fdllm.experiment import Experiment
 from fdllm.plan import CellState, Planner, TaskFacts
+from fdllm.presets.load import load_preset
 from fdllm.record.paths import Layout, find_root
 
 
@@ -82,7 +83,9 @@ def read_request(args: Namespace, forced: Sequence[str] = ()) -> Request:
     for task in args.task or ():
         task_info(task)
     model = choose_model(args.model, args.task or ())
-    asked = experiment.settings.evaluation
+    preset = None if args.preset is None else load_preset(args.preset)
+    for task in () if preset is None else preset.tasks:
+        task_info(task)
     flags = {name: getattr(args, name, None) for name in _EVALUATING_FLAGS}
     changes = {key: value for key, value in flags.items() if value is not None}
     if args.allow_invalid:
@@ -98,7 +101,9 @@ def read_request(args: Namespace, forced: Sequence[str] = ()) -> Request:
             device=getattr(args, "device", "auto"),
         ),
         limit=args.limit,
-        evaluating=asked.model_copy(update=changes),
+        evaluating=experiment.settings.evaluation,
+        preset=preset,
+        flags=changes,
         code_execution=code_execution(args),
     )
     request = Request(planner, sweep)

@@ -18,6 +18,7 @@ from fdllm.config import DEFAULT_MODEL, TINY_MODEL, Sweep, home_model
 from fdllm.errors import FdllmError
 from fdllm.evaluate.runner import Outcome
 from fdllm.plan import SETTLED, CellState, Planner, State
+from fdllm.presets.load import load_preset
 from fdllm.record.paths import model_slug
 from fdllm.report.checks import overlap_sentence
 from fdllm.report.table import check_lines, figures_table, heading, twins_agree
@@ -125,11 +126,10 @@ def elsewhere(request: Request) -> None:
     hints = []
     for folder in layout.task_folders(sweep.experiment):
         limit = "" if folder.limit is None else f" --limit {folder.limit}"
-        name = f"{folder.task}{'' if folder.limit is None else f'_limit_{folder.limit}'}"
-        name += f"@{folder.model}" if folder.model else ""
-        if name not in covered:
+        preset = "" if folder.preset is None else f" --preset {folder.preset}"
+        if str(folder) not in covered:
             model = folder.model or home_model(folder.task)
-            hints.append(f"--task {folder.task} --model {model}{limit}")
+            hints.append(f"--task {folder.task} --model {model}{limit}{preset}")
     if hints:
         say("other records: " + "; ".join(hints[:6]) + (" …" if len(hints) > 6 else ""))  # noqa: PLR2004
 
@@ -170,6 +170,7 @@ def report_sweeps(planner: Planner, args: Namespace) -> Iterator[Sweep]:
         FdllmError: there are none.
     """
     experiment = planner.experiment(args.experiment)
+    preset = None if args.preset is None else load_preset(args.preset).name
     models = [args.model] if args.model else [DEFAULT_MODEL, TINY_MODEL]
     found = False
     for model in models:
@@ -177,13 +178,14 @@ def report_sweeps(planner: Planner, args: Namespace) -> Iterator[Sweep]:
             own = None if model == home_model(task) else model_slug(model)
             for folder in planner.layout.task_folders(args.experiment):
                 wanted = args.limit is None or folder.limit == args.limit
-                if (folder.task, folder.model) == (task, own) and wanted:
+                if (folder.task, folder.preset, folder.model) == (task, preset, own) and wanted:
                     found = True
                     yield _report_sweep(args, task, model, folder.limit)
     if not found:
         named = " or ".join(f"'{model}'" for model in models)
         raise FdllmError(
-            f"experiment '{args.experiment}' has no records of model {named} under "
+            f"experiment '{args.experiment}' has no records of model {named}"
+            f"{'' if preset is None else f' and preset {preset}'} under "
             f"{planner.layout.results}; sweep first, or name another --model"
         )
 

@@ -38,7 +38,7 @@ def _load(name: str, sweep: Sweep) -> str:
     from fdllm.evaluate.harness import quiet  # noqa: PLC0415
 
     with quiet():
-        loaded = load_task(name, sweep.evaluating, code_execution=sweep.code_execution)
+        loaded = load_task(name, sweep.asked(name), code_execution=sweep.code_execution)
         rows = sum(len(leaf.eval_docs) for leaf in loaded.leaves.values())
     subtasks = f" of {len(loaded.leaves)} subtasks" if len(loaded.leaves) > 1 else ""
     return f"{rows} documents{subtasks}, prompts and metric"

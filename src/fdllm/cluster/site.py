@@ -13,8 +13,9 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fdllm.config import TINY_MODEL, Run, Spec
+from fdllm.config import TINY_MODEL, Run
 from fdllm.errors import FdllmError, UsageError
+from fdllm.spec import Spec
 
 SITE_FILE = "fdllm.toml"
 _GPU = "gpu:1"

@@ -98,7 +98,7 @@ class ModelAnswerer:
 
     @property
     def _decoding(self) -> Decoding:
-        return ending_at(self.decoding, self.asked.end_token, self.model)
+        return ending_at(self.decoding, self.asked.stop_token, self.model)
 
     def generate(
         self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]

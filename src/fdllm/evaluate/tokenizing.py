@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from fdllm.model.weights import Model
 
 
-def ending_at(decoding: Decoding, end_token: str | None, model: Model) -> Decoding:
+def ending_at(decoding: Decoding, stop_token: str | None, model: Model) -> Decoding:
     """Decoding settings under which one token alone ends a text; as they are where none is named.
 
     Raises:
         UsageError: the tokenizer has no token of that name.
     """
-    if end_token is None:
+    if stop_token is None:
         return decoding
-    token = model.tokenizer.get_vocab().get(end_token)
+    token = model.tokenizer.get_vocab().get(stop_token)
     if token is None:
         raise UsageError(
-            f"texts are to end at the token '{end_token}', which the tokenizer of model "
+            f"texts are to end at the token '{stop_token}', which the tokenizer of model "
             f"'{model.name}' does not have (its end token is '{model.tokenizer.eos_token}'); set "
-            "end_token in [evaluation] or in a preset of your own"
+            "stop_token in [evaluation] or in a preset of your own"
         )
     return decoding.model_copy(update={"stop_token": token})
 

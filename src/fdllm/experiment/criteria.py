@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from fdllm.config import Spec
+from fdllm.spec import Spec
 
 FIGURES = (
     "max_accuracy_drop",

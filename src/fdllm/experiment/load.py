@@ -18,6 +18,7 @@ from typing import Any
 from fdllm.config import Cell, Decoding, Reuse, StrategyConfig, Subset
 from fdllm.errors import FdllmError, UsageError
 from fdllm.experiment.settings import Grid, Settings, did_you_mean, read_settings
+from fdllm.presets import Preset
 from fdllm.record.paths import find_root
 from fdllm.reuse import ReuseStrategy
 
@@ -68,14 +69,23 @@ class Experiment:
             f"{', '.join(names)} (its grid is in {self.folder / SETTINGS_FILE})"
         )
 
-    def decoding(self, cell: Cell, max_new_tokens: int | None = None) -> Decoding:
-        """Decoding settings of a cell, its own overrides applied.
+    def decoding(
+        self,
+        cell: Cell,
+        max_new_tokens: int | None = None,
+        preset: Preset | None = None,
+        task: str | None = None,
+    ) -> Decoding:
+        """Decoding settings of a cell: its own, over the preset's, over the experiment's.
 
         Args:
             cell: the cell.
-            max_new_tokens: the task's, where the experiment states none.
+            max_new_tokens: the task's, where nothing else states any.
+            preset: the protocol that stands over the experiment's settings.
+            task: what the preset is asked for.
         """
-        own = self.settings.decoding.model_dump(exclude_unset=True) | cell.decoding
+        named = {} if preset is None else preset.decoding_of(task)
+        own = self.settings.decoding.model_dump(exclude_unset=True) | named | cell.decoding
         both = own if max_new_tokens is None else {"max_new_tokens": max_new_tokens} | own
         return Decoding.read(both, f"{self.folder / SETTINGS_FILE}: config '{cell.name}'")
 

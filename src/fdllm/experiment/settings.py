@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import Field
 
-from fdllm.config import Cell, Decoding, Evaluating, Spec, Subset
+from fdllm.config import Cell, Decoding, Evaluating, Subset
 from fdllm.errors import UsageError
 from fdllm.experiment.criteria import Criteria
+from fdllm.spec import Spec
 
 
 class Title(Spec):

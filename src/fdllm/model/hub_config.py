@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from fdllm.config import Spec
+from fdllm.spec import Spec
 
 _Size = Annotated[int, Field(ge=1)]
 _Token = Annotated[int, Field(ge=0)]

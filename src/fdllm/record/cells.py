@@ -88,6 +88,7 @@ class CellState:
             "limit": self.run.limit,
             "config": self.run.cell.name,
             "model": self.run.model.name,
+            "preset": None if self.run.preset is None else self.run.preset_words,
             "state": self.state.value,
             "reason": self.reason,
             "done": self.done,

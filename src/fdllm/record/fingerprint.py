@@ -8,8 +8,8 @@ from typing import Self
 
 from pydantic import Field
 
-from fdllm.config import Spec
 from fdllm.errors import FdllmError
+from fdllm.spec import Spec
 
 SCHEMA = "1"
 """Part of every fingerprint; raised when a record of an older kind may no longer be read."""

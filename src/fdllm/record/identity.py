@@ -33,6 +33,7 @@ _OUTSIDE = (
     "tiny",
     "trace",
     "plan.py",
+    "presets",  # what they set stands in a run's own fields
     "shard.py",  # who answers; what is answered stands in the task
     "errors.py",
 )

@@ -1,8 +1,8 @@
 """Where everything of a run lies. This module alone knows the layout (DESIGN section 6).
 
-``results/<experiment>/<task>[_limit_N][@model]/<config>/`` holds a run's files. ``@model`` stands
-there only where the model is not the task's own (``tiny`` for the embedded tasks, the published 7B
-for the benchmarks), so that records of two models never lie in one place.
+``results/<experiment>/<task>[_limit_N][+preset][@model]/<config>/`` holds a run's files. ``@model``
+stands there only where the model is not the task's own (``tiny`` for the embedded tasks, the
+published 7B for the benchmarks), so that records of two models never lie in one place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _LOCK_FILES = (".lock", ".holder")  # what their names begin with
 _SHARD_FILE = re.compile(
     r"^(journal|failed|\.holder)\.shard-(?P<number>\d+)-of-(?P<count>\d+)\.jsonl?$"
 )
-_TASK_FOLDER = re.compile(r"^(?P<task>.+?)(?:_limit_(?P<limit>\d+))?(?:@(?P<model>[^@]+))?$")
+_TASK_FOLDER = re.compile(
+    r"^(?P<task>.+?)(?:_limit_(?P<limit>\d+))?(?:\+(?P<preset>[^+@]+))?(?:@(?P<model>[^@]+))?$"
+)
 
 
 def utc_stamp() -> str:
@@ -153,17 +155,40 @@ class RunPaths:
 
 @dataclass(frozen=True)
 class TaskFolder:
-    """A task's folder that exists.
+    """A task's folder: ``<task>[_limit_N][+preset][@model]``, which is how it prints.
 
     Attributes:
         task: the task.
         limit: documents at most, or None.
+        preset: the preset, or None.
         model: the model's slug; None where it is the task's own.
     """
 
     task: str
-    limit: int | None
-    model: str | None
+    limit: int | None = None
+    preset: str | None = None
+    model: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> TaskFolder | None:
+        """Read a folder's name; None where it is no such folder."""
+        match = _TASK_FOLDER.match(name)
+        if match is None or name.startswith("."):
+            return None
+        limit = int(match["limit"]) if match["limit"] else None
+        return cls(match["task"], limit, match["preset"], match["model"])
+
+    @classmethod
+    def of(cls, run: Run) -> TaskFolder:
+        """Where a run's files lie."""
+        own = run.model.name == home_model(run.task)
+        return cls(run.task, run.limit, run.preset, None if own else model_slug(run.model.name))
+
+    def __str__(self) -> str:
+        limit = "" if self.limit is None else f"_limit_{self.limit}"
+        preset = "" if self.preset is None else f"+{self.preset}"
+        model = "" if self.model is None else f"@{self.model}"
+        return f"{self.task}{limit}{preset}{model}"
 
 
 @dataclass(frozen=True)
@@ -201,19 +226,16 @@ class Layout:
 
     @staticmethod
     def task_folder(run: Run) -> str:
-        """``<task>[_limit_N][@model]``."""
-        limit = "" if run.limit is None else f"_limit_{run.limit}"
-        own = run.model.name == home_model(run.task)
-        return f"{run.task}{limit}" + ("" if own else f"@{model_slug(run.model.name)}")
+        """``<task>[_limit_N][+preset][@model]``."""
+        return str(TaskFolder.of(run))
 
     def task_folders(self, experiment: str) -> Iterator[TaskFolder]:
         """Task folders of an experiment that hold anything."""
         place = self.results / experiment
         for path in sorted(place.iterdir() if place.is_dir() else ()):
-            match = _TASK_FOLDER.match(path.name)
-            if match and path.is_dir():
-                limit = match["limit"]
-                yield TaskFolder(match["task"], int(limit) if limit else None, match["model"])
+            folder = TaskFolder.parse(path.name)
+            if folder is not None and path.is_dir():
+                yield folder
 
 
 def find_root(start: Path | None = None) -> Path:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from fdllm import strictjson
-from fdllm.config import Estimator, Spec
+from fdllm.config import Estimator
 from fdllm.record.fingerprint import Fingerprint
+from fdllm.spec import Spec
 
 VERSION: Literal[1] = 1
 
@@ -244,6 +245,12 @@ class Summary(Spec):
             if self.estimator is None
             else self.fingerprint.fields.get("scoring", self.estimator)
         )
+
+    @property
+    def preset_words(self) -> str | None:
+        """The preset as tables name it, with what stands over it; None where there is none."""
+        words = self.fingerprint.fields.get("preset")
+        return None if words == "none" else words
 
     @property
     def machines(self) -> tuple[str, ...]:

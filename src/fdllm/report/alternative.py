@@ -14,7 +14,7 @@ from fdllm.report.measured import Estimate, Measured, measured
 EXPERIMENT = "05_threshold"
 _SAME_FIELDS = (
     "source", "lock", "model", "revision", "task", "dtype", "limit", "fewshot_seed",
-    "scoring", "num_fewshot", "chat_template",
+    "scoring", "num_fewshot", "chat_template", "asking", "preset",
 )  # fmt: skip
 
 

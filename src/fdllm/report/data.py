@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +11,13 @@ from typing import Any
 
 from fdllm import strictjson
 from fdllm.errors import FdllmError
+from fdllm.record.paths import TaskFolder
 from fdllm.record.summary import InvalidRecordError, Summary, read_summary
 
 SampleKey = tuple[str, int]
 """A document of a run: its leaf task and its number there."""
 
 _FIELDS = ("task", "doc_id", "doc_hash", "prompt_hash", "output", "metrics", "tokens", "seconds")
-_TASK_FOLDER = re.compile(r"^(?P<task>.+?)(?:_limit_(?P<limit>\d+))?(?:@[^@]+)?$")
 
 
 class RecordError(FdllmError):
@@ -140,15 +139,14 @@ def load_cells(
     """
     cells = []
     for folder in _finished(results_root / experiment):
-        match = _TASK_FOLDER.match(folder.parent.name)
-        if match is None or (task is not None and match["task"] != task):
+        place = TaskFolder.parse(folder.parent.name)
+        if place is None or (task is not None and place.task != task):
             continue
-        cut = int(match["limit"]) if match["limit"] else None
-        if limit is not None and cut != limit:
+        if limit is not None and place.limit != limit:
             continue
         cell = load_cell(folder)
-        place = (experiment, match["task"], cut, folder.name)
-        if (cell.experiment, cell.task, cell.limit, cell.config) != place:
+        named = (experiment, place.task, place.limit, folder.name)
+        if (cell.experiment, cell.task, cell.limit, cell.config) != named:
             raise RecordError(
                 f"{folder} holds the record of {cell.experiment} / {cell.task} (limit "
                 f"{cell.limit}) / {cell.config}: it was copied there; move it away"

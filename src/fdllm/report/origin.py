@@ -65,6 +65,8 @@ def _facts(cell: CellData) -> dict[str, str]:
         "few-shot seed": fields.get("fewshot_seed") or "unknown",
         "few-shot examples": fields.get("num_fewshot") or "unknown",
         "chat template": fields.get("chat_template") or "unknown",
+        "preset": fields.get("preset") or "unknown",
+        "asking": fields.get("asking") or "unknown",
     }
     facts |= {name: str(last[name]) for name in _SESSION if last.get(name) is not None}
     facts |= {

@@ -28,6 +28,7 @@ class TablePage:
         task: the task.
         model: what was asked for.
         limit: documents of each leaf task at most; None is all.
+        preset: the protocol, with what stands over it; None where it is the experiment's own.
         folder: the task folder below the experiment's.
         kind: ``generate`` or ``loglikelihood``.
         estimator: of log-likelihoods; None where text is generated.
@@ -48,6 +49,7 @@ class TablePage:
     task: str
     model: str
     limit: int | None
+    preset: str | None
     folder: str
     kind: str
     estimator: str | None
@@ -132,6 +134,7 @@ def _table(
         task=first.task,
         model=first.model,
         limit=first.limit,
+        preset=first.summary.preset_words,
         folder=first.folder.parent.name,
         kind=first.summary.kind,
         estimator=first.summary.estimator_words,

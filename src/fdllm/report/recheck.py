@@ -18,7 +18,7 @@ from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.record import measure
 from fdllm.record.journal import DamagedJournalError
-from fdllm.record.paths import Layout
+from fdllm.record.paths import Layout, TaskFolder
 from fdllm.report.data import CellData, load_cell
 from fdllm.report.measured import headline, journal_entries, rows
 
@@ -119,11 +119,10 @@ def record_folders(
     """
     found = []
     for path in sorted((results / experiment).glob("*/*/summary.json")):
-        place = path.parent.parent.name.partition("@")[0]
-        if place.startswith(".") or path.parent.name.startswith("."):
+        place = TaskFolder.parse(path.parent.parent.name)
+        if place is None or path.parent.name.startswith("."):
             continue
-        task, _, cut = place.partition("_limit_")
-        if (tasks and task not in tasks) or (limit is not None and cut != str(limit)):
+        if (tasks and place.task not in tasks) or (limit is not None and place.limit != limit):
             continue
         found.append(path.parent)
     return found

@@ -64,7 +64,8 @@ def render_task(planner: Planner, sweep: Sweep) -> str:
             "the cells anew under one state of the code, on one machine: fdllm sweep --force"
         )
     limit = "" if sweep.limit is None else f", limit {sweep.limit}: SMOKE TEST"
-    lines = [f"## {sweep.tasks[0]} on {sweep.model.name}{limit}", ""]
+    preset = "" if sweep.preset is None else f", preset {cells[0].run.preset_words}"
+    lines = [f"## {sweep.tasks[0]} on {sweep.model.name}{preset}{limit}", ""]
     if sweep.limit is not None:
         lines += ["**Smoke test: so few rows say nothing about accuracy or speed.**", ""]
     if records:

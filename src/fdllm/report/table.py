@@ -27,12 +27,13 @@ _STYLE = {
 
 
 def heading(cells: Sequence[CellState]) -> str:
-    """What stands over a table: experiment, task, limit, model, estimator."""
+    """What stands over a table: experiment, task, limit, model, preset, estimator."""
     run = cells[0].run
     limit = "all rows" if run.limit is None else f"limit {run.limit}, a smoke test"
+    preset = "" if run.preset is None else f", preset {run.preset_words}"
     scored = {record.summary.estimator_words for record in finished(cells)} - {None}
     estimator = "".join(f", estimator {name}" for name in scored if name)
-    return f"{run.experiment} / {run.task} ({limit}) on {run.model.name}{estimator}"
+    return f"{run.experiment} / {run.task} ({limit}) on {run.model.name}{preset}{estimator}"
 
 
 def state_text(state: State) -> Text:

@@ -1,0 +1,134 @@
+"""A record beside a published figure, and the refusal where their protocols differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fdllm.config import Decoding, Evaluating
+from fdllm.presets import Preset
+from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.summary import Summary
+from fdllm.report.comparison import Verdict
+from fdllm.report.pairs import NotComparableError
+from fdllm.report.statistics import wilson
+
+
+@dataclass(frozen=True)
+class AgainstPublished:
+    """One record against the figure that was published for its protocol.
+
+    Attributes:
+        task: the task.
+        config: the record's cell.
+        preset: the protocol both follow.
+        num_samples: documents of the record.
+        value: its accuracy, in [0, 1].
+        low: lower end of its 95 % interval; the published figure has none.
+        high: upper end.
+        published: the published accuracy, in [0, 1].
+        verdict: ``worse`` where the whole interval lies below the published figure,
+            ``same-or-better`` where a loss of more than the margin is excluded.
+        exceptions: where the protocols differ all the same.
+    """
+
+    task: str
+    config: str
+    preset: str
+    num_samples: int
+    value: float
+    low: float
+    high: float
+    published: float
+    verdict: Verdict
+    exceptions: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """All of it in words."""
+        return (
+            f"{self.task} / {self.config}: {100 * self.value:.1f} % [{100 * self.low:.1f}, "
+            f"{100 * self.high:.1f}] of {self.num_samples} rows, published "
+            f"{100 * self.published:.1f} % under the same protocol (preset {self.preset})"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self) | {"difference": self.value - self.published}
+
+
+def compare_published(summary: Summary, preset: Preset, margin: float) -> AgainstPublished:
+    """Set a record beside the figure that was published for its protocol.
+
+    Args:
+        summary: the record.
+        preset: the protocol.
+        margin: loss of accuracy that "same" allows, in [0, 1].
+
+    Raises:
+        NotComparableError: it was measured in another way; the message names each difference.
+    """
+    differing = differences(summary, preset)
+    if differing:
+        raise NotComparableError(
+            f"{summary.task} / {summary.config} must not stand beside a figure published for "
+            f"preset '{preset.name}': {'; '.join(differing)}. A record that may is made by: "
+            f"fdllm sweep --preset {preset.name} --config k1_first --task {summary.task}"
+        )
+    interval = wilson(summary.headline)
+    if interval is None or preset.figures is None:
+        raise NotComparableError(f"{summary.task} / {summary.config} has no interval")
+    published = preset.figures.percent[summary.task] / 100
+    verdict: Verdict = "cannot-tell"
+    if interval.high < published:
+        verdict = "worse"
+    elif interval.low > published - margin:
+        verdict = "same-or-better"
+    return AgainstPublished(
+        task=summary.task,
+        config=summary.config,
+        preset=preset.name,
+        num_samples=summary.headline.num_samples,
+        value=summary.headline.value,
+        low=interval.low,
+        high=interval.high,
+        published=published,
+        verdict=verdict,
+        exceptions=preset.exceptions,
+    )
+
+
+def differences(summary: Summary, preset: Preset) -> list[str]:
+    """What keeps a record from standing beside the published figure; empty where nothing does."""
+    if preset.figures is None or summary.task not in preset.figures.percent:
+        known = () if preset.figures is None else preset.figures.percent
+        return [f"no figure of {summary.task} is published for it ({_list(known)} have one)"]
+    found = []
+    if summary.limit is not None:
+        found.append(f"limit {summary.limit} -> all rows")
+    if summary.model != preset.figures.model:
+        found.append(f"model: {summary.model} -> {preset.figures.model}")
+    if summary.strategy.reuses:
+        found.append("it reuses layers, which the published model does not")
+    sessions = summary.provenance.get("sessions", [])
+    others = sorted({str(one.get("dtype")) for one in sessions} - {preset.dtype})
+    found += [f"dtype: {dtype} -> {preset.dtype}" for dtype in others]
+    return found + _settings(summary, preset)
+
+
+def _settings(summary: Summary, preset: Preset) -> list[str]:
+    """Settings that differ from what the preset alone gives."""
+    asked = Evaluating.read(preset.evaluation_of(summary.task), preset.name)
+    wanted = asked.identity() | {
+        "preset": preset.name,
+        "decoding": Decoding.read(preset.decoding_of(summary.task), preset.name).words,
+        "scoring": asked.scoring if summary.kind == "loglikelihood" else "none",
+    }
+    fields = summary.fingerprint.fields
+    recorded = {name: fields.get(name) or "unknown" for name in wanted}
+    return Fingerprint(fields=dict(wanted)).differences(Fingerprint(fields=dict(recorded)))
+
+
+def _list(names: Sequence[str] | dict[str, float]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,51 @@
+"""The base of whatever is read strictly: an unknown key raises and lists the valid ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fdllm.errors import UsageError
+
+
+class Spec(BaseModel):
+    """Base of every specification: frozen, strict about keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any], where: str) -> Self:
+        """Check ``data`` and build the specification.
+
+        Args:
+            data: keys and values, say one table of a TOML file.
+            where: what to call it in an error.
+
+        Raises:
+            UsageError: a key is unknown (with the valid ones and the nearest) or a value is wrong.
+        """
+        try:
+            return cls(**data)
+        except ValidationError as error:
+            raise UsageError(f"{where}: {_explain(cls, error)}") from None
+
+
+def _explain(cls: type[BaseModel], error: ValidationError) -> str:
+    sentences = []
+    valid = sorted(cls.model_fields)
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, valid, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            sentences.append(f"unknown key '{name}'{hint}; valid keys are {', '.join(valid)}")
+        else:
+            # A rule over several keys says itself what it found.
+            told = problem["type"] == "missing" or not name
+            given = "" if told else f"; got {problem['input']!r}"
+            subject = f"'{name}': " if name else ""
+            sentences.append(f"{subject}{problem['msg'].removeprefix('Value error, ')}{given}")
+    return "; ".join(sentences)
