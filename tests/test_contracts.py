@@ -201,10 +201,10 @@ def test_every_field_of_a_query_reaches_the_scorer(monkeypatch: pytest.MonkeyPat
     }
 
 
-def test_a_named_end_token_ends_generation_and_scoring_alike(
+def test_a_named_stop_token_ends_generation_and_scoring_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asking = answerer(ASKED.model_copy(update={"end_token": "<|endoftext|>"}))
+    asking = answerer(ASKED.model_copy(update={"stop_token": "<|endoftext|>"}))
     token = asking.model.tokenizer.get_vocab()["<|endoftext|>"]
     for name, ask in (("generate_requests", asking.generate), ("score_requests", asking.score)):
         caught = Caught()

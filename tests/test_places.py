@@ -115,10 +115,10 @@ def test_task_folders_say_what_they_hold(tmp_path: Path) -> None:
         (place / name).mkdir(parents=True)
     (place / "file").touch()
     assert list(layout.task_folders("00_baseline")) == [
-        TaskFolder("gsm8k", None, None),
-        TaskFolder("gsm8k", 10, None),
-        TaskFolder("mmlu", None, "org--m"),
-        TaskFolder("mmlu", 5, "tiny"),
+        TaskFolder("gsm8k"),
+        TaskFolder("gsm8k", 10),
+        TaskFolder("mmlu", model="org--m"),
+        TaskFolder("mmlu", 5, model="tiny"),
     ]
 
 
