@@ -1,0 +1,284 @@
+"""Tables of ``results.md`` and of the terminal: each figure in its own column, and what is refused.
+
+Records are edited where a figure would come out equal in two columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fdllm.config import Sweep
+from fdllm.errors import FdllmError
+from fdllm.plan import CellState
+from fdllm.report.results_md import render_results, render_task
+from fdllm.report.table import (
+    check_lines,
+    figures_table,
+    heading,
+    status_table,
+    twins_agree,
+)
+from stubs import (
+    StubMachine,
+    do_run,
+    do_sweep,
+    make_planner,
+    make_root,
+    make_run,
+    make_sweep,
+    stop_at,
+)
+
+CONFIGS = ("k1_first", "k1_last", "k2_middle", "k3_first")
+DONE = CONFIGS[:3]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three of four cells are done, and each has figures of its own."""
+    root = make_root(tmp_path / "root")
+    do_sweep(root, make_sweep(root, configs=DONE))
+    edit(root, "k1_last", throughput={"tokens_per_second": 8.4})
+    edit(
+        root,
+        "k2_middle",
+        headline={"value": 0.6, "num_correct": 3},
+        throughput={"tokens_per_second": 10.25, "tokens_per_forward": 0.5},
+        layer_calls={"computed": 270, "reused": 90, "saved_share": 0.25},
+        quality={"truncation_rate": 0.2, "repetition_rate": 0.4},
+        counts={"prefill": {"forwards": 2}, "commit": {"forwards": 3}},
+    )
+    return root
+
+
+def edit(root: Path, config: str, task: str = "tiny_arithmetic", **changes: Any) -> None:
+    """Change figures of a record, and nothing else."""
+    (path,) = root.glob(f"results/00_baseline/{task}*/{config}/summary.json")
+    data = json.loads(path.read_text())
+    for name, change in changes.items():
+        data[name] = data[name] | change if isinstance(data[name], Mapping) else change
+    path.write_text(json.dumps(data))
+
+
+def asked(root: Path, **changes: Any) -> Sweep:
+    return make_sweep(root, configs=CONFIGS, **changes)
+
+
+def page(root: Path, **changes: Any) -> str:
+    return render_task(make_planner(root), asked(root, **changes))
+
+
+def rows(text: str, first: str = "Config") -> list[dict[str, str]]:
+    """The Markdown table that has this column first and that one second, by its heads."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    found: list[dict[str, str]] = []
+    heads: list[str] = []
+    for line in lines:
+        if line[0] == "Config":
+            heads = line
+        elif not line[0].startswith("---") and first in heads:
+            found.append(dict(zip(heads, line, strict=True)))
+    return found
+
+
+def test_each_figure_stands_in_its_column(root: Path) -> None:
+    plain, _, reused = rows(page(root), "Accuracy [95 %]")
+    assert plain == {
+        "Config": "k1_first",
+        "Accuracy [95 %]": "40.0 % [11.8, 76.9]",
+        "Change": "+0.0",
+        "Tokens/s": "8.00",
+        "Tokens/forward": "0.67",
+        "Speed by k=1": "0.98",
+        "Layer calls saved": "0.0 %",
+        "Layer calls by k=1": "1.00",
+        "Truncated": "0.0 %",
+        "Repetitive": "0.0 %",
+    }
+    assert reused == {
+        "Config": "k2_middle",
+        "Accuracy [95 %]": "60.0 % [23.1, 88.2]",
+        "Change": "+20.0",
+        "Tokens/s": "10.25",
+        "Tokens/forward": "0.50",
+        "Speed by k=1": "1.25",
+        "Layer calls saved": "25.0 %",
+        "Layer calls by k=1": "0.75",
+        "Truncated": "20.0 %",
+        "Repetitive": "40.0 %",
+    }
+
+
+def test_counters_stand_in_their_columns(root: Path) -> None:
+    plain, _, reused = rows(page(root), "Layers")
+    assert plain == {
+        "Config": "k1_first", "Layers": "1-4", "prefill forwards": "0", "refresh forwards": "5",
+        "denoise forwards": "25", "commit forwards": "0", "computed": "360", "reused": "0",
+    }  # fmt: skip
+    assert reused == {
+        "Config": "k2_middle", "Layers": "4-7", "prefill forwards": "2", "refresh forwards": "5",
+        "denoise forwards": "25", "commit forwards": "3", "computed": "270", "reused": "90",
+    }  # fmt: skip
+    edit(root, "k1_first", strategy={"layers": []})
+    edit(root, "k2_middle", strategy={"layers": [5]})
+    assert [row["Layers"] for row in rows(page(root), "Layers")] == ["none", "8-11", "5"]
+
+
+def test_a_scored_task_has_columns_of_its_own(root: Path) -> None:
+    do_sweep(root, make_sweep(root, tasks=("tiny_choice",), configs=DONE))
+    pace = {"scored_tokens_per_second": 3.25, "requests_per_second": 1.5}
+    edit(root, "k2_middle", "tiny_choice", throughput=pace)
+    text = page(root, tasks=("tiny_choice",))
+    assert "Metric `acc,none`, estimator denoise, 5 rows." in text
+    assert list(rows(text, "Requests/s")[2].items())[3:5] == [
+        ("Scored tokens/s", "3.25"),
+        ("Requests/s", "1.50"),
+    ]
+    assert "Truncated" not in text
+
+
+def test_the_page_says_what_it_was_made_of(root: Path) -> None:
+    text = render_results(make_planner(root), [asked(root)], "00_baseline", "--task x")
+    assert text.startswith(
+        "# Results: 00_baseline - Layer reuse baseline\n\nWritten by `fdllm report --task x` from "
+        "the records; do not edit.\n"
+    )
+    assert text.endswith(".\n")
+    assert f"## tiny_arithmetic on {root / 'model'}\n" in text
+    assert "Metric `exact_match,strict-match`, 5 rows." in text
+    assert "Not in the table:\n\n- k3_first: pending (not run yet)\n" in text
+    last = text.splitlines()[-1]
+    for said in ("Finished 20", "1 threads (cpu, float32)", "torch 2.", "lm-eval 0.", "threshold="):
+        assert said in last
+    assert "Smoke test" not in text
+
+
+def test_provenance_is_that_of_the_last_session_and_of_every_commit(root: Path) -> None:
+    packages = {"torch": "1", "transformers": "2", "lm-eval": "3"}
+    old: dict[str, Any] = {
+        "machine": "old",
+        "device": "x",
+        "dtype": "y",
+        "packages": {},
+        "git": None,
+    }
+    for config, commit, dirty in (("k1_first", "b" * 40, False), ("k1_last", "a" * 40, True)):
+        new = {"machine": "new", "device": "cuda", "dtype": "float16", "packages": packages}
+        git = {"commit": commit, "dirty": dirty}
+        sessions = [old | {"machine": "new"}, new | {"git": git}]
+        finished = {"k1_first": "2026-01-01", "k1_last": "2026-03-01"}[config]
+        edit(root, config, provenance={"sessions": sessions, "finished": finished})
+    edit(root, "k2_middle", provenance={"sessions": [old | {"machine": "new"}], "finished": "2025"})
+    last = page(root).strip().splitlines()[-1]
+    assert last.startswith(
+        "Finished 2026-03-01 on new (cuda, float16); torch 1, transformers 2; lm-eval 3; commit "
+        "aaaaaaaaaa with changes, bbbbbbbbbb, unknown; documents docs; decoding "
+    )
+
+
+def test_checks_are_told(root: Path) -> None:
+    text = page(root)
+    assert "✓ A/A: k1_first = k1_last in all 5 samples; speeds 8.0, 8.4: noise floor 5.0 %" in text
+    assert "- Faster than k=1 by more than the noise floor: k2_middle\n" in text
+    assert "- Note: subsets overlap on 12 layers (first and middle share 1)" in text
+    assert "agree in every output" not in text
+    edit(root, "k2_middle", throughput={"tokens_per_second": 8.5})
+    assert "- Faster than k=1 by more than the noise floor: none\n" in page(root)
+
+
+def test_agreement_that_should_not_be_is_told(root: Path) -> None:
+    same = StubMachine(answer=lambda _, doc: f"always {doc}")
+    for config in DONE:
+        do_run(root, make_run(root, config), same, force=True)
+    said = "- k1_first, k1_last, k2_middle agree in every output: did the reuse reach this task?"
+    assert said in page(root)
+    cells = states(root)
+    assert said.replace("- ", "! ") in [line.plain for line in check_lines(cells)]
+
+
+def test_a_smoke_test_says_so_twice(root: Path) -> None:
+    do_sweep(root, make_sweep(root, configs=DONE, limit=3), StubMachine(num_docs=3))
+    text = page(root, limit=3)
+    assert ", limit 3: SMOKE TEST\n" in text
+    assert "**Smoke test: so few rows say nothing about accuracy or speed.**" in text
+    assert heading(states(root, limit=3)).startswith(
+        "00_baseline / tiny_arithmetic (limit 3, a smoke test) on "
+    )
+
+
+def test_without_records_there_is_no_table(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "empty")
+    text = page(root)
+    assert "|" not in text
+    assert text.count("pending (not run yet)") == 4
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_records_that_do_not_belong_together_make_no_table(root: Path, at: int) -> None:
+    edit(root, DONE[at], dataset="others")
+    with pytest.raises(FdllmError, match=r"no table for 00_baseline / tiny_arithmetic: documents"):
+        page(root)
+    cells = states(root)
+    table = figures_table(cells)
+    assert "documents differs" in str(table.caption)
+    shown = [list(column.cells) for column in table.columns]
+    assert not any(str(figure) for column in shown[1:-1] for figure in column)
+    assert check_lines(cells) == []
+    assert twins_agree(cells)
+
+
+# --- in the terminal ------------------------------------------------------------------------------
+
+
+def states(root: Path, **changes: Any) -> list[CellState]:
+    planner = make_planner(root)
+    return [planner.state(run) for run in planner.runs(asked(root, **changes))]
+
+
+def shown(table: Any) -> list[dict[str, str]]:
+    heads = [str(column.header) for column in table.columns]
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    return [dict(zip(heads, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def test_figures_in_the_terminal(root: Path) -> None:
+    table = shown(figures_table(states(root)))
+    assert table[2] == {
+        "config": "k2_middle",
+        "accuracy [95 %]": "60.0 % [23.1, 88.2]",
+        "tokens/s": "10.2",
+        "tokens/forward": "0.50",
+        "layer calls saved": "25.0 %",
+        "by k=1": "0.75",
+        "truncated": "20.0 %",
+        "repetitive": "40.0 %",
+        "state": "✓ done",
+    }
+    assert set(table[3].values()) == {"k3_first", "", "· pending"}
+
+
+def test_states_in_the_terminal(root: Path) -> None:
+    do_run(root, make_run(root, "k3_first"), stop_at(1, OSError("gone")))
+    table = shown(status_table(states(root)))
+    assert table[0] == {"config": "k1_first", "state": "✓ done", "requests": "5", "reason": ""}
+    assert table[3]["state"] == "✗ failed"
+    assert table[3]["requests"] == "1 of 5"
+    assert table[3]["reason"].startswith("OSError: gone (log: ")
+
+
+def test_twins_that_differ_fail_the_check(root: Path) -> None:
+    assert twins_agree(states(root))
+    odd = StubMachine(answer=lambda _, doc: "odd" if doc == 3 else f"1: {doc}")
+    do_run(root, make_run(root, "k1_last"), odd, force=True)
+    cells = states(root)
+    assert not twins_agree(cells)
+    (line,) = check_lines(cells)
+    assert line.plain == (
+        "✗ A/A: k1_first, k1_last are one computation, yet 1 of 5 samples differ "
+        "(tiny_arithmetic row 3: k1_first against k1_last)"
+    )
