@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import fdllm
 from fdllm.config import Estimator
+from fdllm.decode.scorer import score_requests
 from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
 from fdllm.schedule import Phase
 from models import MASK, STOP, random_model, random_prompt
@@ -138,6 +139,59 @@ def test_k1_is_bit_identical_to_no_reuse(scoring: Any) -> None:
         assert [o.tokens for o in outs] == [p.tokens for p in plain]
         scores = fdllm.score(model, pairs, scoring, DECODING, strategy)
         assert [s.loglikelihood for s in scores] == [b.loglikelihood for b in base]
+
+
+class Ticks:
+    """A clock that goes on by one at every look: a forward is looked at when it begins and ends."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def perf_counter(self) -> int:
+        self.now += 1
+        return self.now
+
+
+@pytest.fixture
+def _ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fdllm.decode.engine.time", Ticks())
+
+
+@pytest.mark.usefixtures("_ticking")
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_a_row_is_booked_its_share_of_each_forward(batch_size: int) -> None:
+    """Four equal prompts go through the same forwards, each of which takes a second for all."""
+    prompts = [random_prompt(1, 20)] * 4
+    outs = fdllm.generate(random_model(3), prompts, DECODING, batch_size=batch_size)
+    for out in outs:
+        assert out.counts.forwards > 5
+        assert out.seconds == pytest.approx(out.counts.forwards / batch_size)
+
+
+@pytest.mark.usefixtures("_ticking")
+def test_a_rows_share_of_a_forward_is_by_its_columns() -> None:
+    """Prompts of one, two and three blocks are prefilled in one forward, and that is all."""
+    decoding = DECODING.model_copy(update={"max_new_tokens": 1})
+    outs = fdllm.generate(random_model(3), [random_prompt(1, 16 * n) for n in (1, 2, 3)], decoding)
+    assert [out.counts.forwards for out in outs] == [1, 1, 1]
+    assert [out.seconds for out in outs] == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+
+
+@pytest.mark.usefixtures("_ticking")
+@pytest.mark.parametrize("scoring", ["denoise", "chain", "first-token"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_scores_share_the_seconds_of_their_forwards(scoring: Any, batch_size: int) -> None:
+    """Targets of one prefix share a forward's seconds evenly; counts are booked on the first."""
+    decoding = DECODING.model_copy(update={"end_token": 2})
+    prefixes = [random_prompt(seed, 10) for seed in range(3)]
+    pairs = [(prefix, [token]) for prefix in prefixes for token in (5, 6)]
+    scores = score_requests(
+        random_model(3), pairs, decoding, scoring=scoring, batch_size=batch_size, prefix_cache_gib=0
+    )
+    assert scores[1].counts.forwards == 0
+    for first, second in zip(scores[::2], scores[1::2], strict=True):
+        assert first.seconds == pytest.approx(first.counts.forwards / batch_size / 2)
+        assert second.seconds == pytest.approx(first.seconds)
 
 
 def test_reuse_changes_what_it_should() -> None:

@@ -8,6 +8,7 @@ import torch
 import fdllm
 from fdllm.errors import UsageError
 from fdllm.model.cache import RowCache, Window
+from fdllm.model.slots import NeverWrittenError
 from fdllm.reuse import (
     LayerPlan,
     LayerRun,
@@ -156,3 +157,28 @@ def test_k2_differs_between_output_and_residual() -> None:
         for target in ("output", "residual")
     }
     assert outs["output"][0].tokens != outs["residual"][0].tokens
+
+
+@pytest.mark.parametrize("end", ["commit", "reset", "forget"])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_a_block_stored_is_gone_with_it(end: str, keep: int) -> None:
+    """A finished block, and a row that changes hands, leave nothing that a step could reuse."""
+    model = random_model(0)
+    like = model.network.embedding.weight
+    cache = RowCache(model.spec, num_rows=3, capacity=48, block_size=16, like=like)
+    run = LayerRun(1, 4, "residual", keep=keep, extrapolate=float(keep == 2))
+    rows, columns = (0, 1, 2), (range(16),) * 3
+    for n in range(keep):
+        cache.slots.write(run, rows, columns, torch.full((3, 16, 32), n + 1.0))
+    cache.lengths[:] = [16, 16, 16]
+    assert cache.slots.read(run, rows, columns).mean() == keep + (keep == 2)
+    if end == "forget":
+        cache.slots.forget(1)
+    elif end == "reset":
+        cache.reset(1)
+    else:
+        cache.commit(1, 16)
+    assert cache.lengths == [16, {"forget": 16, "reset": 0, "commit": 32}[end], 16]
+    with pytest.raises(NeverWrittenError, match=r"columns 3\.\.3 of row 1"):
+        cache.slots.read(run, (1,), ([3],))
+    assert cache.slots.read(run, (0, 2), (range(16),) * 2).mean() == keep + (keep == 2)

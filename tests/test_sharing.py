@@ -186,6 +186,29 @@ def test_the_pool_is_bounded_and_keeps_what_was_used_last() -> None:
     assert torch.equal(cache.keys[:, 0, :, :16], want)
 
 
+def test_a_block_is_known_by_what_stands_ahead_of_it() -> None:
+    """The same block behind another one has other keys and values."""
+    model = random_model(1)
+    like = model.network.embedding.weight
+    pool = PrefixPool(model.spec, 16, 50 * GIB_PER_BLOCK * 2**30, like)
+    cache = RowCache(model.spec, num_rows=1, capacity=64, block_size=16, like=like)
+    a, b, c = (tuple(random_prompt(i, 16)) for i in range(3))
+    node_a, node_b = (pool.keep(ROOT, first, cache, 0, 0) for first in (a, b))
+    behind_a = pool.keep(node_a, c, cache, 0, 16)
+    assert pool.match(ROOT, b + c) == [node_b]
+    assert pool.match(ROOT, c) == []
+    behind_b = pool.keep(node_b, c, cache, 0, 16)
+    assert len({node_a, node_b, behind_a, behind_b}) == len(pool) == 4
+    assert pool.match(ROOT, b + c) == [node_b, behind_b]
+
+    pairs = [([*first, *c, 5], [7]) for first in (a, b)]
+    alone = score_all(pairs, "chain", NoReuse())
+    shared = score_all(pairs, "chain", NoReuse(), share=True, pool_blocks=50)
+    assert abs(alone[0].loglikelihood - alone[1].loglikelihood) > 1e-3
+    for got, want in zip(shared, alone, strict=True):
+        assert got.loglikelihood == pytest.approx(want.loglikelihood, abs=1e-5)
+
+
 def test_a_pool_too_small_for_a_block_is_refused() -> None:
     with pytest.raises(UsageError, match="not even one block of this model"):
         score_all([([5], [6])], "denoise", NoReuse(), pool_blocks=0.5)
