@@ -1,0 +1,311 @@
+"""A comparison in words, whole: accuracy, speed and reach, each by the figures behind it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cells import make_cell, share
+from fdllm.report.against import compare_cells
+from fdllm.report.alternative import find_alternative
+from fdllm.report.comparison import Comparison
+from fdllm.report.flips import FlipSource, embed
+from fdllm.report.intervals import Estimate
+from fdllm.report.origin import origin
+from fdllm.report.speed import Floor, Speed
+from fdllm.report.words import describe, points, smoke_mark
+
+FLOOR = Floor(("k1_first", "k1_last"), (40.0, 41.0), 0.025, 0.04, None)
+
+
+def speed(claim: Any, ratio: float = 1.25, **changes: Any) -> Speed:
+    estimate = Estimate(ratio, ratio - 0.05, ratio + 0.05)
+    return replace(Speed(estimate, ratio, 1.0, FLOOR, claim), **changes)
+
+
+def comparison(**changes: Any) -> Comparison:
+    values: dict[str, Any] = {
+        "a": "k1_first",
+        "b": "k2_last",
+        "task": "gsm8k",
+        "limit": None,
+        "n": 1000,
+        "value_a": 0.8,
+        "value_b": 0.79,
+        "difference": Estimate(-0.01, -0.018, -0.002),
+        "interval": "Tango's score interval",
+        "p_value": 0.01,
+        "p_holm": 0.08,
+        "test": "exact McNemar",
+        "losses": (("gsm8k", 1), ("gsm8k", 2)),
+        "gains": (("gsm8k", 3),),
+        "speed": speed("faster"),
+        "speed_refused": None,
+        "smallest_detectable": 0.021,
+        "margin": 0.02,
+        "collapsed": (),
+        "same_computation": False,
+        "identical": False,
+        "notes": (),
+        "verdict": "same-or-better",
+        "sentence": "",
+    }
+    return Comparison(**(values | changes))
+
+
+FIGURES = (
+    "79.0 % against 80.0 % on 1000 documents, -1.0 points [-1.8, -0.2] (Tango's score interval; "
+    "exact McNemar, p = 0.0100, by Holm = 0.0800; 2 right to wrong, 1 wrong to right)"
+)
+FASTER = (
+    "It is faster: 1.25x the speed [1.20, 1.30], by time on the same documents; noise floor 4.0% "
+    "(A/A spread 2.5%)."
+)
+REACH = "The smallest difference these documents could have shown with 80 % power is 2.1 points."
+
+
+def test_a_comparison_is_a_verdict_a_speed_and_what_limits_them() -> None:
+    assert describe(comparison(notes=("a note", "another!"))) == (
+        f"k2_last is as accurate as k1_first in accuracy: {FIGURES}; a loss of more than 2 points "
+        f"is excluded. {FASTER} {REACH} a note. another!"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "begins", "ends"),
+    [
+        ({"verdict": "worse"}, "k2_last is worse than k1_first", ")"),
+        (
+            {"verdict": "cannot-tell", "margin": 0.005},
+            "k2_last cannot be told from k1_first",
+            "; a loss of more than 0.5 points is neither shown nor excluded",
+        ),
+        (
+            {"difference": Estimate(0.02, 0.001, 0.03), "p_holm": 0.049},
+            "k2_last is better than k1_first",
+            ")",
+        ),
+        (
+            {"difference": Estimate(0.02, 0.001, 0.03), "p_holm": 0.05},
+            "k2_last is as accurate as k1_first",
+            "is excluded",
+        ),
+        (
+            {"difference": Estimate(0.02, 0.0, 0.03), "p_holm": 0.001},
+            "k2_last is as accurate as k1_first",
+            "is excluded",
+        ),
+    ],
+)
+def test_verbs_follow_from_the_verdict(changes: dict[str, Any], begins: str, ends: str) -> None:
+    first = describe(comparison(**changes)).split(". It is")[0]
+    assert first.startswith(f"{begins} in accuracy: 79.0 % against 80.0 %")
+    assert first.endswith(ends)
+
+
+def test_one_computation_needs_no_verdict() -> None:
+    same = comparison(same_computation=True, identical=True, p_holm=0.01)
+    text = describe(same)
+    assert text.startswith("k2_last is one computation with k1_first, and every output agrees: 79")
+    assert "smallest difference" not in text
+    for half in (replace(same, identical=False), replace(same, same_computation=False)):
+        assert "one computation" not in describe(half)
+        assert REACH in describe(half)
+
+
+def test_p_values_and_flips_are_told_where_there_are_any() -> None:
+    text = describe(comparison(p_value=0.00009, p_holm=0.00009, losses=(), gains=()))
+    assert "(Tango's score interval; exact McNemar, p < 0.0001)" in text
+    assert "p = 0.0001" in describe(comparison(p_value=0.0001, p_holm=0.0001))
+    assert "; 0 right to wrong, 1 wrong to right" in describe(comparison(losses=()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, FASTER),
+        ({"verdict": "worse"}, "It is faster, at the price of -1.0 points: 1.25x the speed"),
+        ({"speed": speed("slower", 0.8)}, "It is slower: 0.80x the speed [0.75, 0.85]"),
+        ({"speed": speed("none")}, "No difference in speed is claimed: 1.25x the speed"),
+        (
+            {"collapsed": ("accuracy fell", "it repeats")},
+            (
+                "It has collapsed (accuracy fell, it repeats), so its speed says nothing "
+                "(measured: 1.25x the speed [1.20, 1.30], by time on the same documents)."
+            ),
+        ),
+        (
+            {"speed": None, "speed_refused": "the machines differ"},
+            "Speed is not compared: the machines differ.",
+        ),
+        (
+            {"speed": speed("none", floor=None)},
+            "; there are no A/A cells beside it, so the noise of the machine is unknown.",
+        ),
+        (
+            {"speed": speed("slower", 0.8, tokens_per_second=1.1, tokens=1.4)},
+            "; its tokens/s are 1.10x, but its answers grew to 1.40x the tokens.",
+        ),
+        (
+            {"speed": speed("faster", 1.25, tokens_per_second=0.9, tokens=0.7)},
+            "; its tokens/s are 0.90x, but its answers shrank to 0.70x the tokens.",
+        ),
+    ],
+)
+def test_speed_in_words(changes: dict[str, Any], said: str) -> None:
+    assert said in describe(comparison(**changes))
+
+
+def test_tokens_are_only_told_where_they_disagree() -> None:
+    for one in (speed("faster", tokens_per_second=1.1), speed("none", 1.0, tokens_per_second=2.0)):
+        assert "its tokens/s" not in describe(comparison(speed=one))
+
+
+def test_reach_and_smoke() -> None:
+    nothing = describe(comparison(smallest_detectable=1.0))
+    assert nothing.endswith("No difference could have been shown with so few documents.")
+    text = describe(comparison(limit=10))
+    mark = "SMOKE TEST (limit 10, says nothing about accuracy or speed): "
+    assert text.startswith(f"{mark}k2_last is")
+    assert (smoke_mark(None), smoke_mark(10)) == ("", mark)
+    assert [points(x) for x in (-0.0149, 0.0, 0.2)] == [
+        "-1.5 points",
+        "+0.0 points",
+        "+20.0 points",
+    ]
+
+
+# --- origin ---------------------------------------------------------------------------------------
+
+
+def session(**changes: Any) -> dict[str, Any]:
+    return {
+        "machine": "m",
+        "packages": {"torch": "2", "a": "1"},
+        "git": {"commit": "c" * 40, "dirty": False},
+        "started": "then",
+        **changes,
+    }
+
+
+def with_origin(name: str, sessions: list[dict[str, Any]], **fields: str) -> Any:
+    cell = make_cell(name, share(4, 2), fields={"model": f"sha256:{'a' * 64}"} | fields)
+    provenance = {"sessions": sessions, "finished": "now"}
+    files = {"samples.jsonl": {"lines": 4, "bytes": 1, "sha256": "f" * 64}}
+    whole = cell.summary.model_dump() | {"provenance": provenance, "files": files}
+    return replace(cell, summary=type(cell.summary)(**whole))
+
+
+def test_where_a_table_comes_from() -> None:
+    one = with_origin("k1_first", [session(started="first"), session(dtype="float16")])
+    found = origin([one])
+    assert found.differing == {}
+    assert found.unexpected == ()
+    assert found.same == {
+        "fingerprint": one.summary.fingerprint.digest,
+        "strategy": "k1_first",
+        "decoding": "threshold=0.9",
+        "commit": "cccccccccc",
+        "source": "s1",
+        "experiment code": "unknown",
+        "model": one.summary.model,
+        "weights": "a" * 12,
+        "revision": "by content",
+        "task definition": "gsm8k",
+        "documents": "documents",
+        "few-shot seed": "unknown",
+        "few-shot examples": "unknown",
+        "chat template": "unknown",
+        "asking": "unknown",
+        "preset": "unknown",
+        "machine": "m",
+        "dtype": "float16",
+        "packages": "a 1, torch 2",
+        "image": "none",
+        "SLURM job": "none",
+        "sessions": "2",
+        "started": "first",
+        "finished": "now",
+        "samples": "f" * 12,
+    }
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_what_a_grid_does_not_vary_by_design_is_unexpected(at: int) -> None:
+    names = ("k1_first", "k2_first", "k3_first")
+    dirty = session(git={"commit": "d" * 40, "dirty": True}, slurm_job_id="7")
+    cells = [
+        with_origin(n, [dirty if i == at else session()], fewshot_seed="5" if i == at else "3")
+        for i, n in enumerate(names)
+    ]
+    found = origin(cells)
+    assert found.unexpected == ("commit", "few-shot seed", "SLURM job")
+    assert set(found.differing) == {"fingerprint", "strategy", *found.unexpected}
+    assert found.differing["commit"][names[at]] == "dddddddddd with changes"
+    assert found.differing["few-shot seed"] == {
+        n: "5" if i == at else "3" for i, n in enumerate(names)
+    }
+
+
+# --- the plain alternative ------------------------------------------------------------------------
+
+
+def test_no_alternative_says_why(tmp_path: Any) -> None:
+    base = make_cell("k1_first", share(40, 30))
+    found = find_alternative(tmp_path, [base])
+    assert (found.cells, found.against) == ((), ())
+    assert found.note == "05_threshold has no records of this task, model and limit"
+    own = replace(base, experiment="05_threshold")
+    assert find_alternative(tmp_path, [own]).note == ""
+
+
+# --- flips ----------------------------------------------------------------------------------------
+
+
+def flip_source(outputs: list[Any], right: Any, task: str = "gsm8k") -> FlipSource:
+    base = make_cell("k1_first", share(6, 3), outputs=[f"base {i}" for i in range(6)], task=task)
+    other = make_cell("k2_last", right, outputs=outputs, task=task)
+    return FlipSource("t0", base, [(other, compare_cells(base, [other])["k2_last"])])
+
+
+def test_flips_stand_side_by_side_and_long_texts_are_cut() -> None:
+    outputs = [f"x{i}" * 4000 for i in range(6)]
+    source = flip_source(outputs, [0, 1, 1, 1, 0, 0])
+    whole = embed([source], 10**6)["t0"]
+    assert (whole["baseline"], whole["cells"]) == ("k1_first", ["k2_last"])
+    assert whole["flips"] == [(0, 0, 0), (1, 0, 1)]
+    assert [doc["id"] for doc in whole["docs"]] == ["gsm8k #0", "gsm8k #3"]
+    assert whole["docs"][1]["base"]["text"] == "base 3"
+    assert whole["docs"][1]["target"] == "target 3"
+    shown = whole["docs"][0]["answers"][0]
+    assert shown["text"] == f"{outputs[0][:6000]}\n[… 2,000 characters more, in samples.jsonl]"
+    assert (whole["cut"], whole["left_out"]) == (2, 0)
+    small = embed([source], 3000)["t0"]
+    assert small["docs"][0]["answers"][0]["text"].startswith(outputs[0][:800] + "\n[… 7,200 ")
+
+
+def test_flips_are_left_out_where_cutting_is_not_enough() -> None:
+    right = [0.0] * 400
+    base = make_cell("k1_first", share(400, 400), outputs=["a" * 900] * 400)
+    other = make_cell("k2_last", right, outputs=["b" * 900] * 400)
+    source = FlipSource("t0", base, [(other, compare_cells(base, [other])["k2_last"])])
+    assert embed([source], 10**7)["t0"]["left_out"] == 0
+    few = embed([source], 100)["t0"]
+    assert len(few["flips"]) == 50
+    assert few["left_out"] == 350
+
+
+def test_a_scored_flip_shows_every_choice_and_the_one_that_was_taken() -> None:
+    outputs = [[-2.0, -1.0, -3.0]] * 6
+    base = make_cell("k1_first", share(6, 6), outputs=[[-0.5, -1.0, -3.0]] * 6, task="tiny_choice")
+    other = make_cell("k2_last", share(6, 5), outputs=outputs, task="tiny_choice")
+    source = FlipSource("t0", base, [(other, compare_cells(base, [other])["k2_last"])])
+    (doc,) = embed([source], 10**6)["t0"]["docs"]
+    assert doc["base"]["text"].splitlines()[0] == "choice 1: log-likelihood -0.5000  ← chosen"
+    assert doc["answers"][0]["text"].splitlines() == [
+        "choice 1: log-likelihood -2.0000",
+        "choice 2: log-likelihood -1.0000  ← chosen",
+        "choice 3: log-likelihood -3.0000",
+    ]
