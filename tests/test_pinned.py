@@ -39,15 +39,23 @@ def test_an_identity_has_these_fields(tmp_path: Path) -> None:
 
 
 def test_every_field_of_an_identity_counts() -> None:
-    fields: dict[str, str | None] = {"source": "a", "limit": "3", "task": "t", "revision": None}
+    """What planning does not know is held against nobody; what a record lacks equals nothing."""
+    fields: dict[str, str | None] = {"source": "a", "limit": "3", "task": "t"}
     one = Fingerprint(fields=fields, files={"src/x.py": "1"})
-    for name, value in fields.items():
+    assert one.known() == one
+    assert len(one.digest) == 12
+    for name in fields:
         other = one.model_copy(update={"fields": fields | {name: "other"}})
         assert other.digest != one.digest
-        known = value is not None
-        assert len(other.differences(one)) == known, "what is unknown is held against nobody"
-        assert len(one.differences(other)) == known
-    assert len(one.digest) == 12
+        assert len(other.differences(one)) == len(one.differences(other)) == 1
+        unknown = one.model_copy(update={"fields": fields | {name: None}})
+        assert unknown.differences(one) == []
+        assert one.differences(unknown) == [f"{name}: unknown in the record"]
+        with pytest.raises(FdllmError, match=f"this run's {name} cannot be told"):
+            unknown.known()
+        fewer = one.model_copy(update={"fields": {k: v for k, v in fields.items() if k != name}})
+        assert fewer.differences(one) == [f"{name}: no longer a field"]
+        assert one.differences(fewer) == [f"{name}: unknown in the record"]
 
 
 def test_all_code_is_identified_but_what_only_plans_shows_and_keeps() -> None:
@@ -56,7 +64,7 @@ def test_all_code_is_identified_but_what_only_plans_shows_and_keeps() -> None:
     assert inside <= files
     assert {path.parts[0] for path in files - inside} == {
         "bench", "cli", "report", "cluster", "record", "release", "tiny", "trace", "plan.py",
-        "shard.py", "errors.py", "presets",
+        "shard.py", "errors.py", "presets", "selftest",
     }  # fmt: skip
     assert not {path.parts[0] for path in files - inside} & {path.parts[0] for path in inside}
     assert Path("model/fused.c") in inside
