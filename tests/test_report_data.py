@@ -34,7 +34,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert (cell.experiment, cell.task, cell.config, cell.limit) == (
         "00_baseline", "gsm8k", "k2_middle", 6,
     )  # fmt: skip
-    assert cell.outputs["gsm8k", 0] == ("a\u2028b", 100)
+    assert (cell.outputs["gsm8k", 0].said, cell.outputs["gsm8k", 0].tokens) == ("a\u2028b", 100)
     assert [cell.value(sample) for sample in cell.samples] == list(RIGHT)
 
 

@@ -15,6 +15,7 @@ from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
 from fdllm.plan import CellState, Planner, State
 from fdllm.record.atomic import write_text
+from fdllm.report.agreement import same_answers, tolerance_of
 
 if TYPE_CHECKING:
     from fdllm.config import Run
@@ -86,8 +87,7 @@ def compute_trace(planner: Planner, run: Run, args: Namespace) -> Trace:
 def against_record(cell: CellState, trace: Trace) -> str | None:
     """Whether the run's own record says the same of this document; None where it says nothing.
 
-    Texts must be equal. Log-likelihoods may differ in their last digits where the record was
-    computed on another machine, so they are compared to four decimals.
+    Texts must be equal, log-likelihoods to the tolerance of :mod:`fdllm.report.agreement`.
     """
     if cell.state is not State.DONE:
         return None
@@ -99,9 +99,8 @@ def against_record(cell: CellState, trace: Trace) -> str | None:
         texts = [row.text for row in trace.rows]
         same = sample["output"] in (texts, texts[0])
     else:
-        same = [f"{v:.4f}" for v in sample["output"]] == [
-            f"{v:.4f}" for v in scores if v is not None
-        ]
+        tolerance = tolerance_of([] if cell.summary is None else [cell.summary])
+        same = same_answers(sample["output"], scores, tolerance)
     if same:
         return "the record of this run says the same of this document"
     return (

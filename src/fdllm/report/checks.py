@@ -10,12 +10,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Summary
+from fdllm.report.agreement import Output, tolerance_of
 from fdllm.reuse import subset_overlaps
 
 # These differ between the cells of a grid by design.
@@ -34,7 +35,7 @@ class Recorded(Protocol):
         """Its record."""
 
     @property
-    def outputs(self) -> dict[tuple[str, int], Any]:
+    def outputs(self) -> dict[tuple[str, int], Output]:
         """What the model said to each document."""
 
 
@@ -56,8 +57,8 @@ class Record:
         return self.summary.config
 
     @cached_property
-    def outputs(self) -> dict[tuple[str, int], Any]:
-        """What the model said to each document: text, or log-likelihoods.
+    def outputs(self) -> dict[tuple[str, int], Output]:
+        """What the model said to each document.
 
         Raises:
             FdllmError: ``samples.jsonl`` cannot be read.
@@ -66,7 +67,7 @@ class Record:
         try:
             with path.open(encoding="utf-8") as file:
                 samples = [strictjson.loads(line) for line in file]
-            return {(s["task"], s["doc_id"]): (s["output"], s["tokens"]) for s in samples}
+            return {(s["task"], s["doc_id"]): Output.of(s) for s in samples}
         except (OSError, ValueError, KeyError) as error:
             raise FdllmError(
                 f"{path} cannot be read ({error!r}); move the folder away and sweep again"
@@ -83,6 +84,7 @@ class Twins:
         differing: documents whose outputs differ, at most three, as ``task 7: k1_first, k1_last``.
         num_differing: how many there are.
         speeds: tokens/s (or scored tokens/s) of each.
+        tolerance: by how much log-likelihoods may differ, in nats; 0 where text is generated.
     """
 
     names: tuple[str, ...]
@@ -90,6 +92,7 @@ class Twins:
     differing: tuple[str, ...]
     num_differing: int
     speeds: tuple[float, ...]
+    tolerance: float = 0.0
 
     @property
     def equal(self) -> bool:
@@ -152,9 +155,10 @@ def twins(records: Sequence[Record]) -> list[Twins]:
 
 def _compare(group: Sequence[Record]) -> Twins:
     first = group[0]
+    tolerance = tolerance_of(record.summary for record in group)
     differing = []
     for key, output in first.outputs.items():
-        others = [r.name for r in group[1:] if r.outputs.get(key) != output]
+        others = [r.name for r in group[1:] if not output.agrees(r.outputs.get(key), tolerance)]
         if others:
             differing.append(f"{key[0]} row {key[1]}: {first.name} against {', '.join(others)}")
     return Twins(
@@ -163,6 +167,7 @@ def _compare(group: Sequence[Record]) -> Twins:
         differing=tuple(differing[:3]),
         num_differing=len(differing),
         speeds=tuple(record.summary.speed for record in group),
+        tolerance=tolerance,
     )
 
 
@@ -175,7 +180,7 @@ def identical(records: Sequence[Recorded]) -> list[tuple[str, ...]]:
     groups: list[list[Recorded]] = []
     for record in records:
         for group in groups:
-            if group[0].outputs == record.outputs:
+            if _agree(group[0], record):
                 group.append(record)
                 break
         else:
@@ -185,6 +190,13 @@ def identical(records: Sequence[Recorded]) -> list[tuple[str, ...]]:
         for group in groups
         if len(group) > 1 and any(record.summary.strategy.reuses for record in group)
     ]
+
+
+def _agree(one: Recorded, other: Recorded) -> bool:
+    tolerance = tolerance_of((one.summary, other.summary))
+    return one.outputs.keys() == other.outputs.keys() and all(
+        output.agrees(other.outputs[key], tolerance) for key, output in one.outputs.items()
+    )
 
 
 def speed_ratios(records: Sequence[Record]) -> dict[str, float]:

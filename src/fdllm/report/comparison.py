@@ -40,7 +40,8 @@ class Comparison:
         margin: the loss that "same" allows.
         collapsed: reasons to call B collapsed; its speed is never praised then.
         same_computation: an A/A pair: their settings make them one computation.
-        identical: every output is the same.
+        identical: every output is the same, log-likelihoods to ``tolerance``.
+        tolerance: in nats; 0 where text is generated.
         notes: what else differs, and what a reader should know.
         verdict: the verdict on accuracy.
         sentence: all of it in words.
@@ -67,6 +68,7 @@ class Comparison:
     collapsed: tuple[str, ...]
     same_computation: bool
     identical: bool
+    tolerance: float
     notes: tuple[str, ...]
     verdict: Verdict
     sentence: str

@@ -13,6 +13,7 @@ from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.record.paths import TaskFolder
 from fdllm.record.summary import InvalidRecordError, Summary, read_summary
+from fdllm.report.agreement import Output
 
 SampleKey = tuple[str, int]
 """A document of a run: its leaf task and its number there."""
@@ -64,9 +65,9 @@ class CellData:
         return {sample_key(sample): sample for sample in self.samples}
 
     @cached_property
-    def outputs(self) -> dict[SampleKey, Any]:
-        """What the model said to each document, text or log-likelihoods, and in how many tokens."""
-        return {key: (s["output"], s["tokens"]) for key, s in self.by_key.items()}
+    def outputs(self) -> dict[SampleKey, Output]:
+        """What the model said to each document."""
+        return {key: Output.of(sample) for key, sample in self.by_key.items()}
 
     def value(self, sample: dict[str, Any]) -> float:
         """The headline metric of one document.

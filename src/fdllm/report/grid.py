@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fdllm.report.agreement import stated, tolerance_of
 from fdllm.report.checks import identical, mixtures
 from fdllm.report.data import CellData
 from fdllm.report.pairs import NotComparableError, same_computation
@@ -58,6 +59,7 @@ def _identical(cells: Sequence[CellData]) -> list[Finding]:
         number = _NUMBERS[len(group)] if len(group) < len(_NUMBERS) else str(len(group))
         value = by_name[group[0]].summary.headline.value
         plain = [name for name in group if not by_name[name].summary.strategy.reuses]
+        agrees = f"every output agrees{stated(tolerance_of(by_name[n].summary for n in group))}"
         why = (
             "cells that reuse agree with cells that do not, so the reuse may never have reached "
             "this task"
@@ -68,7 +70,7 @@ def _identical(cells: Sequence[CellData]) -> list[Finding]:
             Finding(
                 "identical",
                 group,
-                f"{number} identical cells ({', '.join(group)}): every output agrees, at "
+                f"{number} identical cells ({', '.join(group)}): {agrees}, at "
                 f"{100 * value:.2f} %; {why}",
             )
         )
@@ -82,14 +84,17 @@ def _twins_differ(cells: Sequence[CellData]) -> list[Finding]:
             if not same_computation(one, other):
                 continue
             shared = one.outputs.keys() & other.outputs.keys()
-            number = sum(one.outputs[key] != other.outputs[key] for key in shared)
+            tolerance = tolerance_of((one.summary, other.summary))
+            number = sum(
+                not one.outputs[key].agrees(other.outputs[key], tolerance) for key in shared
+            )
             if number:
                 found.append(
                     Finding(
                         "twins-differ",
                         (one.name, other.name),
                         f"{one.name} and {other.name} are one computation, yet {number} of "
-                        f"{len(shared)} outputs differ",
+                        f"{len(shared)} outputs differ{stated(tolerance)}",
                     )
                 )
     return found

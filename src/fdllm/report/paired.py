@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fdllm.report.agreement import stated
 from fdllm.report.collapse import collapse_reasons
 from fdllm.report.comparison import MARGIN, Comparison, Verdict
 from fdllm.report.data import CellData, SampleKey
@@ -170,6 +171,7 @@ def _judge(found: _Found, p_holm: float, floor: Floor | None, margin: float) -> 
         collapsed=collapsed,
         same_computation=found.is_twin,
         identical=pairs.identical,
+        tolerance=pairs.tolerance,
         notes=notes,
         verdict=decide(
             difference.difference,
@@ -212,12 +214,13 @@ def _notes(found: _Found) -> tuple[str, ...]:
         notes.append(f"more than the cell differs: {'; '.join(changed)}")
     if found.is_twin and not pairs.identical:
         notes.append(
-            "their settings make them one computation, yet outputs differ: something is broken"
+            "their settings make them one computation, yet outputs differ"
+            f"{stated(pairs.tolerance)}: something is broken"
         )
     if pairs.identical and not found.is_twin:
         reuses = a.summary.strategy.reuses or b.summary.strategy.reuses
         ask = ": did the reuse reach this task?" if reuses else ", though their settings differ"
-        notes.append(f"every output is identical{ask}")
+        notes.append(f"every output is identical{stated(pairs.tolerance)}{ask}")
     for cell, value in ((a, pairs.a.mean()), (b, pairs.b.mean())):
         if not pairs.left_out and abs(cell.summary.headline.value - value) > 1e-6:  # noqa: PLR2004 - rounding
             notes.append(

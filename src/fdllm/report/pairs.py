@@ -8,6 +8,7 @@ import numpy as np
 
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import TASKS
+from fdllm.report.agreement import tolerance_of
 from fdllm.report.data import CellData, RecordError, SampleKey
 from fdllm.report.intervals import Floats, Ints
 
@@ -39,7 +40,8 @@ class Pairs:
         tokens_a: tokens written or scored by the first.
         tokens_b: by the second.
         groups: number of each document's subject; None where the task has none.
-        identical: whether every output is the same.
+        identical: whether every output is the same, log-likelihoods to ``tolerance``.
+        tolerance: see :data:`fdllm.report.agreement.TOLERANCE`; 0 where text is generated.
         left_out: documents that only one of the records has.
     """
 
@@ -52,6 +54,7 @@ class Pairs:
     tokens_b: Floats
     groups: Ints | None
     identical: bool
+    tolerance: float
     left_out: int
 
 
@@ -69,6 +72,7 @@ def join(a: CellData, b: CellData) -> Pairs:
         _check_sample(a, b, key)
     if not keys:
         raise NotComparableError(f"{a.name} and {b.name} have no document in common")
+    tolerance = tolerance_of((a.summary, b.summary))
     of_a, of_b = [a.by_key[key] for key in keys], [b.by_key[key] for key in keys]
 
     def column(samples: list[dict[str, object]], field: str) -> Floats:
@@ -83,7 +87,8 @@ def join(a: CellData, b: CellData) -> Pairs:
         tokens_a=column(of_a, "tokens"),
         tokens_b=column(of_b, "tokens"),
         groups=_groups(a, keys),
-        identical=all(a.outputs[key] == b.outputs[key] for key in keys),
+        identical=all(a.outputs[key].agrees(b.outputs[key], tolerance) for key in keys),
+        tolerance=tolerance,
         left_out=len(a.samples) + len(b.samples) - 2 * len(keys),
     )
 

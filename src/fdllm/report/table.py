@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Summary
+from fdllm.report.agreement import stated
 from fdllm.report.checks import Twins, finished, identical, mixtures, twins
 from fdllm.report.statistics import percent, with_interval
 
@@ -140,13 +141,14 @@ def twins_line(pair: Twins) -> Text:
     if not pair.equal:
         text = (
             f"✗ A/A: {', '.join(pair.names)} are one computation, yet {pair.num_differing} of "
-            f"{pair.num_samples} samples differ ({'; '.join(pair.differing)})"
+            f"{pair.num_samples} samples differ{stated(pair.tolerance)}: "
+            f"{'; '.join(pair.differing)}"
         )
         return Text(text, style="red")
     speeds = ", ".join(f"{speed:.1f}" for speed in pair.speeds)
     text = (
-        f"✓ A/A: {names} in all {pair.num_samples} samples; speeds {speeds}: noise floor "
-        f"{percent(pair.noise)}, no speed-up below it is claimed"
+        f"✓ A/A: {names} in all {pair.num_samples} samples{stated(pair.tolerance)}; speeds "
+        f"{speeds}: noise floor {percent(pair.noise)}, no speed-up below it is claimed"
     )
     return Text(text, style="green")
 

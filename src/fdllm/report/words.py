@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fdllm.report.agreement import stated
 from fdllm.report.comparison import Comparison
 from fdllm.report.speed import Speed
 
@@ -48,7 +49,8 @@ def _verdict(c: Comparison) -> str:
     if c.verdict == "same-or-better" and change.low > 0 and c.p_holm < 0.05:  # noqa: PLR2004 - as decided
         verb = "is better than"
     if c.same_computation and c.identical:
-        return f"{c.b} is one computation with {c.a}, and every output agrees: {figures}"
+        agrees = f"every output agrees{stated(c.tolerance)}"
+        return f"{c.b} is one computation with {c.a}, and {agrees}: {figures}"
     excluded = ""
     if c.verdict == "same-or-better" and verb != "is better than":
         excluded = f"; a loss of more than {100 * c.margin:g} points is excluded"
