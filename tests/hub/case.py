@@ -102,6 +102,7 @@ def run(
     return {
         "value": found.value,
         "headline": found.headline,
+        "metrics": found.metrics,
         "num_documents": found.num_documents,
         "dataset": found.dataset,
         "samples": found.samples,

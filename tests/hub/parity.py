@@ -29,6 +29,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from fdllm.config import Decoding, Estimator, Evaluating, Instruction
 from fdllm.evaluate import harness
+from fdllm.evaluate.boxed import METRIC
 from fdllm.evaluate.documents import LoadedTask, load_task, muted
 from fdllm.evaluate.samples import plain
 from fdllm.model.weights import Model, load_model
@@ -206,6 +207,7 @@ class Sides:
                 f"{metric},{sample['filter']}": plain(sample[metric])
                 for sample in filtered
                 for metric in sample["metrics"]
+                if metric != METRIC
             },
         }
         if isinstance(answers[0], tuple):
@@ -238,14 +240,21 @@ def by_document(samples: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, 
 
 def our_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     """What both sides tell of a document."""
-    names = ("task", "doc_id", "prompt", "output", "metrics", "finish")
-    return {name: sample[name] for name in names}
+    names = ("task", "doc_id", "prompt", "output", "finish")
+    figures = sample["metrics"].items()
+    return {name: sample[name] for name in names} | {
+        "metrics": {name: value for name, value in figures if not name.startswith(METRIC)}
+    }
 
 
 def metrics_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Metrics of every task and group."""
+    """Metrics of every task and group, but for our own."""
     return {
-        name: {key: value for key, value in plain(found).items() if "," in key}
+        name: {
+            key: value
+            for key, value in plain(found).items()
+            if "," in key and not key.startswith(METRIC)
+        }
         for name, found in results.items()
     }
 

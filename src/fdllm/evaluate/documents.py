@@ -20,13 +20,16 @@ from typing import Any
 
 from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.config.group import AggMetricConfig
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from fdllm.config import CodeExecution, Evaluating
 from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate import boxed
 from fdllm.evaluate.access import explain_access, without_token
 from fdllm.evaluate.code import Programs
 from fdllm.evaluate.prompts import PromptRule, prompt_rule
@@ -47,6 +50,7 @@ class Holding:
         fewshot_seed: seed of the choice of worked examples.
         code_execution: consent to run programs, for a task whose metric does; None elsewhere.
         chat: whether a chat template wraps the prompts, so that a program stands in a reply.
+        boxed: field of a document that ``boxed_match`` compares with; None where it is no metric.
     """
 
     rule: PromptRule | None
@@ -54,6 +58,7 @@ class Holding:
     fewshot_seed: int
     code_execution: CodeExecution | None = None
     chat: bool = False
+    boxed: str | None = None
 
 
 class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
@@ -80,6 +85,12 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
         if self._holding.code_execution is not None:
             self.programs = Programs(Sandbox(self._holding.code_execution))
             settings = self.programs.take_over(settings, chat=self._holding.chat)
+        # The task's own filters would take the box away.
+        self._box_apart = self._holding.boxed is not None and "filter_list" in settings
+        if self._box_apart:
+            whole = {"function": "custom", "filter_fn": boxed.whole_texts}
+            beside = [{"name": "none", "filter": [whole]}]
+            settings["filter_list"] = [*settings["filter_list"], *beside]
         wanted = self._holding.num_fewshot
         if settings.get("num_fewshot") == 0 and wanted:
             raise UsageError(
@@ -178,8 +189,28 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
             )
         return found
 
+    def aggregation(self) -> dict[str, Any]:
+        """How each metric's values over documents become one."""
+        own: dict[str, Any] = super().aggregation()
+        return own if self._holding.boxed is None else own | {boxed.METRIC: mean}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """Which way each metric points."""
+        own: dict[str, bool] = super().higher_is_better()
+        return own if self._holding.boxed is None else own | {boxed.METRIC: True}
+
     def process_results(self, doc: Mapping[str, Any], results: Any) -> Any:  # noqa: ANN401
-        """Score a document; a checker that draws at random draws the same for every run."""
+        """Score a document, its box too where it is a metric."""
+        if self._holding.boxed is None:
+            return self._scored(doc, results)
+        if self._box_apart and not isinstance(results[0], boxed.WholeText):
+            return self._scored(doc, results)
+        own = {} if self._box_apart else self._scored(doc, results)
+        match = boxed.boxed_match(results[0], str(doc[self._holding.boxed]))
+        return own | {boxed.METRIC: float(match)}
+
+    def _scored(self, doc: Mapping[str, Any], results: Any) -> Any:  # noqa: ANN401
+        """By the task's own metric; a checker that draws at random draws the same for every run."""
         state = random.getstate()
         random.seed(0)
         try:
@@ -273,6 +304,7 @@ def load_task(
                 asked.fewshot_seed,
                 code_execution if info.runs_code else None,
                 asked.chat_template,
+                info.boxed,
             ),
         },
     )
@@ -289,4 +321,8 @@ def load_task(
             "with its pinned dependencies"
         ) from error
     groups = {group: found for group, found in loaded["groups"].items() if group != _ENCLOSING}
+    if info.boxed is not None:
+        beside = AggMetricConfig(metric=boxed.METRIC)
+        for group in groups.values():
+            group.aggregate_metric_list = [*(group.aggregate_metric_list or []), beside]
     return LoadedTask(dict(loaded["tasks"]), groups)

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "Progress", "Request", "Store", "evaluate", "oracle"]
 
-_LOUD = ("lm_eval", "datasets", "huggingface_hub", "transformers", "fsspec", "httpx", "urllib3")
+_LOUD = (
+    "lm_eval", "datasets", "huggingface_hub", "transformers", "fsspec", "httpx", "urllib3",
+    "math_verify",
+)  # fmt: skip
 
 
 def evaluate(
@@ -165,6 +168,7 @@ def _evaluation(
         dataset=digest.hexdigest(),
         task_versions=results["versions"],
         num_documents=len(samples),
+        metrics=metrics,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from fdllm.shard import Shard
@@ -137,6 +137,7 @@ class Evaluation:
         dataset: SHA-256 over the documents used, in order.
         task_versions: the harness's version of every task and group.
         num_documents: documents evaluated.
+        metrics: all of the task's figures, by ``metric,filter``.
     """
 
     results: dict[str, Any]
@@ -146,6 +147,7 @@ class Evaluation:
     dataset: str
     task_versions: dict[str, Any]
     num_documents: int
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def text_hash(text: str) -> str:

@@ -70,6 +70,7 @@ def fill_summary(
         kind=kind,
         estimator=estimator,
         headline=measure.headline(found.headline, found.value, found.samples),
+        metrics=measure.beside(found.headline, found.metrics, found.samples),
         num_requests=len(entries),
         throughput=measure.throughput(kind, entries, found.samples, counts),
         peak_memory=peak_memory,

@@ -11,6 +11,7 @@ import numpy as np
 
 from fdllm.decode.counts import Counts
 from fdllm.errors import FdllmError
+from fdllm.evaluate.boxed import WholeText
 from fdllm.evaluate.documents import HeldTask
 from fdllm.evaluate.protocols import text_hash
 from fdllm.evaluate.tasks import TaskInfo
@@ -92,6 +93,8 @@ def _join(
         "filtered": {
             sample["filter"]: plain(_single(sample["filtered_resps"], alone=generated))
             for sample in filtered
+            # The whole text, beside filters, stands there already: it is the output.
+            if len(filtered) == 1 or not isinstance(sample["filtered_resps"][0], WholeText)
         },
         "metrics": {
             f"{metric},{sample['filter']}": plain(sample[metric])

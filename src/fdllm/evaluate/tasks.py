@@ -42,6 +42,8 @@ class TaskInfo:
         runs_code: whether its metric runs programs that the model wrote, so that it needs consent.
         solution: field of a document that holds a text which is scored as right; an oracle
             answers with it. None where the target itself is such a text.
+        boxed: field of a document with the answer that ``boxed_match`` compares a box with; None
+            where no box is asked for.
         is_usual: whether it is meant where no task is named; variants of a task are not.
     """
 
@@ -57,6 +59,7 @@ class TaskInfo:
     one_token: bool = False
     runs_code: bool = False
     solution: str | None = None
+    boxed: str | None = None
     is_usual: bool = True
 
 
@@ -88,6 +91,7 @@ _ALL = (
         "grade school mathematics",
         dataset="openai/gsm8k",
         sources=("gsm8k",),
+        boxed="answer",
     ),
     TaskInfo(
         "minerva_math",
@@ -101,6 +105,7 @@ _ALL = (
         sources=("minerva_math", "benchmarks/minerva_math.yaml"),
         cluster_by="subject",
         solution="solution",
+        boxed="solution",
     ),
     TaskInfo(
         "mmlu",

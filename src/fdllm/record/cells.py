@@ -97,6 +97,7 @@ class CellState:
             "job": None if self.job is None else asdict(self.job),
             "folder": str(self.paths.folder),
             "headline": None if summary is None else summary.headline.model_dump(),
+            "metrics": None if summary is None else summary.metrics,
             "throughput": None if summary is None else summary.throughput.model_dump(),
             "saved_share": None if summary is None else summary.layer_calls.saved_share,
         }

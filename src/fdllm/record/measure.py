@@ -36,6 +36,24 @@ def headline(metric: str, value: float, samples: Samples) -> Headline:
     return Headline(metric=metric, value=value, num_samples=len(samples), num_correct=correct)
 
 
+def beside(metric: str, figures: Mapping[str, float], samples: Samples) -> dict[str, float]:
+    """The figures beside the headline, as far as they are means over documents."""
+    means = {name: mean_of(name, samples) for name in figures if name != metric}
+    return {
+        name: figures[name]
+        for name, mean in means.items()
+        if mean is not None and abs(figures[name] - mean) <= 1e-6  # noqa: PLR2004 - rounding
+    }
+
+
+def mean_of(metric: str, samples: Samples) -> float | None:
+    """A metric's mean over documents; None where a document has no number of it."""
+    single = [sample["metrics"].get(metric) for sample in samples]
+    if not samples or not all(isinstance(value, (bool, int, float)) for value in single):
+        return None
+    return float(sum(single)) / len(samples)
+
+
 def add_counts(rows: Sequence[Mapping[str, Any]]) -> CountsByPhase:
     """Forwards and layer calls of many rows, by phase."""
     total: CountsByPhase = {}

@@ -190,6 +190,7 @@ class Summary(Spec):
         kind: ``generate`` or ``loglikelihood``.
         estimator: the log-likelihood estimator; None where text is generated.
         headline: the figure.
+        metrics: what stands beside it, by ``metric,filter``: means over the same documents.
         num_requests: requests answered: one a document, or one a choice.
         throughput: speed.
         peak_memory: memory.
@@ -216,6 +217,7 @@ class Summary(Spec):
     kind: Literal["generate", "loglikelihood"]
     estimator: Estimator | None
     headline: Headline
+    metrics: dict[str, float] = Field(default_factory=dict)
     num_requests: int
     throughput: Throughput
     peak_memory: PeakMemory
@@ -230,6 +232,11 @@ class Summary(Spec):
     dataset: str
     task_versions: dict[str, Any]
     provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def boxed_match(self) -> float | None:
+        """Share of documents whose last box holds the answer; None where no box is asked for."""
+        return self.metrics.get("boxed_match,none")
 
     @property
     def speed(self) -> float:

@@ -204,6 +204,7 @@ def _figures(cell: CellData, notes: list[str], name: str) -> Iterator[tuple[str,
         pace = pace.model_copy(update={"requests_per_second": rate})
     fresh: dict[str, Any] = {
         "headline": headline(cell).model_dump(),
+        "metrics": {name: measure.mean_of(name, samples) for name in summary.metrics},
         "num_requests": requests,
         "throughput": pace.model_dump(),
         "counts": counts,

@@ -17,7 +17,7 @@ from fdllm.report.checks import (
     twins,
 )
 from fdllm.report.statistics import percent, with_interval
-from fdllm.report.table import twins_line
+from fdllm.report.table import boxed_text, has_boxes, twins_line
 
 _CALLS = ("computed", "reused")
 _PHASES = ("prefill", "refresh", "denoise", "commit")
@@ -82,7 +82,9 @@ def _figures(records: Sequence[Record]) -> list[str]:
     ratios = speed_ratios(records)
     base = next((r.summary for r in records if not r.summary.strategy.reuses), None)
     speed = ("Scored tokens/s", "Requests/s") if scored else ("Tokens/s", "Tokens/forward")
-    names = ["Config", "Accuracy [95 %]", "Change", *speed, "Speed by k=1"]
+    boxed = has_boxes(record.summary for record in records)
+    names = ["Config", "Accuracy [95 %]", "Change", *(["boxed_match"] if boxed else [])]
+    names += [*speed, "Speed by k=1"]
     names += ["Layer calls saved", "Layer calls by k=1"]
     names += [] if scored else ["Truncated", "Repetitive"]
     estimator = f", estimator {first.estimator_words}" if first.estimator else ""
@@ -106,6 +108,7 @@ def _figures(records: Sequence[Record]) -> list[str]:
             record.name,
             with_interval(summary.headline),
             change,
+            *([boxed_text(summary)] if boxed else []),
             *(f"{value or 0.0:.2f}" for value in figures),
             "" if ratio is None else f"{ratio:.2f}",
             percent(summary.layer_calls.saved_share),

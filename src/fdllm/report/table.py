@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.table import Table
@@ -83,7 +83,9 @@ def figures_table(cells: Sequence[CellState]) -> Table:
         records = {}
     speed = ("scored tokens/s", "requests/s") if scored else ("tokens/s", "tokens/forward")
     table.add_column("config")
-    for name in ("accuracy [95 %]", *speed, "layer calls saved", "by k=1"):
+    boxed = has_boxes(records.values())
+    names = ("accuracy [95 %]", *(("boxed_match",) if boxed else ()), *speed)
+    for name in (*names, "layer calls saved", "by k=1"):
         table.add_column(name, justify="right")
     if not scored:
         table.add_column("truncated", justify="right")
@@ -92,12 +94,24 @@ def figures_table(cells: Sequence[CellState]) -> Table:
     base = next((r for r in records.values() if not r.strategy.reuses), None)
     for cell in cells:
         summary = records.get(cell.run.cell.name)
-        figures = [""] * (len(table.columns) - 2) if summary is None else figure_row(summary, base)
+        figures = [""] * (len(table.columns) - 2)
+        if summary is not None:
+            figures = figure_row(summary, base, boxed=boxed)
         table.add_row(cell.run.cell.name, *figures, state_text(cell.state))
     return table
 
 
-def figure_row(summary: Summary, base: Summary | None) -> list[str]:
+def has_boxes(summaries: Iterable[Summary]) -> bool:
+    """Whether ``boxed_match`` stands beside the headline of any."""
+    return any(summary.boxed_match is not None for summary in summaries)
+
+
+def boxed_text(summary: Summary) -> str:
+    """``boxed_match`` in a table; empty where there is none."""
+    return "" if summary.boxed_match is None else percent(summary.boxed_match)
+
+
+def figure_row(summary: Summary, base: Summary | None, *, boxed: bool = False) -> list[str]:
     """Accuracy with its interval, speed, share of layer calls saved, signs of degeneration.
 
     Layer calls stand twice: the share that the run saved of its own, and those it made in the end
@@ -110,7 +124,8 @@ def figure_row(summary: Summary, base: Summary | None) -> list[str]:
         figures = [_number(speed.scored_tokens_per_second), _number(speed.requests_per_second)]
     calls = summary.layer_calls
     made = "" if base is None else _number(calls.made / base.layer_calls.made, 2)
-    row = [with_interval(summary.headline), *figures, percent(calls.saved_share), made]
+    accuracy = [with_interval(summary.headline), *([boxed_text(summary)] if boxed else [])]
+    row = [*accuracy, *figures, percent(calls.saved_share), made]
     if summary.quality is not None:
         row += [percent(summary.quality.truncation_rate), percent(summary.quality.repetition_rate)]
     return row
