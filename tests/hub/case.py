@@ -24,11 +24,13 @@ from fdllm.config import Decoding, Evaluating
 from fdllm.decode.counts import Counts
 from fdllm.decode.sampler import Generation
 from fdllm.errors import FdllmError
-from fdllm.evaluate.answer import Query
+from fdllm.evaluate.answer import AnswererFactory, Query
 from fdllm.evaluate.harness import evaluate, oracle
+from fdllm.evaluate.tasks import task_info
 from fdllm.reuse import PeriodicReuse
 from hub.checkpoint import MemoryStore, Tally, random_model
 from hub.plain import prompts_of_the_harness
+from hub.spoken import speaking
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def run(
     code_execution: str = "refused",
     texts: Sequence[str] = (),
     tokenizer: str | None = None,
+    spoken: str | None = None,
     **asked: Any,
 ) -> dict[str, Any]:
     """Evaluate, and hand back what the tests look at.
@@ -70,6 +73,8 @@ def run(
         code_execution: consent to run code.
         texts: what is answered, by document, where ``by`` says so.
         tokenizer: a folder that holds the model's; None is one of bytes.
+        spoken: what follows each known answer where the sampler speaks it, see
+            :mod:`hub.spoken`; None hands answers over as texts.
         asked: how the task is asked.
     """
     if token is not None:
@@ -77,18 +82,21 @@ def run(
     how = Evaluating.read({"batch_size": 4} | asked, "case")
     began = time.monotonic()
     store, first, second = MemoryStore(), Tally(), Tally()
+    model = random_model(None if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer))  # type: ignore[no-untyped-call]
+    decoding = Decoding(
+        max_new_tokens=16 if spoken is None else task_info(task).max_new_tokens, threshold=0.5
+    )
+    known: AnswererFactory | None = {"oracle": oracle(task), "texts": lambda _: Told(texts)}.get(by)
+    if known is not None and spoken is not None:
+        known = speaking(known, model, decoding, spoken)
     settings: dict[str, Any] = {
-        "decoding": Decoding(max_new_tokens=16, threshold=0.5),
+        "decoding": decoding,
         "strategy": PeriodicReuse(2, 1, 2),
         "limit": limit,
         "store": store,
         "code_execution": code_execution,
-        "answerer": {
-            "oracle": oracle(task),
-            "texts": lambda _: Told(texts),
-        }.get(by),
+        "answerer": known,
     }
-    model = random_model(None if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer))  # type: ignore[no-untyped-call]
     if by == "harness":
         sent = prompts_of_the_harness(
             task, model.tokenizer, num_fewshot=how.num_fewshot, limit=limit, chat=how.chat_template

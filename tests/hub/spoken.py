@@ -1,0 +1,94 @@
+"""Answers that go the whole way: as tokens, through the sampler, to the text that is graded.
+
+A known answer handed over as a text passes by the tokenizer, the end of a text and the room it has.
+Here a script stands in for the model's logits, and nothing else is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fdllm.config import Decoding
+from fdllm.decode.engine import resolve
+from fdllm.decode.job import Ask, Job
+from fdllm.decode.sampler import Generation, GenerationRequest, _RowSampler
+from fdllm.decode.unmask import Prediction, by_threshold
+from fdllm.evaluate.answer import Answerer, AnswererFactory, Query
+from fdllm.model.weights import Model
+from fdllm.reuse import NoReuse
+from fdllm.schedule import Phase
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Another's answers, spoken by the sampler.
+
+    Attributes:
+        inner: who knows the answers.
+        model: whose tokenizer and stop tokens hold.
+        decoding: settings.
+        behind: what follows each answer, ahead of the end token.
+    """
+
+    inner: Answerer
+    model: Model
+    decoding: Decoding
+    behind: str = ""
+
+    def generate(
+        self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
+    ) -> None:
+        def speak(index: int, known: Generation) -> None:
+            query = queries[index]
+            self._check(query)
+            request = GenerationRequest(query.tokens, query.max_new_tokens, query.until)
+            script = self.model.tokenizer.encode(f"{known.text}{self.behind}")
+            on_done(index, self._play(request, script))
+
+        self.inner.generate(queries, speak)
+
+    def score(self, queries: Sequence[Query], on_done: Callable[[int, Any], None]) -> None:
+        for query in queries:
+            self._check(query)
+        self.inner.score(queries, on_done)
+
+    def _check(self, query: Query) -> None:
+        """All of the prompt and of the target is in the tokens, and there is room for the rest."""
+        text = self.model.tokenizer.decode([*query.tokens, *query.target_tokens])
+        assert text == query.prompt + (query.target or "")
+        assert self.model.tokenizer.decode(list(query.tokens)) == query.prompt
+        assert len(query.tokens) + query.max_new_tokens <= self.model.spec.max_positions
+
+    def _play(self, request: GenerationRequest, script: list[int]) -> Generation:
+        """The sampler's course where the model is sure of the script, and of the end behind it."""
+        decoding = resolve(self.decoding, self.model)
+        row = _RowSampler(self.model, request, decoding, NoReuse(), by_threshold, detokenize=True)
+        job = Job(row.run, row.capacity)
+        steps: Any = row.run(job, None)  # type: ignore[arg-type] # what a row has of a cache
+        base = -len(request.prompt)  # of the block, counted from the first new token
+        end = self.model.tokenizer.eos_token_id
+
+        def predict(ask: Ask) -> Prediction:
+            at = [base + ask.start + column + 1 for column in ask.read]
+            tokens = tuple(script[i] if i < len(script) else end for i in at)
+            # Not all at once, nor from left to right.
+            return Prediction(tokens, tuple(0.5 if i % 3 else 1.0 for i in at))
+
+        ask: Ask = next(steps)
+        while True:
+            seen = predict(ask)
+            if ask.phase in (Phase.PREFILL, Phase.COMMIT):
+                base += len(ask.ids)
+            try:
+                ask = steps.send(seen)
+            except StopIteration as ended:
+                return ended.value  # type: ignore[no-any-return]
+
+
+def speaking(
+    known: AnswererFactory, model: Model, decoding: Decoding, behind: str
+) -> AnswererFactory:
+    """Answerers whose answers are spoken."""
+    return lambda tasks: Spoken(known(tasks), model, decoding, behind)
