@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Literal
 
 from fdllm.layerplan import LayerPlan, LayerRun
@@ -51,7 +52,7 @@ def segments(plan: LayerPlan, first: int = 0) -> tuple[Segment, ...]:
     if at < plan.n_layers:
         stretches.append(Segment("compute", at, plan.n_layers))
     out: list[Segment] = []
-    for piece, after in zip(stretches, [*stretches[1:], None], strict=True):
+    for piece, after in zip_longest(stretches, stretches[1:]):
         replaced = (
             after is not None
             and after.kind == "reuse"
