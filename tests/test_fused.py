@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -249,3 +251,18 @@ def test_small_numbers_stay_on() -> None:
     load_fused(torch.float32)
     tiny = torch.tensor([1e-40])
     assert (tiny * 0.5).item() > 0.0
+
+
+def test_a_profiler_sees_each_function_by_its_name_and_changes_nothing() -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def mark(name: str) -> Iterator[None]:
+        seen.append(f"{name} begins")
+        yield
+        seen.append(f"{name} ends")
+
+    fused = load_fused(torch.float32)
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    assert fused.marked(mark).choose(logits, 3) == fused.choose(logits, 3)
+    assert seen == ["fused::choose begins", "fused::choose ends"]

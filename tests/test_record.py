@@ -55,6 +55,20 @@ def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -
     assert [p.name for p in path.parent.iterdir()] == ["summary.json"]
 
 
+def test_json_is_text_that_people_read_with_the_rights_of_any_file(tmp_path: Path) -> None:
+    path, plain = tmp_path / "summary.json", tmp_path / "plain"
+    write_json(path, {"a": "ü", "b": [1]})
+    assert path.read_text(encoding="utf-8") == '{\n  "a": "ü",\n  "b": [\n    1\n  ]\n}\n'
+    for mask, rights in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(mask)
+        try:
+            write_text(plain, "x")
+            assert plain.stat().st_mode & 0o777 == rights
+            assert os.umask(mask) == mask
+        finally:
+            os.umask(before)
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     write_text(path, "old")
