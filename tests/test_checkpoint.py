@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import fdllm
 from fdllm.checkpoint import INDEX, WEIGHTS, files_read, unread_weights
-from fdllm.config import ModelChoice
+from fdllm.config import Evaluating, ModelChoice
 from fdllm.errors import FdllmError
+from fdllm.evaluate.machine import Machine
 from fdllm.model.files import read_spec
 from fdllm.model.network import Network
 from fdllm.model.spec import ModelSpec
@@ -139,6 +140,8 @@ def test_a_whole_file_is_read_before_an_index_as_transformers_does(folder: Path)
     model = fdllm.load_model(folder, device="cpu", freeze=False)
     assert torch.equal(model.network.embedding.weight, whole["model.embed_tokens.weight"])
     assert unread_weights(folder) == f"{INDEX}, part-0.safetensors, part-1.safetensors"
+    told = Machine.load(ModelChoice(name=str(folder), device="cpu")).facts(Evaluating())
+    assert told["unread_weights"] == unread_weights(folder)
     after = model_identity(ModelChoice(name=str(folder))).name
     assert after != before
     (folder / "part-0.safetensors").write_bytes(b"what is not read is nobody's")

@@ -151,6 +151,29 @@ def test_a_checkpoint_that_was_cut_short(tmp_path: Path) -> None:
         weight_bytes(folder)
 
 
+def test_weights_that_are_not_read_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDER, folder)
+    assert "not read" not in check_model(ModelChoice(name=str(folder))).found
+    for i in range(5):
+        (folder / f"part-{i}.safetensors").write_bytes(b"")
+    found = check_model(ModelChoice(name=str(folder)))
+    assert found.state == "ok"
+    parts = "part-0.safetensors, part-1.safetensors, part-2.safetensors and 2 more"
+    assert f"({parts} beside it: not read)" in found.found
+
+
+def test_a_text_without_an_end_is_found_before_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDER, folder)
+    for name, key in (("config.json", "eos_token_id"), ("tokenizer_config.json", "eos_token")):
+        data = json.loads((folder / name).read_text())
+        del data[key]
+        (folder / name).write_text(json.dumps(data))
+    with pytest.raises(FdllmError, match="names no end of a text: eos_token_id is looked for in"):
+        check_model(ModelChoice(name=str(folder)))
+
+
 def test_a_checkpoint_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     move_hub(monkeypatch, tmp_path)
     found = check_model(ModelChoice(name="someone/something", revision="v2"))

@@ -49,6 +49,12 @@ def test_unknown_config_lists_the_grid_and_the_nearest(root: Path) -> None:
         make_planner(root).runs(make_sweep(root, configs=("k2_midle",)))
 
 
+def test_a_model_of_one_layer_has_no_layer_to_reuse(root: Path) -> None:
+    (run, *_) = make_planner(root).runs(make_sweep(root))
+    with pytest.raises(UsageError, match=r"config 'k1_first': 'n_layers': .* equal to 2; got 1"):
+        make_planner(root).strategy(run, 1)
+
+
 def test_first_token_runs_once(root: Path) -> None:
     once = Evaluating(scoring="first-token")
     sweep = make_sweep(root, tasks=("tiny_choice", "tiny_arithmetic"), evaluating=once)

@@ -119,13 +119,14 @@ class Planner:
 
     def strategy(self, run: Run, n_layers: int) -> ReuseStrategy[Any]:
         """The strategy of a run on a model of ``n_layers`` layers."""
-        config = StrategyConfig(
-            k=run.cell.k,
-            subset=run.cell.subset,
-            n_layers=n_layers,
-            subset_size=run.subset_size,
-            params=run.params,
-        )
+        values = {
+            "k": run.cell.k,
+            "subset": run.cell.subset,
+            "n_layers": n_layers,
+            "subset_size": run.subset_size,
+            "params": run.params,
+        }
+        config = StrategyConfig.read(values, f"config '{run.cell.name}'")
         return self.experiment(run.experiment).strategy(config)
 
     def overlaps(self, sweep: Sweep) -> list[tuple[str, str, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fdllm.checkpoint import unread_weights
 from fdllm.config import Evaluating, ModelChoice, Run
 from fdllm.decode.engine import NotFiniteError
 from fdllm.decode.room import rows_at_once
@@ -58,7 +59,9 @@ class Machine:
         cuda = self.model.device.type == "cuda"
         tested = selftested.last(self._accelerator)
         chosen = compiled_on(self.model.device, self.model.dtype, asked=self._compile(asked))
-        return {
+        folder = self.model.folder
+        unread = "" if folder is None else unread_weights(folder)
+        facts: dict[str, str | int | None] = {
             "accelerator": self._accelerator,
             "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -70,6 +73,7 @@ class Machine:
             "selftest": selftested.NOT_RUN if tested is None else tested.words,
             "selftest_batch": tested.batch_words if tested is not None and cuda else None,
         }
+        return facts | ({"unread_weights": unread} if unread else {})
 
     @property
     def _accelerator(self) -> str | None:
