@@ -70,7 +70,7 @@ def test_status_json(fdllm: Command) -> None:
     first = data["cells"][0]
     assert set(first) == {
         "experiment", "task", "limit", "config", "model", "state", "reason", "done", "total",
-        "log", "folder", "headline", "throughput", "saved_share", "job", "preset",
+        "log", "folder", "headline", "metrics", "throughput", "saved_share", "job", "preset",
     }  # fmt: skip
     assert first["headline"]["value"] == 0.4
     assert first["throughput"]["tokens_per_second"] > 0

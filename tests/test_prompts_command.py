@@ -106,6 +106,19 @@ def hub(shared: Path) -> Iterator[Hub]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("preset", ["published", "ancestor"])
+def test_under_a_preset(hub: Hub, shared: Path, tmp_path: Path, preset: str) -> None:
+    folder = shared / "qwen_tokenizer"
+    flags = ("--task", "gsm8k", "--limit", "1", "--model", str(folder), "--json")
+    ended = fdllm("prompts", *flags, "--preset", preset, home=tmp_path, HF_ENDPOINT=hub.url)
+    assert ended.code == 0, ended.err
+    [question] = json.loads(ended.out)
+    assert question["until"] == []
+    # Whole blocks of 32: what the prompt's last one holds is taken off.
+    assert question["max_new_tokens"] == 2048 - len(question["tokens"]) % 32
+
+
+@pytest.mark.slow
 def test_from_a_tokenizer_alone(hub: Hub, shared: Path, tmp_path: Path) -> None:
     folder = shared / "qwen_tokenizer"
     flags = ("--task", "gsm8k", "mmlu", "--limit", "1", "--model", str(folder), "--json")

@@ -29,7 +29,7 @@ def run_grade(args: Namespace) -> int:
     """Grade a file; no model is loaded."""
     if len(args.task or ()) != 1:
         raise UsageError("answers belong to one task: --task gsm8k --answers FILE, say")
-    request = read_request(args)
+    request = read_request(args, weights=False)
     from fdllm.evaluate.grading import grade  # noqa: PLC0415 - the harness: seconds
 
     run = request.planner.runs(request.sweep)[0]

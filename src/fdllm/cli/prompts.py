@@ -33,7 +33,7 @@ def run_prompts(args: Namespace) -> int:
     """Build the prompts of each task's run, and show them."""
     if not args.task:
         raise UsageError("name what to look at: --task gsm8k, say, with --limit for fewer rows")
-    request = read_request(args)
+    request = read_request(args, weights=False)
     from fdllm.evaluate.preview import described, queries_of  # noqa: PLC0415 - the harness: seconds
 
     runs: dict[str, Run] = {}

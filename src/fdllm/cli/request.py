@@ -68,12 +68,13 @@ def make_planner(args: Namespace) -> Planner:
 _EVALUATING_FLAGS = ("scoring", "batch_size", "score_batch_size", "prefix_cache_gib", "compile")
 
 
-def read_request(args: Namespace, forced: Sequence[str] = ()) -> Request:
+def read_request(args: Namespace, forced: Sequence[str] = (), *, weights: bool = True) -> Request:
     """Flags to a sweep.
 
     Args:
         args: the parsed flags.
         forced: configs named behind ``--force``; they belong to the selection.
+        weights: False where none are looked at, so that a tokenizer alone is a model too.
 
     Raises:
         UsageError: a name is unknown; the message lists the valid ones and the nearest.
@@ -108,7 +109,8 @@ def read_request(args: Namespace, forced: Sequence[str] = ()) -> Request:
     )
     request = Request(planner, sweep)
     planner.runs(sweep)  # names are checked before anything else happens
-    planner.model(sweep.model)
+    if weights:
+        planner.model(sweep.model)
     return request
 
 
