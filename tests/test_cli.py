@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from command import Command, make_command
 from fdllm.cli import main_eval
@@ -28,6 +29,26 @@ def fdllm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     return make_command(tmp_path, monkeypatch, capsys)
+
+
+# --- devices ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["eval", "sweep"])
+def test_a_gpu_that_is_not_there_is_never_nothing_to_do(
+    fdllm: Command, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = (command, *TASK, "--config", "k1_first")
+    local = () if command == "eval" else ("--executor", "local")
+    assert fdllm(*asked, *local) == 0
+    assert fdllm(*asked, *local, "--device", "cpu") == 0
+    assert fdllm(*asked, *local, "--device", "cuda") == 2
+    assert fdllm.err.strip().endswith(
+        "device 'cuda' asks for a GPU and torch sees none; use --device cpu"
+    )
+    assert fdllm(*asked, *local, "--device", "gpu") == 2
+    assert "unknown device 'gpu'; use cpu, cuda or cuda:N" in fdllm.err
 
 
 # --- eval ---------------------------------------------------------------------------------------

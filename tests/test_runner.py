@@ -14,6 +14,7 @@ from fdllm.evaluate.runner import Runner, Worker
 from fdllm.plan import State
 from fdllm.record.paths import RunPaths
 from fdllm.record.summary import read_summary
+from fdllm.report.table import check_lines
 from stubs import (
     NUM_DOCS,
     Notes,
@@ -113,10 +114,38 @@ def test_k2_that_reused_nothing_fails_and_says_why(root: Path) -> None:
     run = make_run(root)
     outcome = do_run(root, run, StubMachine(count_reuse=False))
     assert outcome.state is State.FAILED
-    assert "reuse was asked for and nothing was reused" in outcome.reason
+    assert "reuse never acted (0 of" in outcome.reason
     assert "period k=2" in outcome.reason
     assert not paths_of(root, run).summary.exists()
     assert make_planner(root).state(run).state is State.FAILED
+
+
+def test_a_few_rows_without_reuse_are_a_record_with_a_warning(root: Path) -> None:
+    """``--limit 1`` may end before reuse has its turn (DESIGN section 4)."""
+    run = make_run(root, limit=5)
+    assert do_run(root, run, StubMachine(count_reuse=False)).state is State.DONE
+    cell = make_planner(root).state(run)
+    assert cell.state is State.DONE
+    assert cell.reason.startswith("reuse never acted (0 of 360 layer calls saved in 25 DENOISE")
+    assert cell.summary is not None
+    [guard] = [guard for guard in cell.summary.guards if not guard.passed]
+    assert (guard.name, guard.level) == ("reuse counters", "warning")
+    assert check_lines([cell])[0].plain == f"! k2_middle: {cell.reason}"
+
+
+@pytest.mark.parametrize(("limit", "level"), [(None, "warning"), (5, "error")])
+def test_a_warning_is_for_a_few_rows_alone(root: Path, limit: int | None, level: str) -> None:
+    run = make_run(root, limit=limit)
+    do_run(root, run)
+    path = paths_of(root, run).summary
+    record = json.loads(path.read_text())
+    record["guards"][0] |= {"passed": False, "level": level}
+    path.write_text(json.dumps(record))
+    cell = make_planner(root).state(run)
+    assert (cell.state, cell.reason) == (
+        State.INVALID,
+        "summary.json: guard failed: reuse counters",
+    )
 
 
 def test_k1_that_reused_anything_fails(root: Path) -> None:
@@ -133,9 +162,10 @@ def test_k1_that_reused_anything_fails(root: Path) -> None:
         "def strategy(config):\n"
         "    return Liar(2, *config.bounds)\n"
     )
-    outcome = do_run(root, make_run(root, "k1_first"))
-    assert outcome.state is State.FAILED
-    assert "no reuse was asked for, yet 60 of" in outcome.reason
+    for limit in (None, 5):
+        outcome = do_run(root, make_run(root, "k1_first", limit=limit))
+        assert outcome.state is State.FAILED
+        assert "no reuse was asked for, yet 60 of" in outcome.reason
 
 
 # --- what ends a run ----------------------------------------------------------------------------

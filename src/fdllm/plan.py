@@ -234,7 +234,8 @@ class Planner:
         if changed:
             return CellState(run, State.STALE, "; ".join(changed), paths, summary=summary)
         number = summary.num_requests
-        return CellState(run, State.DONE, "", paths, number, number, summary=summary)
+        marks = "; ".join(summary.warnings)
+        return CellState(run, State.DONE, marks, paths, number, number, summary=summary)
 
     def _failed(self, run: Run, paths: RunPaths) -> CellState | None:
         """The cell, where the last attempt at the run or at a shard of it left a reason."""

@@ -11,7 +11,7 @@ from fdllm.cli import show
 from fdllm.cli.bench import run_bench
 from fdllm.cli.compare import run_compare
 from fdllm.cli.doctor import run_doctor
-from fdllm.cli.execute import execute
+from fdllm.cli.execute import check_device, execute
 from fdllm.cli.export import run_export
 from fdllm.cli.grade import run_grade
 from fdllm.cli.job import run_job
@@ -40,6 +40,7 @@ def run_eval(args: Namespace) -> int:
             "k2_middle; several are a sweep: fdllm sweep"
         )
     request = read_request(args)
+    check_device(args.device)
     cells = request.states()
     work = choose_work(cells, force=[] if args.force else None)
     if not work:
@@ -65,6 +66,7 @@ def run_sweep(args: Namespace) -> int:
     if args.dry_run:
         show.plan(cells, work, as_json=args.json)
         return 0
+    check_device(args.device)
     if not work:
         show.nothing_to_do(cells, as_json=args.json)
     outcomes = execute(request.planner, work, args)

@@ -24,6 +24,18 @@ def load_machine(choice: ModelChoice, threads: int | None) -> Worker:
     return Machine.load(choice, threads)
 
 
+def check_device(device: str) -> None:
+    """A device that was asked for by name must be there, also where there is nothing to compute.
+
+    Raises:
+        UsageError: it is none, or not on this machine.
+    """
+    if device not in ("auto", "cpu"):
+        from fdllm.model.weights import resolve_device  # noqa: PLC0415 - torch: only where asked
+
+        resolve_device(device)
+
+
 def execute(planner: Planner, work: Sequence[Work], args: Namespace) -> list[Outcome]:
     """Compute ``work``; what is computed is durable at every moment.
 

@@ -52,11 +52,12 @@ def fill_summary(
         strategy,
         counts,
         one_forward=estimator == "first-token",
+        limited=run.limit is not None,
         num_samples=len(found.samples),
         num_documents=found.num_documents,
     )
     for guard in guards:
-        if not guard.passed:
+        if not guard.passed and guard.level == "error":
             raise FdllmError(
                 f"guard '{guard.name}': {guard.detail}. No record is written; the answers are kept "
                 "in journal.jsonl"

@@ -151,6 +151,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise UsageError(f"unknown device '{device}'; use cpu, cuda or cuda:N") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device '{device}' asks for a GPU and torch sees none; use --device cpu")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device '{device}': torch sees {torch.cuda.device_count()} GPUs here")
     return found
 
 

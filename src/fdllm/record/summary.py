@@ -156,11 +156,14 @@ class Guard(Spec):
         name: what is checked.
         passed: whether it holds.
         detail: the figures behind it.
+        level: what it means where it does not hold: an ``error`` keeps a record from being
+            written, a ``warning`` marks it in every table.
     """
 
     name: str
     passed: bool
     detail: str
+    level: Literal["error", "warning"] = "error"
 
 
 class FileRecord(Spec):
@@ -200,7 +203,7 @@ class Summary(Spec):
         quality: signs of degeneration; None where nothing is generated.
         scored: at which steps answers were scored; None where text is generated.
         strategy: the layers and the rule.
-        guards: checks, all passed.
+        guards: checks; all passed, or under a limit a warning.
         files: ``samples.jsonl`` and ``results.json``.
         fingerprint: identity.
         dataset: SHA-256 over the documents used, in order.
@@ -260,6 +263,11 @@ class Summary(Spec):
         return None if words == "none" else words
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Checks that only a few rows may fail, each as a sentence."""
+        return tuple(guard.detail for guard in self.guards if not guard.passed)
+
+    @property
     def machines(self) -> tuple[str, ...]:
         """The machines that computed it, each in one line; one of them, normally."""
         sessions = self.provenance.get("sessions", [])
@@ -308,9 +316,11 @@ def _explain(error: ValidationError) -> str:
 def _check_files(folder: Path, summary: Summary) -> None:
     if "samples.jsonl" not in summary.files:
         raise InvalidRecordError("summary.json names no samples.jsonl")
-    if not all(guard.passed for guard in summary.guards):
-        failed = ", ".join(guard.name for guard in summary.guards if not guard.passed)
-        raise InvalidRecordError(f"summary.json: guard failed: {failed}")
+    not_passed = [guard for guard in summary.guards if not guard.passed]
+    # Warnings are for a few rows: a whole run that failed a check has no record.
+    failed = [g.name for g in not_passed if g.level == "error" or summary.limit is None]
+    if failed:
+        raise InvalidRecordError(f"summary.json: guard failed: {', '.join(failed)}")
     for name, record in summary.files.items():
         path = folder / name
         if not path.is_file():

@@ -199,6 +199,11 @@ def _agree(one: Recorded, other: Recorded) -> bool:
     )
 
 
+def warnings(records: Sequence[Recorded]) -> list[str]:
+    """Checks that a record of a few rows did not pass, each with its cell."""
+    return [f"{record.name}: {text}" for record in records for text in record.summary.warnings]
+
+
 def speed_ratios(records: Sequence[Record]) -> dict[str, float]:
     """Speed of each cell by the mean speed of the cells that reuse nothing."""
     plain = [r.summary.speed for r in records if not r.summary.strategy.reuses]

@@ -12,7 +12,7 @@ from fdllm.report.data import CellData
 from fdllm.report.pairs import NotComparableError, same_computation
 from fdllm.report.speed import noise_floor
 
-Kind = Literal["identical", "twins-differ", "twins-speed"]
+Kind = Literal["warning", "identical", "twins-differ", "twins-speed"]
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -22,8 +22,9 @@ class Finding:
     """Something about a grid that a reader must know ahead of its figures.
 
     Attributes:
-        kind: ``identical`` cells that should differ, ``twins-differ`` where one computation gave
-            several outputs, ``twins-speed`` where it took very different times.
+        kind: ``warning`` where a few rows did not pass a check, ``identical`` cells that should
+            differ, ``twins-differ`` where one computation gave several outputs, ``twins-speed``
+            where it took very different times.
         cells: the cells it is about.
         text: the sentence.
     """
@@ -49,7 +50,15 @@ def check_grid(cells: Sequence[CellData]) -> None:
 
 def findings(cells: Sequence[CellData]) -> list[Finding]:
     """What is suspicious in a grid of one task."""
-    return [*_identical(cells), *_twins_differ(cells), *_twins_speed(cells)]
+    return [*_warnings(cells), *_identical(cells), *_twins_differ(cells), *_twins_speed(cells)]
+
+
+def _warnings(cells: Sequence[CellData]) -> list[Finding]:
+    return [
+        Finding("warning", (cell.name,), f"{cell.name}: {text}")
+        for cell in cells
+        for text in cell.summary.warnings
+    ]
 
 
 def _identical(cells: Sequence[CellData]) -> list[Finding]:

@@ -15,6 +15,7 @@ from fdllm.report.checks import (
     overlap_sentence,
     speed_ratios,
     twins,
+    warnings,
 )
 from fdllm.report.statistics import percent, with_interval
 from fdllm.report.table import boxed_text, has_boxes, twins_line
@@ -177,6 +178,7 @@ def _checks(planner: Planner, sweep: Sweep, records: Sequence[Record]) -> list[s
         ]
         claim = ", ".join(faster) if faster else "none"
         lines.append(f"- Faster than k=1 by more than the noise floor: {claim}")
+    lines += [f"- Warning: {text}" for text in warnings(records)]
     for group in identical(records):
         plain = [name for name in group if not _reuses(records, name)]
         what = "did the reuse reach this task?" if plain else "one result, not several"

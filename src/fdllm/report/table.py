@@ -11,7 +11,7 @@ from rich.text import Text
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Summary
 from fdllm.report.agreement import stated
-from fdllm.report.checks import Twins, finished, identical, mixtures, twins
+from fdllm.report.checks import Twins, finished, identical, mixtures, twins, warnings
 from fdllm.report.statistics import percent, with_interval
 
 _STYLE = {
@@ -137,6 +137,7 @@ def check_lines(cells: Sequence[CellState]) -> list[Text]:
     if mixtures(records):
         return []
     lines = [twins_line(pair) for pair in twins(records)]
+    lines += [Text(f"! {text}", style="yellow") for text in warnings(records)]
     for group in identical(records):
         reuse_nothing = [
             r.name for r in records if r.name in group and not r.summary.strategy.reuses
