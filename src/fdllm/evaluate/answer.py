@@ -98,7 +98,9 @@ class ModelAnswerer:
 
     @property
     def _decoding(self) -> Decoding:
-        return ending_at(self.decoding, self.asked.stop_token, self.model)
+        return ending_at(
+            self.decoding, self.asked.stop_token, self.model.tokenizer, self.model.name
+        )
 
     def generate(
         self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]

@@ -14,6 +14,7 @@ from fdllm.evaluate.answer import Query
 from fdllm.evaluate.documents import load_task
 from fdllm.evaluate.harness import ask, check_template, quiet
 from fdllm.evaluate.queries import Limits
+from fdllm.evaluate.tokenizing import ending_at
 from fdllm.model.files import load_tokenizer, locate, read_spec
 
 
@@ -71,6 +72,7 @@ def queries_of(run: Run) -> list[Query]:
     tokenizer = load_tokenizer(folder, name)
     if asked.chat_template:
         check_template(tokenizer, name)
+    ending_at(run.decoding, asked.stop_token, tokenizer, name)
     # A folder with a tokenizer alone sets no limit to a prompt.
     shaped = (folder / "config.json").exists()
     positions = read_spec(folder).max_positions if shaped else sys.maxsize

@@ -19,10 +19,10 @@ from fdllm.errors import FdllmError, UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from fdllm.model.weights import Model
 
-
-def ending_at(decoding: Decoding, stop_token: str | None, model: Model) -> Decoding:
+def ending_at(
+    decoding: Decoding, stop_token: str | None, tokenizer: PreTrainedTokenizerBase, name: str
+) -> Decoding:
     """Decoding settings under which one token alone ends a text; as they are where none is named.
 
     Raises:
@@ -30,11 +30,11 @@ def ending_at(decoding: Decoding, stop_token: str | None, model: Model) -> Decod
     """
     if stop_token is None:
         return decoding
-    token = model.tokenizer.get_vocab().get(stop_token)
+    token = tokenizer.get_vocab().get(stop_token)
     if token is None:
         raise UsageError(
             f"texts are to end at the token '{stop_token}', which the tokenizer of model "
-            f"'{model.name}' does not have (its end token is '{model.tokenizer.eos_token}'); set "
+            f"'{name}' does not have (its end token is '{tokenizer.eos_token}'); set "
             "stop_token in [evaluation] or in a preset of your own"
         )
     return decoding.model_copy(update={"stop_token": token})

@@ -45,7 +45,12 @@ class TracingAnswerer:
 
     @property
     def _decoding(self) -> Decoding:
-        return ending_at(self.run.decoding, self.run.evaluating.stop_token, self.model)
+        return ending_at(
+            self.run.decoding,
+            self.run.evaluating.stop_token,
+            self.model.tokenizer,
+            self.model.name,
+        )
 
     def generate(
         self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
