@@ -2,7 +2,7 @@
 #SBATCH --job-name=fdllm-baseline
 #SBATCH --output=slurm_baseline_%j.log
 #SBATCH --time=30
-# The published setting: no reuse, threshold 1.0, block cache. Without --task all benchmarks.
+# The published evaluation, without reuse: docs/protocol.md. Without --task all benchmarks.
 # With sbatch or with bash, from the checkout: what is computed gets jobs of its own, with the
 # resources of fdllm.toml; this script only submits them.
 set -euo pipefail
@@ -14,4 +14,4 @@ if [ ! -f "$folder/_job.sh" ]; then
     echo "submit it from the checkout: cd CHECKOUT && sbatch sbatch/baseline.sh" >&2
     exit 2
 fi
-exec bash "$folder/_job.sh" sweep --experiment 05_threshold --config t1.00 "$@"
+exec bash "$folder/_job.sh" sweep --preset published --config k1_first "$@"

@@ -158,7 +158,7 @@ def test_mmlu_is_asked_behind_five_turns(sent: Sent, shared: Path) -> None:
         return f"{row['question'].strip()}\n{choices}Answer:"
 
     examples = [part for row in rows[:5] for part in (asked(row), "ABCD"[row["answer"]])]
-    about = "The following are multiple choice questions (with answers) about anatomy."
+    about = "The following are multiple choice questions (with answers) about anatomy.\n\n"
     prompts = {e["prompt"] for e in sent("mmlu_anatomy", "published") if e["doc_id"] == 0}
     assert prompts == {chat(*examples, asked(rows[5]), system=about)}
     for preset in ("ancestor", "none"):

@@ -13,6 +13,7 @@ import pytest
 from fdllm.cli import main
 from fdllm.evaluate.tasks import TASKS
 from fdllm.experiment import load_experiment
+from fdllm.presets.load import load_preset
 from helpers import ROOT
 
 SCRIPTS = sorted((ROOT / "sbatch").glob("*.sh"))
@@ -30,9 +31,9 @@ MANUAL = {
     "bash sbatch/run.sh --force k2_middle": "gsm8k / k2_middle: forced",
     "bash sbatch/run.sh --task mmlu --force k1_first k2_middle k3_last": "would run 3 of 3",
     "bash sbatch/run.sh --status --experiment 01_adaptive_skip": "01_adaptive_skip / gsm8k",
-    "sbatch sbatch/baseline.sh --task gsm8k": "05_threshold / gsm8k / t1.00: not run yet",
+    "sbatch sbatch/baseline.sh --task gsm8k": "gsm8k (preset published) / k1_first: not run yet",
     "sbatch sbatch/baseline.sh --task gsm8k --limit 10": "would run 1 of 1",
-    "sbatch sbatch/baseline.sh": "05_threshold / ifeval / t1.00",
+    "sbatch sbatch/baseline.sh": "00_baseline / ifeval (preset published) / k1_first",
     "bash sbatch/local.sh --task gsm8k --limit 10": "would run 9 of 9",
 }
 
@@ -100,10 +101,10 @@ def test_the_help_names_every_task_and_config(tmp_path: Path) -> None:
 
 
 def test_the_baseline_is_what_its_manual_says() -> None:
-    experiment = load_experiment("05_threshold", ROOT)
-    decoding = experiment.decoding(experiment.cell("t1.00"), 512)
-    assert (decoding.threshold, decoding.use_block_cache) == (1.0, True)
-    assert experiment.cell("t1.00").k == 1
+    experiment, preset = load_experiment("00_baseline", ROOT), load_preset("published")
+    decoding = experiment.decoding(experiment.cell("k1_first"), 512, preset, "gsm8k")
+    assert (decoding.threshold, decoding.use_block_cache) == (1.0, False)
+    assert experiment.cell("k1_first").k == 1
 
 
 def test_local_stays_here(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from helpers import ROOT
 
 CONFIG = "k2_middle"
 SMALL = ("--task", TASK, "--limit", str(LIMIT), "--config", CONFIG)
-BASELINE = "05_threshold"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,6 @@ def site(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     path = f"{FDLLM.parent}:/usr/local/bin:/usr/bin:/bin"
     checkout = Checkout(root, slurm, environment={"PATH": path})
     shutil.copytree(ROOT / "sbatch", root / "sbatch")
-    shutil.copytree(ROOT / "experiments" / BASELINE, root / "experiments" / BASELINE)
     shutil.copy(ROOT / "requirements.lock", root)
     return checkout
 
@@ -77,7 +75,7 @@ def test_force_computes_it_again_and_keeps_the_old_record(site: Checkout) -> Non
 def test_baseline_sh_through_sbatch(site: Checkout) -> None:
     type_in(site, "sbatch", "sbatch/baseline.sh", "--task", TASK, "--limit", str(LIMIT))
     site.slurm.end_of_queue()
-    summaries = list(site.root.glob(f"results/{BASELINE}/*/t1.00/summary.json"))
+    summaries = list(site.root.glob("results/00_baseline/*+published*/k1_first/summary.json"))
     log = "\n".join(path.read_text() for path in site.root.glob("slurm_baseline_*.log"))
     assert len(summaries) == 1, log + site.logs()
 

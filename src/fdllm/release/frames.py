@@ -19,6 +19,7 @@ _IDENTITY = {
     "task": "str",
     "config": "str",
     "limit": "Int64",
+    "preset": "str",
     "model": "str",
 }
 RESULT_COLUMNS: Mapping[str, str] = {

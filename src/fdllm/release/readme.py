@@ -37,13 +37,13 @@ def readme(
         "",
         "## Runs",
         "",
-        "| experiment | task | limit | model | config | metric | value | documents | fingerprint |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| experiment | task | limit | preset | model | config | metric | value | rows | digest |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {s.experiment} | {s.task} | {s.limit or 'all'} | {s.model} | {s.config} | "
-        f"{s.headline.metric} | {s.headline.value:.4f} | {s.headline.num_samples} | "
-        f"{s.fingerprint.digest} |"
+        f"| {s.experiment} | {s.task} | {s.limit or 'all'} | {s.preset_words or 'none'} | "
+        f"{s.model} | {s.config} | {s.headline.metric} | {s.headline.value:.4f} | "
+        f"{s.headline.num_samples} | {s.fingerprint.digest} |"
         for s in runs.values()
     ]
     if remarks:

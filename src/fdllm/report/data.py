@@ -55,6 +55,11 @@ class CellData:
         return self.config
 
     @property
+    def preset(self) -> str | None:
+        """The protocol, with what stands over it; None where it is the experiment's own."""
+        return self.summary.preset_words
+
+    @property
     def is_smoke_test(self) -> bool:
         """Whether a limit cut the task."""
         return self.limit is not None
