@@ -373,7 +373,7 @@ def test_threads_and_machine_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(threads.calls) == 1
     assert machine.n_layers == 3
     told = machine.facts(Evaluating(batch_size=4, score_batch_size=6, compile=False))
-    assert told == {
+    expected = {
         "accelerator": None,
         "device": "cpu",
         "dtype": "float32",
@@ -383,3 +383,4 @@ def test_threads_and_machine_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         "score_batch_size": 6,
         "compile": "no",
     }
+    assert told.items() >= expected.items()

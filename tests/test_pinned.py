@@ -100,7 +100,7 @@ def test_a_record_has_these_parts() -> None:
         "version", "experiment", "task", "config", "limit", "model", "kind", "estimator",
         "headline", "num_requests", "throughput", "peak_memory", "counts", "layer_calls", "quality",
         "strategy", "guards", "files", "fingerprint", "dataset", "task_versions", "provenance",
-        "scored",
+        "scored", "metrics",
     }  # fmt: skip
 
 

@@ -279,6 +279,6 @@ def test_twins_that_differ_fail_the_check(root: Path) -> None:
     assert not twins_agree(cells)
     (line,) = check_lines(cells)
     assert line.plain == (
-        "✗ A/A: k1_first, k1_last are one computation, yet 1 of 5 samples differ "
-        "(tiny_arithmetic row 3: k1_first against k1_last)"
+        "✗ A/A: k1_first, k1_last are one computation, yet 1 of 5 samples differ: "
+        "tiny_arithmetic row 3: k1_first against k1_last"
     )

@@ -48,6 +48,7 @@ def comparison(**changes: Any) -> Comparison:
         "collapsed": (),
         "same_computation": False,
         "identical": False,
+        "tolerance": 0.0,
         "notes": (),
         "verdict": "same-or-better",
         "sentence": "",
@@ -110,6 +111,8 @@ def test_one_computation_needs_no_verdict() -> None:
     text = describe(same)
     assert text.startswith("k2_last is one computation with k1_first, and every output agrees: 79")
     assert "smallest difference" not in text
+    near = describe(replace(same, tolerance=1e-4))
+    assert "and every output agrees (log-likelihoods to 0.0001): 79" in near
     for half in (replace(same, identical=False), replace(same, same_computation=False)):
         assert "one computation" not in describe(half)
         assert REACH in describe(half)
