@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from command import Command, make_command
 from fdllm.config import Cell, Evaluating, ModelChoice, Run, Sweep
 from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS
@@ -111,8 +112,9 @@ def test_ancestor_as_it_ran(root: Path, task: str) -> None:
     assert "0.95" in " ".join(load_preset("ancestor").exceptions)
 
 
-def test_the_embedded_model_ends_where_its_own_tokenizer_does(root: Path) -> None:
+def test_the_embedded_model_has_its_own_end_and_estimator(root: Path) -> None:
     for preset in BUILT_IN:
+        assert run_of(root, "tiny_choice", preset).evaluating.scoring == "denoise"
         run = run_of(root, "tiny_arithmetic", preset)
         assert run.evaluating.stop_token == "<|end|>"  # noqa: S105
         assert run.decoding.max_new_tokens == 96
@@ -266,6 +268,18 @@ def test_a_record_of_a_preset_is_no_record_of_the_experiment(root: Path) -> None
     assert states == {None: State.PENDING, "published": State.PENDING, "ancestor": State.DONE}
 
 
+def test_a_record_names_where_its_protocol_is_another_all_the_same(root: Path) -> None:
+    for preset in (None, "ancestor"):
+        do_run(root, run_of(root, "tiny_arithmetic", preset))
+        cell = planner(root).state(run_of(root, "tiny_arithmetic", preset))
+        assert cell.summary is not None
+        told = cell.summary.provenance["exceptions"]
+        assert told == ([] if preset is None else list(load_preset(preset).exceptions))
+    said = " ".join(load_preset("published").exceptions)
+    for what in ("single braces", "padding", "nothing is decoded there", "look-ahead", "EvalPlus"):
+        assert what in said
+
+
 def test_a_flag_that_departs_from_the_preset_is_named(root: Path) -> None:
     plain = run_of(root, "mmlu", "published", flags={"scoring": "first-token", "batch_size": 4})
     assert (plain.departures, plain.preset_words) == ((), "published")
@@ -273,6 +287,55 @@ def test_a_flag_that_departs_from_the_preset_is_named(root: Path) -> None:
     assert other.preset_words == "published, but allow_invalid=True, but scoring=chain"
     assert planner(root).fingerprint(other).fields["preset"] == other.preset_words
     assert run_of(root, "mmlu", None, flags={"scoring": "chain"}).preset_words == "none"
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    return make_command(tmp_path, monkeypatch, capsys)
+
+
+def test_every_face_names_the_preset(command: Command) -> None:
+    asked = ("--task", "tiny_arithmetic", "--preset", "ancestor", "--limit", "5")
+    assert command("sweep", "--executor", "local", *asked) == 0
+    assert "00_baseline / tiny_arithmetic (limit 5, a smoke test) on " in command.out
+    assert ", preset ancestor\n" in command.out
+    assert command("status", "--json", *asked) == 0
+    cells = json.loads(command.out)["cells"]
+    assert {(cell["state"], cell["preset"]) for cell in cells} == {("done", "ancestor")}
+    assert {Path(cell["folder"]).parent.name.partition("@")[0] for cell in cells} == {
+        "tiny_arithmetic_limit_5+ancestor"
+    }
+    assert command("status", "--task", "tiny_arithmetic") == 0
+    assert "0 of 9 done" in command.out
+    assert "--limit 5 --preset ancestor" in command.out  # other records
+    assert command("report", "--stdout", *asked) == 0
+    assert ", preset ancestor, limit 5: SMOKE TEST" in command.out
+    assert "declares 0.95" in command.out
+    assert command("report", "--stdout", "--task", "tiny_arithmetic") == 1
+    assert command("report", "--stdout", *asked[:2], "--preset", "published") == 1
+    assert "and preset published under" in command.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("sweep", "--executor", "local"), ("eval", "--config", "k1_first"), ("status",), ("report",),
+     ("doctor",), ("prefetch",), ("export",), ("prompts",), ("trace", "--config", "k1_first"),
+     ("compare", "a", "b")],
+)  # fmt: skip
+def test_every_face_refuses_a_preset_that_is_none(
+    command: Command, arguments: tuple[str, ...]
+) -> None:
+    model = () if arguments[0] != "compare" else ("--model", "tiny")
+    (command.root / "results/00_baseline/tiny_choice").mkdir(parents=True)
+    asked = ("--task", "tiny_choice", "--preset", "publishd", *model)
+    assert command(*arguments, *asked) == 2
+    assert "unknown preset 'publishd' (did you mean 'published'?)" in command.err
+    assert len(command.err.strip().splitlines()) == 1
 
 
 # --- where reuse cannot act ---------------------------------------------------------------------

@@ -273,6 +273,8 @@ class Run(Spec):
         params: the strategy's parameters, the cell's applied.
         preset: name of the protocol it follows; None where it is the experiment's own.
         departures: flags that stand over the preset, as ``scoring=denoise``.
+        exceptions: where the preset differs from its evaluation all the same; said, and no part of
+            an identity.
         code_execution: consent to run code that the model writes; no part of an identity.
     """
 
@@ -287,6 +289,7 @@ class Run(Spec):
     params: dict[str, Any] = Field(default_factory=dict)
     preset: str | None = None
     departures: tuple[str, ...] = ()
+    exceptions: tuple[str, ...] = ()
     code_execution: CodeExecution = "refused"
 
     @property

@@ -92,6 +92,7 @@ class Planner:
             params=experiment.params(cell),
             preset=None if sweep.preset is None else sweep.preset.name,
             departures=sweep.departures(task),
+            exceptions=() if sweep.preset is None else sweep.preset.exceptions,
             code_execution=sweep.code_execution,
         )
 

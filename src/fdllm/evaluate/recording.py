@@ -85,7 +85,11 @@ def fill_summary(
         fingerprint=identity,
         dataset=found.dataset,
         task_versions=found.task_versions,
-        provenance={"sessions": [dict(one) for one in sessions], "finished": utc_now()},
+        provenance={
+            "sessions": [dict(one) for one in sessions],
+            "finished": utc_now(),
+            "exceptions": list(run.exceptions),
+        },
     )
 
 

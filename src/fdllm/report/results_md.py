@@ -67,6 +67,9 @@ def render_task(planner: Planner, sweep: Sweep) -> str:
     limit = "" if sweep.limit is None else f", limit {sweep.limit}: SMOKE TEST"
     preset = "" if sweep.preset is None else f", preset {cells[0].run.preset_words}"
     lines = [f"## {sweep.tasks[0]} on {sweep.model.name}{preset}{limit}", ""]
+    if sweep.preset is not None and sweep.preset.exceptions:
+        but = "; ".join(sweep.preset.exceptions)
+        lines += [f"{sweep.preset.title}. Where a run differs from it all the same: {but}.", ""]
     if sweep.limit is not None:
         lines += ["**Smoke test: so few rows say nothing about accuracy or speed.**", ""]
     if records:
