@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from command import Command, make_command
 from fdllm.config import Cell, Evaluating, ModelChoice, Run, Sweep
 from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS
@@ -287,55 +286,6 @@ def test_a_flag_that_departs_from_the_preset_is_named(root: Path) -> None:
     assert other.preset_words == "published, but allow_invalid=True, but scoring=chain"
     assert planner(root).fingerprint(other).fields["preset"] == other.preset_words
     assert run_of(root, "mmlu", None, flags={"scoring": "chain"}).preset_words == "none"
-
-
-# --- the command --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    return make_command(tmp_path, monkeypatch, capsys)
-
-
-def test_every_face_names_the_preset(command: Command) -> None:
-    asked = ("--task", "tiny_arithmetic", "--preset", "ancestor", "--limit", "5")
-    assert command("sweep", "--executor", "local", *asked) == 0
-    assert "00_baseline / tiny_arithmetic (limit 5, a smoke test) on " in command.out
-    assert ", preset ancestor\n" in command.out
-    assert command("status", "--json", *asked) == 0
-    cells = json.loads(command.out)["cells"]
-    assert {(cell["state"], cell["preset"]) for cell in cells} == {("done", "ancestor")}
-    assert {Path(cell["folder"]).parent.name.partition("@")[0] for cell in cells} == {
-        "tiny_arithmetic_limit_5+ancestor"
-    }
-    assert command("status", "--task", "tiny_arithmetic") == 0
-    assert "0 of 9 done" in command.out
-    assert "--limit 5 --preset ancestor" in command.out  # other records
-    assert command("report", "--stdout", *asked) == 0
-    assert ", preset ancestor, limit 5: SMOKE TEST" in command.out
-    assert "declares 0.95" in command.out
-    assert command("report", "--stdout", "--task", "tiny_arithmetic") == 1
-    assert command("report", "--stdout", *asked[:2], "--preset", "published") == 1
-    assert "and preset published under" in command.err
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [("sweep", "--executor", "local"), ("eval", "--config", "k1_first"), ("status",), ("report",),
-     ("doctor",), ("prefetch",), ("export",), ("prompts",), ("trace", "--config", "k1_first"),
-     ("compare", "a", "b")],
-)  # fmt: skip
-def test_every_face_refuses_a_preset_that_is_none(
-    command: Command, arguments: tuple[str, ...]
-) -> None:
-    model = () if arguments[0] != "compare" else ("--model", "tiny")
-    (command.root / "results/00_baseline/tiny_choice").mkdir(parents=True)
-    asked = ("--task", "tiny_choice", "--preset", "publishd", *model)
-    assert command(*arguments, *asked) == 2
-    assert "unknown preset 'publishd' (did you mean 'published'?)" in command.err
-    assert len(command.err.strip().splitlines()) == 1
 
 
 # --- where reuse cannot act ---------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,7 +68,14 @@ def compare_published(summary: Summary, preset: Preset, margin: float) -> Agains
     Raises:
         NotComparableError: it was measured in another way; the message names each difference.
     """
-    differing = differences(summary, preset)
+    figures = preset.figures
+    if figures is None or summary.task not in figures.percent:
+        known = "none" if figures is None else ", ".join(figures.percent)
+        raise NotComparableError(
+            f"no figure of {summary.task} is published for preset '{preset.name}'; there are "
+            f"figures of {known}: name one with --task"
+        )
+    differing = differences(summary, preset, figures.model)
     if differing:
         raise NotComparableError(
             f"{summary.task} / {summary.config} must not stand beside a figure published for "
@@ -77,9 +83,12 @@ def compare_published(summary: Summary, preset: Preset, margin: float) -> Agains
             f"fdllm sweep --preset {preset.name} --config k1_first --task {summary.task}"
         )
     interval = wilson(summary.headline)
-    if interval is None or preset.figures is None:
-        raise NotComparableError(f"{summary.task} / {summary.config} has no interval")
-    published = preset.figures.percent[summary.task] / 100
+    if interval is None:
+        raise NotComparableError(
+            f"{summary.task} / {summary.config}: '{summary.headline.metric}' is not right or wrong "
+            "for each document, so it has no interval to hold a published figure against"
+        )
+    published = figures.percent[summary.task] / 100
     verdict: Verdict = "cannot-tell"
     if interval.high < published:
         verdict = "worse"
@@ -99,16 +108,19 @@ def compare_published(summary: Summary, preset: Preset, margin: float) -> Agains
     )
 
 
-def differences(summary: Summary, preset: Preset) -> list[str]:
-    """What keeps a record from standing beside the published figure; empty where nothing does."""
-    if preset.figures is None or summary.task not in preset.figures.percent:
-        known = () if preset.figures is None else preset.figures.percent
-        return [f"no figure of {summary.task} is published for it ({_list(known)} have one)"]
+def differences(summary: Summary, preset: Preset, model: str) -> list[str]:
+    """What keeps a record from standing beside the published figure; empty where nothing does.
+
+    Args:
+        summary: the record.
+        preset: the protocol.
+        model: what the figure was measured on.
+    """
     found = []
     if summary.limit is not None:
         found.append(f"limit {summary.limit} -> all rows")
-    if summary.model != preset.figures.model:
-        found.append(f"model: {summary.model} -> {preset.figures.model}")
+    if summary.model != model:
+        found.append(f"model: {summary.model} -> {model}")
     if summary.strategy.reuses:
         found.append("it reuses layers, which the published model does not")
     sessions = summary.provenance.get("sessions", [])
@@ -128,7 +140,3 @@ def _settings(summary: Summary, preset: Preset) -> list[str]:
     fields = summary.fingerprint.fields
     recorded = {name: fields.get(name) or "unknown" for name in wanted}
     return Fingerprint(fields=dict(wanted)).differences(Fingerprint(fields=dict(recorded)))
-
-
-def _list(names: Sequence[str] | dict[str, float]) -> str:
-    return ", ".join(names) or "none"
