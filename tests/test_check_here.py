@@ -12,7 +12,10 @@ import pytest
 from checkups import of
 from fdllm.cluster.checks_here import consent, disk, existing, image_file, scheduler
 from fdllm.cluster.checks_hub import with_access
+from fdllm.cluster.checks_tasks import check_task, fetch_task
 from fdllm.cluster.findings import Finding, blocking
+from fdllm.config import CodeExecution, Sweep
+from fdllm.errors import FdllmError
 from fdllm.evaluate.access import Access
 
 GIB = 1 << 30
@@ -184,3 +187,72 @@ def test_a_model_that_is_missing_is_asked_about_and_other_failures_are_not(
     other = Finding("sandbox humaneval", "fail", "not in the cache")
     assert with_access(checkup, [broken, gated, other]) == [broken, gated, other]
     assert len(asked) == 1
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+def agreed(consent: CodeExecution = "confined") -> Sweep:
+    sweep = of(Path(), "humaneval").sweep
+    return sweep.model_copy(update={"code_execution": consent})
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "remedy"),
+    [
+        ("", "programs are confined here", ""),
+        ("no Landlock; use another node", "no Landlock", "use another node"),
+        ("the sandbox is not tight", "the sandbox is not tight", "score this task on another"),
+    ],
+)
+def test_the_sandbox_is_tried_where_programs_may_run(
+    monkeypatch: pytest.MonkeyPatch, said: str, found: str, remedy: str
+) -> None:
+    def tried(_: object) -> None:
+        if said:
+            raise FdllmError(said)
+
+    monkeypatch.setattr("fdllm.cluster.checks_tasks._load", lambda *_: "164 documents")
+    monkeypatch.setattr("fdllm.evaluate.code.prove", tried)
+    task, sandbox = check_task("humaneval", agreed())
+    assert task == Finding("task humaneval", "ok", "164 documents, from the cache")
+    assert (sandbox.name, sandbox.state) == ("sandbox humaneval", "fail" if said else "ok")
+    assert sandbox.found.startswith(found)
+    assert sandbox.remedy.startswith(remedy)
+    assert bool(sandbox.remedy) == bool(said)
+    assert check_task("humaneval", agreed("refused")) == [task]
+    assert len(check_task("gsm8k", agreed())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "found", "remedy"),
+    [
+        (
+            "gsm8k",
+            "task 'gsm8k' needs dataset x, which is not in the cache of this machine; fetch it",
+            "needs dataset x, which is not in the cache of this machine",
+            "where there is a network, with the same HF_HOME: fdllm prefetch --task gsm8k",
+        ),
+        (
+            "gpqa_main_n_shot",
+            "task 'gpqa_main_n_shot' is not in the cache; fetch it",
+            "is not in the cache",
+            "fdllm prefetch --task gpqa_main_n_shot (gated: see the line on access)",
+        ),
+        ("gsm8k", "it cannot be loaded; install it", "it cannot be loaded", "install it"),
+        ("gsm8k", "it is broken", "it is broken", "fdllm prefetch --task gsm8k, then try again"),
+        ("tiny_choice", "not in the cache; odd", "not in the cache", "odd"),
+    ],
+)
+def test_a_task_that_cannot_be_had_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, name: str, said: str, found: str, remedy: str
+) -> None:
+    def load(*_: object) -> str:
+        raise FdllmError(said)
+
+    monkeypatch.setattr("fdllm.cluster.checks_tasks._load", load)
+    (told,) = check_task(name, agreed())
+    assert (told.name, told.state, told.found) == (f"task {name}", "fail", found)
+    assert told.remedy.endswith(remedy)
+    with pytest.raises(FdllmError):
+        fetch_task(name, agreed())
