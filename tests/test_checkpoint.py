@@ -168,6 +168,10 @@ def cut(path: Path, number: int) -> None:
     path.write_bytes(path.read_bytes()[:-number])
 
 
+def longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
 def header(path: Path, text: bytes) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text)
 
@@ -190,6 +194,7 @@ def twice(place: Path) -> None:
         (lambda f: write(f / INDEX, {"weight_map": {}}), "lacks 0 of 0 shards"),
         (lambda f: write(f / INDEX, []), "holds list"),
         (lambda f: cut(f / "part-1.safetensors", 10), "cut short or is damaged"),
+        (lambda f: longer(f / "part-1.safetensors"), "cut short or is damaged"),
         (lambda f: cut(f / "part-1.safetensors", 10**9), "incomplete or damaged"),
         (lambda f: (f / "part-1.safetensors").write_bytes(b"\xff" * 99), "incomplete or damaged"),
         (lambda f: header(f / "part-1.safetensors", b"[1]"), "incomplete or damaged"),
@@ -209,16 +214,38 @@ def test_what_cannot_be_trusted_is_one_line(
     assert "\n" not in str(told.value)
 
 
-def test_the_hubs_cache_links_its_files_and_loads(folder: Path, tmp_path: Path) -> None:
-    """There a snapshot holds links to blobs beside it."""
-    repo = tmp_path / "models--org--name"
-    snapshot = repo / "snapshots" / ("a" * 40)
+def snapshot_of(folder: Path, kind: str = "snapshots") -> Path:
+    """The folder as the Hub's cache has it: a snapshot holds links to blobs beside it."""
+    repo = folder.parent / "models--org--name"
+    snapshot = repo / kind / ("a" * 40)
     snapshot.mkdir(parents=True)
     (repo / "blobs").mkdir()
-    for i, path in enumerate(sorted(folder.iterdir())):
-        path.rename(repo / "blobs" / str(i))
-        (snapshot / path.name).symlink_to(Path("../../blobs") / str(i))
-    assert fdllm.load_model(snapshot, device="cpu").n_layers == 3
+    for path in sorted(folder.iterdir()):
+        path.rename(repo / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    return snapshot
+
+
+def test_the_hubs_cache_links_its_files_and_loads(folder: Path) -> None:
+    assert fdllm.load_model(snapshot_of(folder), device="cpu").n_layers == 3
+
+
+@pytest.mark.parametrize("way", ["../../blobs", "{}/blobs"])
+def test_an_index_names_no_blob_itself(folder: Path, way: str) -> None:
+    """It would be another revision's, or whatever the index's author likes."""
+    snapshot = snapshot_of(folder)
+    place = snapshot / way.format(snapshot.parents[1])
+    (snapshot / INDEX).unlink()
+    names = dict.fromkeys(hub_shapes(SPEC), f"{way.format(snapshot.parents[1])}/part-0.safetensors")
+    write(snapshot / INDEX, {"weight_map": names})
+    assert (place / "part-0.safetensors").exists()
+    with pytest.raises(FdllmError, match="outside the folder"):
+        fdllm.load_model(snapshot, device="cpu")
+
+
+def test_only_the_hubs_cache_has_blobs(folder: Path) -> None:
+    with pytest.raises(FdllmError, match="outside the folder"):
+        fdllm.load_model(snapshot_of(folder, "mine"), device="cpu")
 
 
 # --- identity -----------------------------------------------------------------------------------

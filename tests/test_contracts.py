@@ -382,5 +382,7 @@ def test_threads_and_machine_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         "batch_size": 4,
         "score_batch_size": 6,
         "compile": "no",
+        "selftest": "not run",
+        "selftest_batch": None,
     }
     assert told.items() >= expected.items()
