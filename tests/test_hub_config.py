@@ -33,6 +33,7 @@ TOLERANCE = 1e-3  # of log p, as the cases have it
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("linear", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
     ("new yarn", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters"),
+    ("dynamic", {"rope_scaling": {"type": "dynamic"}}, "rope_scaling"),
     ("unnamed", {"rope_scaling": {"factor": 4.0}}, "rope_scaling"),
     ("mrope", {"rope_scaling": {"type": "default", "mrope_section": [2, 1, 1]}}, "mrope_section"),
     ("part", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),

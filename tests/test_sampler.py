@@ -64,6 +64,18 @@ def test_an_until_string_may_name_a_special_token(place: int) -> None:
     assert answer(special, ("nowhere",)) == (dropped, "length", 40)
 
 
+def test_a_string_across_a_special_token_is_cut_from_the_text() -> None:
+    """It ends no row, but what is delivered never holds an ``until`` string."""
+    model = random_model(3)
+    free = tokens(model, random_prompt(1, 20), stop_token=())
+    at = next(i for i in range(1, 39) if free[i] not in (free[i - 1], free[i + 1]))
+    text = "".join(chr(60 + t) for t in free if t != free[at])
+    until = f"{chr(60 + free[at - 1])}{chr(60 + free[at + 1])}"
+    special = replace(model, _tokenizer=Letters(free[at]))
+    assert (answer(special, (until,))[0] or "") == text.split(until, 1)[0]
+    assert until in text
+
+
 def test_special_tokens_ahead_of_an_until_string_are_dropped() -> None:
     model = random_model(3)
     free = tokens(model, random_prompt(1, 20), stop_token=())
