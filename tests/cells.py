@@ -22,7 +22,7 @@ from fdllm.record.summary import (
     Throughput,
     describe_file,
 )
-from fdllm.report.data import CellData, load_cell
+from fdllm.report.records import Record, load_record
 
 Numbers = Sequence[float] | Any
 GRID = tuple(f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last"))
@@ -75,7 +75,7 @@ def make_cell(
     versions: dict[str, Any] | None = None,
     folder: Path = Path("results"),
     calls: dict[str, int] | None = None,
-) -> CellData:
+) -> Record:
     """A finished run: ``right`` is its headline figure for each document."""
     n = len(right)
     used = np.full(n, 2.0) if seconds is None else np.asarray(seconds)
@@ -130,22 +130,13 @@ def make_cell(
         task_versions={task: 3} if versions is None else versions,
         provenance={"sessions": [{"machine": m, "batch_size": batch_size} for m in machines]},
     )
-    return CellData(
-        experiment="00_baseline",
-        task=task,
-        config=config,
-        limit=limit,
-        model=summary.model,
-        folder=folder / config,
-        summary=summary,
-        samples=samples,
-    )
+    return Record(folder / config, summary, samples)
 
 
-def write_cell(results: Path, cell: CellData) -> CellData:
+def write_cell(results: Path, cell: Record) -> Record:
     """Put a record where a run would leave it, and read it back."""
     limit = "" if cell.limit is None else f"_limit_{cell.limit}"
-    folder = results / cell.experiment / f"{cell.task}{limit}" / cell.config
+    folder = results / cell.summary.experiment / f"{cell.task}{limit}" / cell.name
     folder.mkdir(parents=True)
     samples = folder / "samples.jsonl"
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in cell.samples]
@@ -153,7 +144,7 @@ def write_cell(results: Path, cell: CellData) -> CellData:
     files = {"samples.jsonl": describe_file(samples, len(lines))}
     summary = cell.summary.model_copy(update={"files": files})
     write_json(folder / "summary.json", summary.model_dump(mode="json"))
-    return load_cell(folder)
+    return load_record(folder)
 
 
 def flipped(right: Any, losses: int, gains: int) -> Any:

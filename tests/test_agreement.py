@@ -11,18 +11,18 @@ import pytest
 
 from cells import make_cell, share
 from fdllm.cli import main
-from fdllm.report.agreement import TOLERANCE, Output, same_answers, stated, tolerance_of
+from fdllm.report.agreement import TOLERANCE, agree, same_answers, stated, tolerance_of
 from fdllm.report.checks import identical
-from fdllm.report.data import CellData
 from fdllm.report.grid import findings
 from fdllm.report.paired import compare
+from fdllm.report.records import Record
 from stubs import make_root
 
 RIGHT = share(6, 4)
 SCORES = [-1.5, -0.5, -3.0, -2.0]
 
 
-def scored(name: str, *, shift: float = 0.0, dtype: str = "float32", **changes: Any) -> CellData:
+def scored(name: str, *, shift: float = 0.0, dtype: str = "float32", **changes: Any) -> Record:
     """A cell whose fourth document's best choice has another log-likelihood."""
     outputs = [SCORES] * 3 + [[-1.5, -0.5 + shift, -3.0, -2.0]] + [SCORES] * 2
     cell = make_cell(name, RIGHT, task="mmlu", outputs=outputs, subjects=["law"] * 6, **changes)
@@ -35,11 +35,11 @@ def scored(name: str, *, shift: float = 0.0, dtype: str = "float32", **changes: 
 def test_twins_agree_to_the_rounding_of_their_type(dtype: str) -> None:
     allowed = TOLERANCE[dtype]
     one = scored("k1_first", dtype=dtype)
-    for factor, agree in ((0.9, True), (1.1, False), (-1.1, False)):
+    for factor, equal in ((0.9, True), (1.1, False), (-1.1, False)):
         other = scored("k1_last", dtype=dtype, shift=factor * allowed)
-        assert compare(one, other).identical == agree
+        assert compare(one, other).identical == equal
         differ = [found.text for found in findings([one, other]) if found.kind == "twins-differ"]
-        assert bool(differ) != agree
+        assert bool(differ) != equal
         if differ:
             assert f"1 of 6 outputs differ (log-likelihoods to {allowed:g})" in differ[0]
 
@@ -58,7 +58,7 @@ def test_the_coarsest_type_decides_and_an_unknown_one_is_held_to_the_strictest()
 
 
 @pytest.mark.parametrize(
-    ("other", "agree"),
+    ("other", "equal"),
     [
         ([-1.0, -1.0005, -3.0], True),
         ([-1.0005, -1.0, -3.0], False),  # another choice
@@ -67,20 +67,16 @@ def test_the_coarsest_type_decides_and_an_unknown_one_is_held_to_the_strictest()
         ("-1.0", False),
     ],
 )
-def test_choices_are_held_exactly(other: Any, *, agree: bool) -> None:
-    assert same_answers([-1.0, -1.0004, -3.0], other, 1e-3) == agree
+def test_choices_are_held_exactly(other: Any, *, equal: bool) -> None:
+    assert same_answers([-1.0, -1.0004, -3.0], other, 1e-3) == equal
 
 
 def test_texts_tokens_and_metrics_are_held_exactly() -> None:
-    one = Output("text", 3, {"exact_match": 1.0})
-    assert one.agrees(Output("text", 3, {"exact_match": 1.0}), 0.5)
-    for other in (
-        Output("texts", 3, {"exact_match": 1.0}),
-        Output("text", 4, {"exact_match": 1.0}),
-        Output("text", 3, {"exact_match": 0.0}),
-        None,
-    ):
-        assert not one.agrees(other, 0.5)
+    one = {"output": "text", "tokens": 3, "metrics": {"exact_match": 1.0}}
+    assert agree(one, dict(one), 0.5)
+    for change in ({"output": "texts"}, {"tokens": 4}, {"metrics": {"exact_match": 0.0}}):
+        assert not agree(one, one | change, 0.5)
+    assert not agree(one, None, 0.5)
 
 
 def test_a_reuse_that_never_acted_is_found_though_its_run_was_batched_otherwise() -> None:

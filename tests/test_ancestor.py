@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from cells import GRID, flipped, make_cell, share
-from fdllm.report.data import CellData
 from fdllm.report.grid import check_grid, findings
 from fdllm.report.paired import compare_grid
 from fdllm.report.pairs import NotComparableError
+from fdllm.report.records import Record
 
 GSM8K = {1: (80.4, 80.4, 80.4), 2: (73.7, 73.6, 73.8), 3: (67.2, 67.6, 67.7)}
 SPEED = {1: (22.75, 49.54, 49.63), 2: (39.9, 33.5, 40.5), 3: (34.3, 33.9, 34.1)}
 NUM_DOCS = 1319
 
 
-def gsm8k(**changes: Any) -> list[CellData]:
+def gsm8k(**changes: Any) -> list[Record]:
     """The nine cells; beside the loss that was published, sixty documents flip each way."""
     draw = np.random.default_rng(0)
     base = share(NUM_DOCS, round(0.804 * NUM_DOCS))

@@ -13,7 +13,7 @@ import pytest
 
 from cells import flipped, make_cell, share, write_cell
 from fdllm.cli import main
-from fdllm.report.data import CellData
+from fdllm.report.records import Record
 
 RIGHT = share(1000, 800)
 Compare = Callable[..., int]
@@ -34,7 +34,7 @@ def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
     return run
 
 
-def write(tmp_path: Path, *cells: CellData) -> list[str]:
+def write(tmp_path: Path, *cells: Record) -> list[str]:
     """Records where runs would leave them; their folders."""
     return [str(write_cell(tmp_path / "results", cell).folder) for cell in cells]
 

@@ -19,7 +19,7 @@ import fdllm
 from command import Command, make_command
 from fdllm.errors import FdllmError
 from fdllm.release.scrub import check_texts, scrub_summary
-from fdllm.report.data import load_cells
+from fdllm.report.records import load_records
 from helpers import ROOT
 
 CONFIGS = ("k1_first", "k1_middle", "k2_middle")
@@ -57,8 +57,8 @@ def test_round_trip(fdllm_command: Command, tmp_path: Path) -> None:
     assert export(fdllm_command, out) == 0, fdllm_command.err
     assert "3 records" in fdllm_command.out
 
-    before = {c.config: c for c in load_cells(fdllm_command.root / "results", "00_baseline")}
-    after = {c.config: c for c in load_cells(out / "results", "00_baseline")}
+    before = {c.name: c for c in load_records(fdllm_command.root / "results", "00_baseline")}
+    after = {c.name: c for c in load_records(out / "results", "00_baseline")}
     assert set(after) == set(before) == set(CONFIGS)
     for name, cell in after.items():
         assert cell.samples == before[name].samples

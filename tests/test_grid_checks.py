@@ -13,23 +13,21 @@ from fdllm.errors import FdllmError
 from fdllm.plan import CellState, State
 from fdllm.record.paths import RunPaths
 from fdllm.report.checks import (
-    Record,
-    finished,
     identical,
     mixtures,
     overlap_sentence,
     speed_ratios,
     twins,
 )
-from fdllm.report.data import CellData
 from fdllm.report.grid import check_grid, findings
 from fdllm.report.pairs import NotComparableError
+from fdllm.report.records import Record, finished
 
 RIGHT = share(6, 4)
 EVERYWHERE = pytest.mark.parametrize("at", [0, 4, 8])  # first, middle and last cell of a grid
 
 
-def grid(at: int, **changes: Any) -> list[CellData]:
+def grid(at: int, **changes: Any) -> list[Record]:
     """Nine cells that belong together, but for one."""
     own = [f"answers of {name}" if name[1] > "1" else "answers" for name in GRID]
     return [
@@ -38,11 +36,12 @@ def grid(at: int, **changes: Any) -> list[CellData]:
     ]
 
 
-def record(folder: Path, cell: CellData, state: State = State.DONE) -> Record:
+def record(folder: Path, cell: Record, state: State = State.DONE) -> Record:
     """A cell as a planner tells of it."""
     written = write_cell(folder, cell)
     paths = RunPaths(written.folder, folder / "artifacts", folder / "logs")
-    return Record(CellState(cast("Run", None), state, "", paths), written.summary)
+    cell_state = CellState(cast("Run", None), state, "", paths, summary=written.summary)
+    return next(iter(finished([cell_state])), written)
 
 
 # --- may they stand in one table ------------------------------------------------------------------
@@ -98,11 +97,8 @@ def test_documents_must_agree_and_one_machine_do_all() -> None:
     assert found == f"{', '.join(GRID)} were computed on several machines"
 
 
-def _with(cell: CellData, summary: Any) -> CellData:
-    return CellData(
-        cell.experiment, cell.task, cell.config, cell.limit, cell.model, cell.folder, summary,
-        cell.samples,
-    )  # fmt: skip
+def _with(cell: Record, summary: Any) -> Record:
+    return Record(cell.folder, summary, cell.samples)
 
 
 def test_strategy_and_decoding_are_a_cells_own() -> None:
@@ -176,7 +172,7 @@ def test_other_decoding_is_another_computation(tmp_path: Path) -> None:
 # --- agreement where there should be none ---------------------------------------------------------
 
 
-def outputs(**of: str) -> list[CellData]:
+def outputs(**of: str) -> list[Record]:
     return [make_cell(name, RIGHT, outputs=[text] * 6) for name, text in of.items()]
 
 
@@ -193,7 +189,7 @@ def outputs(**of: str) -> list[CellData]:
     ],
 )
 def test_cells_that_reuse_differently_and_agree_are_named(
-    cells: list[CellData], groups: list[tuple[str, ...]]
+    cells: list[Record], groups: list[tuple[str, ...]]
 ) -> None:
     assert identical(cells) == groups
     said = [one for one in findings(cells) if one.kind == "identical"]
@@ -213,21 +209,23 @@ def test_only_what_is_done_has_a_record(tmp_path: Path) -> None:
 
     def cell(state: State, *, known: bool = True) -> CellState:
         summary = made.summary if known else None
-        return CellState(cast("Run", None), state, "", made.cell.paths, summary=summary)
+        paths = RunPaths(made.folder, tmp_path / "artifacts", tmp_path / "logs")
+        return CellState(cast("Run", None), state, "", paths, summary=summary)
 
     given = [cell(state) for state in State] + [cell(State.DONE, known=False)]
-    assert [(one.cell.state, one.summary) for one in finished(given)] == [
-        (State.DONE, made.summary)
-    ]
+    assert [(one.folder, one.summary) for one in finished(given)] == [(made.folder, made.summary)]
     assert made.name == "k1_first"
 
 
 def test_samples_that_cannot_be_read_say_where(tmp_path: Path) -> None:
-    made = record(tmp_path, make_cell("k1_first", RIGHT))
-    for content in ("no json\n", "{}\n"):
-        made.cell.paths.samples.write_text(content)
-        with pytest.raises(FdllmError, match=r"samples.jsonl cannot be read.*sweep again"):
-            _ = made.outputs
+    for content in ("no json\n", "{}\n", None):
+        made = record(tmp_path / str(content), make_cell("k1_first", RIGHT))
+        path = made.folder / "samples.jsonl"
+        path.unlink()
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(FdllmError, match=r"samples.jsonl (was changed|cannot be).*sweep again"):
+            _ = made.samples
 
 
 def test_speed_is_told_by_the_mean_of_what_reuses_nothing(tmp_path: Path) -> None:

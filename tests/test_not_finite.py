@@ -23,7 +23,9 @@ from fdllm.layerplan import LayerPlan
 from fdllm.record.atomic import write_json
 from fdllm.record.fingerprint import Fingerprint
 from fdllm.record.journal import Journal, read_journal
-from fdllm.report.checks import Record, finished, twins
+from fdllm.record.summary import describe_file
+from fdllm.report.checks import twins
+from fdllm.report.records import Record, finished
 from fdllm.schedule import Phase
 from models import MASK, VOCAB, random_model, random_prompt
 from stubs import StubMachine, do_run, make_planner, make_root, make_run
@@ -235,8 +237,9 @@ def test_samples_with_one_pass_no_comparison(tmp_path: Path) -> None:
     planner = make_planner(root)
     records = finished([planner.state(run) for run in runs])
     assert twins(records)[0].equal
-    for record in finished([planner.state(run) for run in runs]):
-        samples = record.cell.paths.samples
+    for record in records:
+        samples = record.folder / "samples.jsonl"
         samples.write_text(samples.read_text().replace('"doc_id": 2', '"doc_id": 2, "odd": NaN'))
+        record.summary.files[samples.name] = describe_file(samples, 5)
     with pytest.raises(FdllmError, match="NaN is no number"):
-        twins([Record(record.cell, record.summary) for record in records])
+        twins([Record(record.folder, record.summary) for record in records])

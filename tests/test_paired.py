@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cells import GRID, flipped, make_cell, share
-from fdllm.report.data import CellData, RecordError
 from fdllm.report.intervals import Estimate
 from fdllm.report.paired import compare, compare_all, compare_grid, decide
 from fdllm.report.pairs import NotComparableError
+from fdllm.report.records import Record, RecordError
 
 RIGHT = share(1000, 800)
 BASE = make_cell("k1_first", RIGHT)
@@ -99,7 +99,7 @@ def test_verdicts(difference: Estimate, p_value: float, certain: bool, verdict: 
     assert decide(difference, p_value, 0.02, certain=certain) == verdict
 
 
-def other(**changes: Any) -> CellData:
+def other(**changes: Any) -> Record:
     return make_cell("k2_middle", share(20, 15), **changes)
 
 
@@ -111,7 +111,7 @@ def other(**changes: Any) -> CellData:
         (other(fields={"task": "another"}), "task's definition differs"),
     ],
 )
-def test_unlike_records_are_refused(b: CellData, reason: str) -> None:
+def test_unlike_records_are_refused(b: Record, reason: str) -> None:
     with pytest.raises(NotComparableError, match=reason) as refused:
         compare(make_cell("k1_first", share(20, 15)), b)
     assert refused.value.exit_code == 2

@@ -14,9 +14,9 @@ from fdllm.cli import main
 from fdllm.config import Decoding, Evaluating
 from fdllm.presets.load import load_preset
 from fdllm.record.summary import Summary
-from fdllm.report.data import CellData
 from fdllm.report.pairs import NotComparableError
 from fdllm.report.published import compare_published, differences
+from fdllm.report.records import Record
 
 PRESET = load_preset("published")
 MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
@@ -36,7 +36,7 @@ def fields(task: str = "gsm8k", **changes: Any) -> dict[str, str]:
     return asked.identity() | own | {"scoring": changes.get("scoring", scoring)}
 
 
-def record(right: int = 1104, task: str = "gsm8k", n: int = 1319, **changes: Any) -> CellData:
+def record(right: int = 1104, task: str = "gsm8k", n: int = 1319, **changes: Any) -> Record:
     """A finished cell of the published 7B."""
     ours = {k: changes.pop(k) for k in ("limit", "config", "dtype", "model") if k in changes}
     cell = make_cell(
@@ -56,7 +56,7 @@ def record(right: int = 1104, task: str = "gsm8k", n: int = 1319, **changes: Any
         "model": ours.get("model", summary.model),
     }
     whole = summary.model_copy(update=update)
-    return CellData(**{**vars(cell), "summary": whole, "model": whole.model})
+    return Record(cell.folder, whole, cell.samples)
 
 
 def summary(**changes: Any) -> Summary:
@@ -165,7 +165,7 @@ def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
     return run
 
 
-def write(results: Path, cell: CellData, preset: str) -> None:
+def write(results: Path, cell: Record, preset: str) -> None:
     """Where a run under a preset leaves its record."""
     folder = write_cell(results, cell).folder
     there = folder.parent.with_name(f"{folder.parent.name}+{preset}" if preset else "gsm8k")

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from fdllm.report.data import load_cell
 from fdllm.report.html import render_html
 from fdllm.report.page import build_page
+from fdllm.report.records import load_record
 from made_up import Invented, baseline_grid, write_grid
 
 REQUIRE_BROWSER = "FDLLM_REQUIRE_BROWSER"
@@ -80,7 +80,7 @@ def write_page(folder: Path, num_docs: int, *, smoke: bool = True) -> Path:
         groups.append(write_grid(results, baseline_grid(), task="mmlu"))
         odd = [Invented("plain"), Invented("calm-0.25", 0.4)]
         groups.append(write_grid(results, odd, task="tiny_arithmetic", num_docs=10, limit=10))
-    tables = [[load_cell(paths.folder) for paths in group] for group in groups]
+    tables = [[load_record(paths.folder) for paths in group] for group in groups]
     page = build_page("00_baseline", "Layer reuse baseline", None, tables, results)
     path = folder / "report.html"
     path.write_text(render_html(page, tables, {}, {}), encoding="utf-8")

@@ -11,10 +11,10 @@ import pytest
 
 from fdllm.record.paths import Layout
 from fdllm.record.summary import describe_file
-from fdllm.report.data import load_cell
 from fdllm.report.html import render_html
 from fdllm.report.page import build_page
 from fdllm.report.recheck import Recheck, check_page, check_records, embedded_tables, record_folders
+from fdllm.report.records import load_record
 from made_up import Invented, tamper, write_grid
 
 GRID = [Invented("k1_first"), Invented("k1_last"), Invented("k2_first", 0.7, 44)]
@@ -135,7 +135,7 @@ def test_without_journals_that_is_said(results: Path) -> None:
 
 def test_a_written_page_is_compared_figure_by_figure(results: Path) -> None:
     def build() -> Any:
-        tables = [[load_cell(cell(results, config=c.config)) for c in GRID]]
+        tables = [[load_record(cell(results, config=c.config)) for c in GRID]]
         return build_page("00_baseline", "", None, tables, results), tables
 
     page, tables = build()

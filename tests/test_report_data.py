@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cells import make_cell, share, write_cell
-from fdllm.report.data import RecordError, load_cell, load_cells
+from fdllm.report.records import RecordError, load_record, load_records
 
 RIGHT = share(6, 4)
 
@@ -31,10 +31,11 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     made = make_cell("k2_middle", RIGHT, limit=6, outputs=outputs)
     cell = write_cell(tmp_path, made)
     assert cell.samples == made.samples
-    assert (cell.experiment, cell.task, cell.config, cell.limit) == (
+    assert (cell.summary.experiment, cell.task, cell.name, cell.limit) == (
         "00_baseline", "gsm8k", "k2_middle", 6,
     )  # fmt: skip
-    assert (cell.outputs["gsm8k", 0].said, cell.outputs["gsm8k", 0].tokens) == ("a\u2028b", 100)
+    first = cell.by_key["gsm8k", 0]
+    assert (first["output"], first["tokens"]) == ("a\u2028b", 100)
     assert [cell.value(sample) for sample in cell.samples] == list(RIGHT)
 
 
@@ -54,28 +55,28 @@ def test_the_finished_cells_of_an_experiment(tmp_path: Path) -> None:
     (aside / "summary.json").write_text("{}")
 
     def found(task: str | None = None, limit: int | None = None) -> list[tuple[str, str, object]]:
-        cells = load_cells(tmp_path, "00_baseline", task, limit)
-        return [(cell.task, cell.config, cell.limit) for cell in cells]
+        cells = load_records(tmp_path, "00_baseline", task, limit)
+        return [(cell.task, cell.name, cell.limit) for cell in cells]
 
     whole = [("gsm8k", "k1_first", None), ("gsm8k", "k2_first", None)]
     assert found() == [*whole, ("gsm8k", "k1_first", 6), ("tiny_arithmetic", "k1_first", None)]
     assert found("gsm8k") == [*whole, ("gsm8k", "k1_first", 6)]
     assert found(limit=6) == [("gsm8k", "k1_first", 6)]
-    assert load_cells(tmp_path, "01_adaptive_skip") == []
+    assert load_records(tmp_path, "01_adaptive_skip") == []
 
 
 def test_a_record_in_another_cells_folder_is_refused(tmp_path: Path) -> None:
     folder = write_cell(tmp_path, make_cell("k1_first", RIGHT)).folder
     folder.rename(folder.parent / "k3_last")
     with pytest.raises(RecordError, match="holds the record of .*k1_first"):
-        load_cells(tmp_path, "00_baseline")
+        load_records(tmp_path, "00_baseline")
 
 
 def test_an_unfinished_run_is_no_record(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="holds no summary.json: that run is not finished"):
-        load_cell(tmp_path)
+        load_record(tmp_path)
     with pytest.raises(RecordError, match="is absent"):
-        load_cell(tmp_path / "nowhere")
+        load_record(tmp_path / "nowhere")
 
 
 def test_a_changed_sample_is_seen(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_a_changed_sample_is_seen(tmp_path: Path) -> None:
     text = samples.read_text(encoding="utf-8")
     samples.write_text(text.replace('"tokens": 100', '"tokens": 900', 1), encoding="utf-8")
     with pytest.raises(RecordError, match="changed after its run"):
-        load_cell(folder)
+        load_record(folder)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +103,11 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")
     edit(folder, lines[1] if line == "SECOND" else line)
     with pytest.raises(RecordError, match=reason):
-        load_cell(folder)
+        load_record(folder)
 
 
 def test_a_damaged_summary_is_explained(tmp_path: Path) -> None:
     folder = write_cell(tmp_path, make_cell("k1_first", RIGHT)).folder
     (folder / "summary.json").write_text('{"version": 1')
     with pytest.raises(RecordError, match="truncated or damaged"):
-        load_cell(folder)
+        load_record(folder)

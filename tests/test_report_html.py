@@ -13,10 +13,10 @@ import pytest
 from fdllm.errors import UsageError
 from fdllm.experiment.criteria import Criteria
 from fdllm.experiment.settings import read_settings
-from fdllm.report.data import CellData, load_cell
 from fdllm.report.html import render_html
 from fdllm.report.measured import ideal_speedup, measured
 from fdllm.report.page import Page, build_page
+from fdllm.report.records import Record, load_record
 from fdllm.report.scatter import Point, frontier
 from fdllm.report.wording import Missing
 from made_up import Invented, baseline_grid, write_grid
@@ -24,14 +24,12 @@ from made_up import Invented, baseline_grid, write_grid
 CRITERIA = Criteria(max_accuracy_drop=0.02, min_speedup=1.05)
 
 
-def load(results: Path, cells: list[Invented], **options: object) -> tuple[CellData, ...]:
+def load(results: Path, cells: list[Invented], **options: object) -> tuple[Record, ...]:
     written = write_grid(results, cells, **options)  # type: ignore[arg-type]
-    return tuple(load_cell(paths.folder) for paths in written)
+    return tuple(load_record(paths.folder) for paths in written)
 
 
-def build(
-    results: Path, *tables: tuple[CellData, ...], criteria: Criteria | None = CRITERIA
-) -> Page:
+def build(results: Path, *tables: tuple[Record, ...], criteria: Criteria | None = CRITERIA) -> Page:
     return build_page("00_baseline", "Layer reuse baseline", criteria, tables, results)
 
 
@@ -41,7 +39,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tables(results: Path) -> list[tuple[CellData, ...]]:
+def tables(results: Path) -> list[tuple[Record, ...]]:
     """A grid of generated answers, one of scored ones, and a smoke test of another form."""
     thresholds = [
         Invented(f"t{t:.2f}", accuracy=0.5 + 0.3 * t, speed=60 - 20 * t, threshold=t)
@@ -57,12 +55,12 @@ def tables(results: Path) -> list[tuple[CellData, ...]]:
 
 
 @pytest.fixture(scope="module")
-def page(results: Path, tables: list[tuple[CellData, ...]]) -> Page:
+def page(results: Path, tables: list[tuple[Record, ...]]) -> Page:
     return build(results, *tables)
 
 
 @pytest.fixture(scope="module")
-def text(page: Page, tables: list[tuple[CellData, ...]]) -> str:
+def text(page: Page, tables: list[tuple[Record, ...]]) -> str:
     missing = {"t0": (Missing("k9_last", "failed", "the <disk> is full"),)}
     return render_html(
         page, tables, missing, {"t0": "subsets overlap on 28 layers"}, ("humaneval",)
@@ -141,7 +139,7 @@ def test_what_a_reader_must_know_is_said(text: str) -> None:
 
 
 def test_a_page_is_the_same_each_time(
-    page: Page, results: Path, tables: list[tuple[CellData, ...]]
+    page: Page, results: Path, tables: list[tuple[Record, ...]]
 ) -> None:
     again = build(results, *tables)
     assert again == page
@@ -162,13 +160,13 @@ def test_collapsed_cells_are_not_praised(tmp_path: Path) -> None:
 def test_nine_identical_cells_are_flagged(tmp_path: Path) -> None:
     grid = [Invented("k1_first"), Invented("k2_first")]
     first, second = load(tmp_path / "results", grid)
-    same = replace(second, samples=first.samples)
+    same = replace(second, read=first.samples)
     page = build(tmp_path / "results", (first, same))
     text = render_html(page, [(first, same)], {}, {})
     assert "identical cells (k1_first, k2_first)" in text
 
 
-def test_flips_are_those_of_the_samples(text: str, tables: list[tuple[CellData, ...]]) -> None:
+def test_flips_are_those_of_the_samples(text: str, tables: list[tuple[Record, ...]]) -> None:
     flips = re.search(r'<script type="application/json" id="flips">(.*?)</script>', text, re.DOTALL)
     assert flips is not None
     table = json.loads(flips[1])["t0"]
@@ -176,7 +174,7 @@ def test_flips_are_those_of_the_samples(text: str, tables: list[tuple[CellData, 
         (table["docs"][doc]["id"], table["cells"][cell], bool(gained))
         for doc, cell, gained in table["flips"]
     }
-    cells = {cell.config: cell for cell in tables[0]}
+    cells = {cell.name: cell for cell in tables[0]}
     expected = set()
     for name, cell in cells.items():
         for key, sample in cell.by_key.items():
@@ -196,7 +194,7 @@ def test_ideal_speedups_are_the_published_formula() -> None:
     assert ideal_speedup(1, 12, 28) is None
 
 
-def test_figures_come_from_the_samples(tables: list[tuple[CellData, ...]]) -> None:
+def test_figures_come_from_the_samples(tables: list[tuple[Record, ...]]) -> None:
     cell = tables[0][4]
     found = measured(cell)
     seconds = sum(sample["seconds"] for sample in cell.samples)
@@ -216,7 +214,7 @@ def test_short_answers_count_in_every_tenth(tmp_path: Path) -> None:
         if "entry" in line:
             line["entry"]["steps"] = [7, 3]
     paths.journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = measured(load_cell(paths.folder)).steps
+    found = measured(load_record(paths.folder)).steps
     assert found is not None
     assert found.tenths == (7,) * 5 + (3,) * 5
     assert found.shares == (0, 0, 0.5, 0, 0, 0, 0.5, 0)

@@ -260,7 +260,7 @@ def test_no_alternative_says_why(tmp_path: Any) -> None:
     found = find_alternative(tmp_path, [base])
     assert (found.cells, found.against) == ((), ())
     assert found.note == "05_threshold has no records of this task, model and limit"
-    own = replace(base, experiment="05_threshold")
+    own = replace(base, summary=base.summary.model_copy(update={"experiment": "05_threshold"}))
     assert find_alternative(tmp_path, [own]).note == ""
 
 

@@ -12,8 +12,8 @@ from fdllm.errors import UsageError
 from fdllm.presets.load import load_preset
 from fdllm.record.paths import Layout, find_root, model_slug
 from fdllm.record.summary import InvalidRecordError, read_summary
-from fdllm.report.data import CellData, RecordError, load_cell
 from fdllm.report.grid import check_grid
+from fdllm.report.records import Record, RecordError, load_record
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Choice:
             tell the noise.
     """
 
-    a: CellData
-    b: CellData
-    grid: tuple[CellData, ...]
+    a: Record
+    b: Record
+    grid: tuple[Record, ...]
 
 
 def choose(args: Namespace) -> list[Choice]:
@@ -52,7 +52,7 @@ def choose(args: Namespace) -> list[Choice]:
     return _of_configs(args)
 
 
-def choose_one(args: Namespace) -> list[CellData]:
+def choose_one(args: Namespace) -> list[Record]:
     """The records of A alone, one for each task.
 
     Raises:
@@ -60,11 +60,11 @@ def choose_one(args: Namespace) -> list[CellData]:
         RecordError: a record is broken.
     """
     if _is_folder(args.a):
-        return [load_cell(Path(args.a).expanduser())]
+        return [load_record(Path(args.a).expanduser())]
     layout = _layout(args)
     place = layout.results / args.experiment
     found = [place / folder / args.a for folder in _task_folders(args, layout)]
-    cells = [load_cell(folder) for folder in found if (folder / "summary.json").is_file()]
+    cells = [load_record(folder) for folder in found if (folder / "summary.json").is_file()]
     if not cells:
         raise UsageError(_nothing(args, layout, f"'{args.a}'"))
     return cells
@@ -83,7 +83,7 @@ def _is_folder(name: str) -> bool:
 def _of_folders(one: Path, other: Path) -> Choice:
     named = [one.resolve(), other.resolve()]
     beside = [*_records(named[0].parent), *_records(named[1].parent)]
-    cells = {folder: load_cell(folder) for folder in [*named, *filter(_is_plain, beside)]}
+    cells = {folder: load_record(folder) for folder in [*named, *filter(_is_plain, beside)]}
     return Choice(cells[named[0]], cells[named[1]], tuple(cells.values()))
 
 
@@ -96,14 +96,15 @@ def _of_configs(args: Namespace) -> list[Choice]:
         if not {args.a, args.b} <= records.keys():
             continue
         cells = {
-            name: load_cell(path)
+            name: load_record(path)
             for name, path in records.items()
             if name in (args.a, args.b) or _is_plain(path)
         }
         a, b = cells[args.a], cells[args.b]
         if a.task in chosen:
             raise UsageError(
-                f"several models have records of {a.task}: {chosen[a.task].a.model} and {a.model}; "
+                f"several models have records of {a.task}: {chosen[a.task].a.summary.model} and "
+                f"{a.summary.model}; "
                 "name one with --model"
             )
         check_grid([a, b])

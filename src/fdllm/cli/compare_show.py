@@ -13,9 +13,9 @@ from rich.text import Text
 from fdllm import strictjson
 from fdllm.cli.compare_choose import Choice
 from fdllm.report.comparison import Comparison
-from fdllm.report.data import CellData, SampleKey
 from fdllm.report.grid import findings
 from fdllm.report.intervals import Estimate
+from fdllm.report.records import Record, SampleKey
 from fdllm.report.words import SMOKE_TEST
 
 _STYLE = {"same-or-better": "green", "worse": "red", "cannot-tell": "yellow"}
@@ -32,7 +32,11 @@ def print_comparison(choice: Choice, comparison: Comparison, *, num_flips: int) 
     a, b = choice.a, choice.b
     mark = f" - {SMOKE_TEST}, limit {comparison.limit}" if comparison.is_smoke_test else ""
     console.print(
-        Text(f"{a.task}: {a.experiment} / {a.name} against {b.experiment} / {b.name}{mark}", "bold")
+        Text(
+            f"{a.task}: {a.summary.experiment} / {a.name} against "
+            f"{b.summary.experiment} / {b.name}{mark}",
+            "bold",
+        )
     )
     verdict = comparison.verdict.replace("-", " ").upper()
     console.print(Text(f"{verdict}: {comparison.sentence}", style=_STYLE[comparison.verdict]))
@@ -88,7 +92,7 @@ def _flips(title: str, keys: tuple[SampleKey, ...], choice: Choice, number: int)
     return table
 
 
-def _answer(cell: CellData, key: SampleKey) -> Text:
+def _answer(cell: Record, key: SampleKey) -> Text:
     sample = cell.by_key[key]
     output = sample["output"]
     if isinstance(output, str):

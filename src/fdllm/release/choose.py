@@ -9,7 +9,8 @@ from typing import Literal, get_args
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Summary
-from fdllm.report.checks import Record, mixtures
+from fdllm.report.checks import mixtures
+from fdllm.report.records import Record
 
 Allowance = Literal["stale", "mixed", "invalid", "places"]
 ALLOWANCES: tuple[Allowance, ...] = get_args(Allowance)
@@ -78,7 +79,7 @@ def _sort(table: Sequence[CellState]) -> _Table:
         if cell.state in (State.DONE, State.STALE) and cell.summary is not None
     ]
     held = {id(cell) for cell, _ in records}
-    mixed = mixtures([Record(cell, summary) for cell, summary in records])
+    mixed = mixtures([Record(cell.paths.folder, summary) for cell, summary in records])
     where = str(table[0].run).rpartition(" / ")[0]
     settled = (State.INVALID, State.NOT_APPLICABLE)
     absent = [

@@ -12,7 +12,7 @@ from fdllm import strictjson
 from fdllm.errors import UsageError
 from fdllm.experiment import did_you_mean
 from fdllm.record.paths import find_root
-from fdllm.report.data import CellData, load_cells
+from fdllm.report.records import Record, load_records
 
 _IDENTITY = {
     "experiment": "str",
@@ -131,8 +131,8 @@ def samples(
     """
     cells = _cells(experiment, task, root, limit)
     if config is not None:
-        names = list(dict.fromkeys(cell.config for cell in cells))
-        cells = [cell for cell in cells if cell.config == config]
+        names = list(dict.fromkeys(cell.name for cell in cells))
+        cells = [cell for cell in cells if cell.name == config]
         if not cells:
             raise UsageError(
                 f"no record of config '{config}'{did_you_mean(config, names)}; there are "
@@ -156,7 +156,7 @@ def _frame(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> pd.Da
 
 def _cells(
     experiment: str | None, task: str | None, root: str | Path | None, limit: int | None
-) -> list[CellData]:
+) -> list[Record]:
     folder = _records(root)
     known = sorted(path.name for path in folder.iterdir() if _holds_records(path))
     if experiment is not None and experiment not in known:
@@ -165,7 +165,7 @@ def _cells(
             f"has {', '.join(known) or 'none'}"
         )
     names = known if experiment is None else [experiment]
-    cells = [cell for name in names for cell in load_cells(folder, name, None, limit)]
+    cells = [cell for name in names for cell in load_records(folder, name, None, limit)]
     if task is None:
         return cells
     tasks = sorted({cell.task for cell in cells})
@@ -199,7 +199,7 @@ def _holds_records(path: Path) -> bool:
     return path.is_dir() and any(path.glob("*/*/summary.json"))
 
 
-def _result(cell: CellData) -> dict[str, Any]:
+def _result(cell: Record) -> dict[str, Any]:
     summary = cell.summary
     quality = {} if summary.quality is None else summary.quality.model_dump()
     return {
@@ -228,7 +228,7 @@ def _result(cell: CellData) -> dict[str, Any]:
     }
 
 
-def _samples(cell: CellData) -> Iterator[dict[str, Any]]:
+def _samples(cell: Record) -> Iterator[dict[str, Any]]:
     for sample in cell.samples:
         counts = sample["counts"].values()
         metrics = {
@@ -247,8 +247,10 @@ def _samples(cell: CellData) -> Iterator[dict[str, Any]]:
         }
 
 
-def _identity(cell: CellData) -> dict[str, Any]:
-    return {name: getattr(cell, name) for name in _IDENTITY}
+def _identity(cell: Record) -> dict[str, Any]:
+    own = cell.summary
+    named = {name: getattr(own, name) for name in _IDENTITY if name != "preset"}
+    return named | {"preset": own.preset_words}
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fdllm.report import intervals, paired
-from fdllm.report.data import CellData, SampleKey
 from fdllm.report.measured import Estimate
+from fdllm.report.records import Record, SampleKey
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Against:
     gained: tuple[SampleKey, ...]
 
 
-def compare_cells(baseline: CellData, others: Sequence[CellData]) -> dict[str, Against]:
+def compare_cells(baseline: Record, others: Sequence[Record]) -> dict[str, Against]:
     """Every other cell against the baseline.
 
     Raises:
@@ -55,10 +55,10 @@ def compare_cells(baseline: CellData, others: Sequence[CellData]) -> dict[str, A
     if not others:
         return {}
     found = paired.compare_grid(baseline, others)
-    return {other.config: _plain(one) for other, one in zip(others, found, strict=True)}
+    return {other.name: _plain(one) for other, one in zip(others, found, strict=True)}
 
 
-def compare_pair(one: CellData, other: CellData) -> Against:
+def compare_pair(one: Record, other: Record) -> Against:
     """``other`` against ``one``.
 
     Raises:

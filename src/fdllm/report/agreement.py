@@ -8,8 +8,7 @@ run that was resumed, sharded or batched otherwise is the same run (DESIGN secti
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from fdllm.record.summary import Summary
 
@@ -22,30 +21,11 @@ mantissa is 16 bits shorter; that of float16 has 3 bits more. A reuse that acts 
 seldom so small, and choices and metrics are held exactly beside it."""
 
 
-@dataclass(frozen=True)
-class Output:
-    """What a model said to one document.
-
-    Attributes:
-        said: a text (or several), or the log-likelihoods of the choices.
-        tokens: tokens written or scored.
-        metrics: what it was graded with.
-    """
-
-    said: Any
-    tokens: int
-    metrics: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, sample: Mapping[str, Any]) -> Self:
-        """The output that a line of ``samples.jsonl`` holds."""
-        return cls(sample["output"], sample["tokens"], sample["metrics"])
-
-    def agrees(self, other: Output | None, tolerance: float) -> bool:
-        """Whether both are one output, log-likelihoods to ``tolerance`` nats."""
-        if other is None or (self.tokens, self.metrics) != (other.tokens, other.metrics):
-            return False
-        return same_answers(self.said, other.said, tolerance)
+def agree(one: Mapping[str, Any], other: Mapping[str, Any] | None, tolerance: float) -> bool:
+    """Whether two samples hold one output, log-likelihoods to ``tolerance`` nats."""
+    if other is None or any(one[name] != other[name] for name in ("tokens", "metrics")):
+        return False
+    return same_answers(one["output"], other["output"], tolerance)
 
 
 def same_answers(one: Any, other: Any, tolerance: float) -> bool:  # noqa: ANN401 - texts or scores

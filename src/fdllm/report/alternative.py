@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from fdllm.report.against import compare_pair
-from fdllm.report.data import CellData, load_cells
 from fdllm.report.measured import Estimate, Measured, measured
+from fdllm.report.records import Record, load_records
 
 EXPERIMENT = "05_threshold"
 _SAME_FIELDS = (
@@ -57,7 +57,7 @@ class Alternative:
     note: str
 
 
-def find_alternative(results: Path, table: Sequence[CellData]) -> Alternative:
+def find_alternative(results: Path, table: Sequence[Record]) -> Alternative:
     """The threshold cells that may stand beside a table.
 
     Args:
@@ -68,12 +68,12 @@ def find_alternative(results: Path, table: Sequence[CellData]) -> Alternative:
         FdllmError: a record of the alternative is broken.
     """
     first = table[0]
-    if first.experiment == EXPERIMENT:
+    if first.summary.experiment == EXPERIMENT:
         return Alternative((), (), "")
     place = first.folder.parent.name
     same_place = [
         cell
-        for cell in load_cells(results, EXPERIMENT, first.task, first.limit)
+        for cell in load_records(results, EXPERIMENT, first.task, first.limit)
         if cell.folder.parent.name == place and cell.limit == first.limit
     ]
     if not same_place:
@@ -87,7 +87,7 @@ def find_alternative(results: Path, table: Sequence[CellData]) -> Alternative:
     return Alternative(tuple(one for one, _ in curve), against, "")
 
 
-def _differences(one: CellData, other: CellData) -> list[str]:
+def _differences(one: Record, other: Record) -> list[str]:
     mine, theirs = one.summary.fingerprint.fields, other.summary.fingerprint.fields
     found = [
         name for name in _SAME_FIELDS
@@ -102,7 +102,7 @@ def _differences(one: CellData, other: CellData) -> list[str]:
     return found
 
 
-def _at_equal_speed(cell: CellData, curve: Sequence[tuple[Measured, CellData]]) -> EqualSpeed:
+def _at_equal_speed(cell: Record, curve: Sequence[tuple[Measured, Record]]) -> EqualSpeed:
     one = measured(cell)
     unit = "tokens/s" if cell.summary.kind == "generate" else "scored tokens/s"
     between = _interpolate(one.speed, [found for found, _ in curve])

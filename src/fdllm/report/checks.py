@@ -9,69 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
 
-from fdllm import strictjson
-from fdllm.errors import FdllmError
-from fdllm.plan import CellState, State
-from fdllm.record.summary import Summary
-from fdllm.report.agreement import Output, tolerance_of
+from fdllm.report.agreement import agree, tolerance_of
+from fdllm.report.records import Record
 from fdllm.reuse import subset_overlaps
 
 # These differ between the cells of a grid by design.
 _BY_CELL = frozenset({"strategy", "decoding"})
-
-
-class Recorded(Protocol):
-    """A finished cell, as far as these checks ask; :class:`Record` is one."""
-
-    @property
-    def name(self) -> str:
-        """The config."""
-
-    @property
-    def summary(self) -> Summary:
-        """Its record."""
-
-    @property
-    def outputs(self) -> dict[tuple[str, int], Output]:
-        """What the model said to each document."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """A finished cell.
-
-    Attributes:
-        cell: the cell, ``done``.
-        summary: its record.
-    """
-
-    cell: CellState
-    summary: Summary
-
-    @property
-    def name(self) -> str:
-        """The config."""
-        return self.summary.config
-
-    @cached_property
-    def outputs(self) -> dict[tuple[str, int], Output]:
-        """What the model said to each document.
-
-        Raises:
-            FdllmError: ``samples.jsonl`` cannot be read.
-        """
-        path = self.cell.paths.samples
-        try:
-            with path.open(encoding="utf-8") as file:
-                samples = [strictjson.loads(line) for line in file]
-            return {(s["task"], s["doc_id"]): Output.of(s) for s in samples}
-        except (OSError, ValueError, KeyError) as error:
-            raise FdllmError(
-                f"{path} cannot be read ({error!r}); move the folder away and sweep again"
-            ) from None
 
 
 @dataclass(frozen=True)
@@ -105,16 +49,7 @@ class Twins:
         return max(self.speeds) / min(self.speeds) - 1 if min(self.speeds) > 0 else 0.0
 
 
-def finished(cells: Sequence[CellState]) -> list[Record]:
-    """The records of those cells that are done."""
-    return [
-        Record(cell, cell.summary)
-        for cell in cells
-        if cell.state is State.DONE and cell.summary is not None
-    ]
-
-
-def mixtures(records: Sequence[Recorded]) -> list[str]:
+def mixtures(records: Sequence[Record]) -> list[str]:
     """Why these records must not stand in one table; empty where they may."""
     seen: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -157,13 +92,13 @@ def _compare(group: Sequence[Record]) -> Twins:
     first = group[0]
     tolerance = tolerance_of(record.summary for record in group)
     differing = []
-    for key, output in first.outputs.items():
-        others = [r.name for r in group[1:] if not output.agrees(r.outputs.get(key), tolerance)]
+    for key, one in first.by_key.items():
+        others = [r.name for r in group[1:] if not agree(one, r.by_key.get(key), tolerance)]
         if others:
             differing.append(f"{key[0]} row {key[1]}: {first.name} against {', '.join(others)}")
     return Twins(
         names=tuple(record.name for record in group),
-        num_samples=len(first.outputs),
+        num_samples=len(first.by_key),
         differing=tuple(differing[:3]),
         num_differing=len(differing),
         speeds=tuple(record.summary.speed for record in group),
@@ -171,13 +106,13 @@ def _compare(group: Sequence[Record]) -> Twins:
     )
 
 
-def identical(records: Sequence[Recorded]) -> list[tuple[str, ...]]:
+def identical(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """Groups of cells that reuse differently and still agree in every output.
 
     Cells that reuse nothing stand in a group only beside one that reuses: then the reuse may never
     have reached the task, which is what nine identical cells once meant.
     """
-    groups: list[list[Recorded]] = []
+    groups: list[list[Record]] = []
     for record in records:
         for group in groups:
             if _agree(group[0], record):
@@ -192,14 +127,14 @@ def identical(records: Sequence[Recorded]) -> list[tuple[str, ...]]:
     ]
 
 
-def _agree(one: Recorded, other: Recorded) -> bool:
+def _agree(one: Record, other: Record) -> bool:
     tolerance = tolerance_of((one.summary, other.summary))
-    return one.outputs.keys() == other.outputs.keys() and all(
-        output.agrees(other.outputs[key], tolerance) for key, output in one.outputs.items()
+    return one.by_key.keys() == other.by_key.keys() and all(
+        agree(sample, other.by_key[key], tolerance) for key, sample in one.by_key.items()
     )
 
 
-def warnings(records: Sequence[Recorded]) -> list[str]:
+def warnings(records: Sequence[Record]) -> list[str]:
     """Checks that a record of a few rows did not pass, each with its cell."""
     return [f"{record.name}: {text}" for record in records for text in record.summary.warnings]
 

@@ -6,8 +6,8 @@ of a table. Speed without accuracy rewards exactly that.
 
 from __future__ import annotations
 
-from fdllm.report.data import CellData
 from fdllm.report.difference import ALPHA, Difference
+from fdllm.report.records import Record
 
 FAR = 0.1
 """A loss of accuracy whose whole interval is beyond 10 points is a collapse."""
@@ -15,7 +15,7 @@ RISE = 0.05
 """So is a rise of the truncation or repetition rate whose interval is beyond 5 points."""
 
 
-def collapse_reasons(a: CellData, b: CellData, difference: Difference) -> tuple[str, ...]:
+def collapse_reasons(a: Record, b: Record, difference: Difference) -> tuple[str, ...]:
     """Why B has collapsed against A; empty where it has not."""
     reasons = []
     change = difference.difference
@@ -30,7 +30,7 @@ def collapse_reasons(a: CellData, b: CellData, difference: Difference) -> tuple[
     return tuple(reasons)
 
 
-def _rates(a: CellData, b: CellData) -> dict[str, tuple[float, float]]:
+def _rates(a: Record, b: Record) -> dict[str, tuple[float, float]]:
     one, other = a.summary.quality, b.summary.quality
     if one is None or other is None:
         return {}
@@ -40,7 +40,7 @@ def _rates(a: CellData, b: CellData) -> dict[str, tuple[float, float]]:
     }
 
 
-def _rise(one: float, a: CellData, other: float, b: CellData) -> float:
+def _rise(one: float, a: Record, other: float, b: Record) -> float:
     """Lower end of Newcombe's interval of the rise: at least so much is certain."""
     if other - one <= RISE:
         return 0.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fdllm.report.data import SampleKey
 from fdllm.report.intervals import Estimate
+from fdllm.report.records import SampleKey
 from fdllm.report.speed import Speed
 
 Verdict = Literal["same-or-better", "worse", "cannot-tell"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from fdllm import strictjson
 from fdllm.report.against import Against
-from fdllm.report.data import CellData, SampleKey
+from fdllm.report.records import Record, SampleKey
 
 # Characters of a text and flips of a config, tried in this order until the page is small enough.
 _ALL = 1 << 30
@@ -30,8 +30,8 @@ class FlipSource:
     """
 
     key: str
-    baseline: CellData
-    cells: Sequence[tuple[CellData, Against]]
+    baseline: Record
+    cells: Sequence[tuple[Record, Against]]
 
 
 def embed(sources: Sequence[FlipSource], budget: int) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def _table(source: FlipSource, characters: int, most: int) -> dict[str, Any]:
     cutter = _Cutter(characters)
     docs = [_document(source, key, sorted(answers[key]), cutter) for key in documents]
     return {
-        "baseline": source.baseline.config,
-        "cells": [cell.config for cell, _ in source.cells],
+        "baseline": source.baseline.name,
+        "cells": [cell.name for cell, _ in source.cells],
         "docs": docs,
         "flips": flips,
         "cut": cutter.num_cut,
@@ -111,7 +111,7 @@ def _document(
     }
 
 
-def _answer(cell: CellData, sample: Mapping[str, Any], cutter: _Cutter) -> dict[str, Any]:
+def _answer(cell: Record, sample: Mapping[str, Any], cutter: _Cutter) -> dict[str, Any]:
     """What the config said, and what the metric read in it."""
     output = sample["output"]
     metric = cell.summary.headline.metric

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fdllm.report.agreement import stated, tolerance_of
+from fdllm.report.agreement import agree, stated, tolerance_of
 from fdllm.report.checks import identical, mixtures
-from fdllm.report.data import CellData
 from fdllm.report.pairs import NotComparableError, same_computation
+from fdllm.report.records import Record
 from fdllm.report.speed import noise_floor
 
 Kind = Literal["warning", "identical", "twins-differ", "twins-speed"]
@@ -34,7 +34,7 @@ class Finding:
     text: str
 
 
-def check_grid(cells: Sequence[CellData]) -> None:
+def check_grid(cells: Sequence[Record]) -> None:
     """Refuse a table over records that do not belong together.
 
     Raises:
@@ -48,12 +48,12 @@ def check_grid(cells: Sequence[CellData]) -> None:
         )
 
 
-def findings(cells: Sequence[CellData]) -> list[Finding]:
+def findings(cells: Sequence[Record]) -> list[Finding]:
     """What is suspicious in a grid of one task."""
     return [*_warnings(cells), *_identical(cells), *_twins_differ(cells), *_twins_speed(cells)]
 
 
-def _warnings(cells: Sequence[CellData]) -> list[Finding]:
+def _warnings(cells: Sequence[Record]) -> list[Finding]:
     return [
         Finding("warning", (cell.name,), f"{cell.name}: {text}")
         for cell in cells
@@ -61,7 +61,7 @@ def _warnings(cells: Sequence[CellData]) -> list[Finding]:
     ]
 
 
-def _identical(cells: Sequence[CellData]) -> list[Finding]:
+def _identical(cells: Sequence[Record]) -> list[Finding]:
     found = []
     by_name = {cell.name: cell for cell in cells}
     for group in identical(cells):
@@ -86,17 +86,15 @@ def _identical(cells: Sequence[CellData]) -> list[Finding]:
     return found
 
 
-def _twins_differ(cells: Sequence[CellData]) -> list[Finding]:
+def _twins_differ(cells: Sequence[Record]) -> list[Finding]:
     found = []
     for i, one in enumerate(cells):
         for other in cells[i + 1 :]:
             if not same_computation(one, other):
                 continue
-            shared = one.outputs.keys() & other.outputs.keys()
+            shared = one.by_key.keys() & other.by_key.keys()
             tolerance = tolerance_of((one.summary, other.summary))
-            number = sum(
-                not one.outputs[key].agrees(other.outputs[key], tolerance) for key in shared
-            )
+            number = sum(not agree(one.by_key[key], other.by_key[key], tolerance) for key in shared)
             if number:
                 found.append(
                     Finding(
@@ -109,7 +107,7 @@ def _twins_differ(cells: Sequence[CellData]) -> list[Finding]:
     return found
 
 
-def _twins_speed(cells: Sequence[CellData]) -> list[Finding]:
+def _twins_speed(cells: Sequence[Record]) -> list[Finding]:
     floor = noise_floor(cells, sum(cell.summary.strategy.reuses for cell in cells))
     if floor is None or floor.odd is None or floor.warning is None:
         return []

@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fdllm.report import drawings, wording
-from fdllm.report.data import CellData
 from fdllm.report.flips import FlipSource, embed
 from fdllm.report.page import Page, TablePage
+from fdllm.report.records import Record
 
 FLIP_BUDGET = 3_600_000
 """Bytes of JSON that texts may take: a whole page stays under five megabytes."""
@@ -23,7 +23,7 @@ _CLASSES = {"confirmed": "confirmed", "refuted": "refuted", "cannot tell": "unsu
 
 def render_html(
     page: Page,
-    cells: Sequence[Sequence[CellData]],
+    cells: Sequence[Sequence[Record]],
     missing: Mapping[str, Sequence[wording.Missing]],
     overlaps: Mapping[str, str | None],
     unfinished: Sequence[str] = (),
@@ -133,9 +133,9 @@ def _extras(
     }
 
 
-def _flip_source(table: TablePage, cells: Sequence[CellData]) -> FlipSource | None:
-    baseline = next((cell for cell in cells if cell.config == table.baseline), None)
+def _flip_source(table: TablePage, cells: Sequence[Record]) -> FlipSource | None:
+    baseline = next((cell for cell in cells if cell.name == table.baseline), None)
     if baseline is None:
         return None
-    others = [(c, table.against[c.config]) for c in cells if c.config in table.against]
+    others = [(c, table.against[c.name]) for c in cells if c.name in table.against]
     return FlipSource(table.key, baseline, others)

@@ -11,7 +11,7 @@ from typing import Any
 from fdllm.record import measure
 from fdllm.record.journal import read_journal
 from fdllm.record.summary import Headline
-from fdllm.report.data import CellData
+from fdllm.report.records import Record
 from fdllm.report.statistics import wilson
 
 _LONGEST = 8  # tokens a step may unmask before they are counted together
@@ -114,7 +114,7 @@ class Measured:
     subjects: dict[str, tuple[float, int]]
 
 
-def journal_entries(cell: CellData) -> list[dict[str, Any]] | None:
+def journal_entries(cell: Record) -> list[dict[str, Any]] | None:
     """The journal's answers to the documents of the samples; None where it is not there.
 
     Raises:
@@ -128,14 +128,14 @@ def journal_entries(cell: CellData) -> list[dict[str, Any]] | None:
     return [entry for entry in entries if (entry["task"], entry["doc_id"]) in asked]
 
 
-def headline(cell: CellData) -> Headline:
+def headline(cell: Record) -> Headline:
     """The headline figure, from the samples: the mean over documents."""
     metric = cell.summary.headline.metric
     values = [float(sample["metrics"][metric]) for sample in cell.samples]
     return measure.headline(metric, fmean(values) if values else 0.0, cell.samples)
 
 
-def rows(cell: CellData) -> list[dict[str, Any]]:
+def rows(cell: Record) -> list[dict[str, Any]]:
     """The samples under the names that :mod:`fdllm.record.measure` reads."""
     return [
         {
@@ -149,7 +149,7 @@ def rows(cell: CellData) -> list[dict[str, Any]]:
     ]
 
 
-def measured(cell: CellData) -> Measured:
+def measured(cell: Record) -> Measured:
     """A cell's figures.
 
     Raises:
@@ -167,7 +167,7 @@ def measured(cell: CellData) -> Measured:
     strategy = summary.strategy
     quality = measure.quality(summary.kind, entries) if entries else None
     return Measured(
-        name=cell.config,
+        name=cell.name,
         k=strategy.k,
         subset=strategy.subset,
         layers=span(strategy.layers),
@@ -248,7 +248,7 @@ def _steps(answers: Sequence[Sequence[int]]) -> Steps | None:
     return Steps(shares, means, fmean(every), len(every))
 
 
-def _subjects(cell: CellData) -> dict[str, tuple[float, int]]:
+def _subjects(cell: Record) -> dict[str, tuple[float, int]]:
     metric = cell.summary.headline.metric
     values: defaultdict[str, list[float]] = defaultdict(list)
     for sample in cell.samples:

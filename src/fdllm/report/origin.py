@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fdllm.report.data import CellData
+from fdllm.report.records import Record
 
 _SESSION = ("machine", "host", "device", "dtype", "threads", "python", "platform")
 _BY_DESIGN = frozenset({"config", "strategy", "fingerprint", "samples", "finished", "started"})
@@ -27,9 +27,9 @@ class Origin:
     unexpected: tuple[str, ...]
 
 
-def origin(cells: Sequence[CellData]) -> Origin:
+def origin(cells: Sequence[Record]) -> Origin:
     """The facts of all cells, sorted into equal and differing ones."""
-    facts = {cell.config: _facts(cell) for cell in cells}
+    facts = {cell.name: _facts(cell) for cell in cells}
     names = list(dict.fromkeys(name for one in facts.values() for name in one))
     same: dict[str, str] = {}
     differing: dict[str, dict[str, str]] = {}
@@ -43,7 +43,7 @@ def origin(cells: Sequence[CellData]) -> Origin:
     return Origin(same, differing, unexpected)
 
 
-def _facts(cell: CellData) -> dict[str, str]:
+def _facts(cell: Record) -> dict[str, str]:
     summary = cell.summary
     provenance = summary.provenance
     sessions = provenance.get("sessions") or [{}]

@@ -10,11 +10,11 @@ from typing import Any
 from fdllm.experiment.criteria import Criteria
 from fdllm.report.against import Against, compare_cells
 from fdllm.report.alternative import Alternative, find_alternative
-from fdllm.report.data import CellData
 from fdllm.report.grid import Finding, check_grid, findings
 from fdllm.report.measured import Measured, measured
 from fdllm.report.origin import Origin, origin
 from fdllm.report.pairs import same_computation
+from fdllm.report.records import Record
 from fdllm.report.speed import Floor, noise_floor
 from fdllm.report.verdict import Judged, Verdict, judge
 
@@ -93,7 +93,7 @@ def build_page(
     experiment: str,
     title: str,
     criteria: Criteria | None,
-    tables: Sequence[Sequence[CellData]],
+    tables: Sequence[Sequence[Record]],
     results: Path,
 ) -> Page:
     """Compute every figure of a report.
@@ -112,16 +112,16 @@ def build_page(
     return Page(experiment, title, judge(criteria, [_judged(table) for table in made]), made)
 
 
-def choose_baseline(cells: Sequence[CellData], criteria: Criteria | None) -> CellData | None:
+def choose_baseline(cells: Sequence[Record], criteria: Criteria | None) -> Record | None:
     """The cell that the others are compared with: the criteria's, else the first without reuse."""
     named = criteria.baseline if criteria is not None else None
     if named is not None:
-        return next((cell for cell in cells if cell.config == named), None)
+        return next((cell for cell in cells if cell.name == named), None)
     return next((cell for cell in cells if not cell.summary.strategy.reuses), None)
 
 
 def _table(
-    key: str, cells: Sequence[CellData], criteria: Criteria | None, results: Path
+    key: str, cells: Sequence[Record], criteria: Criteria | None, results: Path
 ) -> TablePage:
     check_grid(cells)
     first = cells[0]
@@ -132,7 +132,7 @@ def _table(
     return TablePage(
         key=key,
         task=first.task,
-        model=first.model,
+        model=first.summary.model,
         limit=first.limit,
         preset=first.summary.preset_words,
         folder=first.folder.parent.name,
@@ -141,7 +141,7 @@ def _table(
         metric=first.summary.headline.metric,
         unit="tokens/s" if first.summary.kind == "generate" else "scored tokens/s",
         n_layers=first.summary.strategy.n_layers,
-        baseline=None if baseline is None else baseline.config,
+        baseline=None if baseline is None else baseline.name,
         cells=tuple(measured(cell) for cell in cells),
         against={} if baseline is None else compare_cells(baseline, others),
         floor=noise_floor(cells, len(tested)),

@@ -17,7 +17,6 @@ from typing import Any
 from fdllm.report.agreement import stated
 from fdllm.report.collapse import collapse_reasons
 from fdllm.report.comparison import MARGIN, Comparison, Verdict
-from fdllm.report.data import CellData, SampleKey
 from fdllm.report.difference import ALPHA, Difference, find_difference, holm, is_binary
 from fdllm.report.intervals import Estimate
 from fdllm.report.pairs import (
@@ -28,6 +27,7 @@ from fdllm.report.pairs import (
     same_computation,
     speed_refusal,
 )
+from fdllm.report.records import Record, SampleKey
 from fdllm.report.speed import Floor, measure_speed, most_by_calls, noise_floor
 from fdllm.report.words import describe
 
@@ -38,15 +38,15 @@ __all__ = ["MARGIN", "Comparison", "Verdict", "compare", "compare_all", "compare
 class _Found:
     """A comparison before the grid is known."""
 
-    a: CellData
-    b: CellData
+    a: Record
+    b: Record
     pairs: Pairs
     difference: Difference
     is_twin: bool
 
 
 def compare(
-    a: CellData, b: CellData, *, floor: Floor | None = None, margin: float = MARGIN
+    a: Record, b: Record, *, floor: Floor | None = None, margin: float = MARGIN
 ) -> Comparison:
     """Compare B with A.
 
@@ -65,8 +65,8 @@ def compare(
 
 
 def compare_grid(
-    baseline: CellData,
-    others: Sequence[CellData],
+    baseline: Record,
+    others: Sequence[Record],
     *,
     floor: Floor | None = None,
     margin: float = MARGIN,
@@ -93,7 +93,7 @@ def compare_grid(
 
 
 def compare_all(
-    pairs: Sequence[tuple[CellData, CellData, Floor | None]], *, margin: float = MARGIN
+    pairs: Sequence[tuple[Record, Record, Floor | None]], *, margin: float = MARGIN
 ) -> list[Comparison]:
     """Compare several pairs as one family, with Holm's adjustment over it.
 
@@ -117,7 +117,7 @@ def compare_all(
     ]
 
 
-def _find(a: CellData, b: CellData, level: float) -> _Found:
+def _find(a: Record, b: Record, level: float) -> _Found:
     pairs = join(a, b)
     if len(pairs.keys) == 1 and not is_binary(pairs.a, pairs.b):
         raise NotComparableError(

@@ -8,9 +8,9 @@ import numpy as np
 
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import TASKS
-from fdllm.report.agreement import tolerance_of
-from fdllm.report.data import CellData, RecordError, SampleKey
+from fdllm.report.agreement import agree, tolerance_of
 from fdllm.report.intervals import Floats, Ints
+from fdllm.report.records import Record, RecordError, SampleKey
 
 # A cell is its strategy and its decoding; the limit decides how many documents there are.
 _BY_CELL = frozenset({"strategy", "decoding", "experiment", "limit"})
@@ -58,7 +58,7 @@ class Pairs:
     left_out: int
 
 
-def join(a: CellData, b: CellData) -> Pairs:
+def join(a: Record, b: Record) -> Pairs:
     """Join two records by document hash, leaf task and document number.
 
     Raises:
@@ -87,13 +87,13 @@ def join(a: CellData, b: CellData) -> Pairs:
         tokens_a=column(of_a, "tokens"),
         tokens_b=column(of_b, "tokens"),
         groups=_groups(a, keys),
-        identical=all(a.outputs[key].agrees(b.outputs[key], tolerance) for key in keys),
+        identical=all(agree(a.by_key[key], b.by_key[key], tolerance) for key in keys),
         tolerance=tolerance,
         left_out=len(a.samples) + len(b.samples) - 2 * len(keys),
     )
 
 
-def _check(a: CellData, b: CellData) -> None:
+def _check(a: Record, b: Record) -> None:
     facts = {
         "task": (a.task, b.task),
         "headline metric": (a.summary.headline.metric, b.summary.headline.metric),
@@ -109,7 +109,7 @@ def _check(a: CellData, b: CellData) -> None:
             )
 
 
-def _check_sample(a: CellData, b: CellData, key: SampleKey) -> None:
+def _check_sample(a: Record, b: Record, key: SampleKey) -> None:
     one, other = a.by_key[key], b.by_key[key]
     where = f"{key[0]} row {key[1]}"
     if one["doc_hash"] != other["doc_hash"]:
@@ -124,11 +124,11 @@ def _check_sample(a: CellData, b: CellData, key: SampleKey) -> None:
         )
 
 
-def _versions(cell: CellData) -> str:
+def _versions(cell: Record) -> str:
     return ", ".join(f"{k} {v}" for k, v in sorted(cell.summary.task_versions.items()))
 
 
-def _field(cell: CellData, name: str) -> str | None:
+def _field(cell: Record, name: str) -> str | None:
     return cell.summary.fingerprint.fields.get(name)
 
 
@@ -137,7 +137,7 @@ def _cut(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:19]}…"  # noqa: PLR2004 - a hash says enough by then
 
 
-def _groups(cell: CellData, keys: list[SampleKey]) -> Ints | None:
+def _groups(cell: Record, keys: list[SampleKey]) -> Ints | None:
     info = TASKS.get(cell.task)
     if info is None or info.cluster_by is None:
         return None
@@ -151,14 +151,14 @@ def _groups(cell: CellData, keys: list[SampleKey]) -> Ints | None:
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
-def differences(a: CellData, b: CellData) -> tuple[str, ...]:
+def differences(a: Record, b: Record) -> tuple[str, ...]:
     """What else differs between two records, beside the cell: code, versions, model, …."""
     changed = a.summary.fingerprint.differences(b.summary.fingerprint)
     skipped = _BY_CELL | _JUDGED
     return tuple(text for text in changed if text.split(":")[0] not in skipped)
 
 
-def same_computation(a: CellData, b: CellData) -> bool:
+def same_computation(a: Record, b: Record) -> bool:
     """Whether two records must agree in every output: an A/A pair.
 
     Either nothing at all differs, or neither reuses anything and only the name of the subset that
@@ -170,7 +170,7 @@ def same_computation(a: CellData, b: CellData) -> bool:
     return differing <= ({"strategy"} if plain else set())
 
 
-def speed_refusal(a: CellData, b: CellData) -> str | None:
+def speed_refusal(a: Record, b: Record) -> str | None:
     """Why the times of two records must not be compared; None where they may."""
     one, other = a.summary.machines, b.summary.machines
     several = [cell.name for cell in (a, b) if len(cell.summary.machines) != 1]
@@ -187,12 +187,12 @@ def speed_refusal(a: CellData, b: CellData) -> str | None:
     return None
 
 
-def batch_sizes(cell: CellData) -> list[str]:
+def batch_sizes(cell: Record) -> list[str]:
     """Rows that the sessions of a record ran at once where its task is concerned, each once."""
     generates = cell.summary.kind == "generate"
     return _of_sessions(cell, "batch_size" if generates else "score_batch_size")
 
 
-def _of_sessions(cell: CellData, field: str) -> list[str]:
+def _of_sessions(cell: Record, field: str) -> list[str]:
     sessions = cell.summary.provenance.get("sessions", [])
     return sorted({str(session.get(field) or "no") for session in sessions})

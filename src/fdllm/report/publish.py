@@ -12,10 +12,10 @@ from fdllm.experiment.criteria import Criteria
 from fdllm.plan import Planner, State
 from fdllm.record.paths import Layout
 from fdllm.report.checks import overlap_sentence
-from fdllm.report.data import CellData, load_cell
 from fdllm.report.html import render_html
 from fdllm.report.page import Page, build_page
 from fdllm.report.recheck import Difference, Recheck, check_page, check_records, embedded_tables
+from fdllm.report.records import Record, load_record
 from fdllm.report.wording import Missing, summary_sentence
 
 
@@ -32,7 +32,7 @@ class Report:
     """
 
     page: Page
-    cells: tuple[tuple[CellData, ...], ...]
+    cells: tuple[tuple[Record, ...], ...]
     missing: dict[str, tuple[Missing, ...]]
     overlaps: dict[str, str | None]
     unfinished: tuple[str, ...]
@@ -67,13 +67,13 @@ def make_report(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -> R
     Raises:
         FdllmError: a record is broken, or the records of a table must not stand together.
     """
-    tables: list[tuple[CellData, ...]] = []
+    tables: list[tuple[Record, ...]] = []
     missing: dict[str, tuple[Missing, ...]] = {}
     overlaps: dict[str, str | None] = {}
     unfinished: list[str] = []
     for sweep in sweeps:
         states = [planner.state(run) for run in planner.runs(sweep)]
-        done = tuple(load_cell(s.paths.folder) for s in states if s.state is State.DONE)
+        done = tuple(load_record(s.paths.folder) for s in states if s.state is State.DONE)
         if not done:
             unfinished.append(f"{sweep.tasks[0]} on {sweep.model.name}")
             continue
@@ -123,7 +123,7 @@ def recheck(planner: Planner, experiment: str, folders: Sequence[Path], written:
     place = planner.layout.results / experiment
     named = embedded_tables(written)
     try:
-        tables = [tuple(load_cell(place / folder / n) for n in names) for folder, names in named]
+        tables = [tuple(load_record(place / folder / n) for n in names) for folder, names in named]
         settings = planner.experiment(experiment).settings
         page = build_page(
             experiment, settings.experiment.title, settings.criteria, tables, planner.layout.results

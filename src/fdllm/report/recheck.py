@@ -19,8 +19,8 @@ from fdllm.errors import FdllmError
 from fdllm.record import measure
 from fdllm.record.journal import DamagedJournalError
 from fdllm.record.paths import Layout, TaskFolder
-from fdllm.report.data import CellData, load_cell
 from fdllm.report.measured import headline, journal_entries, rows
+from fdllm.report.records import Record, load_record
 
 _CLOSE = 1e-9
 _EMBEDDED = re.compile(
@@ -87,7 +87,7 @@ def check_records(layout: Layout, folders: Sequence[Path]) -> Recheck:
     for folder in folders:
         name = folder.relative_to(layout.results).as_posix()
         try:
-            cell = load_cell(folder)
+            cell = load_record(folder)
             pairs = list(_figures(cell, notes, name))
         except (FdllmError, DamagedJournalError) as error:
             differences.append(Difference(name, "the record", "not readable", str(error)))
@@ -192,7 +192,7 @@ def same(written: Any, found: Any) -> bool:  # noqa: ANN401 - any JSON value
     return bool(written == found)
 
 
-def _figures(cell: CellData, notes: list[str], name: str) -> Iterator[tuple[str, str, Any, Any]]:
+def _figures(cell: Record, notes: list[str], name: str) -> Iterator[tuple[str, str, Any, Any]]:
     """File, figure, what is written and what the samples give."""
     summary, samples = cell.summary, cell.samples
     entries = journal_entries(cell)
@@ -250,7 +250,7 @@ def _against_journal(
 
 
 def _copies(
-    cell: CellData, artifact: Path, notes: list[str], name: str
+    cell: Record, artifact: Path, notes: list[str], name: str
 ) -> list[tuple[str, str, Any, Any]]:
     """The headline in the harness's results, and the copy for git."""
     pairs: list[tuple[str, str, Any, Any]] = []

@@ -8,8 +8,6 @@ from fdllm.config import Sweep
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, Planner, State
 from fdllm.report.checks import (
-    Record,
-    finished,
     identical,
     mixtures,
     overlap_sentence,
@@ -17,6 +15,7 @@ from fdllm.report.checks import (
     twins,
     warnings,
 )
+from fdllm.report.records import Record, finished
 from fdllm.report.statistics import percent, with_interval
 from fdllm.report.table import boxed_text, has_boxes, twins_line
 

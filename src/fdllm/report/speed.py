@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 
 from fdllm.record import measure
-from fdllm.report.data import CellData
 from fdllm.report.intervals import Estimate, bootstrap_t, log_ratio
 from fdllm.report.pairs import Pairs, batch_sizes, same_computation, speed_refusal
+from fdllm.report.records import Record
 
 Claim = Literal["faster", "slower", "none"]
 
@@ -82,7 +82,7 @@ class Speed:
     claim: Claim
 
 
-def noise_floor(cells: Sequence[CellData], num_compared: int = 1) -> Floor | None:
+def noise_floor(cells: Sequence[Record], num_compared: int = 1) -> Floor | None:
     """The noise floor of a grid.
 
     Args:
@@ -118,9 +118,9 @@ def floor_of(names: Sequence[str], speeds: Sequence[float], num_compared: int) -
     return Floor(tuple(names), tuple(speeds), spread, max(floor, spread), odd)
 
 
-def find_twins(cells: Sequence[CellData]) -> list[CellData]:
+def find_twins(cells: Sequence[Record]) -> list[Record]:
     """The largest set of cells that are one computation on one machine."""
-    groups: list[list[CellData]] = []
+    groups: list[list[Record]] = []
     for cell in cells:
         for group in groups:
             if same_computation(group[0], cell) and speed_refusal(group[0], cell) is None:
@@ -160,7 +160,7 @@ def measure_speed(pairs: Pairs, floor: Floor | None) -> Speed | None:
     return Speed(ratio, tokens * ratio.value, tokens, floor, claim_speed(ratio, floor))
 
 
-def most_by_calls(a: CellData, b: CellData) -> float:
+def most_by_calls(a: Record, b: Record) -> float:
     """How many times faster B can be than A by making fewer layer calls.
 
     As if all of its time were spent in the phase where it saved most. What is faster still was not

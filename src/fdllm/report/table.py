@@ -11,7 +11,8 @@ from rich.text import Text
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Summary
 from fdllm.report.agreement import stated
-from fdllm.report.checks import Twins, finished, identical, mixtures, twins, warnings
+from fdllm.report.checks import Twins, identical, mixtures, twins, warnings
+from fdllm.report.records import finished
 from fdllm.report.statistics import percent, with_interval
 
 _STYLE = {

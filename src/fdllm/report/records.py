@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fdllm import strictjson
 from fdllm.errors import FdllmError
+from fdllm.plan import CellState, State
 from fdllm.record.paths import TaskFolder
 from fdllm.record.summary import InvalidRecordError, Summary, read_summary
-from fdllm.report.agreement import Output
 
 SampleKey = tuple[str, int]
 """A document of a run: its leaf task and its number there."""
@@ -26,53 +26,47 @@ class RecordError(FdllmError):
 
 
 @dataclass(frozen=True)
-class CellData:
+class Record:
     """One finished run with its samples.
 
     Attributes:
-        experiment: folder under ``experiments/``.
-        task: the task.
-        config: the cell, ``k2_middle`` say.
-        limit: documents of each leaf task at most; None is all.
-        model: what was asked for: a Hub id, a folder, or ``tiny``.
-        folder: where the record lies.
+        folder: where it lies.
         summary: ``summary.json``.
-        samples: lines of ``samples.jsonl``, sorted by leaf task and document.
+        read: its samples, where they are in memory already.
     """
 
-    experiment: str
-    task: str
-    config: str
-    limit: int | None
-    model: str
     folder: Path
     summary: Summary
-    samples: list[dict[str, Any]]
+    read: Sequence[dict[str, Any]] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
-        """The config."""
-        return self.config
+        """The config, ``k2_middle`` say."""
+        return self.summary.config
 
     @property
-    def preset(self) -> str | None:
-        """The protocol, with what stands over it; None where it is the experiment's own."""
-        return self.summary.preset_words
+    def task(self) -> str:
+        """The task."""
+        return self.summary.task
 
     @property
-    def is_smoke_test(self) -> bool:
-        """Whether a limit cut the task."""
-        return self.limit is not None
+    def limit(self) -> int | None:
+        """Documents of each leaf task at most; None is all."""
+        return self.summary.limit
+
+    @cached_property
+    def samples(self) -> Sequence[dict[str, Any]]:
+        """Lines of ``samples.jsonl``, sorted by leaf task and document.
+
+        Raises:
+            RecordError: the file is damaged, or not the one its summary describes.
+        """
+        return _read_samples(self.folder, self.summary) if self.read is None else self.read
 
     @cached_property
     def by_key(self) -> dict[SampleKey, dict[str, Any]]:
         """Samples by leaf task and document."""
         return {sample_key(sample): sample for sample in self.samples}
-
-    @cached_property
-    def outputs(self) -> dict[SampleKey, Output]:
-        """What the model said to each document."""
-        return {key: Output.of(sample) for key, sample in self.by_key.items()}
 
     def value(self, sample: dict[str, Any]) -> float:
         """The headline metric of one document.
@@ -95,7 +89,7 @@ def sample_key(sample: dict[str, Any]) -> SampleKey:
     return str(sample["task"]), int(sample["doc_id"])
 
 
-def load_cell(folder: Path) -> CellData:
+def load_record(folder: Path) -> Record:
     """Read a finished run.
 
     Args:
@@ -112,22 +106,21 @@ def load_cell(folder: Path) -> CellData:
         summary = read_summary(folder / "summary.json")
     except InvalidRecordError as error:
         raise RecordError(f"{folder}: {error}; move it away and sweep again") from None
-    samples = _read_samples(folder / "samples.jsonl", summary)
-    return CellData(
-        experiment=summary.experiment,
-        task=summary.task,
-        config=summary.config,
-        limit=summary.limit,
-        model=summary.model,
-        folder=folder,
-        summary=summary,
-        samples=samples,
-    )
+    return Record(folder, summary, _read_samples(folder, summary))
 
 
-def load_cells(
+def finished(cells: Sequence[CellState]) -> list[Record]:
+    """The records of those cells that are done; samples are read where they are asked for."""
+    return [
+        Record(cell.paths.folder, cell.summary)
+        for cell in cells
+        if cell.state is State.DONE and cell.summary is not None
+    ]
+
+
+def load_records(
     results_root: Path, experiment: str, task: str | None = None, limit: int | None = None
-) -> list[CellData]:
+) -> list[Record]:
     """Read the finished runs of an experiment; unfinished ones are passed over.
 
     Args:
@@ -135,30 +128,31 @@ def load_cells(
         experiment: its name.
         task: only this one; None is all of them.
         limit: only records cut to this many documents; None is every limit and none, which
-            :attr:`CellData.limit` tells apart.
+            their summaries tell apart.
 
     Returns:
-        Cells by task folder, then by config; several models where there are several.
+        Records by task folder, then by config; several models where there are several.
 
     Raises:
         RecordError: a record is broken, or lies in the folder of another run.
     """
-    cells = []
+    records = []
     for folder in _finished(results_root / experiment):
         place = TaskFolder.parse(folder.parent.name)
         if place is None or (task is not None and place.task != task):
             continue
         if limit is not None and place.limit != limit:
             continue
-        cell = load_cell(folder)
+        record = load_record(folder)
+        own = record.summary
         named = (experiment, place.task, place.limit, folder.name)
-        if (cell.experiment, cell.task, cell.limit, cell.config) != named:
+        if (own.experiment, own.task, own.limit, own.config) != named:
             raise RecordError(
-                f"{folder} holds the record of {cell.experiment} / {cell.task} (limit "
-                f"{cell.limit}) / {cell.config}: it was copied there; move it away"
+                f"{folder} holds the record of {own.experiment} / {own.task} (limit {own.limit}) / "
+                f"{own.config}: it was copied there; move it away"
             )
-        cells.append(cell)
-    return cells
+        records.append(record)
+    return records
 
 
 def _finished(place: Path) -> Iterator[Path]:
@@ -168,8 +162,12 @@ def _finished(place: Path) -> Iterator[Path]:
             yield path.parent
 
 
-def _read_samples(path: Path, summary: Summary) -> list[dict[str, Any]]:
-    data = path.read_bytes()
+def _read_samples(folder: Path, summary: Summary) -> list[dict[str, Any]]:
+    path = folder / "samples.jsonl"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}; sweep again") from None
     if hashlib.sha256(data).hexdigest() != summary.files[path.name].sha256:
         raise RecordError(
             f"{path} was changed after its run: its SHA-256 is not the one in summary.json; move "
@@ -180,8 +178,8 @@ def _read_samples(path: Path, summary: Summary) -> list[dict[str, Any]]:
     for number, line in enumerate(data.decode("utf-8").removesuffix("\n").split("\n"), 1):
         try:
             sample = strictjson.loads(line)
-        except ValueError:
-            raise RecordError(f"{path}, line {number}: this is no JSON") from None
+        except ValueError as error:
+            raise RecordError(f"{path}, line {number}: this is no JSON ({error})") from None
         lacking = [f for f in _FIELDS if not isinstance(sample, dict) or f not in sample]
         if lacking:
             raise RecordError(f"{path}, line {number}: the sample lacks {', '.join(lacking)}")
