@@ -29,7 +29,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"reuse": ("reuse.py", "layerplan.py", "schedule.py"), "plan": ("plan.py",)} | {
-    name: (f"{name}/*",) for name in ("decode", "model", "record", "report", "evaluate", "cluster")
+    name: (f"{name}/*",)
+    for name in ("decode", "model", "record", "report", "evaluate", "cluster", "doctor")
 }
 NEUTRAL = {"int": "0", "float": "0.0", "str": "''", "list": "[]", "tuple": "()", "dict": "{}"}
 OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fdllm.cluster.findings import Checkup, Finding
 from fdllm.config import Evaluating, ModelChoice, Sweep
+from fdllm.doctor.findings import Checkup, Finding
 from fdllm.record.identity import source_hashes
 from fdllm.record.paths import Layout
 from helpers import ROOT

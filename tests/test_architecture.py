@@ -25,6 +25,7 @@ LAYERS = (
     {
         "report",
         "cluster",
+        "doctor",
         "trace",
         "release",
         "bench",
@@ -69,6 +70,7 @@ LIGHT = (
     "strictjson",
     "spec",
     "cluster",
+    "doctor",
 )
 HEAVY = {"torch", "transformers", "lm_eval", "datasets"}
 MAX_LINES = 400

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from checkups import of
-from fdllm.cluster.checks_here import consent, disk, existing, image_file, scheduler
-from fdllm.cluster.checks_hub import with_access
-from fdllm.cluster.checks_tasks import check_task, fetch_task
-from fdllm.cluster.findings import Finding, blocking
 from fdllm.config import CodeExecution, Sweep
+from fdllm.doctor.checks_here import consent, disk, existing, image_file, scheduler
+from fdllm.doctor.checks_hub import with_access
+from fdllm.doctor.checks_tasks import check_task, fetch_task
+from fdllm.doctor.findings import Finding, blocking
 from fdllm.errors import FdllmError
 from fdllm.evaluate.access import Access
 
@@ -147,7 +147,7 @@ def test_the_hub_is_asked_about_what_is_gated_and_missing(
         asked.append((repo, kind))
         return answer
 
-    monkeypatch.setattr("fdllm.cluster.checks_hub.ask_access", ask)
+    monkeypatch.setattr("fdllm.doctor.checks_hub.ask_access", ask)
     absent = "which is not in the cache of this machine"
     others = [
         Finding("task gsm8k", "fail", absent),  # open to all
@@ -172,7 +172,7 @@ def test_a_model_that_is_missing_is_asked_about_and_other_failures_are_not(
         asked.append((repo, kind))
         return Access("granted", "model may be read")
 
-    monkeypatch.setattr("fdllm.cluster.checks_hub.ask_access", ask)
+    monkeypatch.setattr("fdllm.doctor.checks_hub.ask_access", ask)
     checkup = of(tmp_path)
     choice = checkup.sweep.model.model_copy(update={"name": "org/name"})
     checkup = replace(checkup, sweep=checkup.sweep.model_copy(update={"model": choice}))
@@ -212,7 +212,7 @@ def test_the_sandbox_is_tried_where_programs_may_run(
         if said:
             raise FdllmError(said)
 
-    monkeypatch.setattr("fdllm.cluster.checks_tasks._load", lambda *_: "164 documents")
+    monkeypatch.setattr("fdllm.doctor.checks_tasks._load", lambda *_: "164 documents")
     monkeypatch.setattr("fdllm.evaluate.code.prove", tried)
     task, sandbox = check_task("humaneval", agreed())
     assert task == Finding("task humaneval", "ok", "164 documents, from the cache")
@@ -250,7 +250,7 @@ def test_a_task_that_cannot_be_had_says_what_to_do(
     def load(*_: object) -> str:
         raise FdllmError(said)
 
-    monkeypatch.setattr("fdllm.cluster.checks_tasks._load", load)
+    monkeypatch.setattr("fdllm.doctor.checks_tasks._load", load)
     (told,) = check_task(name, agreed())
     assert (told.name, told.state, told.found) == (f"task {name}", "fail", found)
     assert told.remedy.endswith(remedy)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fdllm.cluster.ended import Ended, explain, noted, parse_jobs, remembered
+from fdllm.cluster.exit_reason import ExitReason, explain, noted, parse_jobs, remembered
 from fdllm.cluster.queue import QueueError, parse_queue, parse_time, read_queue
 
 # As SLURM 22.05 prints them.
@@ -120,6 +120,6 @@ def test_slurm_knows_best_then_the_script_then_nobody(tmp_path: Path) -> None:
     assert "without a word" in explain("7_3", notes, {}).reason
     notes.write_text("7_3 0 75 2026-01-01T00:00:00Z\n7_3 1 139 2026-01-01T00:10:00Z\n")
     assert explain("7_3", notes, {}).reason == "killed by SIGSEGV"
-    assert explain("7_3", notes, {"7_3": Ended("out of memory")}).reason == "out of memory"
+    assert explain("7_3", notes, {"7_3": ExitReason("out of memory")}).reason == "out of memory"
     notes.write_text("torn")
     assert noted(notes) is None

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from fdllm.cluster.cluster_config import Resources
 from fdllm.cluster.render import ENDED_EARLY, PASSED_ON, Script, render
-from fdllm.cluster.site import Resources
 
 GOLDEN = Path(__file__).parent / "scripts"
 HOSTILE = "/data/a b'c\"d/$(touch x)/`id`/%A;é*"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from checkups import by_name, checkup, fdllm, of, question
-from fdllm.cluster import checks_here
-from fdllm.cluster.checks_model import check_model, weight_bytes
-from fdllm.cluster.node import pinned_versions
-from fdllm.cluster.worker import check
 from fdllm.config import ModelChoice
+from fdllm.doctor import checks_here
+from fdllm.doctor.checks_model import check_model, weight_bytes
+from fdllm.doctor.remote import pinned_versions
+from fdllm.doctor.worker import check
 from fdllm.errors import FdllmError
 from fdllm.record.identity import source_hashes
 from fdllm.tiny import FOLDER

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from checkups import by_name, of
-from fdllm.cluster import checks_here
-from fdllm.cluster.doctor import blocking, examine
+from fdllm.doctor import checks_here
+from fdllm.doctor.examine import blocking, examine
 from helpers import ROOT
 from hub.server import GRANTED
 

@@ -47,7 +47,7 @@ def test_every_library_that_may_change_an_output_is_in_the_lock_field() -> None:
 
 def test_the_source_is_every_file_that_may_change_an_output() -> None:
     outside = {"bench", "cli", "report", "cluster", "record", "release", "tiny", "trace"}
-    outside |= {"presets", "selftest", "plan.py", "shard.py", "errors.py"}
+    outside |= {"doctor", "presets", "selftest", "plan.py", "shard.py", "errors.py"}
     code = {p.relative_to(PACKAGE) for p in PACKAGE.rglob("*") if p.suffix in (".py", ".c")}
     due = {f"src/fdllm/{p.as_posix()}" for p in code if p.parts[0] not in outside}
     assert set(source_hashes()) == due

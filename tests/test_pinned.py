@@ -63,8 +63,8 @@ def test_all_code_is_identified_but_what_only_plans_shows_and_keeps() -> None:
     inside = {Path(name).relative_to("src/fdllm") for name in source_hashes()}
     assert inside <= files
     assert {path.parts[0] for path in files - inside} == {
-        "bench", "cli", "report", "cluster", "record", "release", "tiny", "trace", "plan.py",
-        "shard.py", "errors.py", "presets", "selftest",
+        "bench", "cli", "report", "cluster", "doctor", "record", "release", "tiny", "trace",
+        "plan.py", "shard.py", "errors.py", "presets", "selftest",
     }  # fmt: skip
     assert not {path.parts[0] for path in files - inside} & {path.parts[0] for path in inside}
     assert Path("model/fused.c") in inside

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from checkups import checkup, environment_of, of
-from fdllm.cluster.node import ask_node
+from fdllm.doctor.remote import ask_node
 from hub.rows import all_repositories
 from hub.server import GRANTED, STRANGER, Hub
 
@@ -118,7 +118,7 @@ def test_a_search_that_can_fail(tmp_path: Path) -> None:
 
 def test_a_node_is_checked_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker is replaced by one that tells its environment."""
-    package = tmp_path / "fdllm" / "cluster"
+    package = tmp_path / "fdllm" / "doctor"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
     (package / "__init__.py").touch()

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from fdllm.cli.output import say
 from fdllm.cli.request import Request, read_request
-from fdllm.cluster.doctor import Checkup, Finding, blocking, examine
-from fdllm.cluster.draft import Wish, binds
+from fdllm.cluster.cluster_config import load_cluster_config
+from fdllm.cluster.planned import SubmitOptions, binds
 from fdllm.cluster.queue import why_no_cluster
-from fdllm.cluster.site import load_site
+from fdllm.doctor.examine import Checkup, Finding, blocking, examine
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _WIDE = 200  # columns of a log, which folds nothing
@@ -59,7 +59,7 @@ def checkup_of(request: Request, args: Namespace) -> Checkup:
         UsageError: the site file has an unknown key or a wrong value.
     """
     planner = request.planner
-    site = load_site(planner.root)
+    site = load_cluster_config(planner.root)
     # Tasks may differ in where they go.
     runs = planner.runs(request.sweep)
     wanted = [site.resources_of(run) for run in runs]
@@ -72,7 +72,9 @@ def checkup_of(request: Request, args: Namespace) -> Checkup:
     places: list[str] = []
     if image is not None:
         # What the jobs will see in the image, no more and no less.
-        wish = Wish(site, 1, results=planner.layout.results, threads=None, workdir=Path.cwd())
+        wish = SubmitOptions(
+            site, 1, results=planner.layout.results, threads=None, workdir=Path.cwd()
+        )
         places = [*binds(planner, wish, runs[0], wish.workdir), *site.binds]
     asked = getattr(args, "executor", "local")
     there = asked == "slurm" or (asked == "auto" and why_no_cluster() is None)

@@ -12,7 +12,7 @@ from fdllm.cli import execute
 from fdllm.cli.output import complain
 from fdllm.cli.progress import watcher
 from fdllm.cli.request import task_facts
-from fdllm.cluster.ended import TERMINATED
+from fdllm.cluster.exit_reason import TERMINATED
 from fdllm.cluster.render import ENDED_EARLY
 from fdllm.cluster.signals import Terminated, terminable, warned
 from fdllm.cluster.submission import Assignment, read_submission

@@ -7,8 +7,8 @@ from argparse import Namespace
 
 from fdllm.cli.doctor import checkup_of, place_flags, show_findings
 from fdllm.cli.request import read_request
-from fdllm.cluster.doctor import blocking
-from fdllm.cluster.prefetch import prefetch
+from fdllm.doctor.examine import blocking
+from fdllm.doctor.prefetch import prefetch
 
 
 def prefetch_flags(parser: argparse.ArgumentParser) -> None:

@@ -11,13 +11,13 @@ from fdllm.cli import show
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import Request
 from fdllm.cli.work import Work, choose_work
-from fdllm.cluster.doctor import Checkup, blocking, examine
-from fdllm.cluster.draft import Wish, binds, draft
-from fdllm.cluster.join import survey
+from fdllm.cluster.cluster_config import load_cluster_config
+from fdllm.cluster.planned import SubmitOptions, binds, draft
 from fdllm.cluster.queue import why_no_cluster
-from fdllm.cluster.site import load_site
+from fdllm.cluster.status import survey
 from fdllm.cluster.submission import Submission
 from fdllm.cluster.submit import require_sbatch, submit, submitting
+from fdllm.doctor.examine import Checkup, blocking, examine
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.code import check_consent
 from fdllm.evaluate.tasks import task_info
@@ -122,13 +122,13 @@ def states(request: Request) -> list[CellState]:
     return survey(request.planner, request.planner.runs(request.sweep))
 
 
-def read_wish(request: Request, args: Namespace) -> Wish:
+def read_wish(request: Request, args: Namespace) -> SubmitOptions:
     """The site file with this command's flags on top.
 
     Raises:
         UsageError: a value makes no sense.
     """
-    site = load_site(request.planner.root).changed(
+    site = load_cluster_config(request.planner.root).changed(
         {
             "partition": args.partition,
             "account": args.account,
@@ -140,10 +140,10 @@ def read_wish(request: Request, args: Namespace) -> Wish:
         image=None if args.image is None else Path(args.image).expanduser().absolute(),
     )
     results = None if args.results is None else Path(args.results).expanduser().absolute()
-    return Wish(site, args.shards or 1, results, args.threads, Path.cwd())
+    return SubmitOptions(site, args.shards or 1, results, args.threads, Path.cwd())
 
 
-def check_up(request: Request, work: Sequence[Work], wish: Wish) -> None:
+def check_up(request: Request, work: Sequence[Work], wish: SubmitOptions) -> None:
     """Look for what would make the jobs fail, before they wait in a queue.
 
     Raises:
@@ -180,7 +180,7 @@ def check_up(request: Request, work: Sequence[Work], wish: Wish) -> None:
         )
 
 
-def _show_scripts(request: Request, work: Sequence[Work], wish: Wish) -> None:
+def _show_scripts(request: Request, work: Sequence[Work], wish: SubmitOptions) -> None:
     drafts = draft(request.planner, [one.cell.run for one in work], wish)
     for one in drafts:
         for name, text in one.files():

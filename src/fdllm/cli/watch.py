@@ -16,8 +16,8 @@ from fdllm.cli import show
 from fdllm.cli.output import complain
 from fdllm.cli.progress import duration
 from fdllm.cli.request import Request, read_request
-from fdllm.cluster.join import survey
 from fdllm.cluster.queue import QueueError
+from fdllm.cluster.status import survey
 from fdllm.errors import UsageError
 from fdllm.plan import CellState, JobFacts
 from fdllm.report.table import heading, requests_text, state_text, status_table

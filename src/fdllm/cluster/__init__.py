@@ -1,1 +1,1 @@
-"""The cluster: SLURM (render pure, submit thin), the image's command lines, doctor, prefetch."""
+"""SLURM (render pure, submit thin) and command lines of the image."""

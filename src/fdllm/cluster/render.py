@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import join, quote
 
-from fdllm.cluster.site import Resources
+from fdllm.cluster.cluster_config import Resources
 
 ENDED_EARLY = 75
 """Exit status of a task that was warned of its time limit and goes on in its next life."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fdllm.cluster.draft import Draft
+from fdllm.cluster.planned import PlannedSubmission
 from fdllm.cluster.submission import Submission, write_jobs, write_map
 from fdllm.config import Run
 from fdllm.errors import FdllmError
@@ -50,7 +50,7 @@ def submitting(root: Path) -> Iterator[None]:
 
 
 def submit(
-    planner: Planner, drafts: Sequence[Draft], forced: Sequence[Run] = ()
+    planner: Planner, drafts: Sequence[PlannedSubmission], forced: Sequence[Run] = ()
 ) -> list[Submission]:
     """Hand drafts to the queue; held until their old records are out of the way.
 
@@ -67,7 +67,7 @@ def submit(
     return [_submit(planner, one, forced) for one in drafts]
 
 
-def _submit(planner: Planner, one: Draft, forced: Sequence[Run]) -> Submission:
+def _submit(planner: Planner, one: PlannedSubmission, forced: Sequence[Run]) -> Submission:
     submission = one.submission
     mine = [run for run in forced if any(run == item.run for item in submission.assignments)]
     for folder in one.folders:

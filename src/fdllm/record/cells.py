@@ -66,7 +66,7 @@ class CellState:
         total: requests of the run, where that is known.
         log: log of the attempt that failed.
         summary: the record, where it is done or stale.
-        job: what the queue says of it, where it was asked; see :mod:`fdllm.cluster.join`.
+        job: what the queue says of it, where it was asked; see :mod:`fdllm.cluster.status`.
     """
 
     run: Run

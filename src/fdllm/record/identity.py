@@ -27,6 +27,7 @@ _OUTSIDE = (
     "cli",
     "report",
     "cluster",
+    "doctor",
     "record",
     "release",
     "selftest",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from fdllm.cluster.ended import TERMINATED, Ended, explain, remembered
+from fdllm.cluster.exit_reason import TERMINATED, ExitReason, explain, remembered
 from fdllm.cluster.queue import Queue, QueueEntry, read_queue
 from fdllm.cluster.submission import Submission, read_submissions
 from fdllm.config import Run
@@ -55,7 +55,7 @@ def join(
     cells: Sequence[CellState],
     submissions: Sequence[Submission],
     queue: Queue | None,
-    memory: Callable[[Sequence[str]], Mapping[str, Ended]] = remembered,
+    memory: Callable[[Sequence[str]], Mapping[str, ExitReason]] = remembered,
 ) -> list[CellState]:
     """The cells, with what the queue says of them.
 
@@ -71,7 +71,7 @@ def join(
         :class:`~fdllm.plan.JobFacts`.
     """
     tasks = [list(_tasks_of(cell, submissions)) for cell in cells]
-    known: Mapping[str, Ended] = {}
+    known: Mapping[str, ExitReason] = {}
     if queue is not None:
         gone = [
             _latest(of_cell)
@@ -108,7 +108,7 @@ def _alive(tasks: Sequence[_Task], queue: Queue) -> list[QueueEntry]:
 
 
 def _joined(
-    cell: CellState, tasks: Sequence[_Task], queue: Queue, memory: dict[str, Ended]
+    cell: CellState, tasks: Sequence[_Task], queue: Queue, memory: dict[str, ExitReason]
 ) -> CellState:
     if not tasks or cell.state in _SETTLED_HERE:
         return cell
@@ -141,10 +141,10 @@ def _in_queue(cell: CellState, entries: Sequence[QueueEntry]) -> CellState:
 
 
 def _dead(
-    cell: CellState, tasks: Sequence[_Task], queue: Queue, memory: dict[str, Ended]
+    cell: CellState, tasks: Sequence[_Task], queue: Queue, memory: dict[str, ExitReason]
 ) -> CellState:
     """The cell of jobs that are gone without a record."""
-    where, ended = "", Ended("")
+    where, ended = "", ExitReason("")
     for task in tasks:
         shard = task.submission.assignments[task.index].shard
         if task.job_id in queue:  # it waits for a shard that failed

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from fdllm.checkpoint import tensor_headers, unread_weights, weight_files
-from fdllm.cluster.findings import Finding
 from fdllm.config import ModelChoice
+from fdllm.doctor.findings import Finding
 from fdllm.record.identity import model_identity
 
 _GIB = 1 << 30

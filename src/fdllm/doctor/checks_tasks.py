@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fdllm.cluster.findings import Finding
 from fdllm.config import Sweep
+from fdllm.doctor.findings import Finding
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import task_info
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 
-from fdllm.cluster.checks_here import image_file
-from fdllm.cluster.checks_hub import with_access
-from fdllm.cluster.findings import Checkup, Finding, blocking
-from fdllm.cluster.node import OFFLINE, ask_node
+from fdllm.doctor.checks_here import image_file
+from fdllm.doctor.checks_hub import with_access
+from fdllm.doctor.findings import Checkup, Finding, blocking
+from fdllm.doctor.remote import OFFLINE, ask_node
 from fdllm.errors import UsageError
 
 _FETCHED = ("model", "task", "checks")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fdllm.cluster.site import Resources, Site, load_site
+from fdllm.cluster.cluster_config import ClusterConfig, Resources, load_cluster_config
 from fdllm.config import Cell, ModelChoice, Run
 from fdllm.errors import UsageError
 from helpers import ROOT
@@ -26,29 +26,29 @@ def run(task: str = "gsm8k", model: str = "org/model") -> Run:
     )
 
 
-def site_of(folder: Path, text: str) -> Site:
+def site_of(folder: Path, text: str) -> ClusterConfig:
     (folder / "fdllm.toml").write_text(text, encoding="utf-8")
-    return load_site(folder)
+    return load_cluster_config(folder)
 
 
 def test_without_a_file_there_are_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FDLLM_SITE", raising=False)
-    assert load_site(tmp_path) == Site()
+    assert load_cluster_config(tmp_path) == ClusterConfig()
 
 
 def test_the_example_is_read_and_says_the_defaults(tmp_path: Path) -> None:
     site = site_of(tmp_path, EXAMPLE.read_text())
-    usual = Site().resources_of(run())
+    usual = ClusterConfig().resources_of(run())
     assert site.resources_of(run()) == usual
-    assert site.model_copy(update={"resources": Resources()}) == Site()
+    assert site.model_copy(update={"resources": Resources()}) == ClusterConfig()
 
 
 def test_every_key_of_the_example_is_one() -> None:
     """With each comment sign ahead of a key taken away it is still read, and holds every key."""
     text = re.sub(r"(?m)^# (?=[a-z_]+ = |\[)", "", EXAMPLE.read_text())
     data = tomllib.loads(text)
-    site = Site.read(data, "example")
-    assert set(data) == set(Site.model_fields)
+    site = ClusterConfig.read(data, "example")
+    assert set(data) == set(ClusterConfig.model_fields)
     assert set(data["resources"]) == set(Resources.model_fields)
     assert site.resources_of(run("mmlu")).time_min == 2880
     assert site.resources_of(run("gsm8k")).time_min == 1440
@@ -79,19 +79,19 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, said: str) -> None:
 def test_another_file_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FDLLM_SITE", str(tmp_path / "site.toml"))
     with pytest.raises(UsageError, match="FDLLM_SITE names"):
-        load_site(tmp_path / "root")
+        load_cluster_config(tmp_path / "root")
     (tmp_path / "site.toml").write_text("max_jobs = 3\nimage = 'images/a.sif'\nhf_home = '$X/hf'")
     monkeypatch.setenv("X", "/scratch")
-    site = load_site(tmp_path / "root")
+    site = load_cluster_config(tmp_path / "root")
     assert site.max_jobs == 3
     assert site.image == tmp_path / "images" / "a.sif"
     assert site.hf_home == Path("/scratch/hf")
 
 
 def test_a_gpu_is_asked_for_unless_the_model_is_the_embedded_one() -> None:
-    assert Site().resources_of(run()).gres == "gpu:1"
-    assert Site().resources_of(run("tiny_choice", "tiny")).gres is None
-    none = Site.read({"resources": {"gres": ""}}, "site")
+    assert ClusterConfig().resources_of(run()).gres == "gpu:1"
+    assert ClusterConfig().resources_of(run("tiny_choice", "tiny")).gres is None
+    none = ClusterConfig.read({"resources": {"gres": ""}}, "site")
     assert none.resources_of(run()).gres == ""
 
 
@@ -105,7 +105,7 @@ def test_a_gpu_is_asked_for_unless_the_model_is_the_embedded_one() -> None:
     ],
 )
 def test_a_flag_stands_above_the_file(flags: dict[str, Any], found: dict[str, Any]) -> None:
-    site = Site.read({"tasks": {"mmlu": {"time_min": 2880}}, "max_jobs": 2}, "site")
+    site = ClusterConfig.read({"tasks": {"mmlu": {"time_min": 2880}}, "max_jobs": 2}, "site")
     changed = site.changed(flags, max_jobs=None)
     resources = changed.resources_of(run("mmlu")).model_dump()
     assert {name: resources[name] for name in found} == found

@@ -64,7 +64,7 @@ class Resources(Spec):
         return value
 
 
-class Site(Spec):
+class ClusterConfig(Spec):
     """A cluster.
 
     Attributes:
@@ -118,7 +118,7 @@ class Site(Spec):
         unsaid = {name: v for name, v in usual.items() if getattr(resources, name) is None}
         return resources.model_copy(update=unsaid)
 
-    def changed(self, resources: Mapping[str, Any], **others: Any) -> Site:  # noqa: ANN401
+    def changed(self, resources: Mapping[str, Any], **others: Any) -> ClusterConfig:  # noqa: ANN401
         """The same site with the flags of one command on top; None leaves a value as it is.
 
         A flag is meant for every task, so it also stands above a task's own table.
@@ -131,16 +131,16 @@ class Site(Spec):
         data["resources"] = data.get("resources", {}) | given
         data["tasks"] = {task: own | given for task, own in self.tasks.items()}
         data |= {name: value for name, value in others.items() if value is not None}
-        return Site.read(data, "the flags and the site file together")
+        return ClusterConfig.read(data, "the flags and the site file together")
 
 
-def site_path(root: Path) -> Path:
+def cluster_config_path(root: Path) -> Path:
     """Where the site is described: ``$FDLLM_SITE``, else ``fdllm.toml`` of the checkout."""
     named = os.environ.get("FDLLM_SITE")
     return Path(named).expanduser().absolute() if named else root / SITE_FILE
 
 
-def load_site(root: Path) -> Site:
+def load_cluster_config(root: Path) -> ClusterConfig:
     """The site file, checked; the defaults where there is none.
 
     Relative paths in it start at its own folder, and ``~`` and ``$NAME`` are filled in.
@@ -149,11 +149,11 @@ def load_site(root: Path) -> Site:
         UsageError: ``FDLLM_SITE`` names no file, or a key or value is wrong.
         FdllmError: the file cannot be read.
     """
-    path = site_path(root)
+    path = cluster_config_path(root)
     if not path.exists():
         if os.environ.get("FDLLM_SITE"):
             raise UsageError(f"FDLLM_SITE names '{path}', which does not exist; set it or unset it")
-        return Site()
+        return ClusterConfig()
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -162,7 +162,7 @@ def load_site(root: Path) -> Site:
         raise UsageError(f"{path} is no TOML: {error}") from None
     if isinstance(data.get("resources"), dict):
         data["resources"] = Resources.read(data["resources"], f"{path}, [resources]")
-    site = Site.read(data, str(path))
+    site = ClusterConfig.read(data, str(path))
     places = {
         name: _place(value, path.parent)
         for name, value in (("image", site.image), ("hf_home", site.hf_home))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fdllm.cluster.ended import Ended
-from fdllm.cluster.join import join, survey
+from fdllm.cluster.exit_reason import ExitReason
 from fdllm.cluster.queue import Queue, QueueEntry
+from fdllm.cluster.status import join, survey
 from fdllm.cluster.submission import (
     Submission,
     assign,
@@ -60,7 +60,7 @@ def queue_of(*entries: QueueEntry) -> Queue:
 
 
 def look(
-    root: Path, queue: Queue | None, memory: Mapping[str, Ended] | None = None
+    root: Path, queue: Queue | None, memory: Mapping[str, ExitReason] | None = None
 ) -> dict[str, CellState]:
     """The three cells by config."""
     planner = make_planner(root)
@@ -104,7 +104,7 @@ def test_without_a_queue_the_files_speak_alone(root: Path) -> None:
 
 def test_a_job_that_is_gone_without_a_record_has_failed(root: Path) -> None:
     submission = submit(root, "7")
-    memory = {"7_0": Ended("node node-1 failed"), "7_1": Ended("out of memory")}
+    memory = {"7_0": ExitReason("node node-1 failed"), "7_1": ExitReason("out of memory")}
     cells = look(root, {}, memory)
     assert states(cells) == [State.FAILED] * 3
     assert cells["k1_first"].reason == "job 7_0: node node-1 failed"
@@ -142,7 +142,7 @@ def test_a_record_that_is_computed_anew_is_queued(root: Path) -> None:
 def test_what_the_run_said_itself_counts_more_than_how_its_job_ended(root: Path) -> None:
     submission = submit(root, "7")
     do_run(root, make_run(root, "k1_first"), stop_at(1, ValueError("broken")))
-    cell = look(root, {}, {"7_0": Ended("the job ended with exit code 1")})["k1_first"]
+    cell = look(root, {}, {"7_0": ExitReason("the job ended with exit code 1")})["k1_first"]
     assert (cell.state, cell.reason) == (State.FAILED, "ValueError: broken")
     assert cell.log is not None
     assert str(submission.folder) not in cell.log
@@ -151,14 +151,16 @@ def test_what_the_run_said_itself_counts_more_than_how_its_job_ended(root: Path)
 def test_a_failure_of_old_is_not_that_of_a_job_since(root: Path) -> None:
     do_run(root, make_run(root, "k1_first"), stop_at(1, ValueError("broken")))
     submit(root, "7", ago=-HOUR)
-    cell = look(root, {}, {"7_0": Ended("out of memory")})["k1_first"]
+    cell = look(root, {}, {"7_0": ExitReason("out of memory")})["k1_first"]
     assert cell.reason.startswith("job 7_0: out of memory")
 
 
 def test_a_later_submission_counts(root: Path) -> None:
     submit(root, "7")
     submit(root, "8", ago=HOUR / 2)
-    cells = look(root, queue_of(entry("8_0")), {"7_1": Ended("cancelled"), "8_1": Ended("x")})
+    cells = look(
+        root, queue_of(entry("8_0")), {"7_1": ExitReason("cancelled"), "8_1": ExitReason("x")}
+    )
     assert states(cells) == [State.RUNNING, State.FAILED, State.FAILED]
     assert cells["k2_middle"].reason == "job 8_1: x"
 
@@ -192,8 +194,8 @@ def test_a_split_run_is_one_cell(root: Path) -> None:
 def test_a_shard_that_died_is_named(root: Path) -> None:
     submission = submit(root, "7", num_shards=2)
     never = entry("700_6", "PENDING", "DependencyNeverSatisfied")
-    fine = Ended("the job ended by itself", by_itself=True)
-    memory = {"7_0": fine, "7_1": Ended("out of memory")}
+    fine = ExitReason("the job ended by itself", by_itself=True)
+    memory = {"7_0": fine, "7_1": ExitReason("out of memory")}
     cell = look(root, queue_of(never), memory)["k1_first"]
     assert (cell.state, cell.reason) == (
         State.FAILED,
@@ -221,7 +223,7 @@ def test_arrays_that_are_gone_are_asked_for_once(root: Path) -> None:
     runs = planner.runs(make_sweep(root, configs=CONFIGS))
     asked: list[Sequence[str]] = []
 
-    def memory(arrays: Sequence[str]) -> dict[str, Ended]:
+    def memory(arrays: Sequence[str]) -> dict[str, ExitReason]:
         asked.append(arrays)
         return {}
 

@@ -28,7 +28,7 @@ _UNKNOWN = "ended without a record and without a word (SIGKILL, a node failure, 
 
 
 @dataclass(frozen=True)
-class Ended:
+class ExitReason:
     """How a job ended.
 
     Attributes:
@@ -42,7 +42,7 @@ class Ended:
     by_slurm: bool = False
 
 
-def remembered(job_ids: Iterable[str]) -> dict[str, Ended]:
+def remembered(job_ids: Iterable[str]) -> dict[str, ExitReason]:
     """What SLURM still knows of jobs that are gone from its queue, by id.
 
     It forgets them after a few minutes (``MinJobAge``), and where it does not answer it knows
@@ -51,7 +51,7 @@ def remembered(job_ids: Iterable[str]) -> dict[str, Ended]:
     Args:
         job_ids: ids of whole jobs or arrays, ``12``; one call each.
     """
-    found: dict[str, Ended] = {}
+    found: dict[str, ExitReason] = {}
     for job_id in sorted(set(job_ids)) if has_queue() else ():
         try:
             text = ask(["scontrol", "--oneliner", "show", "job", job_id])
@@ -61,7 +61,7 @@ def remembered(job_ids: Iterable[str]) -> dict[str, Ended]:
     return found
 
 
-def parse_jobs(text: str) -> dict[str, Ended]:
+def parse_jobs(text: str) -> dict[str, ExitReason]:
     """The ended jobs of ``scontrol --oneliner show job``, by the id that ``squeue`` gives them."""
     found = {}
     for line in text.splitlines():
@@ -75,26 +75,26 @@ def parse_jobs(text: str) -> dict[str, Ended]:
     return found
 
 
-def _ended(fields: dict[str, str]) -> Ended:
+def _ended(fields: dict[str, str]) -> ExitReason:
     state = fields["JobState"]
     status, _, number = fields.get("ExitCode", "0:0").partition(":")
     if state in _WORDS:
         words = _WORDS[state].format(
             limit=fields.get("TimeLimit", "?"), node=fields.get("NodeList") or "?"
         )
-        return Ended(words, by_slurm=True)
+        return ExitReason(words, by_slurm=True)
     if number not in ("", "0"):
-        return Ended(signal_words(int(number)))
+        return ExitReason(signal_words(int(number)))
     return from_status(int(status))
 
 
-def from_status(status: int) -> Ended:
+def from_status(status: int) -> ExitReason:
     """What a shell's exit status says."""
     if status == 0:
-        return Ended("the job ended by itself and left no record", by_itself=True)
+        return ExitReason("the job ended by itself and left no record", by_itself=True)
     if status > _SIGNAL_OFFSET:
-        return Ended(signal_words(status - _SIGNAL_OFFSET))
-    return Ended(f"the job ended with exit code {status}")
+        return ExitReason(signal_words(status - _SIGNAL_OFFSET))
+    return ExitReason(f"the job ended with exit code {status}")
 
 
 def signal_words(number: int) -> str:
@@ -110,7 +110,7 @@ def signal_words(number: int) -> str:
     return f"killed by {name}{likely.get(number, '')}"
 
 
-def noted(path: Path) -> Ended | None:
+def noted(path: Path) -> ExitReason | None:
     """How the job script said that its last life ended; None where it could not.
 
     Args:
@@ -123,7 +123,7 @@ def noted(path: Path) -> Ended | None:
         return None
 
 
-def explain(task_id: str, notes: Path, memory: dict[str, Ended]) -> Ended:
+def explain(task_id: str, notes: Path, memory: dict[str, ExitReason]) -> ExitReason:
     """How a task of an array ended, as far as anybody knows.
 
     Args:
@@ -131,4 +131,4 @@ def explain(task_id: str, notes: Path, memory: dict[str, Ended]) -> Ended:
         notes: the job script's.
         memory: from :func:`remembered`.
     """
-    return memory.get(task_id) or noted(notes) or Ended(_UNKNOWN)
+    return memory.get(task_id) or noted(notes) or ExitReason(_UNKNOWN)

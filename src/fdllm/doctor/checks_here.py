@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from fdllm.cluster.findings import Checkup, Finding
+from fdllm.doctor.findings import Checkup, Finding
 from fdllm.errors import UsageError
 from fdllm.evaluate.code import check_consent
 from fdllm.evaluate.tasks import task_info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fdllm.cluster.findings import Checkup, Finding
+from fdllm.doctor.findings import Checkup, Finding
 from fdllm.evaluate.access import ask_access
 from fdllm.evaluate.tasks import task_info
 
@@ -16,7 +16,7 @@ def with_access(checkup: Checkup, findings: list[Finding]) -> list[Finding]:
 
     Args:
         checkup: the runs.
-        findings: of ``task NAME`` and ``model``, as :mod:`fdllm.cluster.worker` names them.
+        findings: of ``task NAME`` and ``model``, as :mod:`fdllm.doctor.worker` names them.
     """
     return [extra for found in findings for extra in _with_access(checkup, found)]
 

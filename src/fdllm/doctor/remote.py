@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fdllm.caches import hub_home
-from fdllm.cluster.findings import Checkup, Finding
 from fdllm.cluster.render import PASSED_ON
+from fdllm.doctor.findings import Checkup, Finding
 from fdllm.evaluate.access import without_token
 
 Mode = Literal["check", "fetch"]
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_WORKER = "fdllm.cluster.worker"
+_WORKER = "fdllm.doctor.worker"
 _CHECK_S = 900
 
 

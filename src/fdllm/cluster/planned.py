@@ -10,9 +10,9 @@ from itertools import groupby
 from pathlib import Path
 
 from fdllm.caches import hub_home
+from fdllm.cluster.cluster_config import ClusterConfig
 from fdllm.cluster.container import container_command, image_digest
 from fdllm.cluster.render import Script, render
-from fdllm.cluster.site import Site
 from fdllm.cluster.submission import Assignment, Submission, assign, submissions_folder
 from fdllm.config import Run
 from fdllm.errors import UsageError
@@ -24,7 +24,7 @@ _CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "NLTK_D
 
 
 @dataclass(frozen=True)
-class Wish:
+class SubmitOptions:
     """How runs are to be submitted.
 
     Attributes:
@@ -35,7 +35,7 @@ class Wish:
         workdir: where the command was given; relative model folders start there.
     """
 
-    site: Site
+    site: ClusterConfig
     num_shards: int
     results: Path | None
     threads: int | None
@@ -43,7 +43,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Draft:
+class PlannedSubmission:
     """A submission that nobody has been told of yet.
 
     Attributes:
@@ -65,7 +65,7 @@ class Draft:
             yield "merge.sh", self.merge
 
 
-def draft(planner: Planner, runs: Sequence[Run], wish: Wish) -> list[Draft]:
+def draft(planner: Planner, runs: Sequence[Run], wish: SubmitOptions) -> list[PlannedSubmission]:
     """The arrays of some runs, one for each (experiment, task); nothing is written.
 
     Raises:
@@ -91,7 +91,9 @@ def draft(planner: Planner, runs: Sequence[Run], wish: Wish) -> list[Draft]:
     ]
 
 
-def _draft(planner: Planner, runs: list[Run], wish: Wish, stamp: str, digest: str | None) -> Draft:
+def _draft(
+    planner: Planner, runs: list[Run], wish: SubmitOptions, stamp: str, digest: str | None
+) -> PlannedSubmission:
     submission = Submission(
         folder=submissions_folder(planner.layout.run(runs[0])) / stamp,
         assignments=assign(runs, wish.num_shards),
@@ -105,13 +107,13 @@ def _draft(planner: Planner, runs: list[Run], wish: Wish, stamp: str, digest: st
     logs = [submission.log_folder(one.index) for one in submission.assignments]
     caches = [] if wish.site.image is None else [cache(wish.site)]
     folders = tuple(dict.fromkeys([planner.layout.results, *caches, *logs]))
-    return Draft(submission, job, merge, folders)
+    return PlannedSubmission(submission, job, merge, folders)
 
 
 def _render(
     planner: Planner,
     submission: Submission,
-    wish: Wish,
+    wish: SubmitOptions,
     assignments: Sequence[Assignment],
     digest: str | None,
 ) -> str:
@@ -144,7 +146,7 @@ def _render(
 
 
 def _command(
-    planner: Planner, submission: Submission, wish: Wish, workdir: Path, *, gpu: bool
+    planner: Planner, submission: Submission, wish: SubmitOptions, workdir: Path, *, gpu: bool
 ) -> list[str]:
     """What a task runs, but for its index."""
     job = ["job", str(submission.map)]
@@ -160,7 +162,7 @@ def _command(
     )
 
 
-def binds(planner: Planner, wish: Wish, run: Run, workdir: Path) -> list[str]:
+def binds(planner: Planner, wish: SubmitOptions, run: Run, workdir: Path) -> list[str]:
     """What a task needs to see inside an image: checkout, records, caches, and the model's folder.
 
     Raises:
@@ -183,7 +185,7 @@ def binds(planner: Planner, wish: Wish, run: Run, workdir: Path) -> list[str]:
     return [str(place) for place in kept]
 
 
-def cache(site: Site) -> Path:
+def cache(site: ClusterConfig) -> Path:
     """Where models and data sets are kept: the site's word, else the shell's, else the default."""
     return site.hf_home or hub_home().absolute()
 

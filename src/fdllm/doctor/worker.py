@@ -1,6 +1,6 @@
-"""``python -m fdllm.cluster.worker check|fetch``: what only the node's environment can tell.
+"""``python -m fdllm.doctor.worker check|fetch``: what only the node's environment can tell.
 
-A :class:`~fdllm.cluster.findings.Checkup` as JSON on standard input, findings as JSON on standard
+A :class:`~fdllm.doctor.findings.Checkup` as JSON on standard input, findings as JSON on standard
 output, and nothing else there. ``check`` runs offline; ``fetch`` fills the caches by doing what the
 runs will do. torch and the harness come in as late as possible: where one is missing, that is a
 finding.
@@ -19,10 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fdllm.cluster.checks_model import check_device, check_model, fetch_model
-from fdllm.cluster.checks_tasks import check_task, fetch_task
-from fdllm.cluster.findings import Finding
 from fdllm.config import Sweep
+from fdllm.doctor.checks_model import check_device, check_model, fetch_model
+from fdllm.doctor.checks_tasks import check_task, fetch_task
+from fdllm.doctor.findings import Finding
 from fdllm.errors import FdllmError
 from fdllm.evaluate.access import without_token
 from fdllm.record.identity import source_hashes

@@ -2,7 +2,7 @@
 
 For whoever submits::
 
-    from fdllm.cluster.doctor import Checkup, Finding, blocking, examine
+    from fdllm.doctor.examine import Checkup, Finding, blocking, examine
 
     findings = examine(Checkup(root, layout, sweep, executor="slurm", partition=..., account=...,
                                image=..., binds=..., hf_home=...))    # -> list[Finding]
@@ -10,7 +10,7 @@ For whoever submits::
 
 Nothing is imported here that takes time. What needs torch or the harness is asked of a process of
 its own, in the image if one is named, offline and without the token, as on a compute node
-(:mod:`fdllm.cluster.node`). Whether the Hub gives access is asked from here, with the token.
+(:mod:`fdllm.doctor.remote`). Whether the Hub gives access is asked from here, with the token.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fdllm.cluster.checks_here import consent, disk, image_file, scheduler
-from fdllm.cluster.checks_hub import with_access
-from fdllm.cluster.findings import Checkup, Finding, Standing, blocking
-from fdllm.cluster.node import ask_node
+from fdllm.doctor.checks_here import consent, disk, image_file, scheduler
+from fdllm.doctor.checks_hub import with_access
+from fdllm.doctor.findings import Checkup, Finding, Standing, blocking
+from fdllm.doctor.remote import ask_node
 
 __all__ = ["Checkup", "Finding", "Standing", "blocking", "examine"]
 
