@@ -221,8 +221,8 @@ def nearest_tests(root: Path) -> dict[str, list[str]]:
 class Clone:
     """A throw-away clone of the committed source, below a folder, and the tests' time there."""
 
-    def __init__(self, folder: Path, seconds: int) -> None:
-        self._seconds = seconds
+    def __init__(self, folder: Path, seconds: int, most: int | None) -> None:
+        self._seconds, self._most = seconds, most
         self.root = folder / "clone"
         subprocess.run(["git", "clone", "--quiet", ROOT, self.root], check=True)  # noqa: S607
         if (shared := ROOT.parent / "shared").is_dir():
@@ -243,8 +243,8 @@ class Clone:
 
     def try_out(self, fault: Fault) -> str:
         """The test that fails with the fault and passes without it; empty where it survives."""
-        path, tests = self.root / fault.path, self._nearest[re.sub(r"\.c$", ".py", fault.path)]
-        source = path.read_bytes()
+        path, source = self.root / fault.path, (self.root / fault.path).read_bytes()
+        tests = self._nearest[re.sub(r"\.c$", ".py", fault.path)][: self._most]
         while True:
             try:
                 self._write(path, fault.put_into(source))
@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--files", nargs="*", default=[], help="patterns: report/*.py plan.py")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; added to")
     parser.add_argument("--seconds", type=int, default=300, help="for the tests of one fault")
+    parser.add_argument("--tests", type=int, help="files of tests for one fault; all")
     parser.add_argument("--again", action="store_true", help="only what survived")
     given = parser.parse_args()
     # A shell's background ignores interrupts, and the tests would inherit that.
@@ -309,7 +310,7 @@ def main() -> None:
     lines = given.out.read_text(encoding="utf-8").splitlines() if given.out.exists() else []
     rows = {(row["path"], row["function"]): row for row in map(json.loads, lines)}
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
-        clone = Clone(Path(folder), given.seconds)
+        clone = Clone(Path(folder), given.seconds, given.tests)
         todo: Iterable[Fault] = clone.faults(given.files)
         if given.again:
             left = {

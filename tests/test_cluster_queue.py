@@ -123,3 +123,80 @@ def test_slurm_knows_best_then_the_script_then_nobody(tmp_path: Path) -> None:
     assert explain("7_3", notes, {"7_3": ExitReason("out of memory")}).reason == "out of memory"
     notes.write_text("torn")
     assert noted(notes) is None
+
+
+def test_slurm_is_asked_for_each_array_that_is_gone_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array that it has forgotten is no error, and keeps nobody from asking for the next."""
+    fake(tmp_path, "squeue", "")
+    (tmp_path / "line").write_text(job("7_1", "TIMEOUT"))
+    script = f'echo "$@" >>{tmp_path}/asked; [ $4 = 7 ] || exit 1; cat {tmp_path}/line'
+    fake(tmp_path, "scontrol", script)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert list(remembered(["7", "5", "7"])) == ["7_1"]
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == [f"--oneliner show job {number}" for number in (5, 7)]
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("TIMEOUT", "time limit of 00:02:00 reached"),
+        ("DEADLINE", "deadline reached"),
+        ("NODE_FAIL", "node node-1 failed"),
+        ("BOOT_FAIL", "node node-1 did not start"),
+        ("OUT_OF_MEMORY", "out of memory"),
+        ("PREEMPTED", "preempted by another job"),
+        ("CANCELLED", "cancelled"),
+        ("REVOKED", "revoked"),
+    ],
+)
+def test_what_slurm_ended_is_told_from_what_ended_by_itself(state: str, words: str) -> None:
+    (ended,) = parse_jobs(job("7_1", state)).values()
+    assert (ended.reason, ended.by_slurm, ended.by_itself) == (words, True, False)
+    (other,) = parse_jobs(job("7_1", "FAILED", "1:0")).values()
+    assert (other.by_slurm, other.by_itself) == (False, False)
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "CONFIGURING", "COMPLETING"])
+def test_a_job_in_these_states_lives(state: str) -> None:
+    assert parse_jobs(job("7_1", state)) == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0, "the job ended by itself and left no record"),
+        (1, "the job ended with exit code 1"),
+        (128, "the job ended with exit code 128"),
+        (137, "killed by SIGKILL (out of memory, or by hand)"),
+        (143, "killed by SIGTERM (scancel, preemption or the time limit)"),
+        (138, "killed by SIGUSR1"),
+        (250, "killed by signal 122"),
+    ],
+)
+def test_a_shells_status_says_how_a_command_ended(tmp_path: Path, status: int, words: str) -> None:
+    notes = tmp_path / "3"
+    notes.write_text(f"7_3 0 {status} 2026-01-01T00:00:00Z\n")
+    found = noted(notes)
+    assert found is not None
+    assert (found.reason, found.by_itself) == (words, status == 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "running"),
+    [
+        ("RUNNING", True), ("COMPLETING", True), ("CONFIGURING", True), ("SUSPENDED", True),
+        ("STOPPED", True), ("SIGNALING", True), ("STAGE_OUT", True), ("PENDING", False),
+        ("REQUEUED", False),
+    ],
+)  # fmt: skip
+def test_a_job_in_these_states_has_a_machine(state: str, *, running: bool) -> None:
+    (entry,) = parse_queue(f"7_1|{state}|1:00|UNLIMITED|node-1|None\n").values()
+    assert entry.is_running is running
+    assert not entry.is_hopeless
+    assert (entry.elapsed_s, entry.time_left_s, entry.reason) == (60, None, "")
+    (waits,) = parse_queue("7_1|PENDING|0:00|1:00||DependencyNeverSatisfied\n").values()
+    assert waits.is_hopeless
+    assert waits.node is None
