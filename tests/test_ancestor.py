@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from cells import GRID, flipped, make_cell, share
+from fdllm.report.compare import compare_grid
 from fdllm.report.grid import check_grid, findings
-from fdllm.report.paired import compare_grid
 from fdllm.report.pairs import NotComparableError
 from fdllm.report.records import Record
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from fdllm.record.summary import Headline
+from fdllm.report.compare import decide
+from fdllm.report.comparison import MARGIN
 from fdllm.report.difference import holm, mcnemar_p
 from fdllm.report.intervals import (
     Estimate,
@@ -23,10 +25,9 @@ from fdllm.report.intervals import (
     log_ratio,
     mean_difference,
     tango,
+    wilson,
 )
-from fdllm.report.paired import MARGIN, decide
 from fdllm.report.speed import claim_speed, floor_of
-from fdllm.report.statistics import wilson
 
 NUM_GRIDS = 2000
 NOMINAL = pytest.approx(0.95, abs=0.015)

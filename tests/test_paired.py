@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cells import GRID, flipped, make_cell, share
+from fdllm.report.compare import compare, compare_all, compare_grid, decide
 from fdllm.report.intervals import Estimate
-from fdllm.report.paired import compare, compare_all, compare_grid, decide
 from fdllm.report.pairs import NotComparableError
 from fdllm.report.records import Record, RecordError
 

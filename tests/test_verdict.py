@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from fdllm.experiment.criteria import Criteria
-from fdllm.report.against import Against
-from fdllm.report.measured import Estimate, Measured
+from fdllm.report.comparison import Comparison
+from fdllm.report.intervals import Estimate
+from fdllm.report.measured import Measured
+from fdllm.report.speed import Floor, Speed
 from fdllm.report.verdict import Finding, Judged, Verdict, judge
 
 
@@ -20,17 +22,20 @@ def cell(name: str = "k2_last", **changes: Any) -> Measured:
     return Measured(**(values | changes))
 
 
-def against(**changes: Any) -> Against:
+def against(**changes: Any) -> Comparison:
     """A comparison in which every criterion below is met: one percent better, twice as fast."""
-    values: dict[str, Any] = dict.fromkeys(Against.__dataclass_fields__)
-    values |= {
-        "difference": Estimate(0.01, 0.0, 0.02),
-        "speed_ratio": Estimate(2.0, 1.9, 2.1),
-        "speed_claim": "faster",
-        "floor": 0.03,
-        "collapsed": (),
-    }
-    return Against(**(values | changes))
+    values: dict[str, Any] = dict.fromkeys(Comparison.__dataclass_fields__)
+    values |= {"difference": Estimate(0.01, 0.0, 0.02), "speed": speed(), "collapsed": ()}
+    return Comparison(**(values | changes))
+
+
+def speed(
+    ratio: tuple[float, float, float] = (2.0, 1.9, 2.1),
+    claim: Any = "faster",
+    floor: float | None = 0.03,
+) -> Speed:
+    noise = None if floor is None else Floor((), (), 0.0, floor, None)
+    return Speed(Estimate(*ratio), 1.0, 1.0, noise, claim)
 
 
 BASE = cell("k1_first")
@@ -38,7 +43,7 @@ BASE = cell("k1_first")
 
 def verdict(
     criteria: Criteria,
-    *cells: tuple[Measured, Against | None],
+    *cells: tuple[Measured, Comparison | None],
     task: str = "gsm8k",
     smoke: bool = False,
     base: Measured | None = BASE,
@@ -46,7 +51,7 @@ def verdict(
     return judge(criteria, [Judged(task, smoke, base, cells)])
 
 
-def finding(criteria: Criteria, one: Measured, other: Against | None, **changes: Any) -> Finding:
+def finding(criteria: Criteria, one: Measured, other: Comparison | None, **changes: Any) -> Finding:
     (found,) = verdict(criteria, (one, other), **changes).cells[0].findings
     return found
 
@@ -61,11 +66,10 @@ def finding(criteria: Criteria, one: Measured, other: Against | None, **changes:
         (-0.021, 0.5, "open"),
         (-0.5, -0.02, "open"),
         (-0.5, -0.021, "missed"),
-        (None, None, "open"),
     ],
 )
 def test_a_drop_of_accuracy_is_judged_by_its_whole_interval(
-    low: float | None, high: float | None, outcome: str
+    low: float, high: float, outcome: str
 ) -> None:
     other = against(difference=Estimate(0.0, low, high))
     found = finding(Criteria(max_accuracy_drop=0.02), cell(), other)
@@ -81,9 +85,7 @@ def test_a_drop_of_accuracy_is_judged_by_its_whole_interval(
 def test_a_speed_up_is_judged_by_the_times_alone(low: float, high: float, outcome: str) -> None:
     """Whatever the accuracy is: here it is lost altogether, or gained tenfold."""
     for change in (-0.9, 9.0):
-        other = against(
-            difference=Estimate(change, change, change), speed_ratio=Estimate(1.3, low, high)
-        )
+        other = against(difference=Estimate(change, change, change), speed=speed((1.3, low, high)))
         found = finding(Criteria(min_speedup=1.2), cell(), other)
         assert (found.criterion, found.outcome) == ("min_speedup", outcome)
         assert found.text == f"1.30 [{low:.2f}, {high:.2f}] times"
@@ -100,16 +102,19 @@ def test_a_speed_up_is_judged_by_the_times_alone(low: float, high: float, outcom
 def test_a_speed_up_that_may_not_be_claimed_meets_nothing(
     changes: dict[str, Any], why: str
 ) -> None:
-    found = finding(Criteria(min_speedup=1.2), cell(), against(speed_claim="none", **changes))
+    why_not = {"collapsed": changes.get("collapsed", ())}
+    noise = {name: value for name, value in changes.items() if name == "floor"}
+    quick = against(speed=speed(claim="none", **noise), **why_not)
+    found = finding(Criteria(min_speedup=1.2), cell(), quick)
     assert found == Finding("min_speedup", "open", f"2.00 [1.90, 2.10] times ({why})")
-    slower = against(speed_claim="none", speed_ratio=Estimate(0.9, 0.8, 1.0), **changes)
+    slower = against(speed=speed((0.9, 0.8, 1.0), "none", **noise), **why_not)
     assert finding(Criteria(min_speedup=1.2), cell(), slower).outcome == "missed"
 
 
 def test_without_a_comparison_an_interval_is_open() -> None:
     for criteria in (Criteria(max_accuracy_drop=0.5), Criteria(min_speedup=0.5)):
         assert finding(criteria, cell(), None).outcome == "open"
-    other = against(speed_ratio=None)  # times of two machines
+    other = against(speed=None)  # times of two machines
     found = finding(Criteria(min_speedup=0.5), cell(), other)
     assert (found.outcome, found.text) == ("open", "nothing to compare with")
 
@@ -161,7 +166,7 @@ GOOD, BAD, DIM = 0.9, 0.1, None  # saved shares: met, missed; None stands for an
 BOTH = {"min_saved_share": 0.5, "max_accuracy_drop": 0.02}
 
 
-def shares(**saved: float | None) -> list[tuple[Measured, Against | None]]:
+def shares(**saved: float | None) -> list[tuple[Measured, Comparison | None]]:
     """Cells that meet, miss or leave open what :data:`BOTH` ask."""
     return [
         (cell(name, saved_share=GOOD if share is None else share), None if share is None else ok)

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from fdllm.record.summary import Headline
-from fdllm.report.against import Against
 from fdllm.report.alternative import Alternative
+from fdllm.report.comparison import Comparison
 from fdllm.report.grid import Finding
-from fdllm.report.measured import Estimate, Measured
+from fdllm.report.intervals import Estimate
+from fdllm.report.measured import Measured
 from fdllm.report.page import TablePage
-from fdllm.report.speed import Floor
-from fdllm.report.statistics import percent, with_interval
+from fdllm.report.speed import Floor, Speed
+from fdllm.report.table import percent, with_interval
 from fdllm.report.wording import legend, notices, subject_rows, summary_sentence
 
 FLOOR = Floor(("k1_first", "k1_last"), (40.0, 41.0), 0.025, 0.04, None)
@@ -28,7 +29,7 @@ def cell(name: str, **changes: Any) -> Measured:
         "k": int(k) if k.isdigit() else 1,
         "subset": subset,
         "reuses": not name.startswith("k1"),
-        "accuracy": Estimate(0.8),
+        "accuracy": 0.8,
         "speed": 40.0,
         "saved_share": 0.25,
         "made": 100.0,
@@ -38,15 +39,18 @@ def cell(name: str, **changes: Any) -> Measured:
     return Measured(**(values | changes))
 
 
-def against(**changes: Any) -> Against:
-    values: dict[str, Any] = dict.fromkeys(Against.__dataclass_fields__)
+def against(**changes: Any) -> Comparison:
+    values: dict[str, Any] = dict.fromkeys(Comparison.__dataclass_fields__)
     values |= {
-        "speed_ratio": Estimate(1.25),
-        "speed_claim": "faster",
+        "speed": speed(1.25),
         "collapsed": (),
         "verdict": "same-or-better",
     }
-    return Against(**(values | changes))
+    return Comparison(**(values | changes))
+
+
+def speed(ratio: float, claim: Any = "faster") -> Speed:
+    return Speed(Estimate(ratio, ratio, ratio), ratio, 1.0, FLOOR, claim)
 
 
 def table(*cells: Measured, **changes: Any) -> TablePage:
@@ -72,7 +76,7 @@ BASE = cell("k1_first")
 
 
 def test_a_table_without_reuse_tells_its_best_accuracy_and_its_speeds() -> None:
-    cells = (BASE, cell("k1_last", accuracy=Estimate(0.82), speed=44.0), cell("k1_middle"))
+    cells = (BASE, cell("k1_last", accuracy=0.82, speed=44.0), cell("k1_middle"))
     assert summary_sentence(table(*cells)) == (
         "nothing is reused here. Accuracy is at best 82.0 % (k1_last), speed 40.0 to 44.0 tokens/s."
     )
@@ -92,8 +96,8 @@ def test_the_summary_counts_verdicts_and_names_the_fastest() -> None:
         *cells,
         against={
             "k2_first": against(),
-            "k2_last": against(verdict="worse", speed_ratio=Estimate(1.6)),
-            "k3_first": against(verdict="cannot-tell", speed_ratio=None),
+            "k2_last": against(verdict="worse", speed=speed(1.6)),
+            "k3_first": against(verdict="cannot-tell", speed=None),
         },
     )
     begins = (
@@ -116,7 +120,7 @@ def test_the_summary_counts_verdicts_and_names_the_fastest() -> None:
     ],
 )
 def test_what_is_not_claimed_is_not_said(claim: str, said: str) -> None:
-    one = table(BASE, cell("k2_last"), against={"k2_last": against(speed_claim=claim)})
+    one = table(BASE, cell("k2_last"), against={"k2_last": against(speed=speed(1.25, claim))})
     assert f" The fastest, k2_last, {said}, with" in summary_sentence(one)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cells import make_cell, share
-from fdllm.report.against import compare_cells
 from fdllm.report.alternative import find_alternative
+from fdllm.report.compare import compare
 from fdllm.report.comparison import Comparison
 from fdllm.report.flips import FlipSource, embed
 from fdllm.report.intervals import Estimate
@@ -270,7 +270,7 @@ def test_no_alternative_says_why(tmp_path: Any) -> None:
 def flip_source(outputs: list[Any], right: Any, task: str = "gsm8k") -> FlipSource:
     base = make_cell("k1_first", share(6, 3), outputs=[f"base {i}" for i in range(6)], task=task)
     other = make_cell("k2_last", right, outputs=outputs, task=task)
-    return FlipSource("t0", base, [(other, compare_cells(base, [other])["k2_last"])])
+    return FlipSource("t0", base, [(other, compare(base, other))])
 
 
 def test_flips_stand_side_by_side_and_long_texts_are_cut() -> None:
@@ -293,7 +293,7 @@ def test_flips_are_left_out_where_cutting_is_not_enough() -> None:
     right = [0.0] * 400
     base = make_cell("k1_first", share(400, 400), outputs=["a" * 900] * 400)
     other = make_cell("k2_last", right, outputs=["b" * 900] * 400)
-    source = FlipSource("t0", base, [(other, compare_cells(base, [other])["k2_last"])])
+    source = FlipSource("t0", base, [(other, compare(base, other))])
     assert embed([source], 10**7)["t0"]["left_out"] == 0
     few = embed([source], 100)["t0"]
     assert len(few["flips"]) == 50
@@ -304,7 +304,7 @@ def test_a_scored_flip_shows_every_choice_and_the_one_that_was_taken() -> None:
     outputs = [[-2.0, -1.0, -3.0]] * 6
     base = make_cell("k1_first", share(6, 6), outputs=[[-0.5, -1.0, -3.0]] * 6, task="tiny_choice")
     other = make_cell("k2_last", share(6, 5), outputs=outputs, task="tiny_choice")
-    source = FlipSource("t0", base, [(other, compare_cells(base, [other])["k2_last"])])
+    source = FlipSource("t0", base, [(other, compare(base, other))])
     (doc,) = embed([source], 10**6)["t0"]["docs"]
     assert doc["base"]["text"].splitlines()[0] == "choice 1: log-likelihood -0.5000  ← chosen"
     assert doc["answers"][0]["text"].splitlines() == [

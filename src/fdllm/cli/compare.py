@@ -74,7 +74,7 @@ def run_compare(args: Namespace) -> int:
     # Here and not above: numpy would be loaded for every other command too.
     from fdllm.cli.compare_choose import choose, choose_one  # noqa: PLC0415
     from fdllm.cli.compare_show import print_comparison  # noqa: PLC0415
-    from fdllm.report.paired import compare_all  # noqa: PLC0415
+    from fdllm.report.compare import compare_all  # noqa: PLC0415
     from fdllm.report.pairs import NotComparableError  # noqa: PLC0415
     from fdllm.report.records import RecordError  # noqa: PLC0415
     from fdllm.report.speed import noise_floor  # noqa: PLC0415

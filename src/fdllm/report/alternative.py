@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from fdllm.report.against import compare_pair
-from fdllm.report.measured import Estimate, Measured, measured
+from fdllm.report.compare import compare
+from fdllm.report.intervals import Estimate
+from fdllm.report.measured import Measured, measured
 from fdllm.report.records import Record, load_records
 
 EXPERIMENT = "05_threshold"
@@ -109,11 +110,11 @@ def _at_equal_speed(cell: Record, curve: Sequence[tuple[Measured, Record]]) -> E
     faster = next((pair for pair in curve if pair[0].speed >= one.speed), None)
     difference = None
     if faster is not None:
-        difference = compare_pair(faster[1], cell).difference
+        difference = compare(faster[1], cell).difference
     return EqualSpeed(
         config=one.name,
         speed=one.speed,
-        accuracy=one.accuracy.value,
+        accuracy=one.accuracy,
         curve_accuracy=between,
         rival=None if faster is None else faster[0].name,
         difference=difference,
@@ -126,7 +127,7 @@ def _interpolate(speed: float, curve: Sequence[Measured]) -> float | None:
         if slow.speed <= speed <= fast.speed:
             room = fast.speed - slow.speed
             share = (speed - slow.speed) / room if room else 0.0
-            return slow.accuracy.value + share * (fast.accuracy.value - slow.accuracy.value)
+            return slow.accuracy + share * (fast.accuracy - slow.accuracy)
     return None
 
 
@@ -137,15 +138,15 @@ def _sentence(
     difference: Estimate | None,
     unit: str,
 ) -> str:
-    text = f"{one.name}: {100 * one.accuracy.value:.1f} % at {one.speed:.1f} {unit}"
+    text = f"{one.name}: {100 * one.accuracy:.1f} % at {one.speed:.1f} {unit}"
     if between is not None:
         text += f"; thresholds alone give {100 * between:.1f} % at that speed"
     if rival is None or difference is None:
         return f"{text}. No threshold of the curve is as fast."
-    shown = f"{100 * difference.value:+.1f} points"
-    if difference.low is None or difference.high is None:
-        return f"{text}. Against {rival.name}, at least as fast: {shown}."
-    shown += f" [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    shown = (
+        f"{100 * difference.value:+.1f} points "
+        f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    )
     word = (
         "less accurate" if difference.high < 0
         else "more accurate" if difference.low > 0

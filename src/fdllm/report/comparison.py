@@ -1,4 +1,4 @@
-"""What a comparison of two cells says; :mod:`fdllm.report.paired` makes it."""
+"""What a comparison of two cells says; :mod:`fdllm.report.compare` makes it."""
 
 from __future__ import annotations
 

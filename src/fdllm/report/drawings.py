@@ -23,7 +23,7 @@ def draw_heat_maps(table: TablePage) -> list[Markup]:
     """Accuracy, speed and saved share over the grid."""
     fastest = max(cell.speed for cell in table.cells)
     wanted: tuple[tuple[str, str, Callable[[Measured], float], float | None, float], ...] = (
-        ("accuracy", "Accuracy, %", lambda c: _PERCENT * c.accuracy.value, None, 10.0),
+        ("accuracy", "Accuracy, %", lambda c: _PERCENT * c.accuracy, None, 10.0),
         ("speed", f"Speed, {table.unit}", lambda c: c.speed, None, 0.2 * fastest),
         ("saved", "Layer calls saved, %", lambda c: _PERCENT * c.saved_share, 0.0, 10.0),
     )
@@ -108,13 +108,12 @@ def _look(cell: Measured) -> tuple[str, str]:
 
 
 def _point(cell: Measured, shape: str, kind: str) -> Point:
-    low, high = cell.accuracy.low, cell.accuracy.high
     return Point(
         cell.name,
         cell.speed,
-        _PERCENT * cell.accuracy.value,
-        None if low is None else _PERCENT * low,
-        None if high is None else _PERCENT * high,
+        _PERCENT * cell.accuracy,
+        None if cell.interval is None else _PERCENT * cell.interval.low,
+        None if cell.interval is None else _PERCENT * cell.interval.high,
         shape,
         kind,
     )
@@ -125,17 +124,16 @@ def draw_speedups(table: TablePage) -> Markup | None:
     bars, words = [], []
     for cell in table.cells:
         against = table.against.get(cell.name)
-        if not cell.reuses or against is None or against.speed_ratio is None:
+        if not cell.reuses or against is None or against.speed is None:
             continue
-        ratio = against.speed_ratio
+        ratio = against.speed.ratio
         marks = [(cell.possible, "square", "possible"), (ratio.value, "circle", "measured")]
         text = f"{cell.name}: possible {cell.possible:.2f}, measured {ratio.value:.2f}"
         if cell.ideal is not None:
             marks.insert(0, (cell.ideal, "diamond", "ideal"))
             text += f", ideal {cell.ideal:.2f}"
-        interval = None if ratio.low is None or ratio.high is None else (ratio.low, ratio.high)
         words.append(text)
-        bars.append(Bar(cell.name, (), f"{ratio.value:.2f}", marks, interval))
+        bars.append(Bar(cell.name, (), f"{ratio.value:.2f}", marks, (ratio.low, ratio.high)))
     if not bars:
         return None
     noise = None if table.floor is None else table.floor.floor

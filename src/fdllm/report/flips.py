@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fdllm import strictjson
-from fdllm.report.against import Against
+from fdllm.report.comparison import Comparison
 from fdllm.report.records import Record, SampleKey
 
 # Characters of a text and flips of a config, tried in this order until the page is small enough.
@@ -31,7 +31,7 @@ class FlipSource:
 
     key: str
     baseline: Record
-    cells: Sequence[tuple[Record, Against]]
+    cells: Sequence[tuple[Record, Comparison]]
 
 
 def embed(sources: Sequence[FlipSource], budget: int) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _table(source: FlipSource, characters: int, most: int) -> dict[str, Any]:
     answers: dict[SampleKey, dict[int, SampleKey]] = {}
     left_out = 0
     for index, (_, against) in enumerate(source.cells):
-        both = [(key, 0) for key in against.lost] + [(key, 1) for key in against.gained]
+        both = [(key, 0) for key in against.losses] + [(key, 1) for key in against.gains]
         left_out += max(len(both) - most, 0)
         for key, gained in sorted(both)[:most]:
             number = documents.setdefault(key, len(documents))

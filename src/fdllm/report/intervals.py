@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fdllm.record.summary import Headline
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -84,6 +86,18 @@ def tango(losses: Ints, gains: Ints, n: Ints) -> tuple[Floats, Floats]:
         np.where(low.success, low.x, -1.0).astype(np.float64),
         np.where(high.success, high.x, 1.0).astype(np.float64),
     )
+
+
+def wilson(headline: Headline) -> Estimate | None:
+    """Wilson's interval of a share of right documents; None where documents are not yes or no."""
+    if headline.num_correct is None or headline.num_samples == 0:
+        return None
+    from statsmodels.stats.proportion import proportion_confint  # noqa: PLC0415
+
+    low, high = proportion_confint(
+        headline.num_correct, headline.num_samples, alpha=1 - LEVEL, method="wilson"
+    )
+    return Estimate(headline.value, float(low), float(high))
 
 
 Statistic = Callable[[Floats, Floats], tuple[Floats, Floats]]

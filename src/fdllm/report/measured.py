@@ -11,20 +11,11 @@ from typing import Any
 from fdllm.record import measure
 from fdllm.record.journal import read_journal
 from fdllm.record.summary import Headline
+from fdllm.report.intervals import Estimate, wilson
 from fdllm.report.records import Record
-from fdllm.report.statistics import wilson
 
 _LONGEST = 8  # tokens a step may unmask before they are counted together
 _TENTHS = 10
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval, where it has one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,8 @@ class Measured:
         subset: layers, by name.
         layers: layers, by number, as ``12-23``.
         reuses: whether it is meant to reuse anything.
-        accuracy: share of right documents.
+        accuracy: the headline figure: share of right documents, or a mean over documents.
+        interval: the same with its interval; None where the metric is not yes or no.
         num_samples: documents.
         num_correct: right documents; None where the metric is not yes or no.
         speed: tokens/s, or scored tokens/s where nothing is generated.
@@ -93,7 +85,8 @@ class Measured:
     subset: str
     layers: str
     reuses: bool
-    accuracy: Estimate
+    accuracy: float
+    interval: Estimate | None
     num_samples: int
     num_correct: int | None
     speed: float
@@ -162,7 +155,6 @@ def measured(cell: Record) -> Measured:
     pace = measure.throughput(summary.kind, rows(cell), cell.samples, counts)
     tokens = (pace.tokens if generates else pace.scored_tokens) or 0
     found = headline(cell)
-    interval = wilson(found)
     calls = measure.layer_calls(counts)
     strategy = summary.strategy
     quality = measure.quality(summary.kind, entries) if entries else None
@@ -172,11 +164,8 @@ def measured(cell: Record) -> Measured:
         subset=strategy.subset,
         layers=span(strategy.layers),
         reuses=strategy.reuses,
-        accuracy=Estimate(
-            found.value,
-            None if interval is None else interval.low,
-            None if interval is None else interval.high,
-        ),
+        accuracy=found.value,
+        interval=wilson(found),
         num_samples=found.num_samples,
         num_correct=found.num_correct,
         speed=(pace.tokens_per_second if generates else pace.scored_tokens_per_second) or 0.0,

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fdllm.experiment.criteria import Criteria
-from fdllm.report.against import Against, compare_cells
 from fdllm.report.alternative import Alternative, find_alternative
+from fdllm.report.compare import compare_grid
+from fdllm.report.comparison import Comparison
 from fdllm.report.grid import Finding, check_grid, findings
 from fdllm.report.measured import Measured, measured
 from fdllm.report.origin import Origin, origin
@@ -58,7 +59,7 @@ class TablePage:
     n_layers: int
     baseline: str | None
     cells: tuple[Measured, ...]
-    against: dict[str, Against]
+    against: dict[str, Comparison]
     floor: Floor | None
     findings: tuple[Finding, ...]
     alternative: Alternative
@@ -126,7 +127,7 @@ def _table(
     check_grid(cells)
     first = cells[0]
     baseline = choose_baseline(cells, criteria)
-    others = [cell for cell in cells if cell is not baseline]
+    others = [cell for cell in cells if baseline is not None and cell is not baseline]
     # As many as the comparisons count, so that the page states one noise floor, not two.
     tested = [c for c in others if baseline is None or not same_computation(baseline, c)]
     return TablePage(
@@ -143,7 +144,7 @@ def _table(
         n_layers=first.summary.strategy.n_layers,
         baseline=None if baseline is None else baseline.name,
         cells=tuple(measured(cell) for cell in cells),
-        against={} if baseline is None else compare_cells(baseline, others),
+        against={c.b: c for c in compare_grid(baseline, others)} if baseline and others else {},
         floor=noise_floor(cells, len(tested)),
         findings=tuple(findings(cells)),
         alternative=find_alternative(results, cells),

@@ -10,8 +10,8 @@ from fdllm.presets import Preset
 from fdllm.record.fingerprint import Fingerprint
 from fdllm.record.summary import Summary
 from fdllm.report.comparison import Verdict
+from fdllm.report.intervals import wilson
 from fdllm.report.pairs import NotComparableError
-from fdllm.report.statistics import wilson
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from fdllm.report.checks import (
     warnings,
 )
 from fdllm.report.records import Record, finished
-from fdllm.report.statistics import percent, with_interval
-from fdllm.report.table import boxed_text, has_boxes, twins_line
+from fdllm.report.table import boxed_text, has_boxes, percent, twins_line, with_interval
 
 _CALLS = ("computed", "reused")
 _PHASES = ("prefill", "refresh", "denoise", "commit")

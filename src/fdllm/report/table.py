@@ -9,11 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fdllm.plan import CellState, State
-from fdllm.record.summary import Summary
+from fdllm.record.summary import Headline, Summary
 from fdllm.report.agreement import stated
 from fdllm.report.checks import Twins, identical, mixtures, twins, warnings
 from fdllm.report.records import finished
-from fdllm.report.statistics import percent, with_interval
 
 _STYLE = {
     State.DONE: ("✓", "green"),
@@ -130,6 +129,21 @@ def figure_row(summary: Summary, base: Summary | None, *, boxed: bool = False) -
     if summary.quality is not None:
         row += [percent(summary.quality.truncation_rate), percent(summary.quality.repetition_rate)]
     return row
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return f"{100 * value:.{digits}f} %"
+
+
+def with_interval(headline: Headline) -> str:
+    """A headline figure with its interval, where it has one."""
+    from fdllm.report.intervals import wilson  # noqa: PLC0415 - numpy; each command imports this
+
+    interval = wilson(headline)
+    if interval is None:
+        return percent(headline.value)
+    return f"{percent(headline.value)} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def check_lines(cells: Sequence[CellState]) -> list[Text]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fdllm.experiment.criteria import Criteria
-from fdllm.report.against import Against
-from fdllm.report.measured import Estimate, Measured
+from fdllm.report.comparison import Comparison
+from fdllm.report.intervals import Estimate
+from fdllm.report.measured import Measured
 
 Outcome = Literal["met", "missed", "open"]
 _WORDS: dict[Outcome, str] = {"met": "confirmed", "missed": "refuted", "open": "cannot tell"}
@@ -70,7 +71,7 @@ class Judged:
     task: str
     smoke: bool
     baseline: Measured | None
-    cells: Sequence[tuple[Measured, Against | None]]
+    cells: Sequence[tuple[Measured, Comparison | None]]
 
 
 def judge(criteria: Criteria | None, tasks: Sequence[Judged]) -> Verdict:
@@ -173,7 +174,7 @@ def _most_missed(cells: Sequence[CellVerdict]) -> str:
 
 
 def _judge_cell(
-    criteria: Criteria, task: Judged, cell: Measured, against: Against | None
+    criteria: Criteria, task: Judged, cell: Measured, against: Comparison | None
 ) -> CellVerdict:
     found: list[Finding] = []
     drop, speed = criteria.max_accuracy_drop, criteria.min_speedup
@@ -181,13 +182,14 @@ def _judge_cell(
         change = None if against is None else against.difference
         found.append(_interval("max_accuracy_drop", change, -drop, 100, " points"))
     if speed is not None:
-        ratio = None if against is None else against.speed_ratio
+        times = None if against is None else against.speed
+        ratio = None if times is None else times.ratio
         finding = _interval("min_speedup", ratio, speed, 1, " times")
-        if finding.outcome == "met" and against is not None and against.speed_claim != "faster":
+        if finding.outcome == "met" and against and times and times.claim != "faster":
             why = (
                 "collapsed" if against.collapsed
-                else "noise unknown: no A/A cells" if against.floor is None
-                else f"within the noise floor of {100 * against.floor:.1f} %"
+                else "noise unknown: no A/A cells" if times.floor is None
+                else f"within the noise floor of {100 * times.floor.floor:.1f} %"
             )  # fmt: skip
             finding = Finding(finding.criterion, "open", f"{finding.text} ({why})")
         found.append(finding)
@@ -226,9 +228,8 @@ def _interval(name: str, figure: Estimate | None, least: float, scale: float, un
     if figure is None:
         return Finding(name, "open", "nothing to compare with")
     digits, sign = (1, "+") if scale != 1 else (2, "")
-    text = f"{scale * figure.value:{sign}.{digits}f}"
-    if figure.low is None or figure.high is None:
-        return Finding(name, "open", f"{text}{unit}, without an interval")
-    text += f" [{scale * figure.low:{sign}.{digits}f}, {scale * figure.high:{sign}.{digits}f}]"
+    text, low, high = (
+        f"{scale * end:{sign}.{digits}f}" for end in (figure.value, figure.low, figure.high)
+    )
     outcome: Outcome = "met" if figure.low >= least else "missed" if figure.high < least else "open"
-    return Finding(name, outcome, f"{text}{unit}")
+    return Finding(name, outcome, f"{text} [{low}, {high}]{unit}")

@@ -82,9 +82,9 @@ def summary_sentence(table: TablePage) -> str:
     reusing = [(cell, table.against.get(cell.name)) for cell in table.cells if cell.reuses]
     if not reusing:
         speeds = [cell.speed for cell in table.cells]
-        best = max(table.cells, key=lambda cell: cell.accuracy.value)
+        best = max(table.cells, key=lambda cell: cell.accuracy)
         return (
-            f"nothing is reused here. Accuracy is at best {100 * best.accuracy.value:.1f} % "
+            f"nothing is reused here. Accuracy is at best {100 * best.accuracy:.1f} % "
             f"({best.name}), speed {min(speeds):.1f} to {max(speeds):.1f} {table.unit}."
         )
     if table.base is None:
@@ -93,14 +93,14 @@ def summary_sentence(table: TablePage) -> str:
     worse = [cell for cell, a in reusing if a is not None and a.verdict == "worse"]
     unsure = len(reusing) - len(held) - len(worse)
     text = (
-        f"{table.baseline} reaches {100 * table.base.accuracy.value:.1f} % at "
+        f"{table.baseline} reaches {100 * table.base.accuracy:.1f} % at "
         f"{table.base.speed:.1f} {table.unit}. Of {len(reusing)} configs that reuse, {len(held)} "
         f"hold its accuracy, {len(worse)} lose some, {unsure} cannot be told."
     )
     ratios = [
-        (a.speed_ratio, a.speed_claim, cell)
+        (a.speed.ratio, a.speed.claim, cell)
         for cell, a in reusing
-        if a is not None and a.speed_ratio is not None and not a.collapsed
+        if a is not None and a.speed is not None and not a.collapsed
     ]
     if not ratios:
         return f"{text} None of them is worth a word on speed."
