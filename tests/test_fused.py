@@ -16,7 +16,7 @@ from fdllm.errors import UsageError
 from fdllm.layerplan import LayerPlan, LayerRun
 from fdllm.model.cache import RowCache, Window
 from fdllm.model.compiled import compiled_on
-from fdllm.model.fused import MOST_COLUMNS, FusedBuffers, FusedPlace, load_fused
+from fdllm.model.fused import FusedBuffers, FusedPlace, load_fused
 from fdllm.model.spec import ModelSpec
 from fdllm.reuse import ReuseStrategy
 from models import random_model, random_prompt
@@ -166,18 +166,32 @@ def test_a_run_computed_in_part_and_one_that_owes_keys_alone() -> None:
         assert_near(fused.keys, plain.keys, FORWARD_NEAR[torch.float32])
 
 
+@TYPES
 @torch.inference_mode()
-def test_wide_forwards_are_left_to_torch() -> None:
-    model = random_model(2)
-    stepper, plan = model.network.prepare(), LayerPlan(model.n_layers)
-    like, fused = model.network.embedding.weight, load_fused(torch.float32)
-    cache = RowCache(model.spec, num_rows=12, capacity=48, block_size=16, like=like, fused=fused)
-    for rows, narrow in ((10, True), (12, False)):
-        window = Window(tuple(range(rows)), (0,) * rows, 48, (48,) * rows)
-        ids = torch.arange(48 * rows) % 40
-        stepper.read(ids, cache, [window], plan, [0] * rows, columns=[0])
-        assert (48 * rows <= MOST_COLUMNS) == narrow
-        assert (cache.scratch[rows, 48].fused is not None) == narrow
+def test_a_row_s_numbers_do_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
+    """Bit for bit, however many rows share a forward: a near tie would fall otherwise."""
+    network = wide_network(dtype)
+    network.freeze()
+    network.use(compiled_on(CPU, dtype, asked=True))
+    stepper, spec = network.prepare(), network.spec
+    plan, told = LayerPlan(spec.num_layers), []
+    for rows in (1, 40):
+        cache = RowCache(
+            spec,
+            num_rows=rows,
+            capacity=16,
+            block_size=16,
+            like=network.embedding.weight,
+            fused=stepper.fused,
+        )
+        window = Window(tuple(range(rows)), (0,) * rows, 16, (16,) * rows)
+        ids = torch.arange(16 * rows) % 40
+        hidden = stepper.read(ids, cache, [window], plan, [0] * rows, columns=range(16)).hidden
+        assert stepper.fused is not None
+        logits = stepper.head(hidden).repeat(rows, 1)
+        told.append((hidden, stepper.fused.choose(logits, 1)[1][:16]))
+    assert torch.equal(told[0][0], told[1][0])
+    assert told[0][1] == told[1][1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from fdllm.bench.asks import tokens
 from fdllm.bench.floor import Forward
 from fdllm.bench.generation import FixedUnmask, Load, forwards_of, generate
@@ -40,7 +38,7 @@ def bench_batch(subject: Subject, options: Options) -> list[Section]:
     """The table of a shape.
 
     Raises:
-        FdllmError: a row's tokens depend on the batch, in float32 on a CPU.
+        FdllmError: a row's tokens depend on the batch, on a CPU.
     """
     load, size = load_of(subject, options), options.batch_size
     found: dict[str, list[list[int]]] = {}
@@ -113,17 +111,17 @@ def compare(subject: Subject, found: dict[str, list[list[int]]]) -> str:
     """Whether every row's tokens are the same in each way of batching, as a sentence.
 
     Raises:
-        FdllmError: they are not, in float32 on a CPU, where they must be.
+        FdllmError: they are not, on a CPU, where they must be.
     """
     rows = list(zip(*found.values(), strict=True))
     differ = [i for i, row in enumerate(rows) if any(one != row[0] for one in row)]
     if not differ:
         return f"tokens identical in all {len(rows)} rows"
     model = subject.model
-    if model.device.type == "cpu" and model.dtype == torch.float32:
+    if model.device.type == "cpu":
         raise FdllmError(
-            f"the tokens of rows {differ[:8]} depend on how they are batched; in float32 on a CPU "
-            "they must not: this is a fault of the engine"
+            f"the tokens of rows {differ[:8]} depend on how they are batched; on a CPU they must "
+            "not: this is a fault of the engine"
         )
     return (
         f"tokens differ in {len(differ)} of {len(rows)} rows: products of another batch size round "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fdllm.config import Decoding
 from fdllm.decode.unmask import Prediction, choose_greedy, choose_sampled
-from fdllm.model.fused import MOST_LOGITS, Fused
+from fdllm.model.fused import Fused
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def predict(
     scoring = any(row.targets for row in rows)
     logprobs = _logprobs(logits, rows) if scoring else []  # before a choice bars the mask token
     greedy = decoding.temperature == 0.0 or scoring
-    if greedy and fused is not None and logits.numel() <= MOST_LOGITS:
+    if greedy and fused is not None:
         tokens, sure = fused.choose(logits, mask_id)
     elif greedy:
         tokens, sure = (part.tolist() for part in choose_greedy(logits, mask_id))

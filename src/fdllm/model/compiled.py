@@ -24,7 +24,7 @@ class Compiled:
     """What decoding runs besides torch's own kernels.
 
     Attributes:
-        fused: C kernels for narrow forwards on a CPU.
+        fused: C kernels between the products on a CPU.
         record: how forwards are recorded on a GPU.
     """
 

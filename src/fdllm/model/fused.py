@@ -22,14 +22,10 @@ from torch import Tensor
 from fdllm.model.compiler import CompilerError, load_library
 from fdllm.model.spec import ModelSpec
 
-MOST_COLUMNS = 512
-"""Columns of a forward up to which they pay: beyond, torch's own passes are as fast."""
 MOST_DIM = 256
 """Of a head; ``fused.c`` has the same number, as of the next."""
 LANES = 16
 """Queries that attention takes together."""
-MOST_LOGITS = 1 << 18
-"""Logits up to which the same holds for a choice of tokens."""
 _SOURCE = Path(__file__).with_name("fused.c")
 Mark = Callable[[str], AbstractContextManager[object]]
 _TYPES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}

@@ -5,7 +5,7 @@ fewer steps. Rotary embedding multiplies complex numbers, so the rows of the que
 projections are reordered to bring the two halves of each pair together; a dot product does not
 mind the order. On a CPU large matrices are packed into oneDNN's own layout, which reads weights
 about twice as fast for eight rows, and takes sums along; and what stands between the products of a
-narrow forward is compiled (:mod:`fdllm.model.fused`).
+forward is compiled (:mod:`fdllm.model.fused`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fdllm.model.cache import RowCache
-from fdllm.model.fused import MOST_COLUMNS, MOST_DIM, Fused, FusedBuffers
+from fdllm.model.fused import MOST_DIM, Fused, FusedBuffers
 from fdllm.model.spec import ModelSpec
 
 Parts = tuple[Tensor, ...]
@@ -23,8 +23,8 @@ class Scratch:
         fused: compiled kernels, where there are some.
 
     Attributes:
-        fused: norms, activations and attention through compiled kernels, where they serve so few
-            columns.
+        fused: norms, activations and attention through compiled kernels, where they serve such
+            heads.
         query: [rows, kv heads, columns * group, head dim]. A column's heads of one group stand
             side by side, so that keys need no copy for each of them and attention's result none to
             become one vector a column.
@@ -43,9 +43,10 @@ class Scratch:
         self.query = like.new_empty(rows, kv, width * self._group, dim)
         split = self.query.view(rows, kv, width, self._group, dim)
         self.query_out = pairs_of(split.permute(0, 2, 1, 3, 4))
-        columns = rows * width
         self.fused = None
-        if fused is not None and columns <= MOST_COLUMNS and dim <= MOST_DIM:
+        # However wide the forward: torch's passes round otherwise, and a row's numbers must not
+        # depend on how many rows share its forward.
+        if fused is not None and dim <= MOST_DIM:
             self.fused = FusedBuffers(fused, spec, rows=rows, width=width, like=like)
         self._fresh: tuple[Tensor, Tensor] | None = None
         self._heads: Tensor | None = None

@@ -8,10 +8,10 @@ one operation at a time) with the same weights in float32 on a CPU:
   errs about as much as the definition does in the type; more than :data:`FACTOR` times that is a
   fault. In float32 the definition itself is the reference, and the bound is :data:`FLOAT32`.
 - *scores*: log p of some tokens behind a prompt (``first-token``), in the same way.
-- *texts*: a row's tokens do not depend on the batch. On a GPU, whose products may round otherwise
-  for another number of rows, that is recorded and no fault. And they are those that the model
-  writes in float32; in a half type only the trained model's, as those of a random one hang on the
-  last bits.
+- *texts*: a row's tokens, and the most probable ones of its logits, do not depend on the batch. On
+  a GPU, whose products may round otherwise for another number of rows, that is recorded and no
+  fault. And texts are those that the model writes in float32; in a half type only the trained
+  model's, as those of a random one hang on the last bits.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ class Tried:
                 said = (str(broken).strip().splitlines() or [""])[0]
                 yield replace(check, problems=(f"{type(broken).__name__}: {said}",))
                 continue
-            few = [texts[rows.index(row)] for row in _FEW]
+            at = [rows.index(row) for row in _FEW]
+            few = [[*texts[i], *logits[i].argmax(-1).tolist()] for i in at]
             alone = alone or few
             check = replace(
                 check,
