@@ -81,12 +81,8 @@ class Machine:
         return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
     def _compile(self, asked: Evaluating) -> bool | None:
-        """As asked; else on a GPU graphs, where a selftest found that they are right and pay."""
-        if asked.compile is not None or self.model.device.type != "cuda":
-            return asked.compile
-        tested = selftested.last(self._accelerator)
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return tested is not None and tested.graphs_pay(dtype)
+        return selftested.choose(asked.compile, self._accelerator, dtype)
 
     def evaluate(
         self,

@@ -79,6 +79,20 @@ def last(accelerator: str | None) -> Selftested | None:
         return None
 
 
+def choose(asked: bool | None, accelerator: str | None, dtype: str) -> bool | None:  # noqa: FBT001 - as asked
+    """Whether to ask for compiled kernels or graphs: as a user said, else as a selftest found.
+
+    Args:
+        asked: what the user said; None for nothing.
+        accelerator: the GPU's name; None for the processor, where nothing has to be found first.
+        dtype: the weights' type.
+    """
+    if asked is not None or accelerator is None:
+        return asked
+    found = last(accelerator)
+    return found is not None and found.graphs_pay(dtype)
+
+
 def _key(accelerator: str | None) -> str:
     device = cpu_name() if accelerator is None else accelerator
     source = digest_of(source_hashes())[:12]

@@ -1,0 +1,131 @@
+"""``benchmarks/gpu.py``: each part by itself, and whatever happens a file that says so."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from helpers import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "gpu.py"
+QUICK = ["--quick", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu"] = module  # where dataclasses look for its names
+    spec.loader.exec_module(module)
+    return module
+
+
+def child(code: str) -> list[str]:
+    """A part's process; it is given ``--out FILE``."""
+    return [sys.executable, "-c", f"import sys, time; from pathlib import Path; {code}"]
+
+
+def test_a_part_s_figures(script: ModuleType) -> None:
+    done = script.apart(child("Path(sys.argv[2]).write_text('[1]')"), 30)
+    assert done["result"] == [1]
+    assert done.keys() == {"seconds", "budget_s", "result"}
+
+
+@pytest.mark.parametrize(
+    ("code", "budget_s", "error"),
+    [
+        ("sys.exit('the device is gone')", 30, "the device is gone"),
+        ("sys.exit(7)", 30, "exit code 7"),
+        ("time.sleep(60)", 0.3, "not done within its 0 s"),
+        ("pass", 30, "wrote no JSON: "),
+        ("Path(sys.argv[2]).write_text('{')", 30, "wrote no JSON: "),
+    ],
+)
+def test_a_part_that_fails_is_an_error(
+    script: ModuleType, code: str, budget_s: float, error: str
+) -> None:
+    done = script.apart(child(code), budget_s)
+    assert done["error"].startswith(error)
+    assert "result" not in done
+
+
+def test_the_rest_goes_on(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And what there is stands in the file after every part."""
+    out, seen = tmp_path / "gpu.json", []
+
+    def apart(command: list[str], budget_s: float) -> dict[str, Any]:
+        seen.append((command[command.index("--inside") + 1], out.exists()))
+        more: dict[str, Any] = (
+            {"error": "no"} if seen[-1][0] == "step" else {"result": {"sections": []}}
+        )
+        return {"seconds": 1.0, "budget_s": budget_s, **more}
+
+    monkeypatch.setattr(script, "apart", apart)
+    assert script.main([*QUICK, "--out", str(out)]) == 1
+    assert seen == [(name, i > 0) for i, name in enumerate(script.PARTS)]
+    parts = json.loads(out.read_text())["parts"]
+    assert list(parts) == list(script.PARTS)
+    assert [name for name, part in parts.items() if "error" in part] == ["step"]
+    assert "step: no (1 s)" in capsys.readouterr().out
+
+
+def test_a_selftest_that_fails_is_told(script: ModuleType) -> None:
+    assert script.said({"result": {"verdict": "failed: tiny"}}) == "failed: tiny"
+    assert script.said({"result": {"verdict": "passed"}}) in script.GOOD
+    assert script.said({"result": {}}) in script.GOOD
+
+
+def test_it_fits_into_ten_minutes(script: ModuleType) -> None:
+    assert sum(part.budget_s for part in script.PARTS.values()) < 600
+
+
+def test_without_a_gpu_it_says_so_at_once(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert script.main(["--out", str(tmp_path / "gpu.json")]) == 2
+    assert "asks for a GPU and torch sees none" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_in_its_own_process(script: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    assert script.main([*QUICK, "--part", "step compiled", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["machine"]["device"] == "cpu"
+    result = found["parts"]["step compiled"]["result"]
+    lines = [line for section in result["sections"] for line in section["lines"]]
+    assert lines
+    assert all(line["floor"]["median"] > 0 for line in lines)
+
+
+@pytest.mark.slow
+def test_a_rehearsal_of_everything(script: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    assert script.main([*QUICK, "--out", str(out)]) == 0
+    parts = json.loads(out.read_text())["parts"]
+    assert not [name for name, part in parts.items() if "error" in part]
+    told = json.dumps(parts["reuse"])
+    assert all(
+        f"{subset} {target}, k={k}" in told
+        for subset in ("first", "middle", "last")
+        for target in ("output", "residual")
+        for k in (2, 3)
+    )
+    assert "2 rows" in json.dumps(parts["batch"])
