@@ -12,9 +12,8 @@ import pytest
 from cells import make_cell, share
 from fdllm.cli import main
 from fdllm.report.agreement import TOLERANCE, agree, same_answers, stated, tolerance_of
-from fdllm.report.checks import identical
 from fdllm.report.compare import compare
-from fdllm.report.grid import findings
+from fdllm.report.grid import findings, identical
 from fdllm.report.records import Record
 from stubs import make_root
 

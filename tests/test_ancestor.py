@@ -14,8 +14,8 @@ import pytest
 from cells import GRID, flipped, make_cell, share
 from fdllm.report.compare import compare_grid
 from fdllm.report.grid import check_grid, findings
-from fdllm.report.pairs import NotComparableError
-from fdllm.report.records import Record
+from fdllm.report.records import NotComparableError, Record
+from fdllm.report.speed import noise_floor
 
 GSM8K = {1: (80.4, 80.4, 80.4), 2: (73.7, 73.6, 73.8), 3: (67.2, 67.6, 67.7)}
 SPEED = {1: (22.75, 49.54, 49.63), 2: (39.9, 33.5, 40.5), 3: (34.3, 33.9, 34.1)}
@@ -59,7 +59,12 @@ def test_published_gsm8k() -> None:
 
 def test_k1_first_is_flagged_against_its_twins() -> None:
     """22.75 tokens/s beside 49.54 and 49.63, of one computation."""
-    (odd,) = [one for one in findings(gsm8k()) if one.kind == "twins-speed"]
+    floor = noise_floor(gsm8k())
+    assert floor is not None
+    odd = floor.finding
+    assert odd is not None
+    assert odd in findings(gsm8k(), odd)
+    assert odd.kind == "twins-speed"
     assert odd.cells == ("k1_first",)
     assert "k1_first ran at 22.7" in odd.text
     assert "its twins (k1_middle, k1_last) at 49." in odd.text
@@ -68,7 +73,9 @@ def test_k1_first_is_flagged_against_its_twins() -> None:
 def test_twins_of_one_speed_are_not_flagged() -> None:
     cells = gsm8k()
     even = [cells[1], cells[2], *cells[3:]]
-    assert not [one for one in findings(even) if one.kind == "twins-speed"]
+    floor = noise_floor(even)
+    assert floor is not None
+    assert floor.finding is None
 
 
 def test_mmlu_is_nine_identical_cells() -> None:

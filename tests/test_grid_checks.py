@@ -12,16 +12,16 @@ from fdllm.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, State
 from fdllm.record.paths import RunPaths
-from fdllm.report.checks import (
+from fdllm.report.grid import (
+    check_grid,
+    findings,
     identical,
     mixtures,
     overlap_sentence,
-    speed_ratios,
     twins,
 )
-from fdllm.report.grid import check_grid, findings
-from fdllm.report.pairs import NotComparableError
-from fdllm.report.records import Record, finished
+from fdllm.report.records import NotComparableError, Record, finished
+from fdllm.report.speed import noise_floor
 
 RIGHT = share(6, 4)
 EVERYWHERE = pytest.mark.parametrize("at", [0, 4, 8])  # first, middle and last cell of a grid
@@ -150,8 +150,10 @@ def test_equal_twins_are_equal_and_their_spread_is_told(tmp_path: Path) -> None:
     (found,) = twins(records)
     assert found.equal
     assert found.differing == ()
-    assert found.noise == pytest.approx(0.25)
-    assert found.speeds == pytest.approx((50.0, 40.0, 100 / 2.2))
+    floor = noise_floor(records)
+    assert floor is not None
+    assert floor.spread == pytest.approx(0.25)
+    assert floor.speeds == pytest.approx((50.0, 40.0, 100 / 2.2))
 
 
 def test_all_rows_that_differ_are_counted_and_three_are_shown(tmp_path: Path) -> None:
@@ -226,17 +228,6 @@ def test_samples_that_cannot_be_read_say_where(tmp_path: Path) -> None:
             path.write_text(content)
         with pytest.raises(FdllmError, match=r"samples.jsonl (was changed|cannot be).*sweep again"):
             _ = made.samples
-
-
-def test_speed_is_told_by_the_mean_of_what_reuses_nothing(tmp_path: Path) -> None:
-    seconds = {"k1_first": 2.0, "k1_last": 4.0, "k2_first": 1.0}
-    records = [
-        record(tmp_path, make_cell(name, RIGHT, seconds=[s] * 6)) for name, s in seconds.items()
-    ]
-    assert speed_ratios(records) == pytest.approx(
-        {"k1_first": 50 / 37.5, "k1_last": 25 / 37.5, "k2_first": 100 / 37.5}
-    )
-    assert speed_ratios(records[2:]) == {}
 
 
 def test_overlapping_subsets_are_named_with_the_size_that_keeps_them_apart() -> None:

@@ -24,7 +24,7 @@ from fdllm.record.atomic import write_json
 from fdllm.record.fingerprint import Fingerprint
 from fdllm.record.journal import Journal, read_journal
 from fdllm.record.summary import describe_file
-from fdllm.report.checks import twins
+from fdllm.report.grid import twins
 from fdllm.report.records import Record, finished
 from fdllm.schedule import Phase
 from models import MASK, VOCAB, random_model, random_prompt

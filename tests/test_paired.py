@@ -10,8 +10,7 @@ import pytest
 from cells import GRID, flipped, make_cell, share
 from fdllm.report.compare import compare, compare_all, compare_grid, decide
 from fdllm.report.intervals import Estimate
-from fdllm.report.pairs import NotComparableError
-from fdllm.report.records import Record, RecordError
+from fdllm.report.records import NotComparableError, Record, RecordError
 
 RIGHT = share(1000, 800)
 BASE = make_cell("k1_first", RIGHT)

@@ -16,7 +16,7 @@ from fdllm.record.fingerprint import Fingerprint
 from fdllm.record.identity import locked_versions, source_hashes
 from fdllm.record.provenance import session
 from fdllm.record.summary import Summary
-from fdllm.report.pairs import NotComparableError
+from fdllm.report.records import NotComparableError
 from imports import SOURCE
 from stubs import make_planner, make_root, make_run
 

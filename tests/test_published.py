@@ -14,9 +14,8 @@ from fdllm.cli import main
 from fdllm.config import Decoding, Evaluating
 from fdllm.presets.load import load_preset
 from fdllm.record.summary import Summary
-from fdllm.report.pairs import NotComparableError
 from fdllm.report.published import compare_published, differences
-from fdllm.report.records import Record
+from fdllm.report.records import NotComparableError, Record
 
 PRESET = load_preset("published")
 MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"

@@ -9,7 +9,8 @@ import pytest
 
 from cells import MACHINE, flipped, make_cell, share
 from fdllm.report.compare import compare
-from fdllm.report.speed import Floor, find_twins, floor_factor, noise_floor
+from fdllm.report.grid import find_twins
+from fdllm.report.speed import Floor, floor_factor, noise_floor
 
 QUIET = Floor(("k1_first", "k1_last"), (50.0, 50.1), 0.002, 0.01, None)
 RIGHT = share(1000, 800)

@@ -75,8 +75,7 @@ def run_compare(args: Namespace) -> int:
     from fdllm.cli.compare_choose import choose, choose_one  # noqa: PLC0415
     from fdllm.cli.compare_show import print_comparison  # noqa: PLC0415
     from fdllm.report.compare import compare_all  # noqa: PLC0415
-    from fdllm.report.pairs import NotComparableError  # noqa: PLC0415
-    from fdllm.report.records import RecordError  # noqa: PLC0415
+    from fdllm.report.records import NotComparableError, RecordError  # noqa: PLC0415
     from fdllm.report.speed import noise_floor  # noqa: PLC0415
 
     try:
@@ -84,7 +83,7 @@ def run_compare(args: Namespace) -> int:
             return _against_published(args, [cell.summary for cell in choose_one(args)])
         chosen = choose(args)
         compared = compare_all(
-            [(one.a, one.b, noise_floor(one.grid)) for one in chosen], margin=args.margin / 100
+            [(one.a, one.b, noise_floor(one.grid, 1)) for one in chosen], margin=args.margin / 100
         )
     except RecordError as error:  # exit code 1 is kept for "worse"
         raise NotComparableError(str(error)) from error

@@ -16,6 +16,7 @@ from fdllm.report.comparison import Comparison
 from fdllm.report.grid import findings
 from fdllm.report.intervals import Estimate
 from fdllm.report.records import Record, SampleKey
+from fdllm.report.speed import noise_floor
 from fdllm.report.words import SMOKE_TEST
 
 _STYLE = {"same-or-better": "green", "worse": "red", "cannot-tell": "yellow"}
@@ -41,7 +42,8 @@ def print_comparison(choice: Choice, comparison: Comparison, *, num_flips: int) 
     verdict = comparison.verdict.replace("-", " ").upper()
     console.print(Text(f"{verdict}: {comparison.sentence}", style=_STYLE[comparison.verdict]))
     console.print(_figures(comparison))
-    for found in findings(choice.grid):
+    floor = noise_floor(choice.grid, 1)
+    for found in findings(choice.grid, None if floor is None else floor.finding):
         if {a.name, b.name} & set(found.cells) or found.kind == "twins-speed":
             console.print(Text(f"! {found.text}", style="yellow"))
     for title, keys in (

@@ -20,7 +20,7 @@ from fdllm.evaluate.runner import Outcome
 from fdllm.plan import SETTLED, CellState, Planner, State
 from fdllm.presets.load import load_preset
 from fdllm.record.paths import model_slug
-from fdllm.report.checks import overlap_sentence
+from fdllm.report.grid import overlap_sentence
 from fdllm.report.table import check_lines, figures_table, heading, twins_agree
 
 _WIDE = 150  # columns of a log, which folds nothing

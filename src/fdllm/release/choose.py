@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Summary
-from fdllm.report.checks import mixtures
+from fdllm.report.grid import mixtures
 from fdllm.report.records import Record
 
 Allowance = Literal["stale", "mixed", "invalid", "places"]

@@ -17,16 +17,10 @@ from typing import Any
 from fdllm.report.agreement import stated
 from fdllm.report.comparison import MARGIN, Comparison, Verdict
 from fdllm.report.difference import ALPHA, Difference, find_difference, holm, is_binary
+from fdllm.report.grid import differences, same_computation, speed_refusal
 from fdllm.report.intervals import Estimate
-from fdllm.report.pairs import (
-    NotComparableError,
-    Pairs,
-    differences,
-    join,
-    same_computation,
-    speed_refusal,
-)
-from fdllm.report.records import Record, SampleKey
+from fdllm.report.pairs import Pairs, join
+from fdllm.report.records import NotComparableError, Record, SampleKey
 from fdllm.report.speed import Floor, measure_speed, most_by_calls, noise_floor
 from fdllm.report.words import describe
 
@@ -89,8 +83,7 @@ def compare_grid(
         RecordError: as :func:`compare`.
     """
     if floor is None:
-        tested = sum(not same_computation(baseline, cell) for cell in others)
-        floor = noise_floor([baseline, *others], tested)
+        floor = noise_floor([baseline, *others])
     return compare_all([(baseline, cell, floor) for cell in others], margin=margin)
 
 

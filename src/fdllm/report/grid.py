@@ -1,16 +1,25 @@
-"""What the cells of a grid say about each other before anything is compared."""
+"""What the records of a grid say about each other before anything is compared.
+
+May they share a table; which of them are one computation done several times, whose outputs must
+agree sample by sample and whose speeds show the noise of the machine; which agree and must not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fdllm.report.agreement import agree, stated, tolerance_of
-from fdllm.report.checks import identical, mixtures
-from fdllm.report.pairs import NotComparableError, same_computation
-from fdllm.report.records import Record
-from fdllm.report.speed import noise_floor
+from fdllm.report.records import NotComparableError, Record
+from fdllm.reuse import subset_overlaps
+
+# A cell is its strategy and its decoding: these differ between the cells of a grid by design.
+_BY_CELL = frozenset({"strategy", "decoding"})
+# Between grids so does the experiment; the limit decides how many documents there are; task and
+# scoring are refused with sentences of their own.
+_BETWEEN = _BY_CELL | {"experiment", "limit", "task", "scoring"}
 
 Kind = Literal["warning", "identical", "twins-differ", "twins-speed"]
 
@@ -48,23 +57,192 @@ def check_grid(cells: Sequence[Record]) -> None:
         )
 
 
-def findings(cells: Sequence[Record]) -> list[Finding]:
-    """What is suspicious in a grid of one task."""
-    return [*_warnings(cells), *_identical(cells), *_twins_differ(cells), *_twins_speed(cells)]
+def mixtures(records: Sequence[Record]) -> list[str]:
+    """Why these records must not stand in one table; empty where they may."""
+    seen: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        summary = record.summary
+        facts: dict[str, str | None] = {
+            f"fingerprint field '{name}'": value
+            for name, value in summary.fingerprint.fields.items()
+            if name not in _BY_CELL and value is not None
+        }
+        facts["documents"] = summary.dataset
+        facts["estimator"] = summary.estimator
+        facts["machine"] = " then ".join(summary.machines)
+        for name, value in facts.items():
+            seen[name][str(value)].append(record.name)
+    problems = []
+    for name, values in seen.items():
+        if len(values) > 1:
+            parts = [f"{', '.join(cells)}: {_short(value)}" for value, cells in values.items()]
+            problems.append(f"{name} differs ({'; '.join(parts)})")
+    several = [r.name for r in records if len(r.summary.machines) > 1]
+    if several and len(seen["machine"]) == 1:
+        problems.append(f"{', '.join(several)} were computed on several machines")
+    return problems
 
 
-def _warnings(cells: Sequence[Record]) -> list[Finding]:
+def _short(value: str) -> str:
+    return value if len(value) <= 60 else f"{value[:19]}…"  # noqa: PLR2004 - a line's worth
+
+
+def differences(a: Record, b: Record) -> tuple[str, ...]:
+    """What else differs between two records, beside the cell: code, versions, model, …."""
+    changed = a.summary.fingerprint.differences(b.summary.fingerprint)
+    return tuple(text for text in changed if text.split(":")[0] not in _BETWEEN)
+
+
+def same_computation(a: Record, b: Record) -> bool:
+    """Whether two records must agree in every output: an A/A pair.
+
+    Either nothing at all differs, or neither reuses anything and only the name of the subset that
+    is not reused differs.
+    """
+    one, other = a.summary.fingerprint.fields, b.summary.fingerprint.fields
+    plain = not (a.summary.strategy.reuses or b.summary.strategy.reuses)
+    differing = {name for name in {*one, *other} if one.get(name) != other.get(name)} - {"limit"}
+    return differing <= ({"strategy"} if plain else set())
+
+
+def speed_refusal(a: Record, b: Record) -> str | None:
+    """Why the times of two records must not be compared; None where they may."""
+    one, other = a.summary.machines, b.summary.machines
+    several = [cell.name for cell in (a, b) if len(cell.summary.machines) != 1]
+    if several:
+        return f"{' and '.join(several)} was not computed on one machine alone"
+    if one != other:
+        return f"the machines differ ({one[0]} against {other[0]})"
+    told = [batch_sizes(cell) for cell in (a, b)]
+    if told[0] != told[1]:
+        return f"the batch sizes differ ({told[0]} against {told[1]})"
+    told = [_of_sessions(cell, "compile") for cell in (a, b)]
+    if told[0] != told[1]:
+        return f"the use of compiled kernels differs ({told[0]} against {told[1]})"
+    return None
+
+
+def batch_sizes(cell: Record) -> list[str]:
+    """Rows that the sessions of a record ran at once where its task is concerned, each once."""
+    generates = cell.summary.kind == "generate"
+    return _of_sessions(cell, "batch_size" if generates else "score_batch_size")
+
+
+def _of_sessions(cell: Record, field: str) -> list[str]:
+    sessions = cell.summary.provenance.get("sessions", [])
+    return sorted({str(session.get(field) or "no") for session in sessions})
+
+
+def _grouped(
+    records: Sequence[Record], alike: Callable[[Record, Record], bool]
+) -> list[list[Record]]:
+    """Records sorted into groups, each alike with the group's first."""
+    groups: list[list[Record]] = []
+    for record in records:
+        for group in groups:
+            if alike(group[0], record):
+                group.append(record)
+                break
+        else:
+            groups.append([record])
+    return groups
+
+
+def find_twins(records: Sequence[Record]) -> list[Record]:
+    """The largest set of records that are one computation on one machine."""
+    groups = _grouped(records, lambda a, b: same_computation(a, b) and speed_refusal(a, b) is None)
+    return max(groups, key=len, default=[])
+
+
+@dataclass(frozen=True)
+class Twins:
+    """The A/A check: cells that are one computation.
+
+    Attributes:
+        names: the cells.
+        num_samples: documents compared.
+        differing: documents whose outputs differ, at most three, as ``task 7: k1_first, k1_last``.
+        num_differing: how many there are.
+        tolerance: by how much log-likelihoods may differ, in nats; 0 where text is generated.
+    """
+
+    names: tuple[str, ...]
+    num_samples: int
+    differing: tuple[str, ...]
+    num_differing: int
+    tolerance: float = 0.0
+
+    @property
+    def equal(self) -> bool:
+        """Whether every sample agrees."""
+        return self.num_differing == 0
+
+
+def twins(records: Sequence[Record]) -> list[Twins]:
+    """The A/A checks of one task."""
+    return [_compare(group) for group in _grouped(records, same_computation) if len(group) > 1]
+
+
+def _compare(group: Sequence[Record]) -> Twins:
+    first = group[0]
+    tolerance = tolerance_of(record.summary for record in group)
+    differing = []
+    for key, one in first.by_key.items():
+        others = [r.name for r in group[1:] if not agree(one, r.by_key.get(key), tolerance)]
+        if others:
+            differing.append(f"{key[0]} row {key[1]}: {first.name} against {', '.join(others)}")
+    return Twins(
+        names=tuple(record.name for record in group),
+        num_samples=len(first.by_key),
+        differing=tuple(differing[:3]),
+        num_differing=len(differing),
+        tolerance=tolerance,
+    )
+
+
+def identical(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """Groups of cells that reuse differently and still agree in every output.
+
+    Cells that reuse nothing stand in a group only beside one that reuses: then the reuse may never
+    have reached the task, which is what nine identical cells once meant.
+    """
+    return [
+        tuple(record.name for record in group)
+        for group in _grouped(records, _agree)
+        if len(group) > 1 and any(record.summary.strategy.reuses for record in group)
+    ]
+
+
+def _agree(one: Record, other: Record) -> bool:
+    tolerance = tolerance_of((one.summary, other.summary))
+    return one.by_key.keys() == other.by_key.keys() and all(
+        agree(sample, other.by_key[key], tolerance) for key, sample in one.by_key.items()
+    )
+
+
+def findings(records: Sequence[Record], odd: Finding | None = None) -> list[Finding]:
+    """What is suspicious in a grid of one task.
+
+    Args:
+        records: the grid.
+        odd: the twin of another speed, if there is one (:attr:`fdllm.report.speed.Floor.finding`).
+    """
+    found = [*_warnings(records), *_identical(records), *_twins_differ(records)]
+    return found if odd is None else [*found, odd]
+
+
+def _warnings(records: Sequence[Record]) -> list[Finding]:
     return [
         Finding("warning", (cell.name,), f"{cell.name}: {text}")
-        for cell in cells
+        for cell in records
         for text in cell.summary.warnings
     ]
 
 
-def _identical(cells: Sequence[Record]) -> list[Finding]:
+def _identical(records: Sequence[Record]) -> list[Finding]:
     found = []
-    by_name = {cell.name: cell for cell in cells}
-    for group in identical(cells):
+    by_name = {cell.name: cell for cell in records}
+    for group in identical(records):
         number = _NUMBERS[len(group)] if len(group) < len(_NUMBERS) else str(len(group))
         value = by_name[group[0]].summary.headline.value
         plain = [name for name in group if not by_name[name].summary.strategy.reuses]
@@ -86,10 +264,10 @@ def _identical(cells: Sequence[Record]) -> list[Finding]:
     return found
 
 
-def _twins_differ(cells: Sequence[Record]) -> list[Finding]:
+def _twins_differ(records: Sequence[Record]) -> list[Finding]:
     found = []
-    for i, one in enumerate(cells):
-        for other in cells[i + 1 :]:
+    for i, one in enumerate(records):
+        for other in records[i + 1 :]:
             if not same_computation(one, other):
                 continue
             shared = one.by_key.keys() & other.by_key.keys()
@@ -107,8 +285,13 @@ def _twins_differ(cells: Sequence[Record]) -> list[Finding]:
     return found
 
 
-def _twins_speed(cells: Sequence[Record]) -> list[Finding]:
-    floor = noise_floor(cells, sum(cell.summary.strategy.reuses for cell in cells))
-    if floor is None or floor.odd is None or floor.warning is None:
-        return []
-    return [Finding("twins-speed", (floor.odd,), floor.warning)]
+def overlap_sentence(pairs: Sequence[tuple[str, str, int]], n_layers: int) -> str | None:
+    """Says which subsets share layers, if any do."""
+    if not pairs:
+        return None
+    shared = ", ".join(f"{a} and {b} share {n}" for a, b, n in pairs)
+    apart = next((s for s in range(n_layers // 3, 0, -1) if not subset_overlaps(n_layers, s)), 1)
+    return (
+        f"subsets overlap on {n_layers} layers ({shared}); [reuse] subset_size = {apart} in "
+        "experiment.toml keeps them apart"
+    )

@@ -14,7 +14,6 @@ from fdllm.report.comparison import Comparison
 from fdllm.report.grid import Finding, check_grid, findings
 from fdllm.report.measured import Measured, measured
 from fdllm.report.origin import Origin, origin
-from fdllm.report.pairs import same_computation
 from fdllm.report.records import Record
 from fdllm.report.speed import Floor, noise_floor
 from fdllm.report.verdict import Judged, Verdict, judge
@@ -128,8 +127,7 @@ def _table(
     first = cells[0]
     baseline = choose_baseline(cells, criteria)
     others = [cell for cell in cells if baseline is not None and cell is not baseline]
-    # As many as the comparisons count, so that the page states one noise floor, not two.
-    tested = [c for c in others if baseline is None or not same_computation(baseline, c)]
+    floor = noise_floor(cells)
     return TablePage(
         key=key,
         task=first.task,
@@ -144,9 +142,11 @@ def _table(
         n_layers=first.summary.strategy.n_layers,
         baseline=None if baseline is None else baseline.name,
         cells=tuple(measured(cell) for cell in cells),
-        against={c.b: c for c in compare_grid(baseline, others)} if baseline and others else {},
-        floor=noise_floor(cells, len(tested)),
-        findings=tuple(findings(cells)),
+        against={}
+        if baseline is None or not others
+        else {c.b: c for c in compare_grid(baseline, others, floor=floor)},
+        floor=floor,
+        findings=tuple(findings(cells, None if floor is None else floor.finding)),
         alternative=find_alternative(results, cells),
         origin=origin(cells),
     )

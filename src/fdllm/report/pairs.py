@@ -6,25 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import TASKS
 from fdllm.report.agreement import agree, tolerance_of
 from fdllm.report.intervals import Floats, Ints
-from fdllm.report.records import Record, RecordError, SampleKey
-
-# A cell is its strategy and its decoding; the limit decides how many documents there are.
-_BY_CELL = frozenset({"strategy", "decoding", "experiment", "limit"})
-# Refused with sentences of their own, below.
-_JUDGED = frozenset({"task", "scoring"})
-
-
-class NotComparableError(FdllmError):
-    """Two records must not be compared: nobody can tell which is better.
-
-    Exit code 2, that of "cannot tell".
-    """
-
-    exit_code = 2
+from fdllm.report.records import NotComparableError, Record, RecordError, SampleKey
 
 
 @dataclass(frozen=True)
@@ -149,50 +134,3 @@ def _groups(cell: Record, keys: list[SampleKey]) -> Ints | None:
         )
     names = [str(sample[info.cluster_by]) for sample in samples]
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
-
-
-def differences(a: Record, b: Record) -> tuple[str, ...]:
-    """What else differs between two records, beside the cell: code, versions, model, …."""
-    changed = a.summary.fingerprint.differences(b.summary.fingerprint)
-    skipped = _BY_CELL | _JUDGED
-    return tuple(text for text in changed if text.split(":")[0] not in skipped)
-
-
-def same_computation(a: Record, b: Record) -> bool:
-    """Whether two records must agree in every output: an A/A pair.
-
-    Either nothing at all differs, or neither reuses anything and only the name of the subset that
-    is not reused differs.
-    """
-    one, other = a.summary.fingerprint.fields, b.summary.fingerprint.fields
-    plain = not (a.summary.strategy.reuses or b.summary.strategy.reuses)
-    differing = {name for name in {*one, *other} if one.get(name) != other.get(name)} - {"limit"}
-    return differing <= ({"strategy"} if plain else set())
-
-
-def speed_refusal(a: Record, b: Record) -> str | None:
-    """Why the times of two records must not be compared; None where they may."""
-    one, other = a.summary.machines, b.summary.machines
-    several = [cell.name for cell in (a, b) if len(cell.summary.machines) != 1]
-    if several:
-        return f"{' and '.join(several)} was not computed on one machine alone"
-    if one != other:
-        return f"the machines differ ({one[0]} against {other[0]})"
-    told = [batch_sizes(cell) for cell in (a, b)]
-    if told[0] != told[1]:
-        return f"the batch sizes differ ({told[0]} against {told[1]})"
-    told = [_of_sessions(cell, "compile") for cell in (a, b)]
-    if told[0] != told[1]:
-        return f"the use of compiled kernels differs ({told[0]} against {told[1]})"
-    return None
-
-
-def batch_sizes(cell: Record) -> list[str]:
-    """Rows that the sessions of a record ran at once where its task is concerned, each once."""
-    generates = cell.summary.kind == "generate"
-    return _of_sessions(cell, "batch_size" if generates else "score_batch_size")
-
-
-def _of_sessions(cell: Record, field: str) -> list[str]:
-    sessions = cell.summary.provenance.get("sessions", [])
-    return sorted({str(session.get(field) or "no") for session in sessions})

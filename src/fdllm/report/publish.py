@@ -11,7 +11,7 @@ from fdllm.errors import FdllmError
 from fdllm.experiment.criteria import Criteria
 from fdllm.plan import Planner, State
 from fdllm.record.paths import Layout
-from fdllm.report.checks import overlap_sentence
+from fdllm.report.grid import overlap_sentence
 from fdllm.report.html import render_html
 from fdllm.report.page import Page, build_page
 from fdllm.report.recheck import Difference, Recheck, check_page, check_records, embedded_tables

@@ -11,7 +11,7 @@ from fdllm.record.fingerprint import Fingerprint
 from fdllm.record.summary import Summary
 from fdllm.report.comparison import Verdict
 from fdllm.report.intervals import wilson
-from fdllm.report.pairs import NotComparableError
+from fdllm.report.records import NotComparableError
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,15 @@ class RecordError(FdllmError):
     """A record cannot be read, or is not what a finished run leaves."""
 
 
+class NotComparableError(FdllmError):
+    """Two records must not be compared: nobody can tell which is better.
+
+    Exit code 2, that of "cannot tell".
+    """
+
+    exit_code = 2
+
+
 @dataclass(frozen=True)
 class Record:
     """One finished run with its samples.

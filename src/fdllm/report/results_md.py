@@ -7,16 +7,9 @@ from collections.abc import Sequence
 from fdllm.config import Sweep
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, Planner, State
-from fdllm.report.checks import (
-    identical,
-    mixtures,
-    overlap_sentence,
-    speed_ratios,
-    twins,
-    warnings,
-)
+from fdllm.report.grid import identical, mixtures, overlap_sentence
 from fdllm.report.records import Record, finished
-from fdllm.report.table import boxed_text, has_boxes, percent, twins_line, with_interval
+from fdllm.report.table import boxed_text, has_boxes, percent, twins_lines, with_interval
 
 _CALLS = ("computed", "reused")
 _PHASES = ("prefill", "refresh", "denoise", "commit")
@@ -81,7 +74,7 @@ def render_task(planner: Planner, sweep: Sweep) -> str:
 def _figures(records: Sequence[Record]) -> list[str]:
     first = records[0].summary
     scored = first.kind == "loglikelihood"
-    ratios = speed_ratios(records)
+    ratios = _speed_ratios(records)
     base = next((r.summary for r in records if not r.summary.strategy.reuses), None)
     speed = ("Scored tokens/s", "Requests/s") if scored else ("Tokens/s", "Tokens/forward")
     boxed = has_boxes(record.summary for record in records)
@@ -128,6 +121,15 @@ def _figures(records: Sequence[Record]) -> list[str]:
     return [*lines, "", words, ""]
 
 
+def _speed_ratios(records: Sequence[Record]) -> dict[str, float]:
+    """Speed of each cell by the mean speed of the cells that reuse nothing."""
+    plain = [r.summary.speed for r in records if not r.summary.strategy.reuses]
+    if not plain or not all(plain):
+        return {}
+    base = sum(plain) / len(plain)
+    return {record.name: record.summary.speed / base for record in records}
+
+
 def _counters(records: Sequence[Record]) -> list[str]:
     layers = records[0].summary.strategy.n_layers
     lines = [
@@ -170,16 +172,8 @@ def _scored(records: Sequence[Record]) -> list[str]:
 
 
 def _checks(planner: Planner, sweep: Sweep, records: Sequence[Record]) -> list[str]:
-    lines = [f"- {twins_line(pair).plain}" for pair in twins(records)]
-    noise = max((pair.noise for pair in twins(records)), default=None)
-    if noise is not None:
-        ratios = speed_ratios(records)
-        faster = [
-            name for name, ratio in ratios.items() if ratio > 1 + noise and _reuses(records, name)
-        ]
-        claim = ", ".join(faster) if faster else "none"
-        lines.append(f"- Faster than k=1 by more than the noise floor: {claim}")
-    lines += [f"- Warning: {text}" for text in warnings(records)]
+    lines = [f"- {line.plain}" for line in twins_lines(records)]
+    lines += [f"- Warning: {r.name}: {text}" for r in records for text in r.summary.warnings]
     for group in identical(records):
         plain = [name for name in group if not _reuses(records, name)]
         what = "did the reuse reach this task?" if plain else "one result, not several"

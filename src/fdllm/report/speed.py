@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 
 from fdllm.record import measure
+from fdllm.report.grid import Finding, batch_sizes, find_twins
 from fdllm.report.intervals import Estimate, bootstrap_t, log_ratio
-from fdllm.report.pairs import Pairs, batch_sizes, same_computation, speed_refusal
+from fdllm.report.pairs import Pairs
 from fdllm.report.records import Record
 
 Claim = Literal["faster", "slower", "none"]
@@ -48,18 +49,19 @@ class Floor:
     odd: str | None
 
     @property
-    def warning(self) -> str | None:
-        """Says which cell is far from its twins, and what that means."""
+    def finding(self) -> Finding | None:
+        """Which cell is far from its twins, and what that means."""
         if self.odd is None:
             return None
         mine = self.speeds[self.names.index(self.odd)]
         others = [s for name, s in zip(self.names, self.speeds, strict=True) if name != self.odd]
         rest = ", ".join(name for name in self.names if name != self.odd)
-        return (
+        text = (
             f"{self.odd} ran at {mine:.2f} tokens/s, its twins ({rest}) at "
             f"{' and '.join(f'{s:.2f}' for s in others)}: one computation, so the machine was busy "
             "or a path was slow. Compute it anew before any speed is compared with it"
         )
+        return Finding("twins-speed", (self.odd,), text)
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,13 @@ class Speed:
     claim: Claim
 
 
-def noise_floor(cells: Sequence[Record], num_compared: int = 1) -> Floor | None:
+def noise_floor(cells: Sequence[Record], num_compared: int | None = None) -> Floor | None:
     """The noise floor of a grid.
 
     Args:
         cells: the grid; its A/A cells are found by their settings.
         num_compared: how many other cells are compared with one of them; the more there are, the
-            further the luckiest of them gets by noise alone.
+            further the luckiest of them gets by noise alone. None counts all beside the twins.
 
     Returns:
         The floor, or None where no two comparable cells are one computation.
@@ -97,7 +99,8 @@ def noise_floor(cells: Sequence[Record], num_compared: int = 1) -> Floor | None:
     speeds = [cell.summary.speed for cell in twins]
     if len(twins) < 2 or min(speeds) <= 0:  # noqa: PLR2004 - a pair
         return None
-    return floor_of([cell.name for cell in twins], speeds, num_compared)
+    others = len(cells) - len(twins) if num_compared is None else num_compared
+    return floor_of([cell.name for cell in twins], speeds, others)
 
 
 def floor_of(names: Sequence[str], speeds: Sequence[float], num_compared: int) -> Floor:
@@ -106,7 +109,7 @@ def floor_of(names: Sequence[str], speeds: Sequence[float], num_compared: int) -
     Args:
         names: two cells or more that are one computation.
         speeds: tokens/s of each, above 0.
-        num_compared: as in :func:`noise_floor`.
+        num_compared: as in :func:`noise_floor`; 0 counts as 1.
     """
     logs = np.log(speeds)
     spread = float(np.exp(np.ptp(logs)) - 1)
@@ -116,19 +119,6 @@ def floor_of(names: Sequence[str], speeds: Sequence[float], num_compared: int) -
     if spread > _SPREAD_ALLOWED:
         odd = names[int(np.argmax(np.abs(logs - np.median(logs))))]
     return Floor(tuple(names), tuple(speeds), spread, max(floor, spread), odd)
-
-
-def find_twins(cells: Sequence[Record]) -> list[Record]:
-    """The largest set of cells that are one computation on one machine."""
-    groups: list[list[Record]] = []
-    for cell in cells:
-        for group in groups:
-            if same_computation(group[0], cell) and speed_refusal(group[0], cell) is None:
-                group.append(cell)
-                break
-        else:
-            groups.append([cell])
-    return max(groups, key=len, default=[])
 
 
 @cache

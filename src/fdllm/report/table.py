@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
@@ -11,8 +12,11 @@ from rich.text import Text
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Headline, Summary
 from fdllm.report.agreement import stated
-from fdllm.report.checks import Twins, identical, mixtures, twins, warnings
-from fdllm.report.records import finished
+from fdllm.report.grid import Twins, identical, mixtures, twins
+from fdllm.report.records import Record, finished
+
+if TYPE_CHECKING:  # numpy
+    from fdllm.report.speed import Floor
 
 _STYLE = {
     State.DONE: ("✓", "green"),
@@ -151,8 +155,8 @@ def check_lines(cells: Sequence[CellState]) -> list[Text]:
     records = finished(cells)
     if mixtures(records):
         return []
-    lines = [twins_line(pair) for pair in twins(records)]
-    lines += [Text(f"! {text}", style="yellow") for text in warnings(records)]
+    lines = twins_lines(records)
+    lines += [Text(f"! {r.name}: {text}", "yellow") for r in records for text in r.summary.warnings]
     for group in identical(records):
         reuse_nothing = [
             r.name for r in records if r.name in group and not r.summary.strategy.reuses
@@ -166,8 +170,16 @@ def check_lines(cells: Sequence[CellState]) -> list[Text]:
     return lines
 
 
-def twins_line(pair: Twins) -> Text:
-    """The A/A check in one line."""
+def twins_lines(records: Sequence[Record]) -> list[Text]:
+    """The A/A check, a line for each set of cells that are one computation."""
+    from fdllm.report.speed import noise_floor  # noqa: PLC0415 - numpy; each command imports this
+
+    found = twins(records)
+    floor = noise_floor(records) if found else None
+    return [_twins_line(pair, floor) for pair in found]
+
+
+def _twins_line(pair: Twins, floor: Floor | None) -> Text:
     names = " = ".join(pair.names)
     if not pair.equal:
         text = (
@@ -176,11 +188,13 @@ def twins_line(pair: Twins) -> Text:
             f"{'; '.join(pair.differing)}"
         )
         return Text(text, style="red")
-    speeds = ", ".join(f"{speed:.1f}" for speed in pair.speeds)
-    text = (
-        f"✓ A/A: {names} in all {pair.num_samples} samples{stated(pair.tolerance)}; speeds "
-        f"{speeds}: noise floor {percent(pair.noise)}, no speed-up below it is claimed"
-    )
+    text = f"✓ A/A: {names} in all {pair.num_samples} samples{stated(pair.tolerance)}"
+    if floor is not None and set(floor.names) <= set(pair.names):
+        speeds = ", ".join(f"{speed:.1f}" for speed in floor.speeds)
+        text += (
+            f"; speeds {speeds}: noise floor {percent(floor.floor)}, no speed-up below it is "
+            "claimed"
+        )
     return Text(text, style="green")
 
 
