@@ -110,6 +110,8 @@ WINDOWS = {
     "ragged": Window((0, 1, 2), (16, 3, 40), 8, (32, 20, 60)),
     "apart": Window((2, 0), (16, 16), 16, (32, 32)),
     "a prompt": Window((1,), (0,), 48, (48,), causal_block=16),
+    "prompts behind others": Window((2, 0), (16, 16), 48, (64, 64), causal_block=16),
+    "prompts of odd blocks": Window((0, 1), (3, 3), 9, (12, 12), causal_block=3),
 }
 
 

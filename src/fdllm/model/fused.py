@@ -5,6 +5,8 @@ a dozen small ones. ``fused.c`` holds five functions that need no more than a C 
 there is one they are compiled for this machine's processor, once. They are the same arithmetic in
 the same types; sums are taken in another order, as from one processor to the next. Attention reads
 each row's keys where they lie in the cache, as far as the row goes: no mask, and no keys gathered.
+They serve forwards of every width, though a wide one gains nothing by them: where some forwards of
+a row went through torch's kernels, its tokens would depend on how many neighbours it has.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from fdllm.model.compiler import CompilerError, load_library
 from fdllm.model.spec import ModelSpec
 
 MOST_DIM = 256
-"""Of a head; ``fused.c`` has the same number, as of the next."""
+"""Of a head, up to which attention has room; ``fused.c`` has the same number, as of the next."""
 LANES = 16
 """Queries that attention takes together."""
 _SOURCE = Path(__file__).with_name("fused.c")
@@ -97,7 +99,7 @@ def _marked(function: Callable[..., None], mark: Mark, name: str) -> Callable[..
 
 
 class FusedBuffers:
-    """What a forward of so many columns passes through: norms, activations, queries, attention.
+    """What a forward of so many columns passes through: norms, activations, attention.
 
     Args:
         fused: the functions.
@@ -107,7 +109,6 @@ class FusedBuffers:
         like: a tensor of the weights' type.
 
     Attributes:
-        queries: rotated, in tiles of :data:`LANES`, [rows, kv heads, tiles, head dim, lanes].
         mixed: what each column sees, [rows * width, heads * head dim].
     """
 
@@ -119,10 +120,8 @@ class FusedBuffers:
         self._norm, self._gate = fused.norm, fused.gate
         self._normed = like.new_empty(columns, size)
         self._gated = like.new_empty(columns, spec.intermediate_size)
-        kv, dim = spec.num_kv_heads, spec.head_dim
-        tiles = math.ceil(width * spec.num_heads / kv / LANES)
-        self.queries = torch.zeros(rows, kv, tiles, dim, LANES)
-        self.mixed = like.new_empty(columns, spec.num_heads * dim)
+        self.mixed = like.new_empty(columns, spec.num_heads * spec.head_dim)
+        self._queries: dict[tuple[int, ...], Tensor] = {}
         # In float32 the root went into the matrix behind the norm, with the norm's own weight.
         root = 1.0 if like.dtype == torch.float32 else math.sqrt(size)
         self._at = _Buffers(
@@ -142,6 +141,16 @@ class FusedBuffers:
         self._norm(_address(x), None if scale is None else scale.data_ptr(), self._address)
         return self._normed
 
+    def queries(self, rows: int, kv_heads: int, tiles: int, dim: int) -> Tensor:
+        """Where rotated queries go, in tiles of :data:`LANES`: [rows, kv heads, tiles, dim, lanes].
+
+        Windows of one shape share them.
+        """
+        shape = (rows, kv_heads, tiles, dim, LANES)
+        if shape not in self._queries:
+            self._queries[shape] = torch.zeros(shape)
+        return self._queries[shape]
+
     def gate(self, both: Tensor) -> Tensor:
         """``silu(gate) * up`` of both side by side, [columns, 2 * inner]; good until the next."""
         self._gate(_address(both), self._address)
@@ -155,7 +164,7 @@ class FusedPlace:
         buffers: of the forward.
         kv: keys and values of the cache, [layers, rows, kv heads, capacity, head dim].
         factors: rotary factors, complex, that expand to [rows, columns, 1, head dim / 2].
-        slots: the rows of the cache.
+        slots: each row's row of the cache; blocks of one prompt are rows that share theirs.
         positions: of each row's columns.
         extents: keys that each row sees.
     """
@@ -176,11 +185,12 @@ class FusedPlace:
         self._mix, self._kv, self._mixed = functions.mix, functions.place_kv, buffers.mixed
         every = torch.view_as_real(factors.expand(rows, width, 1, dim // 2)).contiguous()
         where = [torch.tensor(part) for part in (slots, positions, extents)]
-        self._held = (every, buffers, kv, where)  # for as long as their addresses are used
         group = buffers.mixed.shape[1] // (heads * dim)
+        queries = buffers.queries(rows, heads, math.ceil(width * group / LANES), dim)
+        self._held = (every, buffers, kv, where)  # for as long as their addresses are used
         self._at = _Place(
             *(rows, width, heads, group, dim),
-            *(part.data_ptr() for part in (every, buffers.queries, keys, values)),
+            *(part.data_ptr() for part in (every, queries, keys, values)),
             *(keys.stride(i) for i in range(3)),
             *(part.data_ptr() for part in where),
         )

@@ -90,25 +90,36 @@ class Place(ABC):
 def place_of(
     cache: RowCache, window: Window, factors: Tensor, spec: ModelSpec, starts: Sequence[int]
 ) -> Place:
-    """The place of a window: through compiled kernels where its forward goes through them."""
-    fused = scratch_of(cache, spec, len(window.rows), window.width).fused is not None
-    kind = CompiledPlace if fused and window.causal_block is None else TorchPlace
+    """The place of a window: through compiled kernels where there are some."""
+    compiled = scratch_of(cache, spec, len(window.rows), window.width).fused is not None
+    kind = CompiledPlace if compiled else TorchPlace
     return kind(cache, window, factors, spec, starts)
 
 
 class CompiledPlace(Place):
-    """A place whose attention is one call of :mod:`fdllm.model.fused`."""
+    """A place whose attention is one call of :mod:`fdllm.model.fused`.
+
+    Of a prompt each block is a row, which sees the keys up to its own end.
+    """
 
     def _prepare(self) -> None:
         if self.scratch.fused is None:
-            raise ValueError("a forward this wide has no compiled kernels")
+            raise ValueError("this forward has no compiled kernels")
+        window, width = self.window, len(self.positions[0])
+        block = window.causal_block or width
+        slots = [row for row in window.rows for _ in range(0, width, block)]
+        positions = [at[i : i + block] for at in self.positions for i in range(0, width, block)]
+        extents = window.extents
+        if window.causal_block is not None:
+            extents = tuple(at[-1] + 1 for at in positions)
+        factors = self.factors.expand(len(window.rows), width, 1, -1)
         self._fused = FusedPlace(
             self.scratch.fused,
             (self.cache.keys, self.cache.values),
-            factors=self.factors,
-            slots=self.window.rows,
-            positions=self.positions,
-            extents=self.window.extents,
+            factors=factors.reshape(len(slots), block, 1, -1),
+            slots=slots,
+            positions=positions,
+            extents=extents,
         )
 
     def mix(self, layer: int, heads: Tensor) -> Tensor:

@@ -4,14 +4,16 @@ Launching kernels one by one from Python takes longer than many of them run. A r
 one call. For that its shapes and addresses must not change, so positions become data: a
 :class:`FixedPlace` reads them from buffers that are filled ahead of each replay, and attention
 runs over a few more keys than there are, masked. What differs is kept apart: each phase (rows,
-columns) and each layer plan has a recording of its own. What cannot be recorded (a prompt's
-chunks, a probe that decides on the host, a run computed in part) runs as it does without.
+columns) and each layer plan has a recording of its own, made when it comes for the third time;
+until then the same work runs over the same buffers, so that no number depends on what came before.
+What cannot be recorded (a prompt's chunks, a probe that decides on the host, a run computed in
+part) runs as it does without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -124,6 +126,8 @@ class FixedPlace:
 
 @dataclass(frozen=True)
 class _Recording:
+    """A forward over fixed buffers, recorded or not."""
+
     place: FixedPlace
     ids: Tensor
     replay: Work
@@ -150,7 +154,7 @@ class Recorder:
         plan: LayerPlan,
         starts: Sequence[int],
     ) -> Tensor | None:
-        """What ``build`` would give for a window; None where this forward is not recorded (yet).
+        """What ``build`` gives for a window; None where this forward cannot be recorded.
 
         Args:
             build: the work of a forward at a place, from tokens in a buffer.
@@ -167,30 +171,29 @@ class Recorder:
             return None
         extent = min(-(-max(window.extents) // EXTENT_STEP) * EXTENT_STEP, cache.capacity)
         key = (window.rows, window.width, plan, *starts, extent)
-        if key not in cache.recordings:
-            cache.sightings[key] += 1
-            if cache.sightings[key] < RECORD_FROM or len(cache.recordings) >= _MOST:
-                return None
-            cache.slots.prepare(plan)
+        made: _Recording | None = cache.recordings.get(key)
+        if made is None:
             place = FixedPlace(cache, window, self._rotary, starts=starts, extent=extent)
-            cache.recordings[key] = self._recorded(build, ids, cache, window, place)
-        made: _Recording = cache.recordings[key]
+            place.move(window)
+            buffer = ids.clone()
+            made = _Recording(place, buffer, build(place, buffer))
+            cache.slots.prepare(plan)
+            cache.sightings[key] += 1
+            if cache.sightings[key] >= RECORD_FROM and len(cache.recordings) < _MOST:
+                made = replace(made, replay=self._recorded(made.replay, cache, window))
+                cache.recordings[key] = made
         cache.slots.book(plan, window.rows, made.place.columns)
         made.place.move(window)
         made.ids.copy_(ids)
         return made.replay()
 
-    def _recorded(
-        self, build: Build, ids: Tensor, cache: RowCache, window: Window, place: FixedPlace
-    ) -> _Recording:
+    def _recorded(self, work: Work, cache: RowCache, window: Window) -> Work:
         """Record; what the attempts have stored is undone. Keys and values they only repeat."""
-        buffer = ids.clone()
-        place.move(window)
         saved = [cache.slots.save(row) for row in window.rows]
-        replay = self._record(build(place, buffer))
+        replay = self._record(work)
         for row, held in zip(window.rows, saved, strict=True):
             cache.slots.restore(row, held)
-        return _Recording(place, buffer, replay)
+        return replay
 
 
 def cuda_graph(work: Work) -> Work:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from fdllm.model.fused import MOST_DIM, Fused, FusedBuffers
 from fdllm.model.spec import ModelSpec
 
 Parts = tuple[Tensor, ...]
+_MOST = 64  # sizes remembered: prompts come in many
 
 
 class Scratch:
@@ -48,37 +51,26 @@ class Scratch:
         # depend on how many rows share its forward.
         if fused is not None and dim <= MOST_DIM:
             self.fused = FusedBuffers(fused, spec, rows=rows, width=width, like=like)
-        self._fresh: tuple[Tensor, Tensor] | None = None
-        self._heads: Tensor | None = None
-        self._gates: tuple[Tensor, Tensor, Tensor] | None = None
 
-    @property
+    @cached_property
     def fresh(self) -> tuple[Tensor, Tensor]:
         """Keys and values that have no place of their own, [rows, columns, kv heads, head dim]."""
-        if self._fresh is None:
-            spec = self._spec
-            shape = (2, self._rows, self.width, spec.num_kv_heads, spec.head_dim)
-            keys, values = self._like.new_empty(shape).unbind(0)
-            self._fresh = (keys, values)
-        return self._fresh
+        shape = (2, self._rows, self.width, self._spec.num_kv_heads, self._spec.head_dim)
+        keys, values = self._like.new_empty(shape).unbind(0)
+        return keys, values
 
-    @property
+    @cached_property
     def heads(self) -> Tensor:
         """Where a projection to queries, keys and values may go, [rows * columns, heads * dim]."""
-        if self._heads is None:
-            spec = self._spec
-            size = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-            self._heads = self._like.new_empty(self._rows * self.width, size)
-        return self._heads
+        size = (self._spec.num_heads + 2 * self._spec.num_kv_heads) * self._spec.head_dim
+        return self._like.new_empty(self._rows * self.width, size)
 
-    @property
+    @cached_property
     def gates(self) -> tuple[Tensor, Tensor, Tensor]:
         """Where a projection to gate and up may go, [rows * columns, 2 * size]; and its halves."""
-        if self._gates is None:
-            size = self._spec.intermediate_size
-            both = self._like.new_empty(self._rows * self.width, 2 * size)
-            self._gates = (both, both[:, :size], both[:, size:])
-        return self._gates
+        size = self._spec.intermediate_size
+        both = self._like.new_empty(self._rows * self.width, 2 * size)
+        return both, both[:, :size], both[:, size:]
 
     def split(self, heads: Tensor) -> Parts:
         """A projection in complex pairs, cut by heads.
@@ -105,6 +97,8 @@ class Scratch:
 def scratch_of(cache: RowCache, spec: ModelSpec, rows: int, width: int) -> Scratch:
     """The buffers that all forwards of so many rows and columns share."""
     if (rows, width) not in cache.scratch:
+        if len(cache.scratch) >= _MOST:
+            cache.scratch.clear()  # places that are still used hold their own
         cache.scratch[rows, width] = Scratch(spec, rows, width, cache.keys, cache.fused)
     made: Scratch = cache.scratch[rows, width]
     return made
