@@ -1,4 +1,4 @@
-"""The oracle: a plain sampler and scorer written from DESIGN sections 3 to 5, for the tests alone.
+"""The oracle: a plain sampler and scorer from docs/algorithm.md sections 3 to 5, for tests alone.
 
 No batching, no prefix cache (the finished text is computed anew for every block), no packed
 products, no shared code with the engine beyond the weights and the strategies. Every position's
@@ -158,7 +158,7 @@ def _best(logits: Tensor, mask_id: int) -> tuple[int, float]:
 def reference_generate(
     model: fdllm.Model, prompt: list[int], decoding: fdllm.Decoding, strategy: ReuseStrategy[Any]
 ) -> list[int]:
-    """New tokens of one prompt, greedy, from DESIGN section 3."""
+    """New tokens of one prompt, greedy, from docs/algorithm.md section 3."""
     size, width, mask = decoding.block_size, decoding.small_block_size, decoding.mask_id
     assert mask is not None
     whole = LayerPlan(model.n_layers)
@@ -217,7 +217,7 @@ def reference_denoise_score(
     decoding: fdllm.Decoding,
     strategy: ReuseStrategy[Any],
 ) -> tuple[float, bool]:
-    """Log-likelihood and greediness of a target, from DESIGN section 5's ``denoise``."""
+    """Log-likelihood and greediness of a target by ``denoise``, docs/algorithm.md section 5.3."""
     size, mask = decoding.block_size, decoding.mask_id
     assert mask is not None
     whole = LayerPlan(model.n_layers)
@@ -275,7 +275,7 @@ def reference_denoise_score(
 def reference_first_token_score(
     model: fdllm.Model, prefix: list[int], target: list[int], decoding: fdllm.Decoding
 ) -> tuple[float, bool]:
-    """Log p of a target's first token and its greediness, from DESIGN section 5's ``first-token``.
+    """Log p of a target's first token and its greediness, by docs/algorithm.md section 5.2.
 
     That token alone is masked; the rest of the target, the end token and masks stand behind it.
     """

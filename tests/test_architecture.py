@@ -1,4 +1,4 @@
-"""The house rules of DESIGN section 7, read from the files."""
+"""The house rules of CONTRIBUTING.md, read from the files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The same answers in every data type, on every kernel path, at every batch size (DESIGN 3)."""
+"""The same answers in every data type, on every kernel path, at every batch size.
+
+The promise of docs/algorithm.md section 3.1.
+"""
 
 from __future__ import annotations
 

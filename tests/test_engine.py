@@ -1,4 +1,4 @@
-"""The engine against the plain oracle, and the promises of DESIGN sections 3 to 5.
+"""The engine against the plain oracle, and the promises of docs/algorithm.md sections 3 to 5.
 
 Shapes are drawn here, each with a strategy of the list; every strategy has its course compared in
 test_oracle.py.

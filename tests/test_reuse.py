@@ -39,7 +39,7 @@ def test_subsets(
     middle: tuple[int, int],
     last: tuple[int, int],
 ) -> None:
-    """DESIGN section 4; ``first`` has as many layers as the others (ancestor defect 3)."""
+    """docs/algorithm.md section 4.1; ``first`` has as many layers as the others (defect 3)."""
     got = [subset_bounds(name, n_layers, size) for name in ("first", "middle", "last")]
     assert got == [first, middle, last]
     assert len({stop - start for start, stop in got}) == 1

@@ -121,7 +121,7 @@ def test_k2_that_reused_nothing_fails_and_says_why(root: Path) -> None:
 
 
 def test_a_few_rows_without_reuse_are_a_record_with_a_warning(root: Path) -> None:
-    """``--limit 1`` may end before reuse has its turn (DESIGN section 4)."""
+    """``--limit 1`` may end before reuse has its turn (docs/algorithm.md section 4.8)."""
     run = make_run(root, limit=5)
     assert do_run(root, run, StubMachine(count_reuse=False)).state is State.DONE
     cell = make_planner(root).state(run)

@@ -4,6 +4,7 @@
 ReuseStrategy written here: frozen parameters, `init` -> state, `plan` -> which layers a step
 computes, reuses and stores, `observe` -> next state. A function ``unmask(confidence, threshold)``
 beside it replaces the rule of unmasking. The sampler itself is never copied.
+docs/extending.md writes one, and explains every field of what it sees and answers.
 """
 
 from fdllm.config import StrategyConfig

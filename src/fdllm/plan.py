@@ -213,7 +213,7 @@ class Planner:
         return "" if run.decoding.use_block_cache else self._only_refreshes(run)
 
     def _only_refreshes(self, run: Run) -> str:
-        """Why a run without the block cache reuses nothing; empty where it may (section 4)."""
+        """Why a run without the block cache reuses nothing; empty where it may."""
         strategy = self.strategy(run, self.model(run.model).n_layers or _ANY_DEPTH)
         if strategy.refresh_reuse or not strategy.reuses:
             return ""

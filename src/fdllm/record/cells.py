@@ -1,4 +1,4 @@
-"""The states of a run, and what goes with them (DESIGN section 6)."""
+"""The states of a run, and what goes with them (docs/records.md section 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fdllm.record.summary import Summary
 
 
 class State(enum.StrEnum):
-    """What a cell is (DESIGN section 6)."""
+    """What a cell is."""
 
     DONE = "done"
     PENDING = "pending"

@@ -1,4 +1,4 @@
-"""The identity of a run: named fields, comparable before and after it (DESIGN section 6)."""
+"""The identity of a run: named fields, comparable before and after (docs/records.md section 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where everything of a run lies. This module alone knows the layout (DESIGN section 6).
+"""Where everything of a run lies. This module alone knows the layout (docs/records.md section 1).
 
 ``results/<experiment>/<task>[_limit_N][+preset][@model]/<config>/`` holds a run's files. ``@model``
 stands there only where the model is not the task's own (``tiny`` for the embedded tasks, the

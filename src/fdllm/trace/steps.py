@@ -60,7 +60,7 @@ class Forward:
 
     Attributes:
         phase: ``prefill``, ``refresh``, ``denoise`` or ``commit``.
-        index: the step counter of DESIGN section 4; None outside a block's denoising.
+        index: the step counter, docs/algorithm.md section 4.2; None outside a block's denoising.
         block: which block of the sequence, from 0; of a PREFILL the first one.
         columns: ``(start, stop)``, the block's columns that were fed; a PREFILL feeds whole blocks.
         layers: a letter a layer: ``c`` computed, ``r`` reused, ``p`` computed for some columns.
