@@ -27,7 +27,7 @@ from fdllm.model.network import Network
 from fdllm.model.recorded import RECORD_FROM
 from fdllm.tiny.tasks import rows
 from fdllm.tiny.vocabulary import decode, encode, encode_prompt
-from test_recorded import Tape
+from tape import Tape
 
 CPU = torch.device("cpu")
 TYPES = (torch.float32, torch.bfloat16, torch.float16)

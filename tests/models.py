@@ -10,6 +10,9 @@ from fdllm.model.spec import ModelSpec
 
 VOCAB = 48
 MASK, STOP = VOCAB - 1, 2
+DECODING = fdllm.Decoding(
+    block_size=16, small_block_size=4, threshold=0.7, max_new_tokens=30, stop_token=STOP
+)
 
 
 def random_model(
@@ -49,3 +52,32 @@ def random_prompt(seed: int, length: int) -> list[int]:
     """Tokens that are neither mask nor stop."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randint(STOP + 1, MASK, (length,), generator=generator)).tolist()
+
+
+def wide_network(dtype: torch.dtype = torch.float32, *, tied: bool = False) -> Network:
+    """Its matrices are large enough to be packed; its norms' weights are not all 1."""
+    spec = ModelSpec(
+        vocab_size=300,
+        hidden_size=256,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        intermediate_size=384,
+        max_positions=256,
+        mask_id=299,
+        stop_tokens=(0,),
+        tie_embeddings=tied,
+    )
+    torch.manual_seed(0)
+    network = Network(spec)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif name.startswith("layers"):
+                parameter.normal_(0, 0.06)
+    return network.to(dtype).eval().requires_grad_(requires_grad=False)
+
+
+PROMPTS = [random_prompt(i, n) for i, n in enumerate([1, 7, 16, 17, 30, 33, 50])]
+"""Of many lengths: shorter than a block, one, one and a bit, several."""

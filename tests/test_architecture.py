@@ -237,3 +237,19 @@ def test_documented_sessions_exist(document: str) -> None:
     assert named <= sessions()
     if document == "README.md":
         assert named == sessions()
+
+
+def test_no_test_imports_another() -> None:
+    """What two of them need lies in a helper, which runs no tests of its own."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    tests = {path.stem for path in files if path.stem.startswith("test_")}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ({alias.name for alias in node.names} | {getattr(node, "module", None)})
+        if name and name.split(".")[-1] in tests
+    ]
+    assert tests
+    assert not wrong

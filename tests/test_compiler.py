@@ -15,8 +15,7 @@ from fdllm.errors import UsageError
 from fdllm.model.compiled import compiled_on
 from fdllm.model.compiler import CompilerError
 from fdllm.model.fused import load_fused
-from models import random_model, random_prompt
-from test_engine import DECODING
+from models import DECODING, random_model, random_prompt
 
 CPU = torch.device("cpu")
 

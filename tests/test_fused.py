@@ -19,10 +19,8 @@ from fdllm.model.compiled import compiled_on
 from fdllm.model.fused import FusedBuffers, FusedPlace, load_fused
 from fdllm.model.spec import ModelSpec
 from fdllm.reuse import ReuseStrategy
-from models import random_model, random_prompt
-from test_engine import DECODING, STRATEGIES, every_strategy
-from test_kernels import wide_network
-from test_recorded import PROMPTS
+from models import DECODING, PROMPTS, random_model, random_prompt, wide_network
+from strategies import STRATEGIES, every_strategy
 
 CPU = torch.device("cpu")
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

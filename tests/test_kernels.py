@@ -8,35 +8,10 @@ import torch
 import fdllm
 from fdllm.model.kernels import PACK_FROM, can_pack
 from fdllm.model.network import Network
-from fdllm.model.spec import ModelSpec
 from fdllm.reuse import PeriodicReuse
+from models import wide_network
 
 CPU = torch.device("cpu")
-
-
-def wide_network(dtype: torch.dtype = torch.float32, *, tied: bool = False) -> Network:
-    """Its matrices are large enough to be packed; its norms' weights are not all 1."""
-    spec = ModelSpec(
-        vocab_size=300,
-        hidden_size=256,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
-        intermediate_size=384,
-        max_positions=256,
-        mask_id=299,
-        stop_tokens=(0,),
-        tie_embeddings=tied,
-    )
-    torch.manual_seed(0)
-    network = Network(spec)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif name.startswith("layers"):
-                parameter.normal_(0, 0.06)
-    return network.to(dtype).eval().requires_grad_(requires_grad=False)
 
 
 def logits(network: Network) -> torch.Tensor:

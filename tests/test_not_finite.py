@@ -27,9 +27,8 @@ from fdllm.record.summary import describe_file
 from fdllm.report.grid import twins
 from fdllm.report.records import Record, finished
 from fdllm.schedule import Phase
-from models import MASK, VOCAB, random_model, random_prompt
+from models import DECODING, MASK, VOCAB, random_model, random_prompt
 from stubs import StubMachine, do_run, make_planner, make_root, make_run
-from test_engine import DECODING
 
 NAN, INF = float("nan"), float("inf")
 ODD = pytest.mark.parametrize("odd", [NAN, INF, -INF])

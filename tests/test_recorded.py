@@ -14,31 +14,11 @@ import torch
 
 import fdllm
 from fdllm.model.compiled import Compiled
-from fdllm.model.recorded import EXTENT_STEP, Record, Work, cuda_graph
+from fdllm.model.recorded import EXTENT_STEP, Record, cuda_graph
 from fdllm.reuse import ReuseStrategy
-from models import random_model, random_prompt
-from test_engine import DECODING, STRATEGIES, every_strategy
-
-PROMPTS = [random_prompt(i, n) for i, n in enumerate([1, 7, 16, 17, 30, 33, 50])]
-
-
-class Tape:
-    """Stands in for a graph: notes what was recorded, and how often it was replayed."""
-
-    def __init__(self) -> None:
-        self.recorded = 0
-        self.replayed = 0
-
-    def __call__(self, work: Work) -> Work:
-        self.recorded += 1
-        for _ in range(3):  # as a graph's warm-ups do
-            work()
-
-        def replay() -> torch.Tensor:
-            self.replayed += 1
-            return work()
-
-        return replay
+from models import DECODING, PROMPTS, random_model, random_prompt
+from strategies import STRATEGIES, every_strategy
+from tape import Tape
 
 
 @contextmanager

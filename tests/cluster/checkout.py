@@ -16,6 +16,9 @@ from cluster.slurm import Slurm, wait_until
 from helpers import ROOT
 
 FDLLM = Path(sys.executable).parent / "fdllm"
+BASELINE = "00_baseline"
+GRID = tuple(f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last"))
+DONE = dict.fromkeys(GRID, "done")
 SLOW = "90_slow"
 TASK = "tiny_arithmetic"
 LIMIT = 10

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checkout import Checkout
+from cluster.checkout import BASELINE, DONE, GRID, Checkout
 from cluster.faults import FaultTable
 from cluster.image import Image
 from cluster.slurm import Slurm, wait_until
-from cluster.test_slurm_sweep import BASELINE, DONE, GRID
 from fdllm.record.image import image_digest
 
 pytestmark = pytest.mark.timeout(1500)

@@ -13,12 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checkout import Checkout
+from cluster.checkout import BASELINE, DONE, GRID, Checkout
 from cluster.slurm import Slurm, wait_until
-
-GRID = tuple(f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last"))
-BASELINE = "00_baseline"
-DONE = dict.fromkeys(GRID, "done")
 
 
 @pytest.fixture(scope="module")
