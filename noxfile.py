@@ -36,6 +36,8 @@ import fdllm, runpy
 vars(fdllm).update({name: getattr(fdllm, name) for name in fdllm.__all__})
 runpy.run_module("pdoc", run_name="__main__", alter_sys=True)
 """
+# Two workers, a whole file to each: what a file's tests share, a bench or a model, is made once.
+TWO = ("-n", "2", "--dist", "loadfile")
 # Of a CUDA build of torch; torch names them exactly itself, and a CPU machine has none of them.
 GPU_ONLY = re.compile(r"(nvidia|cuda|triton)\b", re.IGNORECASE)
 
@@ -63,9 +65,16 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Unit tests, on a tiny random model. Arguments go to pytest."""
+    """All tests but the cluster's. Arguments go to pytest, ``-- -n0 --pdb`` say."""
     project = Environment(session).install("project", "test")
-    project.python("pytest", "-m", "not cluster", *session.posargs)
+    project.python("pytest", *TWO, "-m", "not cluster", *session.posargs)
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """The tests that take less than a few seconds each: while working. Arguments go to pytest."""
+    project = Environment(session).install("project", "test")
+    project.python("pytest", *TWO, "-m", "not cluster and not slow", *session.posargs)
 
 
 @nox.session

@@ -104,6 +104,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_json_has_a_floor_and_a_spread_for_every_figure(made: dict[str, Any]) -> None:
     data = made["json"]
     assert data["schema"] == 1
@@ -119,6 +120,7 @@ def test_json_has_a_floor_and_a_spread_for_every_figure(made: dict[str, Any]) ->
                 assert spread["low"] <= spread["median"] <= spread["high"]
 
 
+@pytest.mark.slow
 def test_a_profile_has_every_phase(made: dict[str, Any]) -> None:
     profiles = made["json"]["profiles"]
     assert [one["phase"] for one in profiles] == ["PREFILL", "REFRESH", "DENOISE", "COMMIT"]
@@ -133,6 +135,7 @@ def test_a_profile_has_every_phase(made: dict[str, Any]) -> None:
         assert one["floor_ms"] > 0
 
 
+@pytest.mark.slow
 def test_the_trace_opens_in_a_viewer(made: dict[str, Any]) -> None:
     events = made["trace"]["traceEvents"]
     marks = [e for e in events if e.get("name") == "fdllm denoise" and e.get("ph") == "X"]
@@ -140,6 +143,7 @@ def test_the_trace_opens_in_a_viewer(made: dict[str, Any]) -> None:
     assert all(mark["dur"] > 0 for mark in marks)
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_tables(made: dict[str, Any]) -> None:
     assert made["page"].count("<table>") == 2
     assert "DENOISE, 8 columns" in made["page"]
@@ -147,6 +151,7 @@ def test_the_page_shows_the_tables(made: dict[str, Any]) -> None:
     assert "http" not in made["page"].replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_growth_is_fitted_and_drawn() -> None:
     subject = make_subject("tiny", "cpu", "float32")
     sections = bench_growth(
@@ -164,6 +169,7 @@ def test_growth_is_fitted_and_drawn() -> None:
     assert Path("/proc").exists() or not memory.lines
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own() -> None:
     found = measure_apart("tiny", "cpu", "float32", 64, 2)
     parameters = make_subject("tiny", "cpu", "float32").spec

@@ -29,6 +29,8 @@ from fdllm.report.intervals import (
 )
 from fdllm.report.speed import claim_speed, floor_of
 
+pytestmark = pytest.mark.slow
+
 NUM_GRIDS = 2000
 NOMINAL = pytest.approx(0.95, abs=0.015)
 MATH = np.array([1187, 474, 479, 903, 540, 871, 546]) // 10

@@ -33,6 +33,7 @@ def hub(shared: Path) -> Iterator[Hub]:
         yield running
 
 
+@pytest.mark.slow
 def test_a_whole_checkout_is_ready(tmp_path: Path) -> None:
     ended = checkup("doctor", home=tmp_path)
     assert ended.code == 0, ended.out
@@ -44,6 +45,7 @@ def test_a_whole_checkout_is_ready(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_compiler_is_slower_and_ready(tmp_path: Path) -> None:
     ended = checkup("doctor", home=tmp_path, CC="/nowhere/cc")
     assert json.loads(ended.out)["ready"] is True
@@ -53,6 +55,7 @@ def test_a_machine_without_a_compiler_is_slower_and_ready(tmp_path: Path) -> Non
     assert "install gcc or clang" in found["remedy"]
 
 
+@pytest.mark.slow
 def test_the_table_says_what_to_do(tmp_path: Path) -> None:
     flags = ("--model", "tiny", "--task", "humaneval", "--executor", "local")
     ended = fdllm("doctor", *flags, home=tmp_path)
