@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from helpers import shared_folder
 os.environ["OMP_NUM_THREADS"] = "1"
 # A sweep of a test is computed here unless it says otherwise, whether or not there is an sbatch.
 os.environ["FDLLM_EXECUTOR"] = "local"
+# In the background of a script a process ignores SIGINT, and so would all that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

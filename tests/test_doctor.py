@@ -184,6 +184,7 @@ def test_a_checkpoint_that_is_not_here(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.remedy.endswith("fdllm prefetch --model someone/something --revision v2")
 
 
+@pytest.mark.slow
 def test_an_environment_that_lacks_a_library(tmp_path: Path) -> None:
     """What breaks in a check is a finding, and the other checks go on."""
     broken = tmp_path / "broken"

@@ -105,6 +105,7 @@ exec env -i PATH=/usr/bin:/bin $(env | sed -n 's/^APPTAINERENV_//p') PYTHONPATH=
 """
 
 
+@pytest.mark.slow
 def test_in_an_image_that_holds_other_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
