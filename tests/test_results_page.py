@@ -15,7 +15,8 @@ import pytest
 from fdllm.config import Sweep
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState
-from fdllm.report.results_md import render_results, render_task
+from fdllm.report.publish import Report, make_report
+from fdllm.report.results_md import render_results, render_section
 from fdllm.report.table import (
     check_lines,
     figures_table,
@@ -69,8 +70,12 @@ def asked(root: Path, **changes: Any) -> Sweep:
     return make_sweep(root, configs=CONFIGS, **changes)
 
 
+def report(root: Path, **changes: Any) -> Report:
+    return make_report(make_planner(root), [asked(root, **changes)], "00_baseline")
+
+
 def page(root: Path, **changes: Any) -> str:
-    return render_task(make_planner(root), asked(root, **changes))
+    return render_section(report(root, **changes).sections[0])
 
 
 def rows(text: str, first: str = "Config") -> list[dict[str, str]]:
@@ -143,7 +148,7 @@ def test_a_scored_task_has_columns_of_its_own(root: Path) -> None:
 
 
 def test_the_page_says_what_it_was_made_of(root: Path) -> None:
-    text = render_results(make_planner(root), [asked(root)], "00_baseline", "--task x")
+    text = render_results(report(root), "--task x")
     assert text.startswith(
         "# Results: 00_baseline - Layer reuse baseline\n\nWritten by `fdllm report --task x` from "
         "the records; do not edit.\n"
@@ -249,10 +254,10 @@ def test_figures_in_the_terminal(root: Path) -> None:
     assert table[2] == {
         "config": "k2_middle",
         "accuracy [95 %]": "60.0 % [23.1, 88.2]",
-        "tokens/s": "10.2",
+        "tokens/s": "10.25",
         "tokens/forward": "0.50",
         "layer calls saved": "25.0 %",
-        "by k=1": "0.75",
+        "layer calls by k=1": "0.75",
         "truncated": "20.0 %",
         "repetitive": "40.0 %",
         "state": "✓ done",

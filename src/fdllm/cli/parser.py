@@ -117,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     _selection(report)
     _places(report)
     add_report_flags(report)
+    report.set_defaults(parse=report.parse_args)  # results.md names the flags it was written by
 
     export = add("export", "write a folder that stands by itself: records, report, versions")
     _selection(export)

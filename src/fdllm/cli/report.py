@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
+import shlex
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fdllm import strictjson
+from fdllm.cli import show
 from fdllm.cli.output import complain, say
-from fdllm.cli.report_markdown import check_markdown, render_markdown
 from fdllm.cli.request import make_planner
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import task_info
-from fdllm.plan import Planner
+from fdllm.plan import SETTLED, Planner
 from fdllm.record.atomic import write_text
 
+if TYPE_CHECKING:  # scipy and statsmodels come in where a report is made
+    from fdllm.report.publish import Report
+    from fdllm.report.recheck import Difference, Recheck
+
+_HEADER = re.compile(r"^Written by `fdllm report(?P<selection> [^`]+)`", re.MULTILINE)
+_FLAGS = ("task", "config", "limit", "model", "revision", "scoring", "preset")
+_FIGURE = re.compile(r"\d")
 _SHOWN = 20  # differences; a changed sample changes many figures
 
 
@@ -40,7 +52,7 @@ def run_report(args: Namespace) -> int:
         task_info(task)
     if args.check:
         return _check(planner, args)
-    text, report = render_markdown(planner, args)
+    report, text = _render(planner, args)
     if args.stdout:
         say(text)
         return 0
@@ -49,6 +61,31 @@ def run_report(args: Namespace) -> int:
         write_text(place, content)
         say(f"wrote {place}")
     return 0
+
+
+def _selection_words(args: Namespace) -> list[str]:
+    """The flags that chose the records, as they would be typed."""
+    words = ["--experiment", args.experiment]
+    for name in _FLAGS:
+        value = getattr(args, name)
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    if args.dtype != "auto":
+        words += ["--dtype", args.dtype]
+    return words + (["--allow-invalid"] if args.allow_invalid else [])
+
+
+def _render(planner: Planner, args: Namespace) -> tuple[Report, str]:
+    """The report of a selection, and its ``results.md``.
+
+    Raises:
+        FdllmError: there are no records, or they must not share a table.
+    """
+    from fdllm.report.publish import make_report  # noqa: PLC0415 - scipy and statsmodels
+    from fdllm.report.results_md import render_results  # noqa: PLC0415 - as above
+
+    report = make_report(planner, list(show.report_sweeps(planner, args)), args.experiment)
+    return report, render_results(report, shlex.join(_selection_words(args)))
 
 
 def _markdown_path(planner: Planner, args: Namespace) -> Path:
@@ -77,7 +114,7 @@ def _check(planner: Planner, args: Namespace) -> int:
             f"{results}, so there is nothing to check; sweep first, or name them with --results"
         )
     found = recheck(planner, args.experiment, folders, _html_path(planner, args)).and_also(
-        check_markdown(planner, args, _markdown_path(planner, args))
+        _check_markdown(planner, args, _markdown_path(planner, args))
     )
     if args.json:
         say(strictjson.dumps(asdict(found), indent=2))
@@ -92,3 +129,45 @@ def _check(planner: Planner, args: Namespace) -> int:
     verdict = "every one as written" if not number else f"{number} DIFFER"
     say(f"{found.num_figures} figures of {found.num_records} records computed anew: {verdict}")
     return int(bool(number))
+
+
+def _check_markdown(planner: Planner, args: Namespace, path: Path) -> Recheck:
+    """Render ``results.md`` again from the records it was written from, and compare the lines.
+
+    Args:
+        planner: knows the checkout's own records.
+        args: flags of ``fdllm report --check``.
+        path: the file.
+    """
+    from fdllm.report.recheck import Recheck  # noqa: PLC0415 - as above
+
+    header = _HEADER.search(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if args.results is not None or header is None:
+        why = "is the checkout's own" if header else "was not written by fdllm report yet"
+        return Recheck.only_noting(f"{path.name} was not compared: it {why}")
+    then = args.parse(shlex.split(header["selection"]))
+    try:
+        sweeps = list(show.report_sweeps(planner, then))
+    except FdllmError as error:  # a clone has the file and not the records
+        return Recheck.only_noting(f"{path.name} was not compared: {error}")
+    states = [planner.state(run) for sweep in sweeps for run in planner.runs(sweep)]
+    other = [cell for cell in states if cell.state not in SETTLED]
+    if other:
+        return Recheck.only_noting(
+            f"{path.name} was not compared: {len(other)} of its {len(states)} cells are "
+            f"{other[0].state.value} now ({other[0].run.cell.name}: {other[0].reason})"
+        )
+    found = _render(planner, then)[1].splitlines()
+    written = path.read_text(encoding="utf-8").splitlines()
+    number = sum(bool(_FIGURE.search(line)) for line in found)
+    return Recheck(0, number, tuple(_differences(path.name, written, found)), ())
+
+
+def _differences(name: str, written: list[str], found: list[str]) -> Iterator[Difference]:
+    from fdllm.report.recheck import Difference  # noqa: PLC0415 - as above
+
+    matcher = difflib.SequenceMatcher(None, written, found, autojunk=False)
+    for kind, start, stop, first, last in matcher.get_opcodes():
+        if kind != "equal":
+            lines = "\n".join(written[start:stop]), "\n".join(found[first:last])
+            yield Difference(name, f"line {start + 1}", *(repr(text) for text in lines))

@@ -51,9 +51,10 @@ def check_grid(cells: Sequence[Record]) -> None:
     """
     problems = mixtures(cells)
     if problems:
+        first = cells[0].summary
         raise NotComparableError(
-            f"these records do not belong into one table: {'; '.join(problems)}. Compute the cells "
-            "anew under one state of the code, on one machine: fdllm sweep --force"
+            f"no table for {first.experiment} / {first.task}: {'; '.join(problems)}. Compute the "
+            "cells anew under one state of the code, on one machine: fdllm sweep --force"
         )
 
 

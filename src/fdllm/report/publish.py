@@ -9,51 +9,70 @@ from pathlib import Path
 from fdllm.config import Sweep
 from fdllm.errors import FdllmError
 from fdllm.experiment.criteria import Criteria
-from fdllm.plan import Planner, State
+from fdllm.plan import CellState, Planner, State
 from fdllm.record.paths import Layout
 from fdllm.report.grid import overlap_sentence
 from fdllm.report.html import render_html
-from fdllm.report.page import Page, build_page
+from fdllm.report.page import Page, TablePage, build_page
 from fdllm.report.recheck import Difference, Recheck, check_page, check_records, embedded_tables
-from fdllm.report.records import Record, load_record
-from fdllm.report.wording import Missing, summary_sentence
+from fdllm.report.records import NotComparableError, Record, finished, load_record
+from fdllm.report.wording import Missing
+
+
+@dataclass(frozen=True)
+class Section:
+    """One task of a report.
+
+    Attributes:
+        sweep: what was asked for.
+        cells: the state of each of its cells.
+        records: those that are done.
+        overlap: the sentence on overlapping subsets; None where none do.
+        table: their figures on the page; None where no cell is done.
+    """
+
+    sweep: Sweep
+    cells: tuple[CellState, ...]
+    records: tuple[Record, ...]
+    overlap: str | None
+    table: TablePage | None
+
+    @property
+    def missing(self) -> tuple[Missing, ...]:
+        """Cells that are not done."""
+        return tuple(
+            Missing(cell.run.cell.name, cell.state.value, cell.reason)
+            for cell in self.cells
+            if cell.state is not State.DONE
+        )
 
 
 @dataclass(frozen=True)
 class Report:
-    """What goes into the file.
+    """What goes into ``results.md`` and the HTML file.
 
     Attributes:
-        page: every figure.
-        cells: the cells of each of its tables.
-        missing: cells without a record, by key of the table.
-        overlaps: the sentence on overlapping subsets, by key of the table.
-        unfinished: tasks of which no cell is done.
+        page: every figure of the page.
+        sections: a task each; those with a record have one of the page's tables.
     """
 
     page: Page
-    cells: tuple[tuple[Record, ...], ...]
-    missing: dict[str, tuple[Missing, ...]]
-    overlaps: dict[str, str | None]
-    unfinished: tuple[str, ...]
+    sections: tuple[Section, ...]
 
     def render(self) -> str:
-        """The file."""
-        return render_html(self.page, self.cells, self.missing, self.overlaps, self.unfinished)
-
-    def add_verdict(self, markdown: str) -> str:
-        """``results.md`` with the verdict ahead of its tables, and each comparison in words."""
-        verdict = self.page.verdict
-        lines = ["## Verdict", "", f"**{verdict.word.capitalize()}.** {verdict.sentence}", ""]
-        if verdict.criteria:
-            lines += [f"Success criteria, decided beforehand: {verdict.criteria}.", ""]
-        for table in self.page.tables:
-            limit = "" if table.limit is None else f" (limit {table.limit}, a smoke test)"
-            lines.append(f"- {table.task}{limit}: {summary_sentence(table)}")
-            lines += [f"  - {against.sentence}" for against in table.against.values()]
-            lines += [f"  - At equal speed, {one.sentence}" for one in table.alternative.against]
-        head, mark, tables = markdown.partition("\n## ")
-        return "\n".join([head, *lines, ""]) + mark + tables
+        """The HTML file."""
+        shown = {one.table.key: one for one in self.sections if one.table is not None}
+        return render_html(
+            self.page,
+            [one.records for one in shown.values()],
+            {key: one.missing for key, one in shown.items()},
+            {key: one.overlap for key, one in shown.items()},
+            [
+                f"{one.sweep.tasks[0]} on {one.sweep.model.name}"
+                for one in self.sections
+                if one.table is None
+            ],
+        )
 
 
 def html_path(layout: Layout, experiment: str) -> Path:
@@ -67,30 +86,34 @@ def make_report(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -> R
     Raises:
         FdllmError: a record is broken, or the records of a table must not stand together.
     """
-    tables: list[tuple[Record, ...]] = []
-    missing: dict[str, tuple[Missing, ...]] = {}
-    overlaps: dict[str, str | None] = {}
-    unfinished: list[str] = []
-    for sweep in sweeps:
-        states = [planner.state(run) for run in planner.runs(sweep)]
-        done = tuple(load_record(s.paths.folder) for s in states if s.state is State.DONE)
-        if not done:
-            unfinished.append(f"{sweep.tasks[0]} on {sweep.model.name}")
-            continue
-        key = f"t{len(tables)}"
-        tables.append(done)
-        missing[key] = tuple(
-            Missing(s.run.cell.name, s.state.value, s.reason)
-            for s in states
-            if s.state is not State.DONE
-        )
-        overlaps[key] = overlap_sentence(planner.overlaps(sweep), done[0].summary.strategy.n_layers)
     settings = planner.experiment(experiment).settings
     check_names(planner, experiment, settings.criteria)
-    page = build_page(
-        experiment, settings.experiment.title, settings.criteria, tables, planner.layout.results
-    )
-    return Report(page, tuple(tables), missing, overlaps, tuple(unfinished))
+    states = [tuple(planner.state(run) for run in planner.runs(sweep)) for sweep in sweeps]
+    records = [tuple(finished(cells)) for cells in states]
+    try:
+        page = build_page(
+            experiment,
+            settings.experiment.title,
+            settings.criteria,
+            [one for one in records if one],
+            planner.layout.results,
+        )
+    except NotComparableError as error:  # exit code 2 is "cannot tell", the word of a comparison
+        raise FdllmError(str(error)) from None
+    tables = iter(page.tables)
+    sections = [
+        Section(
+            sweep,
+            cells,
+            own,
+            overlap_sentence(planner.overlaps(sweep), own[0].summary.strategy.n_layers)
+            if own
+            else None,
+            next(tables) if own else None,
+        )
+        for sweep, cells, own in zip(sweeps, states, records, strict=True)
+    ]
+    return Report(page, tuple(sections))
 
 
 def check_names(planner: Planner, experiment: str, criteria: Criteria | None) -> None:
@@ -119,7 +142,7 @@ def recheck(planner: Planner, experiment: str, folders: Sequence[Path], written:
     found = check_records(planner.layout, folders)
     if not written.exists():
         note = f"{written} is not there: only the records were compared"
-        return found.and_also(Recheck(0, 0, (), (note,)))
+        return found.and_also(Recheck.only_noting(note))
     place = planner.layout.results / experiment
     named = embedded_tables(written)
     try:

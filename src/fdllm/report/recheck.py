@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fdllm import strictjson
 from fdllm.errors import FdllmError
@@ -63,6 +63,11 @@ class Recheck:
     num_figures: int
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
+
+    @classmethod
+    def only_noting(cls, text: str) -> Self:
+        """A check that compared nothing, and why."""
+        return cls(0, 0, (), (text,))
 
     def and_also(self, other: Recheck) -> Recheck:
         """Both."""

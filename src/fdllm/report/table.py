@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -66,6 +67,97 @@ def requests_text(cell: CellState) -> str:
     return str(cell.done) if cell.state is State.DONE else f"{cell.done} of {total}"
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of figures, a text for each record.
+
+    Attributes:
+        name: its head.
+        texts: what stands below.
+        is_wide: left out where there is little room: in the terminal.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    is_wide: bool = False
+
+
+def figure_columns(records: Sequence[Record]) -> list[Column]:
+    """Figures of the records of one task: the table that the terminal and ``results.md`` show.
+
+    Layer calls stand twice: the share that a run saved of its own, and those it made in the end by
+    those of the first run that reuses nothing. Speeds are by the mean of all of these.
+    """
+    summaries = [record.summary for record in records]
+    plain = [one for one in summaries if not one.strategy.reuses]
+    speeds = [one.speed for one in plain]
+    mean = sum(speeds) / len(speeds) if speeds and all(speeds) else None
+    scored = bool(records) and summaries[0].kind == "loglikelihood"
+
+    def column(name: str, text: Callable[[Summary], str], *, is_wide: bool = False) -> Column:
+        return Column(name, tuple(text(one) for one in summaries), is_wide)
+
+    def pace(name: str, figure: str) -> Column:
+        return column(name, lambda one: f"{getattr(one.throughput, figure) or 0.0:.2f}")
+
+    def quality(name: str, rate: str) -> Column:
+        return column(name, lambda one: _share(getattr(one.quality, rate, None)))
+
+    def beside_plain(text: Callable[[Summary, Summary], str]) -> Callable[[Summary], str]:
+        return lambda one: text(one, plain[0]) if plain else ""
+
+    def change(one: Summary, base: Summary) -> str:
+        return f"{100 * (one.headline.value - base.headline.value):+.1f}"
+
+    columns = [
+        column("Accuracy [95 %]", lambda one: with_interval(one.headline)),
+        column("Change", beside_plain(change), is_wide=True),
+    ]
+    if any(one.boxed_match is not None for one in summaries):
+        columns.append(column("boxed_match", lambda one: _share(one.boxed_match)))
+    if scored:
+        columns.append(pace("Scored tokens/s", "scored_tokens_per_second"))
+        columns.append(pace("Requests/s", "requests_per_second"))
+    else:
+        columns.append(pace("Tokens/s", "tokens_per_second"))
+        columns.append(pace("Tokens/forward", "tokens_per_forward"))
+    columns += [
+        column(
+            "Speed by k=1",
+            lambda one: "" if mean is None else f"{one.speed / mean:.2f}",
+            is_wide=True,
+        ),
+        column("Layer calls saved", lambda one: percent(one.layer_calls.saved_share)),
+        column(
+            "Layer calls by k=1",
+            beside_plain(lambda one, base: f"{one.layer_calls.made / base.layer_calls.made:.2f}"),
+        ),
+    ]
+    if not scored:
+        columns += [
+            quality("Truncated", "truncation_rate"),
+            quality("Repetitive", "repetition_rate"),
+        ]
+    return columns
+
+
+def counter_columns(records: Sequence[Record]) -> list[Column]:
+    """Which layers each record could skip, its forwards by phase, and its layer calls."""
+    summaries = [record.summary for record in records]
+    forwards = [
+        Column(
+            f"{phase} forwards",
+            tuple(str(one.counts.get(phase, {}).get("forwards", 0)) for one in summaries),
+        )
+        for phase in ("prefill", "refresh", "denoise", "commit")
+    ]
+    return [
+        *forwards,
+        Column("computed", tuple(str(one.layer_calls.computed) for one in summaries)),
+        Column("reused", tuple(str(one.layer_calls.reused) for one in summaries)),
+    ]
+
+
 def figures_table(cells: Sequence[CellState]) -> Table:
     """Figures of each cell of one task.
 
@@ -73,66 +165,31 @@ def figures_table(cells: Sequence[CellState]) -> Table:
         The table. Where the finished cells are not comparable its rows hold states only, and its
         caption says why.
     """
-    records = {record.name: record.summary for record in finished(cells)}
-    problems = mixtures(finished(cells))
-    scored = any(summary.kind == "loglikelihood" for summary in records.values())
+    records = finished(cells)
     table = Table(box=box.SIMPLE_HEAD)
-    if problems:
+    if problems := mixtures(records):
         table.caption = (
             "no figures: these records do not belong into one table. "
             + "; ".join(problems)
             + ". Compute them anew on one machine: fdllm sweep --force"
         )
         table.caption_style = "red"
-        records = {}
-    speed = ("scored tokens/s", "requests/s") if scored else ("tokens/s", "tokens/forward")
+        records = []
+    columns = [column for column in figure_columns(records) if not column.is_wide]
     table.add_column("config")
-    boxed = has_boxes(records.values())
-    names = ("accuracy [95 %]", *(("boxed_match",) if boxed else ()), *speed)
-    for name in (*names, "layer calls saved", "by k=1"):
-        table.add_column(name, justify="right")
-    if not scored:
-        table.add_column("truncated", justify="right")
-        table.add_column("repetitive", justify="right")
+    for column in columns:
+        table.add_column(column.name[:1].lower() + column.name[1:], justify="right")
     table.add_column("state")
-    base = next((r for r in records.values() if not r.strategy.reuses), None)
+    rows = zip(*(column.texts for column in columns), strict=True)
+    figures = dict(zip((record.name for record in records), rows, strict=True))
     for cell in cells:
-        summary = records.get(cell.run.cell.name)
-        figures = [""] * (len(table.columns) - 2)
-        if summary is not None:
-            figures = figure_row(summary, base, boxed=boxed)
-        table.add_row(cell.run.cell.name, *figures, state_text(cell.state))
+        name = cell.run.cell.name
+        table.add_row(name, *figures.get(name, [""] * len(columns)), state_text(cell.state))
     return table
 
 
-def has_boxes(summaries: Iterable[Summary]) -> bool:
-    """Whether ``boxed_match`` stands beside the headline of any."""
-    return any(summary.boxed_match is not None for summary in summaries)
-
-
-def boxed_text(summary: Summary) -> str:
-    """``boxed_match`` in a table; empty where there is none."""
-    return "" if summary.boxed_match is None else percent(summary.boxed_match)
-
-
-def figure_row(summary: Summary, base: Summary | None, *, boxed: bool = False) -> list[str]:
-    """Accuracy with its interval, speed, share of layer calls saved, signs of degeneration.
-
-    Layer calls stand twice: the share that the run saved of its own, and those it made in the end
-    by those of ``base``, which reuses nothing.
-    """
-    speed = summary.throughput
-    if summary.kind == "generate":
-        figures = [_number(speed.tokens_per_second), _number(speed.tokens_per_forward, 2)]
-    else:
-        figures = [_number(speed.scored_tokens_per_second), _number(speed.requests_per_second)]
-    calls = summary.layer_calls
-    made = "" if base is None else _number(calls.made / base.layer_calls.made, 2)
-    accuracy = [with_interval(summary.headline), *([boxed_text(summary)] if boxed else [])]
-    row = [*accuracy, *figures, percent(calls.saved_share), made]
-    if summary.quality is not None:
-        row += [percent(summary.quality.truncation_rate), percent(summary.quality.repetition_rate)]
-    return row
+def _share(value: float | None) -> str:
+    return "" if value is None else percent(value)
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -202,7 +259,3 @@ def twins_agree(cells: Sequence[CellState]) -> bool:
     """Whether the A/A check of one task holds, or there is nothing to check."""
     records = finished(cells)
     return bool(mixtures(records)) or all(pair.equal for pair in twins(records))
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
