@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from drawn import CLOSE, Drawn, near
-from fdllm.report.charts import Bar, BarChart, HeatMap
+from fdllm.report.charts import Bar, BarChart
 from fdllm.report.svg import Drawing, decimals, escaped, number, ticks
 
 # --- axes -----------------------------------------------------------------------------------------
@@ -68,83 +68,6 @@ def test_marks_lie_around_their_point(shape: str, corners: int) -> None:
     assert max(reach) == near(min(reach))
     top = min(y for _, y in points)
     assert sum(abs(y - top) < CLOSE for _, y in points) == (2 if shape == "square" else 1)
-
-
-# --- heat map -------------------------------------------------------------------------------------
-
-
-def heat(**changes: object) -> Drawn:
-    values: dict[str, object] = {
-        "key": "k",
-        "title": "t",
-        "rows": ["k = 1", "k = 2"],
-        "columns": ["first", "last"],
-        "values": [[1.0, 3.0], [None, 5.0]],
-        "unit": "Percent",
-    }
-    return Drawn(HeatMap(**(values | changes)).render())  # type: ignore[arg-type]
-
-
-def test_a_heat_map_says_its_figures() -> None:
-    assert heat().description == "Percent. k = 1: first 1.0, last 3.0; k = 2: first none, last 5.0."
-    assert heat(digits=0).description.startswith("Percent. k = 1: first 1, last 3;")
-    bare = heat(columns=[""], rows=["a"], values=[[2.0]])
-    assert bare.description == "Percent. a: 2.0."
-
-
-@pytest.mark.parametrize(
-    ("changes", "strength"),
-    [
-        ({}, {"1.0": 0.0, "3.0": 0.5, "5.0": 1.0}),
-        ({"low": 0.0}, {"1.0": 0.2, "3.0": 0.6, "5.0": 1.0}),
-        ({"low": 2.0, "high": 4.0}, {"1.0": 0.0, "3.0": 0.5, "5.0": 1.0}),
-        ({"least_span": 8.0}, {"1.0": 0.0, "3.0": 0.25, "5.0": 0.5}),
-        ({"least_span": 1.0}, {"1.0": 0.0, "3.0": 0.5, "5.0": 1.0}),
-    ],
-)
-def test_the_larger_a_figure_the_stronger_its_colour(
-    changes: dict[str, object], strength: dict[str, float]
-) -> None:
-    drawn = heat(**changes)
-    boxes = drawn.all("rect", "heat")
-    figures = drawn.texts("figures")
-    assert [text for text, _, _ in figures] == list(strength)
-    for box, (text, x, y), share in zip(boxes, figures, strength.values(), strict=True):
-        assert box["x"] + box["width"] / 2 == near(x), text
-        assert box["y"] < y < box["y"] + box["height"]
-        assert box["fill-opacity"] == pytest.approx(0.04 + 0.58 * share, abs=0.006)
-
-
-def test_equal_figures_have_no_colour() -> None:
-    boxes = heat(values=[[2.0, 2.0], [2.0, 2.0]]).all("rect", "heat")
-    assert [box["fill-opacity"] for box in boxes] == [0.04] * 4
-
-
-def test_cells_stand_under_their_column_and_beside_their_row() -> None:
-    drawn = heat(span="subsets")
-    names = {text: (x, y) for text, x, y in drawn.texts("label")}
-    figures = {text: (x, y) for text, x, y in drawn.texts("figures")}
-    assert figures["1.0"][0] == near(names["first"][0])
-    assert figures["3.0"][0] == near(names["last"][0])
-    assert figures["5.0"][0] == near(names["last"][0])
-    assert figures["3.0"][1] == near(names["k = 1"][1])
-    assert figures["5.0"][1] == near(names["k = 2"][1])
-    ((blank, x, y), (span, middle, high)) = sorted(drawn.texts("label soft"))
-    assert (blank, span) == ("-", "subsets")
-    assert x == near(names["first"][0])
-    assert y == near(names["k = 2"][1])
-    assert middle == near((names["first"][0] + names["last"][0]) / 2)
-    assert high < names["first"][1] < figures["1.0"][1]
-    (box,) = drawn.all("rect", "none")
-    assert box["x"] + box["width"] / 2 == near(x)
-    every = [*drawn.all("rect", "heat"), box]
-    assert max(b["x"] + b["width"] for b in every) <= drawn.width
-    assert max(b["y"] + b["height"] for b in every) <= drawn.height
-    apart = sorted((b["y"], b["x"]) for b in every)
-    assert apart[1][1] - apart[0][1] == near(74)
-    assert apart[2][0] - apart[0][0] == near(34)
-    many = heat(rows=list("abcde"), values=[[1.0, 2.0]] * 5).all("rect", "heat")
-    assert many[2]["y"] - many[0]["y"] == near(24)
 
 
 # --- bars -----------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Elements(HTMLParser):
 
 def test_every_figure_has_a_text_alternative(text: str) -> None:
     figures = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
-    assert len(figures) > 20
+    assert len(figures) > 10
     for figure in figures:
         key = re.search(r'id="([^"]+)"', figure)
         assert key is not None
@@ -133,6 +133,7 @@ def test_what_a_reader_must_know_is_said(text: str) -> None:
         "No finished cell yet: humaneval.",
         "Against simply lowering the threshold",
         "anatomy",
+        "How many tokens a denoising step unmasks",
         "Quadro RTX 6000",
     ):
         assert said in text, said

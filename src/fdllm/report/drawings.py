@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 from markupsafe import Markup
 
 from fdllm.config import CONFIG_NAME
 from fdllm.record.measure import made
-from fdllm.report.charts import Bar, BarChart, HeatMap
+from fdllm.report.charts import Bar, BarChart
 from fdllm.report.measured import Measured
 from fdllm.report.page import TablePage
 from fdllm.report.scatter import Point, Scatter, frontier
@@ -17,61 +17,6 @@ PHASES = ("prefill", "refresh", "denoise", "commit")
 _SUBSETS = ("first", "middle", "last")
 _SHAPES = {1: "circle", 2: "square", 3: "triangle"}
 _PERCENT = 100.0
-
-
-def draw_heat_maps(table: TablePage) -> list[Markup]:
-    """Accuracy, speed and saved share over the grid."""
-    fastest = max(cell.speed for cell in table.cells)
-    wanted: tuple[tuple[str, str, Callable[[Measured], float], float | None, float], ...] = (
-        ("accuracy", "Accuracy, %", lambda c: _PERCENT * c.accuracy, None, 10.0),
-        ("speed", f"Speed, {table.unit}", lambda c: c.speed, None, 0.2 * fastest),
-        ("saved", "Layer calls saved, %", lambda c: _PERCENT * c.saved_share, 0.0, 10.0),
-    )
-    return [
-        _heat_map(table, key, title, figure, low=low, least=least)
-        for key, title, figure, low, least in wanted
-    ]
-
-
-def _heat_map(
-    table: TablePage,
-    key: str,
-    title: str,
-    figure: Callable[[Measured], float],
-    *,
-    low: float | None,
-    least: float,
-) -> Markup:
-    key = f"{table.key}-{key}"
-    cells = {cell.name: cell for cell in table.cells}
-    if all(CONFIG_NAME.match(name) for name in cells):
-        periods = sorted({cell.k for cell in cells.values()})
-        subsets = [s for s in _SUBSETS if any(cell.subset == s for cell in cells.values())]
-        grid = [[cells.get(f"k{k}_{subset}") for subset in subsets] for k in periods]
-        return HeatMap(
-            key,
-            f"{title}, by period and subset",
-            [f"k = {k}" for k in periods],
-            subsets,
-            [[None if cell is None else figure(cell) for cell in row] for row in grid],
-            title,
-            low=low,
-            least_span=least,
-            cell_width=86.0,
-        ).render()
-    values = [[figure(cell)] for cell in table.cells]
-    names = [cell.name for cell in table.cells]
-    return HeatMap(
-        key,
-        f"{title}, by config",
-        names,
-        [""],
-        values,
-        title,
-        low=low,
-        least_span=least,
-        cell_width=150.0,
-    ).render()
 
 
 def frontier_names(table: TablePage) -> list[str]:
@@ -216,68 +161,3 @@ def draw_lengths(table: TablePage) -> Markup | None:
             ("rule", "", "5 % to 95 %"),
         ),
     ).render()
-
-
-def draw_degeneration(table: TablePage) -> Markup | None:
-    """Shares of answers that were truncated, and that repeat themselves."""
-    bars, words = [], []
-    for cell in table.cells:
-        if cell.truncation is None:
-            continue
-        cut = _PERCENT * cell.truncation
-        marks = [(cut, "circle", "s1")]
-        label, said = f"{cut:.1f}", f"{cell.name}: truncated {cut:.1f} %"
-        if cell.repetition is not None:
-            again = _PERCENT * cell.repetition
-            marks.append((again, "triangle", "hollow"))
-            label += f" / {again:.1f}"
-            said += f", repetitive {again:.1f} %"
-        bars.append(Bar(cell.name, (), label, marks))
-        words.append(said)
-    if not bars:
-        return None
-    return BarChart(
-        f"{table.key}-degeneration",
-        "Truncated and repetitive answers",
-        bars,
-        "% of the answers",
-        "; ".join(words) + ".",
-        legend=(("s1", "circle", "truncated"), ("hollow", "triangle", "repetitive")),
-    ).render()
-
-
-def draw_steps(table: TablePage) -> list[Markup]:
-    """Tokens unmasked by a denoising step: how many, and in which part of the answer."""
-    cells = [(cell.name, cell.steps) for cell in table.cells if cell.steps is not None]
-    if not cells:
-        return []
-    names = [name for name, _ in cells]
-    shares = [[_PERCENT * share for share in steps.shares] for _, steps in cells]
-    tenths: Sequence[Sequence[float | None]] = [list(steps.tenths) for _, steps in cells]
-    return [
-        HeatMap(
-            f"{table.key}-steps",
-            "Share of denoising steps by tokens unmasked, %",
-            names,
-            [*map(str, range(1, 8)), "8+"],
-            shares,
-            "Percent of the steps that unmask so many tokens",
-            0,
-            low=0.0,
-            span="tokens unmasked by the step",
-            cell_width=38.0,
-        ).render(),
-        HeatMap(
-            f"{table.key}-tenths",
-            "Tokens unmasked a step, along the answer",
-            names,
-            [str(i) for i in range(1, 11)],
-            tenths,
-            "Mean tokens unmasked by a step",
-            1,
-            low=1.0,
-            least_span=3.0,
-            span="tenth of the answer's steps",
-            cell_width=31.0,
-        ).render(),
-    ]

@@ -107,15 +107,12 @@ def _probability(value: float | None) -> str:
 
 def _drawings(table: TablePage) -> dict[str, Any]:
     return {
-        "heat": drawings.draw_heat_maps(table),
         "scatter_wide": drawings.draw_scatter(table, 860, 400, "wide"),
         "scatter_narrow": drawings.draw_scatter(table, 360, 320, "narrow"),
         "speedups": drawings.draw_speedups(table),
         "calls": drawings.draw_calls(table),
         "frontier": drawings.frontier_names(table),
-        "steps": drawings.draw_steps(table),
         "lengths": drawings.draw_lengths(table),
-        "degeneration": drawings.draw_degeneration(table),
     }
 
 
@@ -125,7 +122,6 @@ def _extras(
     return {
         "notices": wording.notices(table, overlap),
         "legend": wording.legend(table),
-        "heat_captions": wording.heat_captions(table),
         "missing": missing,
         "subjects": sorted({name for cell in table.cells for name in cell.subjects}),
         "subject_rows": wording.subject_rows(table),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,12 +153,3 @@ def subject_rows(table: TablePage) -> list[dict[str, Any]]:
         num = max(cell.subjects.get(name, (0.0, 0))[1] for cell in table.cells)
         rows.append({"name": name, "n": num, "cells": cells})
     return rows
-
-
-def heat_captions(table: TablePage) -> Sequence[str]:
-    """What stands under the three heat maps."""
-    return (
-        "Accuracy, % of the documents.",
-        f"Speed, {table.unit} of model time.",
-        "Layer calls that were not computed, % of all.",
-    )
