@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from fdllm.report.build import build_page
 from fdllm.report.html import render_html
-from fdllm.report.page import build_page
 from fdllm.report.records import load_record
 from made_up import Invented, baseline_grid, write_grid
 

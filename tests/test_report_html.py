@@ -13,12 +13,12 @@ import pytest
 from fdllm.errors import UsageError
 from fdllm.experiment.criteria import Criteria
 from fdllm.experiment.settings import read_settings
+from fdllm.report.build import Page, build_page
 from fdllm.report.html import render_html
 from fdllm.report.measured import ideal_speedup, measured
-from fdllm.report.page import Page, build_page
 from fdllm.report.records import Record, load_record
+from fdllm.report.report_text import Missing
 from fdllm.report.scatter import Point, frontier
-from fdllm.report.wording import Missing
 from made_up import Invented, baseline_grid, write_grid
 
 CRITERIA = Criteria(max_accuracy_drop=0.02, min_speedup=1.05)

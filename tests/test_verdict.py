@@ -12,7 +12,7 @@ from fdllm.report.comparison import Comparison
 from fdllm.report.intervals import Estimate
 from fdllm.report.measured import Measured
 from fdllm.report.speed import Floor, Speed
-from fdllm.report.verdict import Finding, Judged, Verdict, judge
+from fdllm.report.verdict import CriterionResult, Judged, Judgement, judge
 
 
 def cell(name: str = "k2_last", **changes: Any) -> Measured:
@@ -47,11 +47,13 @@ def verdict(
     task: str = "gsm8k",
     smoke: bool = False,
     base: Measured | None = BASE,
-) -> Verdict:
+) -> Judgement:
     return judge(criteria, [Judged(task, smoke, base, cells)])
 
 
-def finding(criteria: Criteria, one: Measured, other: Comparison | None, **changes: Any) -> Finding:
+def finding(
+    criteria: Criteria, one: Measured, other: Comparison | None, **changes: Any
+) -> CriterionResult:
     (found,) = verdict(criteria, (one, other), **changes).cells[0].findings
     return found
 
@@ -106,7 +108,7 @@ def test_a_speed_up_that_may_not_be_claimed_meets_nothing(
     noise = {name: value for name, value in changes.items() if name == "floor"}
     quick = against(speed=speed(claim="none", **noise), **why_not)
     found = finding(Criteria(min_speedup=1.2), cell(), quick)
-    assert found == Finding("min_speedup", "open", f"2.00 [1.90, 2.10] times ({why})")
+    assert found == CriterionResult("min_speedup", "open", f"2.00 [1.90, 2.10] times ({why})")
     slower = against(speed=speed((0.9, 0.8, 1.0), "none", **noise), **why_not)
     assert finding(Criteria(min_speedup=1.2), cell(), slower).outcome == "missed"
 

@@ -23,7 +23,7 @@ from fdllm.record.atomic import write_text
 
 if TYPE_CHECKING:  # scipy and statsmodels come in where a report is made
     from fdllm.report.publish import Report
-    from fdllm.report.recheck import Difference, Recheck
+    from fdllm.report.recheck import Mismatch, Recheck
 
 _HEADER = re.compile(r"^Written by `fdllm report(?P<selection> [^`]+)`", re.MULTILINE)
 _FLAGS = ("task", "config", "limit", "model", "revision", "scoring", "preset")
@@ -163,11 +163,11 @@ def _check_markdown(planner: Planner, args: Namespace, path: Path) -> Recheck:
     return Recheck(0, number, tuple(_differences(path.name, written, found)), ())
 
 
-def _differences(name: str, written: list[str], found: list[str]) -> Iterator[Difference]:
-    from fdllm.report.recheck import Difference  # noqa: PLC0415 - as above
+def _differences(name: str, written: list[str], found: list[str]) -> Iterator[Mismatch]:
+    from fdllm.report.recheck import Mismatch  # noqa: PLC0415 - as above
 
     matcher = difflib.SequenceMatcher(None, written, found, autojunk=False)
     for kind, start, stop, first, last in matcher.get_opcodes():
         if kind != "equal":
             lines = "\n".join(written[start:stop]), "\n".join(found[first:last])
-            yield Difference(name, f"line {start + 1}", *(repr(text) for text in lines))
+            yield Mismatch(name, f"line {start + 1}", *(repr(text) for text in lines))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fdllm.report.agreement import stated
+from fdllm.report.compare_text import describe
 from fdllm.report.comparison import MARGIN, Comparison, Verdict
 from fdllm.report.difference import ALPHA, Difference, find_difference, holm, is_binary
 from fdllm.report.grid import differences, same_computation, speed_refusal
@@ -22,7 +23,6 @@ from fdllm.report.intervals import Estimate
 from fdllm.report.pairs import Pairs, join
 from fdllm.report.records import NotComparableError, Record, SampleKey
 from fdllm.report.speed import Floor, measure_speed, most_by_calls, noise_floor
-from fdllm.report.words import describe
 
 FAR = 0.1
 """A loss of accuracy whose whole interval is beyond 10 points is a collapse."""

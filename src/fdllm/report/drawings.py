@@ -8,9 +8,9 @@ from markupsafe import Markup
 
 from fdllm.config import CONFIG_NAME
 from fdllm.record.measure import made
+from fdllm.report.build import TablePage
 from fdllm.report.charts import Bar, BarChart
 from fdllm.report.measured import Measured
-from fdllm.report.page import TablePage
 from fdllm.report.scatter import Point, Scatter, frontier
 
 PHASES = ("prefill", "refresh", "denoise", "commit")

@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fdllm.report import drawings, wording
+from fdllm.report import drawings, report_text
+from fdllm.report.build import Page, TablePage
 from fdllm.report.flips import FlipSource, embed
-from fdllm.report.page import Page, TablePage
 from fdllm.report.records import Record
 
 FLIP_BUDGET = 3_600_000
@@ -24,7 +24,7 @@ _CLASSES = {"confirmed": "confirmed", "refuted": "refuted", "cannot tell": "unsu
 def render_html(
     page: Page,
     cells: Sequence[Sequence[Record]],
-    missing: Mapping[str, Sequence[wording.Missing]],
+    missing: Mapping[str, Sequence[report_text.Missing]],
     overlaps: Mapping[str, str | None],
     unfinished: Sequence[str] = (),
 ) -> str:
@@ -51,7 +51,7 @@ def render_html(
         page=page,
         unfinished=unfinished,
         verdict_class=_CLASSES.get(page.verdict.word, ""),
-        summaries={table.key: wording.summary_sentence(table) for table in page.tables},
+        summaries={table.key: report_text.summary_sentence(table) for table in page.tables},
         drawings={table.key: _drawings(table) for table in page.tables},
         extras={
             table.key: _extras(table, missing.get(table.key, ()), overlaps.get(table.key))
@@ -117,14 +117,14 @@ def _drawings(table: TablePage) -> dict[str, Any]:
 
 
 def _extras(
-    table: TablePage, missing: Sequence[wording.Missing], overlap: str | None
+    table: TablePage, missing: Sequence[report_text.Missing], overlap: str | None
 ) -> dict[str, Any]:
     return {
-        "notices": wording.notices(table, overlap),
-        "legend": wording.legend(table),
+        "notices": report_text.notices(table, overlap),
+        "legend": report_text.legend(table),
         "missing": missing,
         "subjects": sorted({name for cell in table.cells for name in cell.subjects}),
-        "subject_rows": wording.subject_rows(table),
+        "subject_rows": report_text.subject_rows(table),
         "flip_configs": list(table.against),
     }
 

@@ -54,7 +54,7 @@ def _facts(cell: Record) -> dict[str, str]:
         "fingerprint": summary.fingerprint.digest,
         "strategy": summary.strategy.text,
         "decoding": fields.get("decoding") or "unknown",
-        "commit": _commit(last.get("git")),
+        "commit": commit(last.get("git")),
         "source": _short(fields.get("source")),
         "experiment code": _short(fields.get("experiment")),
         "model": summary.model,
@@ -81,7 +81,8 @@ def _facts(cell: Record) -> dict[str, str]:
     return facts
 
 
-def _commit(git: Mapping[str, Any] | None) -> str:
+def commit(git: Mapping[str, Any] | None) -> str:
+    """A session's commit in short, and whether the code differed from it."""
     if not git:
         return "unknown"
     return str(git["commit"])[:10] + (" with changes" if git["dirty"] else "")

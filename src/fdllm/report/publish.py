@@ -11,12 +11,12 @@ from fdllm.errors import FdllmError
 from fdllm.experiment.criteria import Criteria
 from fdllm.plan import CellState, Planner, State
 from fdllm.record.paths import Layout
+from fdllm.report.build import Page, TablePage, build_page
 from fdllm.report.grid import overlap_sentence
 from fdllm.report.html import render_html
-from fdllm.report.page import Page, TablePage, build_page
-from fdllm.report.recheck import Difference, Recheck, check_page, check_records, embedded_tables
+from fdllm.report.recheck import Mismatch, Recheck, check_page, check_records, embedded_tables
 from fdllm.report.records import NotComparableError, Record, finished, load_record
-from fdllm.report.wording import Missing
+from fdllm.report.report_text import Missing
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def recheck(planner: Planner, experiment: str, folders: Sequence[Path], written:
             experiment, settings.experiment.title, settings.criteria, tables, planner.layout.results
         )
     except FdllmError as error:
-        wrong = Difference(written.name, "a record behind it", "gone or broken", str(error))
+        wrong = Mismatch(written.name, "a record behind it", "gone or broken", str(error))
         return found.and_also(Recheck(0, 0, (wrong,), ()))
     shown = {place / folder / name for folder, names in named for name in names}
     later = [f.relative_to(place).as_posix() for f in folders if f not in shown]

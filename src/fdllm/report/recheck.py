@@ -29,7 +29,7 @@ _EMBEDDED = re.compile(
 
 
 @dataclass(frozen=True)
-class Difference:
+class Mismatch:
     """A figure that the samples do not bear out.
 
     Attributes:
@@ -61,7 +61,7 @@ class Recheck:
 
     num_records: int
     num_figures: int
-    differences: tuple[Difference, ...]
+    differences: tuple[Mismatch, ...]
     notes: tuple[str, ...]
 
     @classmethod
@@ -86,7 +86,7 @@ def check_records(layout: Layout, folders: Sequence[Path]) -> Recheck:
         layout: where the copies for git lie.
         folders: the records.
     """
-    differences: list[Difference] = []
+    differences: list[Mismatch] = []
     notes: list[str] = []
     number = 0
     for folder in folders:
@@ -95,16 +95,16 @@ def check_records(layout: Layout, folders: Sequence[Path]) -> Recheck:
             cell = load_record(folder)
             pairs = list(_figures(cell, notes, name))
         except (FdllmError, DamagedJournalError) as error:
-            differences.append(Difference(name, "the record", "not readable", str(error)))
+            differences.append(Mismatch(name, "the record", "not readable", str(error)))
             continue
         except (KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"
-            differences.append(Difference(name, "the record", "not of this form", what))
+            differences.append(Mismatch(name, "the record", "not of this form", what))
             continue
         pairs += _copies(cell, layout.artifacts / folder.relative_to(layout.results), notes, name)
         number += len(pairs)
         differences += [
-            Difference(f"{name}/{file}", figure, _show(written), _show(found))
+            Mismatch(f"{name}/{file}", figure, _show(written), _show(found))
             for file, figure, written, found in pairs
             if not same(written, found)
         ]
@@ -151,21 +151,21 @@ def check_page(path: Path, fresh: Mapping[str, Any]) -> Recheck:
 
     Args:
         path: the report.
-        fresh: :meth:`fdllm.report.page.Page.figures`.
+        fresh: :meth:`fdllm.report.build.Page.figures`.
     """
     match = _EMBEDDED.search(path.read_text(encoding="utf-8"))
     if match is None:
-        wrong = Difference(path.name, "its figures", "absent", "a report of fdllm holds them")
+        wrong = Mismatch(path.name, "its figures", "absent", "a report of fdllm holds them")
         return Recheck(0, 0, (wrong,), ())
     try:
         written = dict(leaves(strictjson.loads(match["json"])))
     except ValueError:
-        wrong = Difference(path.name, "its figures", "not readable", "a JSON object")
+        wrong = Mismatch(path.name, "its figures", "not readable", "a JSON object")
         return Recheck(0, 0, (wrong,), ())
     found = dict(leaves(strictjson.loads(strictjson.dumps(fresh))))
     names = list(dict.fromkeys([*written, *found]))
     differences = tuple(
-        Difference(
+        Mismatch(
             path.name, name, _show(written.get(name, "absent")), _show(found.get(name, "absent"))
         )
         for name in names

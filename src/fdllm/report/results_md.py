@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fdllm.report.grid import identical
+from fdllm.report.measured import span
+from fdllm.report.origin import commit
 from fdllm.report.publish import Report, Section
 from fdllm.report.records import Record
+from fdllm.report.report_text import summary_sentence
 from fdllm.report.table import Column, counter_columns, figure_columns, twins_lines
-from fdllm.report.wording import summary_sentence
 
 _LAYER_CALLS = (
     "Layer calls saved: those not made, of the config's own. By k=1: those made in the end, by the "
@@ -90,7 +92,7 @@ def _figures(records: Sequence[Record]) -> list[str]:
 
 def _counters(records: Sequence[Record]) -> list[str]:
     n_layers = records[0].summary.strategy.n_layers
-    layers = Column("Layers", tuple(_span(record.summary.strategy.layers) for record in records))
+    layers = Column("Layers", tuple(span(record.summary.strategy.layers) for record in records))
     return [
         f"Reuse counters ({n_layers} layers; layer calls computed + reused):",
         "",
@@ -151,7 +153,7 @@ def _provenance(records: Sequence[Record]) -> list[str]:
     first = records[0].summary
     last = max(str(r.summary.provenance.get("finished", "")) for r in records)
     session = first.provenance["sessions"][-1]
-    commits = sorted({_commit(record) for record in records})
+    commits = sorted({commit(r.summary.provenance["sessions"][-1].get("git")) for r in records})
     packages = session["packages"]
     facts = [
         f"Finished {last} on {', '.join(first.machines)} ({session['device']}, {session['dtype']})",
@@ -162,16 +164,3 @@ def _provenance(records: Sequence[Record]) -> list[str]:
         f"decoding {first.fingerprint.fields['decoding']}",
     ]
     return ["; ".join(facts) + ".", ""]
-
-
-def _commit(record: Record) -> str:
-    git = record.summary.provenance["sessions"][-1].get("git")
-    if not git:
-        return "unknown"
-    return str(git["commit"])[:10] + (" with changes" if git["dirty"] else "")
-
-
-def _span(layers: Sequence[int]) -> str:
-    if not layers:
-        return "none"
-    return f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else str(layers[0])

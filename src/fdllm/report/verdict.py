@@ -16,7 +16,7 @@ _WORDS: dict[Outcome, str] = {"met": "confirmed", "missed": "refuted", "open": "
 
 
 @dataclass(frozen=True)
-class Finding:
+class CriterionResult:
     """One criterion on one cell of one task.
 
     Attributes:
@@ -37,11 +37,11 @@ class CellVerdict:
     task: str
     config: str
     outcome: Outcome
-    findings: tuple[Finding, ...]
+    findings: tuple[CriterionResult, ...]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What the report begins with.
 
     Attributes:
@@ -74,10 +74,10 @@ class Judged:
     cells: Sequence[tuple[Measured, Comparison | None]]
 
 
-def judge(criteria: Criteria | None, tasks: Sequence[Judged]) -> Verdict:
+def judge(criteria: Criteria | None, tasks: Sequence[Judged]) -> Judgement:
     """The verdict over all tasks."""
     if criteria is None:
-        return Verdict(
+        return Judgement(
             "no criteria",
             "The experiment names no success criteria (a [criteria] table in experiment.toml), so "
             "there is nothing to judge; the figures stand for themselves.",
@@ -102,7 +102,7 @@ def judge(criteria: Criteria | None, tasks: Sequence[Judged]) -> Verdict:
     outcome = _overall(criteria, cells)
     if missing and outcome == "met":
         outcome = "open"
-    return Verdict(
+    return Judgement(
         _WORDS[outcome], _sentence(outcome, criteria, cells, missing, smoke), criteria.words, cells
     )
 
@@ -176,7 +176,7 @@ def _most_missed(cells: Sequence[CellVerdict]) -> str:
 def _judge_cell(
     criteria: Criteria, task: Judged, cell: Measured, against: Comparison | None
 ) -> CellVerdict:
-    found: list[Finding] = []
+    found: list[CriterionResult] = []
     drop, speed = criteria.max_accuracy_drop, criteria.min_speedup
     if drop is not None:
         change = None if against is None else against.difference
@@ -191,20 +191,20 @@ def _judge_cell(
                 else "noise unknown: no A/A cells" if times.floor is None
                 else f"within the noise floor of {100 * times.floor.floor:.1f} %"
             )  # fmt: skip
-            finding = Finding(finding.criterion, "open", f"{finding.text} ({why})")
+            finding = CriterionResult(finding.criterion, "open", f"{finding.text} ({why})")
         found.append(finding)
     if criteria.min_saved_share is not None:
         met = cell.saved_share >= criteria.min_saved_share
         text = f"{100 * cell.saved_share:.1f} % of layer calls saved"
-        found.append(Finding("min_saved_share", "met" if met else "missed", text))
+        found.append(CriterionResult("min_saved_share", "met" if met else "missed", text))
     found += _rises(criteria, cell, task.baseline)
     if task.smoke:
-        found = [Finding(f.criterion, "open", f"{f.text} (smoke test)") for f in found]
+        found = [CriterionResult(f.criterion, "open", f"{f.text} (smoke test)") for f in found]
     outcome = _worst([finding.outcome for finding in found])
     return CellVerdict(task.task, cell.name, outcome, tuple(found))
 
 
-def _rises(criteria: Criteria, cell: Measured, base: Measured | None) -> list[Finding]:
+def _rises(criteria: Criteria, cell: Measured, base: Measured | None) -> list[CriterionResult]:
     """Signs of degeneration, against the baseline's."""
     wanted = (
         ("max_truncation_rise", cell.truncation, None if base is None else base.truncation),
@@ -216,20 +216,22 @@ def _rises(criteria: Criteria, cell: Measured, base: Measured | None) -> list[Fi
         if limit is None:
             continue
         if now is None or then is None:
-            found.append(Finding(name, "open", "not measured"))
+            found.append(CriterionResult(name, "open", "not measured"))
             continue
         text = f"{100 * (now - then):+.1f} points"
-        found.append(Finding(name, "met" if now - then <= limit else "missed", text))
+        found.append(CriterionResult(name, "met" if now - then <= limit else "missed", text))
     return found
 
 
-def _interval(name: str, figure: Estimate | None, least: float, scale: float, unit: str) -> Finding:
+def _interval(
+    name: str, figure: Estimate | None, least: float, scale: float, unit: str
+) -> CriterionResult:
     """Whether an estimate lies above ``least``, its whole interval with it."""
     if figure is None:
-        return Finding(name, "open", "nothing to compare with")
+        return CriterionResult(name, "open", "nothing to compare with")
     digits, sign = (1, "+") if scale != 1 else (2, "")
     text, low, high = (
         f"{scale * end:{sign}.{digits}f}" for end in (figure.value, figure.low, figure.high)
     )
     outcome: Outcome = "met" if figure.low >= least else "missed" if figure.high < least else "open"
-    return Finding(name, outcome, f"{text} [{low}, {high}]{unit}")
+    return CriterionResult(name, outcome, f"{text} [{low}, {high}]{unit}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fdllm.config import CONFIG_NAME
-from fdllm.report.page import TablePage
+from fdllm.report.build import TablePage
 
 
 @dataclass(frozen=True)

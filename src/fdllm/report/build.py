@@ -16,7 +16,7 @@ from fdllm.report.measured import Measured, measured
 from fdllm.report.origin import Origin, origin
 from fdllm.report.records import Record
 from fdllm.report.speed import Floor, noise_floor
-from fdllm.report.verdict import Judged, Verdict, judge
+from fdllm.report.verdict import Judged, Judgement, judge
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Page:
 
     experiment: str
     title: str
-    verdict: Verdict
+    verdict: Judgement
     tables: tuple[TablePage, ...]
 
     def figures(self) -> dict[str, Any]:
