@@ -7,7 +7,8 @@ one operation at a time) with the same weights in float32 on a CPU:
   exact where no token changes, so they must be the definition's but for rounding. A right path
   errs about as much as the definition does in the type; more than :data:`FACTOR` times that is a
   fault. In float32 the definition itself is the reference, and the bound is :data:`FLOAT32`.
-- *scores*: log p of some tokens behind a prompt (``first-token``), in the same way.
+- *scores*: log p of some tokens behind a prompt (``first-token``), in the same way;
+  :data:`SCORE_FACTOR` times what logits may err.
 - *texts*: a row's tokens, and the most probable ones of its logits, do not depend on the batch. On
   a GPU, whose products may round otherwise for another number of rows, that is recorded and no
   fault. And texts are those that the model writes in float32; in a half type only the trained
@@ -44,7 +45,7 @@ FACTOR = 1.25
 FLOAT32 = 1e-5
 """Share of the logits' root mean square that a path may err in float32."""
 SCORE_FACTOR = 2.0
-"""As :data:`FACTOR`, for log p: these are few, and those of a prompt err together."""
+"""Times what logits may err that log p may: it is a logit less a mean of logits, weighted."""
 _FEW = (0, ROWS // 2, ROWS - 1)  # rows that run alone and by threes too
 _MOST_ROWS = ROWS // 4  # whose texts may differ where near ties may fall otherwise
 
@@ -154,15 +155,13 @@ class Tried:
         # The same weights in float32 as in the type: what is compared is arithmetic, not storage.
         exact = copied(copied(subject.model, CPU, dtype), CPU, torch.float32)
         self.subject, self.model = subject, copied(subject.model, device, dtype)
-        self.logits, self.scores = _defined(subject, exact)
+        self.logits, self.scores = _dense(exact, subject.sequences), _defined_scores(subject, exact)
         exact.network.use(Compiled())
         full, self.on_cpu = dtype == torch.float32, device.type == "cpu"
         self.bound = FLOAT32 * _rms(self.logits)
-        self.score_bound = SCORE_FACTOR * self.bound
         if not full:
-            logits, scores = _defined(subject, self.model)
-            self.bound = FACTOR * _rms(logits - self.logits)
-            self.score_bound = SCORE_FACTOR * _rms(scores - self.scores)
+            self.bound = FACTOR * _rms(_dense(self.model, subject.sequences) - self.logits)
+        self.score_bound = SCORE_FACTOR * self.bound
         self.judged = full or subject.trained
         self.texts = _texts(subject, exact, range(ROWS), ROWS) if self.judged else []
         self.may_differ = 0 if full and self.on_cpu else _MOST_ROWS
@@ -226,11 +225,9 @@ def _twice(logits: Tensor) -> Tensor:
     return torch.cat((logits, logits[:, SUB_BLOCK : 2 * SUB_BLOCK]), 1)
 
 
-def _defined(subject: Subject, model: Model) -> tuple[Tensor, Tensor]:
-    """By the definition: each sequence's last logits [rows, columns, vocabulary], and log p."""
-    spec = subject.model.spec
-    logits = _dense(model, subject.sequences)
-    asked = []
+def _defined_scores(subject: Subject, model: Model) -> Tensor:
+    """Log p of the targets behind each prompt by the definition, [rows, targets]."""
+    spec, asked = subject.model.spec, []
     for prompt in subject.prompts:
         # As the scorer lays it out: one masked token, the end token, masks up to the block's end.
         end = 0 if subject.decoding.end_token is None else subject.decoding.end_token
@@ -238,7 +235,7 @@ def _defined(subject: Subject, model: Model) -> tuple[Tensor, Tensor]:
         asked.append((*prompt, mask_of(spec), end, *(mask_of(spec),) * masks))
     places = [(len(prompt) - 1) % spec.block_size for prompt in subject.prompts]
     told = _dense(model, asked)[range(ROWS), places].log_softmax(-1)
-    return logits, told[:, subject.targets]
+    return told[:, subject.targets]
 
 
 @torch.inference_mode()

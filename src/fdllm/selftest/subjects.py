@@ -85,7 +85,7 @@ def random_one() -> Subject:
         model,
         Decoding(max_new_tokens=SUB_BLOCK // 2, stop_token=(), end_token=0),
         (_reuse(model),),
-        [_half_masked(spec, text, 1 + i % 2) for i, text in enumerate(texts)],
+        [_half_masked(spec, text, 1 if i % 4 else 2) for i, text in enumerate(texts)],
         [text[:length] for text, length in zip(texts, lengths, strict=True)],
         decoding_tokens(spec, 10, ROWS),
         trained=False,
