@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import fdllm
 from fdllm.cli.parser import build_parser
+from fdllm.cluster.cluster_config import ClusterConfig, Resources
+from fdllm.config import StrategyConfig
+from fdllm.experiment import create_experiment, load_experiment
+from fdllm.presets.load import load_preset
+from fdllm.record.cells import State
+from fdllm.reuse import LayerPlan, LayerRun, Observation, ProbePlan
+from fdllm.schedule import Step
 from helpers import ROOT
+from stubs import make_root
 
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")],
@@ -111,3 +122,98 @@ def test_every_cited_section_exists() -> None:
             known = headings(ROOT / "docs" / match["page"])
             assert any(h.startswith(f"{start} ") for h in known), f"{file.name}: {match[0]}"
     assert found
+
+
+# --- examples run, and tables are whole -----------------------------------------------------------
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def rows(page: str) -> set[str]:
+    """First cells of a page's tables."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return set(re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE))
+
+
+def test_the_readme_s_python_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FDLLM_ROOT", str(ROOT))
+    [code] = blocks("README.md", "python")
+    exec(code, {})  # noqa: S102 - the page's own
+    assert "#### 161" in capsys.readouterr().out
+
+
+def test_the_example_of_extending_is_an_experiment(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    folder = create_experiment("half_known", root)
+    code, unmask = blocks("docs/extending.md", "python")
+    settings, _ = blocks("docs/extending.md", "toml")
+    (folder / "generation_functions.py").write_text(
+        f"{code}\nfrom collections.abc import Sequence\n{unmask}"
+    )
+    (folder / "experiment.toml").write_text(settings)
+    study = load_experiment(folder.name, root)
+    model = fdllm.load_model("tiny")
+    question = [{"role": "user", "content": "69-65+77"}]
+    prompt: Any = model.tokenizer.apply_chat_template(question, add_generation_prompt=True)
+    reused = {}
+    for cell in study.cells:
+        config = StrategyConfig(
+            k=cell.k, subset=cell.subset, n_layers=model.n_layers, params=study.params(cell)
+        )
+        [out] = fdllm.generate(model, [prompt], study.decoding(cell, 96), study.strategy(config))
+        reused[cell.name] = out.counts.reused
+    assert reused["k1_middle"] == 0
+    assert reused["half_middle_refresh"] > reused["half_middle"]
+    assert study.unmask is not None
+    assert study.unmask([0.5, 0.9, 0.7], 0.6) == [1]
+
+
+@pytest.mark.parametrize(
+    "text", [blocks("docs/protocol.md", "toml")[0], blocks("docs/extending.md", "toml")[1]]
+)
+def test_the_presets_of_the_pages_are_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    assert load_preset(str(path)).decoding
+
+
+@pytest.mark.parametrize(
+    ("kind", "in_the_call"),
+    [
+        (Step, set()),
+        (Observation, set()),
+        (LayerRun, {"start", "stop"}),
+        (LayerPlan, {"n_layers", "reuse", "store", "partial"}),
+        (ProbePlan, {"layer", "threshold", "calm", "otherwise"}),
+    ],
+)
+def test_every_field_a_strategy_meets_is_explained(kind: Any, in_the_call: set[str]) -> None:
+    names = {field.name for field in dataclasses.fields(kind)}
+    [call] = (
+        [
+            line
+            for line in code_of(ROOT / "docs/extending.md")
+            if line.startswith(f"{kind.__name__}(")
+        ]
+        if in_the_call
+        else [""]
+    )
+    assert all(re.search(rf"\b{name}\b", call) for name in in_the_call)
+    assert names - in_the_call <= rows("docs/extending.md")
+
+
+def test_every_key_of_a_config_and_of_fdllm_toml_is_explained() -> None:
+    assert {*StrategyConfig.model_fields, "bounds"} <= rows("docs/extending.md")
+    said = " ".join(code_of(ROOT / "docs/cluster.md"))
+    for name in {*ClusterConfig.model_fields, *Resources.model_fields} - {"tasks"}:
+        assert re.search(rf"\b{name}\b", said), name
+
+
+@pytest.mark.parametrize("page", ["docs/cluster.md", "docs/records.md"])
+def test_every_state_is_explained(page: str) -> None:
+    assert set(State) <= rows(page)
