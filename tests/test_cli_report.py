@@ -9,6 +9,8 @@ import pytest
 
 from command import Command, make_command, summary_of
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 TASK = ("--task", "tiny_arithmetic")
 
 

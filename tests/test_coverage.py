@@ -6,8 +6,6 @@ differs is called worse, or faster, in 5 % at most.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -29,21 +27,12 @@ from fdllm.report.intervals import (
 )
 from fdllm.report.speed import claim_speed, floor_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_heap")]
 
 NUM_GRIDS = 2000
 NOMINAL = pytest.approx(0.95, abs=0.015)
 MATH = np.array([1187, 474, 479, 903, 540, 871, 546]) // 10
 MMLU = np.array([1534, 895, 783, *range(100, 316, 4)]) // 10
-
-
-@pytest.fixture(autouse=True)
-def _small_heap() -> Iterator[None]:
-    """Statsmodels collects garbage at every adjustment; what lies here already need not be seen."""
-    holm([0.5, 0.5])  # its own modules too
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def distinct(*counts: Any) -> tuple[list[Any], Any]:

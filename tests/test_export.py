@@ -22,6 +22,8 @@ from fdllm.release.scrub import check_texts, scrub_summary
 from fdllm.report.records import load_records
 from helpers import ROOT
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 CONFIGS = ("k1_first", "k1_middle", "k2_middle")
 TABLE = "results/00_baseline"
 

@@ -12,6 +12,8 @@ from fdllm.report.compare import compare, compare_all, compare_grid, decide
 from fdllm.report.intervals import Estimate
 from fdllm.report.records import NotComparableError, Record, RecordError
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 RIGHT = share(1000, 800)
 BASE = make_cell("k1_first", RIGHT)
 

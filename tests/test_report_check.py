@@ -17,6 +17,8 @@ from fdllm.report.recheck import Recheck, check_page, check_records, embedded_ta
 from fdllm.report.records import load_record
 from made_up import Invented, tamper, write_grid
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 GRID = [Invented("k1_first"), Invented("k1_last"), Invented("k2_first", 0.7, 44)]
 
 

@@ -21,6 +21,8 @@ from fdllm.report.report_text import Missing
 from fdllm.report.scatter import Point, frontier
 from made_up import Invented, baseline_grid, write_grid
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 CRITERIA = Criteria(max_accuracy_drop=0.02, min_speedup=1.05)
 
 

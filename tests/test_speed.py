@@ -12,6 +12,8 @@ from fdllm.report.compare import compare
 from fdllm.report.grid import find_twins
 from fdllm.report.speed import Floor, floor_factor, noise_floor
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 QUIET = Floor(("k1_first", "k1_last"), (50.0, 50.1), 0.002, 0.01, None)
 RIGHT = share(1000, 800)
 
