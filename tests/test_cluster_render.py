@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from fdllm.cluster.cluster_config import Resources
+from fdllm.cluster.cluster_config import ClusterConfig, Resources
 from fdllm.cluster.render import ENDED_EARLY, PASSED_ON, Script, render
 
 GOLDEN = Path(__file__).parent / "scripts"
 HOSTILE = "/data/a b'c\"d/$(touch x)/`id`/%A;é*"
 PLAIN = Script(
+    cluster=ClusterConfig(),
     name="fdllm-00_baseline-gsm8k",
     resources=Resources(gres="gpu:1", cpus=4),
     logs={0: Path("/lab/logs/k1_first"), 1: Path("/lab/logs/k2_middle")},
@@ -28,11 +29,11 @@ PLAIN = Script(
     workdir=Path("/lab"),
     command=["/venv/bin/python", "-P", "-m", "fdllm.cli", "job", "/lab/map.json"],
     environment={"FDLLM_ROOT": "/lab", "HF_HUB_OFFLINE": "1"},
-    contained=False,
-    max_jobs=None,
-    warn_s=300,
 )
 FULL = Script(
+    cluster=ClusterConfig(
+        image=Path(HOSTILE, "f.sif"), max_jobs=4, warn_s=60, setup=("module load apptainer",)
+    ),
     name="fdllm 00/$(x)",
     resources=Resources(
         partition="gpu,long",
@@ -50,10 +51,6 @@ FULL = Script(
     workdir=Path(HOSTILE),
     command=["apptainer", "exec", "--bind", HOSTILE, f"{HOSTILE}/f.sif", "fdllm", "job", HOSTILE],
     environment={"FDLLM_ROOT": HOSTILE},
-    contained=True,
-    max_jobs=4,
-    warn_s=60,
-    setup=("module load apptainer",),
 )
 SCRIPTS = {"plain": PLAIN, "full": FULL}
 
@@ -173,10 +170,10 @@ def test_a_second_life_appends(stage: Stage) -> None:
 
 
 def test_the_setup_of_the_site_comes_first(stage: Stage, tmp_path: Path) -> None:
-    script = replace(here(stage), setup=("export STATUS=4",))
+    script = replace(here(stage), cluster=ClusterConfig(setup=("export STATUS=4",)))
     assert stage.play(script) == 4
     assert (tmp_path / "asked").exists()
-    failing = replace(here(stage), setup=("no-such-module load x",))
+    failing = replace(here(stage), cluster=ClusterConfig(setup=("no-such-module load x",)))
     (tmp_path / "asked").unlink()
     assert stage.play(failing) == 127
     assert not (tmp_path / "asked").exists()
@@ -230,7 +227,7 @@ def test_after_sigterm_it_stays_until_the_step_has_ended(stage: Stage, tmp_path:
 
 def test_the_token_goes_in_by_environment_alone(stage: Stage, tmp_path: Path) -> None:
     stage.command("srun", f"printenv >'{tmp_path}/environment'; echo \"$@\" >'{tmp_path}/asked'")
-    script = replace(here(stage), contained=True)
+    script = replace(here(stage), cluster=ClusterConfig(image=Path("f.sif")))
     assert stage.play(script, HF_TOKEN="hf_secret") == 0  # noqa: S106 - of no account
     environment = (tmp_path / "environment").read_text().splitlines()
     assert "APPTAINERENV_HF_TOKEN=hf_secret" in environment

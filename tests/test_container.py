@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fdllm.cluster.container import container_command, image_digest
+from fdllm.cluster.container import container_command
 from fdllm.errors import FdllmError, UsageError
-from fdllm.record.image import own_image_digest
+from fdllm.record.image import image_digest, own_image_digest
 from helpers import ROOT
 
 DEFINITION = (ROOT / "Apptainer.def").read_text(encoding="utf-8")

@@ -12,7 +12,8 @@ import pytest
 
 from checkups import by_name, of
 from fdllm.doctor import checks_here
-from fdllm.doctor.examine import blocking, examine
+from fdllm.doctor.examine import examine
+from fdllm.doctor.findings import blocking
 from helpers import ROOT
 from hub.server import GRANTED
 

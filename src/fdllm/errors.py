@@ -7,6 +7,9 @@ line on standard error and never prints a traceback unless ``--debug`` asks for 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class FdllmError(Exception):
     """The work could not be done: a file is broken, a guard fired, a disk is full.
@@ -24,3 +27,19 @@ class UsageError(FdllmError):
     """
 
     exit_code = 2
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` with the nearest known name; empty where none is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def first_line(said: object, otherwise: str = "") -> str:
+    """The first line of what an error or a program says.
+
+    Args:
+        said: an error, or a text.
+        otherwise: what to say where it says nothing.
+    """
+    return next(iter(str(said).strip().splitlines()), otherwise)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
-from fdllm.errors import UsageError
+from fdllm.errors import UsageError, did_you_mean
 
 TOPICS = {
     "step": "a DENOISE, a REFRESH and a whole generation, against the floor and the plain sampler",
@@ -49,6 +48,5 @@ def check_shapes(names: Sequence[str]) -> tuple[str, ...]:
 def _check(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            hint = did_you_mean(name, known)
             raise UsageError(f"unknown {kind} '{name}'{hint}; choose from {', '.join(known)}")

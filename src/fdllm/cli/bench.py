@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from argparse import Namespace
+from argparse import BooleanOptionalAction
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from fdllm import strictjson
-from fdllm.bench.options import Options
+from fdllm.bench.options import Options as Settings
 from fdllm.bench.topics import SHAPE_NAMES, TOPICS, check_shapes, check_topics
+from fdllm.cli.options import DTYPES, Options, flag
 from fdllm.cli.output import complain, say
 from fdllm.errors import UsageError
 from fdllm.record.atomic import write_text
@@ -22,88 +24,94 @@ _DEFAULT_TOPICS = ("step",)
 _DEFAULT_SHAPES = ("tiny", "28x512")
 
 
-def bench_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``bench``."""
-    topics = "; ".join(f"{name}: {text}" for name, text in TOPICS.items())
-    parser.add_argument(
-        "topics", nargs="*", metavar="TOPIC", help=f"what to measure (step), or all. {topics}"
+_USUAL = Settings()
+
+
+def _amount(text: str, usual: int) -> Any:  # noqa: ANN401 - as ``flag``
+    return flag(f"{text} ({usual})", default=usual, group="how much", type=int, metavar="N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(Options):
+    """What ``bench`` is given: each flag says what it is for."""
+
+    topics: tuple[str, ...] = flag(
+        "what to measure (step), or all. "
+        + "; ".join(f"{name}: {text}" for name, text in TOPICS.items()),
+        default=(),
+        flags=("topics",),
+        nargs="*",
+        metavar="TOPIC",
     )
-    what = parser.add_argument_group("what")
-    what.add_argument(
-        "--shape",
+    shape: tuple[str, ...] | None = flag(
+        f"repeatable ({', '.join(_DEFAULT_SHAPES)}): {', '.join(SHAPE_NAMES)}. tiny is the "
+        "embedded model, the others have random weights; 1.5B and 7B are meant for a GPU",
+        group="what",
         action="extend",
         nargs="+",
         metavar="S",
-        help=f"repeatable ({', '.join(_DEFAULT_SHAPES)}): {', '.join(SHAPE_NAMES)}. tiny is the "
-        "embedded model, the others have random weights; 1.5B and 7B are meant for a GPU",
     )
-    what.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="type of the weights (by device)",
+    dtype: str = flag(
+        "type of the weights (by device)", default="auto", group="what", choices=DTYPES
     )
-    what.add_argument(
-        "--compare-dtypes", action="store_true", help="bfloat16 next to float32: the topic dtype"
+    compare_dtypes: bool = flag(
+        "bfloat16 next to float32: the topic dtype", default=False, group="what"
     )
-    what.add_argument(
-        "--profile",
+    profile: str | None = flag(
+        "where a step's time goes, as a table, and a trace for Chrome or Perfetto in FILE",
+        group="what",
         metavar="FILE",
-        help="where a step's time goes, as a table, and a trace for Chrome or Perfetto in FILE",
     )
-    load = parser.add_argument_group("how much")
-    defaults = Options()
-    for name, text in {
-        "repeats": "times each figure is measured",
-        "prompt-blocks": "blocks of prompt",
-        "new-tokens": "tokens that a whole generation makes",
-        "tokens-per-step": "columns unmasked a step, whatever the confidence",
-        "requests": "requests of the batch topic",
-        "batch-size": "rows at once of the batch topic",
-        "max-blocks": "blocks of the longest answer of the batch topic",
-        "stretch-ms": "how long a step is repeated before its floor's turn",
-    }.items():
-        default = getattr(defaults, name.replace("-", "_"))
-        load.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{text} ({default})"
-        )
-    where = parser.add_argument_group("where")
-    where.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (a GPU if there is)")
-    where.add_argument("--threads", type=int, metavar="N", help="threads on CPU (torch's)")
-    where.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        help="with C kernels on a CPU (default, where there is a C compiler), with CUDA graphs on "
-        "a GPU (default: no)",
+    repeats: int = _amount("times each figure is measured", _USUAL.repeats)
+    prompt_blocks: int = _amount("blocks of prompt", _USUAL.prompt_blocks)
+    new_tokens: int = _amount("tokens that a whole generation makes", _USUAL.new_tokens)
+    tokens_per_step: int = _amount(
+        "columns unmasked a step, whatever the confidence", _USUAL.tokens_per_step
     )
-    where.add_argument("--json", action="store_true", help="print the figures as JSON")
-    where.add_argument("--html", metavar="FILE", help="write the tables and curves as one page too")
+    requests: int = _amount("requests of the batch topic", _USUAL.requests)
+    batch_size: int = _amount("rows at once of the batch topic", _USUAL.batch_size)
+    max_blocks: int = _amount("blocks of the longest answer of the batch topic", _USUAL.max_blocks)
+    stretch_ms: int = _amount(
+        "how long a step is repeated before its floor's turn", _USUAL.stretch_ms
+    )
+    device: str = flag("cpu, cuda or cuda:N (a GPU if there is)", default="auto", group="where")
+    threads: int | None = flag("threads on CPU (torch's)", group="where", type=int, metavar="N")
+    compile: bool | None = flag(
+        "with C kernels on a CPU (default, where there is a C compiler), with CUDA graphs on a "
+        "GPU (default: no)",
+        group="where",
+        action=BooleanOptionalAction,
+    )
+    json: bool = flag("print the figures as JSON", default=False, group="where")
+    html: str | None = flag(
+        "write the tables and curves as one page too", group="where", metavar="FILE"
+    )
 
 
-def run_bench(args: Namespace) -> int:
+def run_bench(given: BenchOptions) -> int:
     """Measure what was asked for, shape by shape."""
-    topics, shapes, options = _request(args)
-    html, profile = _file(args.html, "--html"), _file(args.profile, "--profile")
+    topics, shapes, settings = _request(given)
+    html, profile = _file(given.html, "--html"), _file(given.profile, "--profile")
     from fdllm.bench.run import Bench  # noqa: PLC0415 - torch comes in here
     from fdllm.bench.show import show, show_profile  # noqa: PLC0415
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, _WIDE))
-    bench = Bench(args.device, args.dtype, args.threads, options, compiled=args.compile)
+    bench = Bench(given.device, given.dtype, given.threads, settings, compiled=given.compile)
     _warn_if_busy()
     for topic, shape in [(topic, shape) for shape in shapes for topic in topics]:
         complain(f"bench: {topic} of {shape} …")
         for section in bench.measure(topic, shape):
-            if not args.json:
+            if not given.json:
                 show(section, console)
     if profile is not None:
         found = bench.profile(shapes, profile)
-        if not args.json:
+        if not given.json:
             for table in found:
                 show_profile(table, console)
         complain(f"wrote {profile}; open it at ui.perfetto.dev or chrome://tracing")
-    if args.json:
+    if given.json:
         say(strictjson.dumps(bench.document(), indent=2))
     if html is not None:
         write_text(html, bench.page())
@@ -111,21 +119,21 @@ def run_bench(args: Namespace) -> int:
     return 0
 
 
-def _request(args: Namespace) -> tuple[tuple[str, ...], tuple[str, ...], Options]:
+def _request(given: BenchOptions) -> tuple[tuple[str, ...], tuple[str, ...], Settings]:
     """What the flags mean together; nothing heavy is loaded before they make sense."""
-    given = list(args.topics)
-    if args.compare_dtypes:
-        given.append("dtype")
-    if "dtype" in given and args.dtype != "auto":
+    topics = list(given.topics)
+    if given.compare_dtypes:
+        topics.append("dtype")
+    if "dtype" in topics and given.dtype != "auto":
         raise UsageError("comparing types measures float32 and bfloat16; drop --dtype")
-    if not given and args.profile is None:
-        given = list(_DEFAULT_TOPICS)
-    topics = check_topics(given)
-    shapes = check_shapes(args.shape or _DEFAULT_SHAPES)
-    options = Options(**{name: getattr(args, name) for name in vars(Options())})
-    if args.threads is not None and args.threads < 1:
-        raise UsageError(f"--threads must be a whole number, 1 or more; got {args.threads}")
-    return topics, shapes, options
+    if not topics and given.profile is None:
+        topics = list(_DEFAULT_TOPICS)
+    chosen = check_topics(topics)
+    shapes = check_shapes(given.shape or _DEFAULT_SHAPES)
+    settings = Settings(**{name: getattr(given, name) for name in vars(_USUAL)})
+    if given.threads is not None and given.threads < 1:
+        raise UsageError(f"--threads must be a whole number, 1 or more; got {given.threads}")
+    return chosen, shapes, settings
 
 
 def _warn_if_busy() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+from fdllm.cli.options import CompareOptions
 from fdllm.config import home_model
 from fdllm.errors import UsageError
 from fdllm.presets.load import load_preset
@@ -32,7 +32,7 @@ class Choice:
     grid: tuple[Record, ...]
 
 
-def choose(args: Namespace) -> list[Choice]:
+def choose(options: CompareOptions) -> list[Choice]:
     """The records that were named, a pair for each task.
 
     Raises:
@@ -41,38 +41,37 @@ def choose(args: Namespace) -> list[Choice]:
             different machines, …: their difference would not be that of the configs.
         RecordError: a record is broken.
     """
-    folders = [_is_folder(args.a), _is_folder(args.b)]
+    folders = [_is_folder(options.a), _is_folder(options.b)]
     if all(folders):
-        return [_of_folders(Path(args.a).expanduser(), Path(args.b).expanduser())]
+        return [_of_folders(Path(options.a).expanduser(), Path(options.b).expanduser())]
     if any(folders):
         raise UsageError(
-            f"'{args.a}' and '{args.b}': one is a folder and one a config; give two folders of "
-            "records, or two configs of one experiment"
+            f"'{options.a}' and '{options.b}': one is a folder and one a config; give two "
+            "folders of records, or two configs of one experiment"
         )
-    return _of_configs(args)
+    return _of_configs(options)
 
 
-def choose_one(args: Namespace) -> list[Record]:
+def choose_one(options: CompareOptions) -> list[Record]:
     """The records of A alone, one for each task.
 
     Raises:
         UsageError: there are none.
         RecordError: a record is broken.
     """
-    if _is_folder(args.a):
-        return [load_record(Path(args.a).expanduser())]
-    layout = _layout(args)
-    place = layout.results / args.experiment
-    found = [place / folder / args.a for folder in _task_folders(args, layout)]
+    if _is_folder(options.a):
+        return [load_record(Path(options.a).expanduser())]
+    layout = _layout(options)
+    place = layout.results / options.experiment
+    found = [place / folder / options.a for folder in _task_folders(options, layout)]
     cells = [load_record(folder) for folder in found if (folder / "summary.json").is_file()]
     if not cells:
-        raise UsageError(_nothing(args, layout, f"'{args.a}'"))
+        raise UsageError(_nothing(options, layout, f"'{options.a}'"))
     return cells
 
 
-def _layout(args: Namespace) -> Layout:
-    results = None if args.results is None else Path(args.results).expanduser().absolute()
-    return Layout.of(find_root(), results)
+def _layout(options: CompareOptions) -> Layout:
+    return Layout.of(find_root(), options.results)
 
 
 def _is_folder(name: str) -> bool:
@@ -87,20 +86,20 @@ def _of_folders(one: Path, other: Path) -> Choice:
     return Choice(cells[named[0]], cells[named[1]], tuple(cells.values()))
 
 
-def _of_configs(args: Namespace) -> list[Choice]:
-    layout = _layout(args)
-    place = layout.results / args.experiment
+def _of_configs(options: CompareOptions) -> list[Choice]:
+    layout = _layout(options)
+    place = layout.results / options.experiment
     chosen: dict[str, Choice] = {}
-    for folder in _task_folders(args, layout):
+    for folder in _task_folders(options, layout):
         records = {path.name: path for path in _records(place / folder)}
-        if not {args.a, args.b} <= records.keys():
+        if not {options.a, options.b} <= records.keys():
             continue
         cells = {
             name: load_record(path)
             for name, path in records.items()
-            if name in (args.a, args.b) or _is_plain(path)
+            if name in (options.a, options.b) or _is_plain(path)
         }
-        a, b = cells[args.a], cells[args.b]
+        a, b = cells[options.a], cells[options.b]
         if a.task in chosen:
             raise UsageError(
                 f"several models have records of {a.task}: {chosen[a.task].a.summary.model} and "
@@ -110,34 +109,34 @@ def _of_configs(args: Namespace) -> list[Choice]:
         check_grid([a, b])
         chosen[a.task] = Choice(a, b, tuple(cells.values()))
     if not chosen:
-        raise UsageError(_nothing(args, layout, f"both '{args.a}' and '{args.b}'"))
+        raise UsageError(_nothing(options, layout, f"both '{options.a}' and '{options.b}'"))
     return list(chosen.values())
 
 
-def _task_folders(args: Namespace, layout: Layout) -> list[str]:
+def _task_folders(options: CompareOptions, layout: Layout) -> list[str]:
     """Names of the task folders that fit task, limit and model."""
-    model = args.model or os.environ.get("FDLLM_MODEL")
-    preset = None if args.preset is None else load_preset(args.preset).name
+    model = options.model or os.environ.get("FDLLM_MODEL")
+    preset = None if options.preset is None else load_preset(options.preset).name
     names = []
-    for folder in layout.task_folders(args.experiment):
+    for folder in layout.task_folders(options.experiment):
         own = None if model is None or model == home_model(folder.task) else model_slug(model)
-        fits = (folder.limit, folder.preset) == (args.limit, preset)
-        fits = fits and args.task in (None, folder.task)
+        fits = (folder.limit, folder.preset) == (options.limit, preset)
+        fits = fits and options.task in (None, folder.task)
         if fits and (model is None or folder.model == own):
             names.append(str(folder))
     return names
 
 
-def _nothing(args: Namespace, layout: Layout, what: str) -> str:
+def _nothing(options: CompareOptions, layout: Layout, what: str) -> str:
     """What was asked for and what there is."""
-    place = layout.results / args.experiment
+    place = layout.results / options.experiment
     there = sorted(
         f"{p.parent.parent.name}/{p.parent.name}" for p in place.glob("*/*/summary.json")
     )
-    limit = "without a limit" if args.limit is None else f"of limit {args.limit}"
-    if args.preset is not None:
-        limit += f" under preset {args.preset}"
-    task = "" if args.task is None else f" of {args.task}"
+    limit = "without a limit" if options.limit is None else f"of limit {options.limit}"
+    if options.preset is not None:
+        limit += f" under preset {options.preset}"
+    task = "" if options.task is None else f" of {options.task}"
     shown = ", ".join(there[:12]) + (" …" if len(there) > 12 else "")  # noqa: PLR2004 - a few lines
     return (
         f"no finished records{task} {limit} of {what} in {place}; there "

@@ -1,93 +1,127 @@
-"""``fdllm doctor``: what is ready for a run, what is not, and what to do about it."""
+"""``fdllm doctor`` and ``fdllm prefetch``: what is ready for a run, and what is fetched for it."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fdllm.cli.options import Computing, Selection, absolute_path, flag
 from fdllm.cli.output import say
 from fdllm.cli.request import Request, read_request
-from fdllm.cluster.cluster_config import load_cluster_config
-from fdllm.cluster.planned import SubmitOptions, binds
+from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
+from fdllm.cluster.planned import binds
 from fdllm.cluster.queue import why_no_cluster
-from fdllm.doctor.examine import Checkup, Finding, blocking, examine
+from fdllm.config import Run
+from fdllm.doctor.examine import examine
+from fdllm.doctor.findings import Checkup, Finding, blocking
+from fdllm.doctor.prefetch import prefetch
+from fdllm.record.paths import find_root
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _WIDE = 200  # columns of a log, which folds nothing
 
 
-def doctor_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``doctor`` besides those that select runs."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    place_flags(parser)
-    group = parser.add_argument_group("the cluster")
-    group.add_argument(
-        "--executor",
-        choices=("auto", "local", "slurm"),
+_EXECUTORS = ("auto", "local", "slurm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(Computing):
+    """What ``doctor`` is given besides its runs."""
+
+    json: bool = flag("print JSON", default=False)
+    image: Path | None = flag(
+        "look inside this image, as its runs will (the site file's)",
+        type=absolute_path,
+        metavar="FILE",
+    )
+    executor: str = flag(
+        "what the runs are meant for (auto: slurm where there is an sbatch)",
         default="auto",
-        help="what the runs are meant for (auto: slurm where there is an sbatch)",
+        group="the cluster",
+        choices=_EXECUTORS,
     )
-    group.add_argument("--partition", metavar="NAME", help="where jobs go (the site file's)")
-    group.add_argument("--account", metavar="NAME", help="who is charged (the site file's)")
-
-
-def place_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that ``doctor`` and ``prefetch`` share."""
-    parser.add_argument(
-        "--image", metavar="FILE", help="look inside this image, as its runs will (the site file's)"
+    partition: str | None = flag(
+        "where jobs go (the site file's)", group="the cluster", metavar="NAME"
+    )
+    account: str | None = flag(
+        "who is charged (the site file's)", group="the cluster", metavar="NAME"
     )
 
 
-def run_doctor(args: Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class PrefetchOptions(Selection):
+    """What ``prefetch`` is given besides its runs."""
+
+    json: bool = flag("print JSON", default=False)
+    image: Path | None = flag(
+        "look inside this image, as its runs will (the site file's)",
+        type=absolute_path,
+        metavar="FILE",
+    )
+
+
+def run_doctor(options: DoctorOptions) -> int:
     """Check, show, and answer with 1 where something that the runs need is missing."""
-    findings = examine(checkup_of(read_request(args), args))
-    show_findings(findings, as_json=args.json)
+    cluster = load_cluster_config(find_root()).changed(
+        {"partition": options.partition, "account": options.account}, image=options.image
+    )
+    asked = options.executor
+    there = asked == "slurm" or (asked == "auto" and why_no_cluster() is None)
+    request = read_request(options)
+    runs = request.planner.runs(request.sweep)
+    checkup = checkup_of(request, runs, cluster, "slurm" if there else "local")
+    return _answer(examine(checkup), as_json=options.json)
+
+
+def run_prefetch(options: PrefetchOptions) -> int:
+    """Fetch, prove it offline, and answer with 1 where something is still missing."""
+    cluster = load_cluster_config(find_root()).changed({}, image=options.image)
+    request = read_request(options)  # fetching runs no program, so all tasks where none is named
+    runs = request.planner.runs(request.sweep)
+    return _answer(prefetch(checkup_of(request, runs, cluster, "local")), as_json=options.json)
+
+
+def _answer(findings: Sequence[Finding], *, as_json: bool) -> int:
+    show_findings(findings, as_json=as_json)
     return int(bool(blocking(findings)))
 
 
-def checkup_of(request: Request, args: Namespace) -> Checkup:
-    """What the flags and the site file say of the runs and their place.
+def checkup_of(
+    request: Request,
+    runs: Sequence[Run],
+    cluster: ClusterConfig,
+    executor: Literal["local", "slurm"],
+) -> Checkup:
+    """What must be looked at for some runs of a request.
 
     Raises:
-        UsageError: the site file has an unknown key or a wrong value.
+        UsageError: a folder that the image would have to see has a name that no bind can have.
     """
     planner = request.planner
-    site = load_cluster_config(planner.root)
-    # Tasks may differ in where they go.
-    runs = planner.runs(request.sweep)
-    wanted = [site.resources_of(run) for run in runs]
-    partition, account = (
-        ",".join(sorted({name for name in names if name}))
-        for names in ([one.partition for one in wanted], [one.account for one in wanted])
-    )
-    named = getattr(args, "image", None)
-    image = Path(named).expanduser().absolute() if named else site.image
+    wanted = [cluster.resources_of(run) for run in runs]  # tasks may differ in where they go
+    partitions, accounts = {one.partition for one in wanted}, {one.account for one in wanted}
     places: list[str] = []
-    if image is not None:
+    if cluster.image is not None:
         # What the jobs will see in the image, no more and no less.
-        wish = SubmitOptions(
-            site, 1, results=planner.layout.results, threads=None, workdir=Path.cwd()
-        )
-        places = [*binds(planner, wish, runs[0], wish.workdir), *site.binds]
-    asked = getattr(args, "executor", "local")
-    there = asked == "slurm" or (asked == "auto" and why_no_cluster() is None)
+        places = [*binds(planner, cluster, runs[0], Path.cwd()), *cluster.binds]
+    tasks = tuple(dict.fromkeys(run.task for run in runs))
     return Checkup(
         root=planner.root,
         layout=planner.layout,
-        sweep=request.sweep,
-        executor="slurm" if there else "local",
-        partition=getattr(args, "partition", None) or partition or None,
-        account=getattr(args, "account", None) or account or None,
-        image=image,
+        sweep=request.sweep.model_copy(update={"tasks": tasks}),
+        executor=executor,
+        partition=",".join(sorted(filter(None, partitions))) or None,
+        account=",".join(sorted(filter(None, accounts))) or None,
+        image=cluster.image,
         binds=tuple(places),
-        hf_home=site.hf_home,
+        hf_home=cluster.hf_home,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -36,7 +35,7 @@ def check_device(device: str) -> None:
         resolve_device(device)
 
 
-def execute(planner: Planner, work: Sequence[Work], args: Namespace) -> list[Outcome]:
+def execute(planner: Planner, work: Sequence[Work], threads: int | None) -> list[Outcome]:
     """Compute ``work``; what is computed is durable at every moment.
 
     Raises:
@@ -51,7 +50,7 @@ def execute(planner: Planner, work: Sequence[Work], args: Namespace) -> list[Out
     console = Console(stderr=True)
     outcomes: list[Outcome] = []
     with terminable(), watcher([one.cell.run for one in work], console) as watch:
-        runner = Runner(planner, watch, lambda choice: load_machine(choice, args.threads))
+        runner = Runner(planner, watch, lambda choice: load_machine(choice, threads))
         try:
             for one in work:
                 outcomes.append(runner.run(one.cell.run, force=one.force))

@@ -2,52 +2,53 @@
 
 from __future__ import annotations
 
-import argparse
-from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fdllm.cli import show
+from fdllm.cli.options import Selection, absolute_path, flag
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import make_planner
 from fdllm.evaluate.tasks import task_info
 from fdllm.record.provenance import versions
-from fdllm.release.choose import ALLOWANCES
+from fdllm.release.choose import ALLOWANCES, Allowance
 
 
-def export_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that only ``export`` has."""
-    parser.add_argument(
-        "--out", metavar="DIR", help="folder to make (release/EXPERIMENT); it must not exist"
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(Selection):
+    """What ``export`` is given besides its records."""
+
+    out: Path | None = flag(
+        "folder to make (release/EXPERIMENT); it must not exist", type=absolute_path, metavar="DIR"
     )
-    parser.add_argument(
-        "--allow",
+    allow: tuple[Allowance, ...] = flag(
+        "take what would be refused: stale or mixed records as they are, without the invalid ones, "
+        "texts that name places of this machine. The release says so",
+        default=(),
         action="extend",
         nargs="+",
         choices=ALLOWANCES,
-        default=[],
         metavar="WHAT",
-        help="take what would be refused: stale or mixed records as they are, without the invalid "
-        "ones, texts that name places of this machine. The release says so",
     )
 
 
-def run_export(args: Namespace) -> int:
+def run_export(options: ExportOptions) -> int:
     """Write a release of an experiment's records."""
     from fdllm.release.export import export  # noqa: PLC0415
 
-    planner = make_planner(args)
-    for task in args.task or ():
+    planner = make_planner(options.results)
+    for task in options.task or ():
         task_info(task)
-    sweeps = list(show.report_sweeps(planner, args))
+    sweeps = list(show.report_sweeps(planner, options))
     covered = {planner.layout.task_folder(planner.runs(sweep)[0]) for sweep in sweeps}
     others = sorted(
         path.name
-        for path in (planner.layout.results / args.experiment).iterdir()
+        for path in (planner.layout.results / options.experiment).iterdir()
         if path.is_dir() and not path.name.startswith(".") and path.name not in covered
     )
-    out = Path(args.out or Path("release", args.experiment)).expanduser().absolute()
+    out = options.out or Path("release", options.experiment).absolute()
     release = export(
-        planner, sweeps, out, version=versions()["fdllm"], allowed=frozenset(args.allow)
+        planner, sweeps, out, version=versions()["fdllm"], allowed=frozenset(options.allow)
     )
     for remark in release.remarks:
         complain(f"note: {remark}")

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
-from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fdllm import strictjson
+from fdllm.cli.options import Consent, absolute_path, flag
 from fdllm.cli.output import say
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
 
 
-def grade_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that only ``grade`` has."""
-    parser.add_argument(
-        "--answers",
-        required=True,
-        metavar="FILE",
-        help='a line a document: {"doc_id": 0, "text": "..."}, and "task" (the subtask) where the '
+@dataclass(frozen=True, kw_only=True)
+class GradeOptions(Consent):
+    """What ``grade`` is given besides its task."""
+
+    answers: Path = flag(
+        'a line a document: {"doc_id": 0, "text": "..."}, and "task" (the subtask) where the '
         "task is a group; documents without an answer are left out",
+        required=True,
+        type=absolute_path,
+        metavar="FILE",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    json: bool = flag("print JSON", default=False)
 
 
-def run_grade(args: Namespace) -> int:
+def run_grade(options: GradeOptions) -> int:
     """Grade a file; no model is loaded."""
-    if len(args.task or ()) != 1:
+    if len(options.task or ()) != 1:
         raise UsageError("answers belong to one task: --task gsm8k --answers FILE, say")
-    request = read_request(args, weights=False)
+    request = read_request(options, weights=False)
     from fdllm.evaluate.grading import grade  # noqa: PLC0415 - the harness: seconds
 
     run = request.planner.runs(request.sweep)[0]
-    found = grade(run, Path(args.answers).expanduser())
-    if args.json:
+    found = grade(run, options.answers)
+    if options.json:
         say(strictjson.dumps(asdict(found), indent=2))
         return 0
     say(f"{run.task}: {found.metric} {found.value:.4f} over {found.num_samples} documents")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from fdllm.cli import execute
+from fdllm.cli.options import Options, flag
 from fdllm.cli.output import complain
 from fdllm.cli.progress import watcher
 from fdllm.cli.request import task_facts
@@ -23,33 +24,34 @@ from fdllm.record.failure import write_failure
 from fdllm.record.paths import Layout, find_root
 
 
-def job_flags(parser: ArgumentParser) -> None:
+@dataclass(frozen=True, kw_only=True)
+class JobOptions(Options):
     """What a job script gives."""
-    parser.add_argument("map", metavar="MAP", help="map.json of a submission")
-    parser.add_argument("index", metavar="INDEX", type=int, help="number in the array")
-    parser.add_argument("--debug", action="store_true", help="show a traceback")
+
+    map: Path = flag("map.json of a submission", flags=("map",), type=Path, metavar="MAP")
+    index: int = flag("number in the array", flags=("index",), type=int, metavar="INDEX")
 
 
-def run_job(args: Namespace) -> int:
+def run_job(options: JobOptions) -> int:
     """Do one assignment of a submission.
 
     Returns:
         0 done, or nothing left to do; 1 failed; 75 asked to end early with answers kept, so that
         the job is to be requeued.
     """
-    submission = read_submission(Path(args.map).parent)
-    if not 0 <= args.index < len(submission.assignments):
+    submission = read_submission(options.map.parent)
+    if not 0 <= options.index < len(submission.assignments):
         raise UsageError(
             f"{submission.map} has assignments 0 .. {len(submission.assignments) - 1}, no "
-            f"{args.index}"
+            f"{options.index}"
         )
-    one = submission.assignments[args.index]
+    one = submission.assignments[options.index]
     root = find_root()
     planner = Planner(root, Layout.of(root, submission.results), task_facts)
     # The name by which the queue and the log know this task; a record's is the number behind it.
-    job = f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{args.index}"
-    log = submission.log_folder(args.index) / f"slurm_{job}.log"
-    warning = submission.warning(args.index, os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job = f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{options.index}"
+    log = submission.log_folder(options.index) / f"slurm_{job}.log"
+    warning = submission.warning(options.index, os.environ.get("SLURM_RESTART_COUNT", "0"))
     outcome = _work(planner, one, submission.threads, log, warning)
     return _exit_code(outcome)
 

@@ -11,7 +11,7 @@ from fdllm.cli.commands import COMMANDS
 from fdllm.cli.output import complain
 from fdllm.cli.parser import build_parser
 from fdllm.cluster.signals import Terminated
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, first_line
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 something failed, 2 the request makes no sense, 130 interrupted, 143 terminated.
     """
-    args = build_parser().parse_args(arguments)
+    args = build_parser(COMMANDS).parse_args(arguments)
     try:
         return COMMANDS[args.command](args)
     except FdllmError as error:
@@ -46,9 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        first = (str(error).strip().splitlines() or [""])[0]
         complain(
-            f"fdllm {args.command}: unexpected {type(error).__name__}: {first} "
+            f"fdllm {args.command}: unexpected {type(error).__name__}: {first_line(error)} "
             "(--debug shows where)"
         )
         return 1

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from fdllm import strictjson
 from fdllm.cli import show
+from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import say
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from fdllm.evaluate.answer import Query
 
 
-def prompts_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that only ``prompts`` has."""
-    parser.add_argument(
-        "--json", action="store_true", help="print every prompt and its tokens as JSON"
-    )
+@dataclass(frozen=True, kw_only=True)
+class PromptsOptions(Selection):
+    """What ``prompts`` is given besides its runs."""
+
+    json: bool = flag("print every prompt and its tokens as JSON", default=False)
 
 
-def run_prompts(args: Namespace) -> int:
+def run_prompts(options: PromptsOptions) -> int:
     """Build the prompts of each task's run, and show them."""
-    if not args.task:
+    if not options.task:
         raise UsageError("name what to look at: --task gsm8k, say, with --limit for fewer rows")
-    request = read_request(args, weights=False)
+    request = read_request(options, weights=False)
     from fdllm.evaluate.preview import described, queries_of  # noqa: PLC0415 - the harness: seconds
 
     runs: dict[str, Run] = {}
     for run in request.planner.runs(request.sweep):  # the cells of a task send the same
         runs.setdefault(run.task, run)
     built = [(run, queries_of(run)) for run in runs.values()]
-    if args.json:
+    if options.json:
         entries = (described(query, run) for run, queries in built for query in queries)
         lines = (strictjson.dumps(entry) for entry in entries)
         say("[\n" + ",\n".join(lines) + "\n]")

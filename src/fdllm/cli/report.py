@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 import shlex
-from argparse import Namespace
+from argparse import ArgumentParser
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdllm import strictjson
 from fdllm.cli import show
+from fdllm.cli.options import Selection, absolute_path, flag
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import make_planner
 from fdllm.errors import FdllmError
@@ -31,51 +31,51 @@ _FIGURE = re.compile(r"\d")
 _SHOWN = 20  # differences; a changed sample changes many figures
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The command's own flags."""
-    parser.add_argument("--stdout", action="store_true", help="print the Markdown, write nothing")
-    parser.add_argument(
-        "--html", metavar="PATH", help="the HTML file (results/EXPERIMENT/report.html)"
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(Selection):
+    """What ``report`` is given besides its records."""
+
+    stdout: bool = flag("print the Markdown, write nothing", default=False)
+    html: Path | None = flag(
+        "the HTML file (results/EXPERIMENT/report.html)", type=absolute_path, metavar="PATH"
     )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="compute every figure anew from the samples; exit code 1 where one differs",
+    check: bool = flag(
+        "compute every figure anew from the samples; exit code 1 where one differs", default=False
     )
-    parser.add_argument("--json", action="store_true", help="with --check: print JSON")
+    json: bool = flag("with --check: print JSON", default=False)
 
 
-def run_report(args: Namespace) -> int:
+def run_report(options: ReportOptions) -> int:
     """``experiments/NAME/results.md`` and the HTML report, from the records."""
-    planner = make_planner(args)
-    for task in args.task or ():
+    planner = make_planner(options.results)
+    for task in options.task or ():
         task_info(task)
-    if args.check:
-        return _check(planner, args)
-    report, text = _render(planner, args)
-    if args.stdout:
+    if options.check:
+        return _check(planner, options)
+    report, text = _render(planner, options)
+    if options.stdout:
         say(text)
         return 0
-    page, path = report.render(), _markdown_path(planner, args)
-    for place, content in ((path, text), (_html_path(planner, args), page)):
+    page, path = report.render(), _markdown_path(planner, options)
+    for place, content in ((path, text), (_html_path(planner, options), page)):
         write_text(place, content)
         say(f"wrote {place}")
     return 0
 
 
-def _selection_words(args: Namespace) -> list[str]:
+def _selection_words(options: Selection) -> list[str]:
     """The flags that chose the records, as they would be typed."""
-    words = ["--experiment", args.experiment]
+    words = ["--experiment", options.experiment]
     for name in _FLAGS:
-        value = getattr(args, name)
+        value = getattr(options, name)
         if value is not None:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    if args.dtype != "auto":
-        words += ["--dtype", args.dtype]
-    return words + (["--allow-invalid"] if args.allow_invalid else [])
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+    if options.dtype != "auto":
+        words += ["--dtype", options.dtype]
+    return words + (["--allow-invalid"] if options.allow_invalid else [])
 
 
-def _render(planner: Planner, args: Namespace) -> tuple[Report, str]:
+def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
     """The report of a selection, and its ``results.md``.
 
     Raises:
@@ -84,39 +84,37 @@ def _render(planner: Planner, args: Namespace) -> tuple[Report, str]:
     from fdllm.report.publish import make_report  # noqa: PLC0415 - scipy and statsmodels
     from fdllm.report.results_md import render_results  # noqa: PLC0415 - as above
 
-    report = make_report(planner, list(show.report_sweeps(planner, args)), args.experiment)
-    return report, render_results(report, shlex.join(_selection_words(args)))
+    report = make_report(planner, list(show.report_sweeps(planner, options)), options.experiment)
+    return report, render_results(report, shlex.join(_selection_words(options)))
 
 
-def _markdown_path(planner: Planner, args: Namespace) -> Path:
-    return planner.experiment(args.experiment).folder / "results.md"
+def _markdown_path(planner: Planner, options: Selection) -> Path:
+    return planner.experiment(options.experiment).folder / "results.md"
 
 
-def _html_path(planner: Planner, args: Namespace) -> Path:
+def _html_path(planner: Planner, options: ReportOptions) -> Path:
     from fdllm.report.publish import html_path  # noqa: PLC0415 - as above
 
-    if args.html is not None:
-        return Path(args.html).expanduser().absolute()
-    return html_path(planner.layout, args.experiment)
+    return options.html or html_path(planner.layout, options.experiment)
 
 
-def _check(planner: Planner, args: Namespace) -> int:
+def _check(planner: Planner, options: ReportOptions) -> int:
     from fdllm.report.publish import recheck  # noqa: PLC0415 - as above
     from fdllm.report.recheck import record_folders  # noqa: PLC0415 - as above
 
     results = planner.layout.results
-    folders = record_folders(results, args.experiment, args.task or (), args.limit)
-    if args.config:
-        folders = [folder for folder in folders if folder.name in args.config]
+    folders = record_folders(results, options.experiment, options.task or (), options.limit)
+    if options.config:
+        folders = [folder for folder in folders if folder.name in options.config]
     if not folders:
         raise FdllmError(
-            f"experiment '{args.experiment}' has no finished records of this selection under "
+            f"experiment '{options.experiment}' has no finished records of this selection under "
             f"{results}, so there is nothing to check; sweep first, or name them with --results"
         )
-    found = recheck(planner, args.experiment, folders, _html_path(planner, args)).and_also(
-        _check_markdown(planner, args, _markdown_path(planner, args))
+    found = recheck(planner, options.experiment, folders, _html_path(planner, options)).and_also(
+        _check_markdown(planner, options, _markdown_path(planner, options))
     )
-    if args.json:
+    if options.json:
         say(strictjson.dumps(asdict(found), indent=2))
         return int(bool(found.differences))
     for note in found.notes:
@@ -131,21 +129,23 @@ def _check(planner: Planner, args: Namespace) -> int:
     return int(bool(number))
 
 
-def _check_markdown(planner: Planner, args: Namespace, path: Path) -> Recheck:
+def _check_markdown(planner: Planner, options: Selection, path: Path) -> Recheck:
     """Render ``results.md`` again from the records it was written from, and compare the lines.
 
     Args:
         planner: knows the checkout's own records.
-        args: flags of ``fdllm report --check``.
+        options: of ``fdllm report --check``.
         path: the file.
     """
     from fdllm.report.recheck import Recheck  # noqa: PLC0415 - as above
 
     header = _HEADER.search(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if args.results is not None or header is None:
+    if options.results is not None or header is None:
         why = "is the checkout's own" if header else "was not written by fdllm report yet"
         return Recheck.only_noting(f"{path.name} was not compared: it {why}")
-    then = args.parse(shlex.split(header["selection"]))
+    parser = ArgumentParser()
+    Selection.add_flags(parser)
+    then = Selection.read(parser.parse_args(shlex.split(header["selection"])))
     try:
         sweeps = list(show.report_sweeps(planner, then))
     except FdllmError as error:  # a clone has the file and not the records

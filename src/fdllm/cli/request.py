@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fdllm.cli.options import Selection
 from fdllm.cli.output import complain
 from fdllm.config import (
     DEFAULT_MODEL,
     TINY_MODEL,
-    CodeExecution,
     ModelChoice,
     Sweep,
     home_model,
@@ -58,73 +57,54 @@ def task_facts(name: str) -> TaskFacts:
     return TaskFacts(info.kind, definition_hash(name), info.max_new_tokens, info.one_token)
 
 
-def make_planner(args: Namespace) -> Planner:
-    """A planner for the checkout and the results folder at hand."""
+def make_planner(results: Path | None) -> Planner:
+    """A planner for the checkout and a results folder; None is the checkout's own."""
     root = find_root()
-    results = None if args.results is None else Path(args.results).expanduser().absolute()
     return Planner(root, Layout.of(root, results), task_facts)
 
 
-_EVALUATING_FLAGS = ("scoring", "batch_size", "score_batch_size", "prefix_cache_gib", "compile")
-
-
-def read_request(args: Namespace, forced: Sequence[str] = (), *, weights: bool = True) -> Request:
+def read_request(
+    options: Selection, forced: Sequence[str] = (), *, weights: bool = True
+) -> Request:
     """Flags to a sweep.
 
     Args:
-        args: the parsed flags.
+        options: which runs, and how.
         forced: configs named behind ``--force``; they belong to the selection.
         weights: False where none are looked at, so that a tokenizer alone is a model too.
 
     Raises:
         UsageError: a name is unknown; the message lists the valid ones and the nearest.
     """
-    planner = make_planner(args)
-    experiment = planner.experiment(args.experiment)
-    for task in args.task or ():
+    planner = make_planner(options.results)
+    experiment = planner.experiment(options.experiment)
+    for task in options.task or ():
         task_info(task)
-    model = choose_model(args.model, args.task or ())
-    preset = None if args.preset is None else load_preset(args.preset)
+    model = choose_model(options.model, options.task or ())
+    preset = None if options.preset is None else load_preset(options.preset)
     for task in () if preset is None else preset.tasks:
         task_info(task)
-    flags = {name: getattr(args, name, None) for name in _EVALUATING_FLAGS}
-    changes = {key: value for key, value in flags.items() if value is not None}
-    if args.allow_invalid:
-        changes["allow_invalid"] = True
     sweep = Sweep(
-        experiment=args.experiment,
-        tasks=tuple(args.task or asked_tasks(default_tasks(experiment, model), args)),
-        configs=tuple(dict.fromkeys([*(args.config or ()), *forced])),
+        experiment=options.experiment,
+        tasks=tuple(options.task or asked_tasks(default_tasks(experiment, model), options)),
+        configs=tuple(dict.fromkeys([*(options.config or ()), *forced])),
         model=ModelChoice(
             name=model,
-            revision=args.revision,
-            dtype=args.dtype,
-            device=getattr(args, "device", "auto"),
+            revision=options.revision,
+            dtype=options.dtype,
+            device=options.device,
         ),
-        limit=args.limit,
+        limit=options.limit,
         evaluating=experiment.settings.evaluation,
         preset=preset,
-        flags=changes,
-        code_execution=code_execution(args),
+        flags=options.evaluating,
+        code_execution=options.code_execution,
     )
     request = Request(planner, sweep)
     planner.runs(sweep)  # names are checked before anything else happens
     if weights:
         planner.model(sweep.model)
     return request
-
-
-def code_execution(args: Namespace) -> CodeExecution:
-    """The user's consent to run code that the model writes.
-
-    Raises:
-        UsageError: the second flag is given without the first, and would do nothing.
-    """
-    agreed = getattr(args, "allow_code_execution", False)
-    readable = getattr(args, "allow_readable_files", False)
-    if readable and not agreed:
-        raise UsageError("--allow-readable-files only adds to --allow-code-execution; give both")
-    return "readable" if readable else "confined" if agreed else "refused"
 
 
 def choose_model(given: str | None, tasks: Sequence[str]) -> str:
@@ -145,12 +125,12 @@ def choose_model(given: str | None, tasks: Sequence[str]) -> str:
     return homes[0] if homes else DEFAULT_MODEL
 
 
-def asked_tasks(tasks: Sequence[str], args: Namespace) -> tuple[str, ...]:
+def asked_tasks(tasks: Sequence[str], options: Selection) -> tuple[str, ...]:
     """Tasks nobody named: those that run code only where that was agreed to, which is said.
 
     A command that computes nothing has no such flag, or asks for states, and takes all.
     """
-    if getattr(args, "allow_code_execution", True) or getattr(args, "status", False):
+    if options.allow_code_execution is not False or options.status:
         return tuple(tasks)
     left_out = [task for task in tasks if task_info(task).runs_code]
     rest = tuple(task for task in tasks if task not in left_out)

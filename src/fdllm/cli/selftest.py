@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from argparse import Namespace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fdllm.cli.options import Options, flag
 from fdllm.cli.output import complain, say
 from fdllm.errors import FdllmError
 from fdllm.record import selftested
@@ -17,26 +17,28 @@ if TYPE_CHECKING:
 _HEADER = f"{'model':8}{'type':10}{'path':10}{'batch':>5}{'error':>10}{'bound':>10}  verdict"
 
 
-def selftest_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``selftest``."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (a GPU if there is)")
-    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
+@dataclass(frozen=True, kw_only=True)
+class SelftestOptions(Options):
+    """What ``selftest`` is given."""
+
+    device: str = flag("cpu, cuda or cuda:N (a GPU if there is)", default="auto")
+    json: bool = flag("print the checks as JSON", default=False)
 
 
-def run_selftest(args: Namespace) -> int:
+def run_selftest(options: SelftestOptions) -> int:
     """Check, show, remember; 1 where a check failed."""
     from fdllm.model.weights import resolve_device  # noqa: PLC0415 - torch comes in here
     from fdllm.selftest import result  # noqa: PLC0415
 
-    device = resolve_device(args.device)
-    if not args.json:
+    device = resolve_device(options.device)
+    if not options.json:
         say(_HEADER)
-    found = result.run_selftest(device, (lambda _: None) if args.json else show)
+    found = result.run_selftest(device, (lambda _: None) if options.json else show)
     try:
         selftested.keep(found.accelerator, found.kept)
     except FdllmError as error:
         complain(f"fdllm selftest: records will not name this result: {error}")
-    if args.json:
+    if options.json:
         say(json.dumps(found.as_dict(), indent=2, allow_nan=False))
     else:
         for dtype, ratios in found.graphs.items():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from rich.console import Console
 
 from fdllm import strictjson
+from fdllm.cli.options import Selection
 from fdllm.cli.output import say
 from fdllm.cli.request import Request, default_tasks, read_request
 from fdllm.cli.work import Work
@@ -134,9 +135,10 @@ def elsewhere(request: Request) -> None:
         say("other records: " + "; ".join(hints[:6]) + (" …" if len(hints) > 6 else ""))  # noqa: PLR2004
 
 
-def what_is_left(left: Sequence[CellState], args: Namespace) -> None:
+def what_is_left(cells: Sequence[CellState]) -> None:
     """What to do about cells that are not done."""
-    if left and not args.json:
+    left = [cell for cell in cells if cell.state not in SETTLED]
+    if left:
         states = Counter(cell.state.value for cell in left)
         parts = ", ".join(f"{number} {state}" for state, number in states.items())
         say(f"{parts}: the same command tries again; fdllm status shows the reasons")
@@ -163,36 +165,32 @@ def exit_code(cells: Sequence[CellState], outcomes: Sequence[Outcome]) -> int:
     return int(failed or broken or not all(twins_agree(group) for group in by_task(cells)))
 
 
-def report_sweeps(planner: Planner, args: Namespace) -> Iterator[Sweep]:
+def report_sweeps(planner: Planner, options: Selection) -> Iterator[Sweep]:
     """The (task, limit, model) selections that have records, for the report.
 
     Raises:
         FdllmError: there are none.
     """
-    experiment = planner.experiment(args.experiment)
-    preset = None if args.preset is None else load_preset(args.preset).name
-    models = [args.model] if args.model else [DEFAULT_MODEL, TINY_MODEL]
+    experiment = planner.experiment(options.experiment)
+    preset = None if options.preset is None else load_preset(options.preset).name
+    models = [options.model] if options.model else [DEFAULT_MODEL, TINY_MODEL]
     found = False
     for model in models:
-        for task in args.task or default_tasks(experiment, model):
+        for task in options.task or default_tasks(experiment, model):
             own = None if model == home_model(task) else model_slug(model)
-            for folder in planner.layout.task_folders(args.experiment):
-                wanted = args.limit is None or folder.limit == args.limit
+            for folder in planner.layout.task_folders(options.experiment):
+                wanted = options.limit is None or folder.limit == options.limit
                 if (folder.task, folder.preset, folder.model) == (task, preset, own) and wanted:
                     found = True
-                    yield _report_sweep(args, task, model, folder.limit)
+                    one = replace(options, task=(task,), model=model, limit=folder.limit)
+                    yield read_request(one).sweep
     if not found:
         named = " or ".join(f"'{model}'" for model in models)
         raise FdllmError(
-            f"experiment '{args.experiment}' has no records of model {named}"
+            f"experiment '{options.experiment}' has no records of model {named}"
             f"{'' if preset is None else f' and preset {preset}'} under "
             f"{planner.layout.results}; sweep first, or name another --model"
         )
-
-
-def _report_sweep(args: Namespace, task: str, model: str, limit: int | None) -> Sweep:
-    flags = Namespace(**{**vars(args), "task": [task], "model": model, "limit": limit})
-    return read_request(flags).sweep
 
 
 def tally(cells: Sequence[CellState]) -> str:

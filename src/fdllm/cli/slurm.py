@@ -3,75 +3,109 @@
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fdllm.cli import show
+from fdllm.cli.doctor import checkup_of
+from fdllm.cli.options import Computing, absolute_path, flag, positive
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import Request
 from fdllm.cli.work import Work, choose_work
-from fdllm.cluster.cluster_config import load_cluster_config
-from fdllm.cluster.planned import SubmitOptions, binds, draft
+from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
+from fdllm.cluster.planned import plan_submissions
 from fdllm.cluster.queue import why_no_cluster
 from fdllm.cluster.status import survey
 from fdllm.cluster.submission import Submission
 from fdllm.cluster.submit import require_sbatch, submit, submitting
-from fdllm.doctor.examine import Checkup, blocking, examine
+from fdllm.doctor.examine import examine
+from fdllm.doctor.findings import blocking
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.code import check_consent
 from fdllm.evaluate.tasks import task_info
 from fdllm.plan import CellState
 
+_PLACE = (
+    "where it is computed\nwhat stays the same from one sweep to the next stands in fdllm.toml "
+    "(fdllm.toml.example has all of it)"
+)
 EXECUTORS = ("auto", "local", "slurm")
 _ONLY_SLURM = ("max_jobs", "shards", "image", "partition", "account", "qos", "gres", "time")
 
 
-def slurm_flags(parser: ArgumentParser, positive: Callable[[str], int]) -> None:
-    """The flags of a sweep that goes to SLURM."""
-    group = parser.add_argument_group(
-        "where it is computed",
-        "what stays the same from one sweep "
-        "to the next stands in fdllm.toml (fdllm.toml.example has all of it)",
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(Computing):
+    """What ``sweep`` and ``validate`` are given besides their runs.
+
+    Attributes:
+        force: configs that are computed anew; empty forces the whole selection, None nothing.
+    """
+
+    status: bool = flag("show every cell's state, run none", default=False)
+    dry_run: bool = flag("show what would run and why, run nothing", default=False)
+    force: tuple[str, ...] | None = flag(
+        "compute these configs anew, and no others; without names all of the selection. Old "
+        "records are kept aside",
+        nargs="*",
+        metavar="CONFIG",
     )
-    group.add_argument(
-        "--executor",
+    json: bool = flag("print the cells as JSON", default=False)
+    executor: str | None = flag(
+        "auto takes SLURM where there is a cluster, else this machine (FDLLM_EXECUTOR, auto)",
+        group=_PLACE,
         choices=EXECUTORS,
-        default=os.environ.get("FDLLM_EXECUTOR", "auto"),
-        help="auto takes SLURM where there is a cluster, else this machine (FDLLM_EXECUTOR, auto)",
     )
-    group.add_argument(
-        "--max-jobs", type=positive, metavar="N", help="array tasks that run at the same time"
+    max_jobs: int | None = flag(
+        "array tasks that run at the same time", group=_PLACE, type=positive, metavar="N"
     )
-    group.add_argument(
-        "--shards", type=positive, metavar="N", help="split each run's samples over N array tasks"
+    shards: int | None = flag(
+        "split each run's samples over N array tasks", group=_PLACE, type=positive, metavar="N"
     )
-    group.add_argument("--image", metavar="SIF", help="compute inside this Apptainer image")
-    group.add_argument("--no-doctor", action="store_true", help="submit without the check-up")
-    group.add_argument("--partition", metavar="P", help="where in the cluster")
-    group.add_argument("--account", metavar="A", help="who pays")
-    group.add_argument("--qos", metavar="Q", help="quality of service")
-    group.add_argument("--gres", metavar="G", help="gpu:1, say; '' asks for no GPU")
-    group.add_argument("--time", type=positive, metavar="MIN", help="minutes until a requeue")
+    image: Path | None = flag(
+        "compute inside this Apptainer image", group=_PLACE, type=absolute_path, metavar="SIF"
+    )
+    no_doctor: bool = flag("submit without the check-up", default=False, group=_PLACE)
+    partition: str | None = flag("where in the cluster", group=_PLACE, metavar="P")
+    account: str | None = flag("who pays", group=_PLACE, metavar="A")
+    qos: str | None = flag("quality of service", group=_PLACE, metavar="Q")
+    gres: str | None = flag("gpu:1, say; '' asks for no GPU", group=_PLACE, metavar="G")
+    time: int | None = flag("minutes until a requeue", group=_PLACE, type=positive, metavar="MIN")
+
+    def cluster_config(self, root: Path) -> ClusterConfig:
+        """The site file with these flags on top.
+
+        Raises:
+            UsageError: a value makes no sense.
+        """
+        return load_cluster_config(root).changed(
+            {
+                "partition": self.partition,
+                "account": self.account,
+                "qos": self.qos,
+                "gres": self.gres,
+                "time_min": self.time,
+            },
+            max_jobs=self.max_jobs,
+            image=self.image,
+        )
 
 
-def choose_executor(args: Namespace) -> str:
+def choose_executor(options: SweepOptions) -> str:
     """``local`` or ``slurm``; what ``auto`` chose is said.
 
     Raises:
         UsageError: a flag means nothing there.
     """
-    if args.executor not in EXECUTORS:  # argparse does not look at a default
-        raise UsageError(
-            f"FDLLM_EXECUTOR is '{args.executor}'; it is one of {', '.join(EXECUTORS)}"
-        )
-    chosen = str(args.executor)
+    chosen = options.executor or os.environ.get("FDLLM_EXECUTOR", "auto")
+    if chosen not in EXECUTORS:
+        raise UsageError(f"FDLLM_EXECUTOR is '{chosen}'; it is one of {', '.join(EXECUTORS)}")
     if chosen == "auto":
         missing = why_no_cluster()
         chosen, other = ("local", "slurm") if missing else ("slurm", "local")
         why = missing or "sbatch is there"
         complain(f"executor: {chosen} ({why}; --executor {other} otherwise)")
-    named = [name for name in _ONLY_SLURM if getattr(args, name) is not None]
+    named = [name for name in _ONLY_SLURM if getattr(options, name) is not None]
     given = [f"--{name.replace('_', '-')}" for name in named]
     if chosen == "local" and given:
         raise UsageError(
@@ -81,31 +115,33 @@ def choose_executor(args: Namespace) -> str:
     return chosen
 
 
-def run_slurm(request: Request, args: Namespace) -> int:
+def run_slurm(request: Request, options: SweepOptions) -> int:
     """Submit what is missing; done cells, running ones and queued ones are left alone."""
-    wish = read_wish(request, args)
+    cluster = options.cluster_config(request.planner.root)
     cells = states(request)
-    work = choose_work(cells, force=args.force)
-    if args.dry_run:
-        show.plan(cells, work, as_json=args.json)
-        if not args.json:
-            _show_scripts(request, work, wish)
+    work = choose_work(cells, force=options.force)
+    if options.dry_run:
+        show.plan(cells, work, as_json=options.json)
+        if not options.json:
+            _show_scripts(_planned(request, work, options, cluster))
         return 0
     if not work:
-        show.nothing_to_do(cells, as_json=args.json)
-        if args.json:
+        show.nothing_to_do(cells, as_json=options.json)
+        if options.json:
             show.print_json(cells)
         return 0
     for one in work:
         check_consent(task_info(one.cell.run.task), one.cell.run.code_execution)
     require_sbatch()
-    if not args.no_doctor:
-        check_up(request, work, wish)
+    if not options.no_doctor:
+        check_up(request, work, cluster)
     with submitting(request.planner.layout.logs):
-        work = choose_work(states(request), force=args.force)  # another sweep may have been first
-        drafts = draft(request.planner, [one.cell.run for one in work], wish)
-        made = submit(request.planner, drafts, forced=[one.cell.run for one in work if one.force])
-    if args.json:
+        # Another sweep may have been first.
+        work = choose_work(states(request), force=options.force)
+        forced = [one.cell.run for one in work if one.force]
+        planned = _planned(request, work, options, cluster)
+        made = submit(request.planner, planned, cluster, forced=forced)
+    if options.json:
         show.print_json(states(request))
         return 0
     for submission in made:
@@ -117,57 +153,31 @@ def run_slurm(request: Request, args: Namespace) -> int:
     return 0
 
 
+def _planned(
+    request: Request, work: Sequence[Work], options: SweepOptions, cluster: ClusterConfig
+) -> list[Submission]:
+    return plan_submissions(
+        request.planner,
+        [one.cell.run for one in work],
+        cluster,
+        num_shards=options.shards or 1,
+        results=options.results,
+        threads=options.threads,
+    )
+
+
 def states(request: Request) -> list[CellState]:
     """Every run of the sweep, joined with the queue."""
     return survey(request.planner, request.planner.runs(request.sweep))
 
 
-def read_wish(request: Request, args: Namespace) -> SubmitOptions:
-    """The site file with this command's flags on top.
-
-    Raises:
-        UsageError: a value makes no sense.
-    """
-    site = load_cluster_config(request.planner.root).changed(
-        {
-            "partition": args.partition,
-            "account": args.account,
-            "qos": args.qos,
-            "gres": args.gres,
-            "time_min": args.time,
-        },
-        max_jobs=args.max_jobs,
-        image=None if args.image is None else Path(args.image).expanduser().absolute(),
-    )
-    results = None if args.results is None else Path(args.results).expanduser().absolute()
-    return SubmitOptions(site, args.shards or 1, results, args.threads, Path.cwd())
-
-
-def check_up(request: Request, work: Sequence[Work], wish: SubmitOptions) -> None:
+def check_up(request: Request, work: Sequence[Work], cluster: ClusterConfig) -> None:
     """Look for what would make the jobs fail, before they wait in a queue.
 
     Raises:
         FdllmError: something must be mended first.
     """
-    site, runs = wish.site, [one.cell.run for one in work]
-    tasks = tuple(dict.fromkeys(run.task for run in runs))
-    resources = site.resources_of(runs[0])
-    places: list[str] = []
-    if site.image is not None:
-        places = [*binds(request.planner, wish, runs[0], wish.workdir), *site.binds]
-    findings = examine(
-        Checkup(
-            root=request.planner.root,
-            layout=request.planner.layout,
-            sweep=request.sweep.model_copy(update={"tasks": tasks}),
-            executor="slurm",
-            partition=resources.partition,
-            account=resources.account,
-            image=site.image,
-            binds=tuple(places),
-            hf_home=site.hf_home,
-        )
-    )
+    findings = examine(checkup_of(request, [one.cell.run for one in work], cluster, "slurm"))
     for found in findings:
         if found.state == "warn":
             complain(f"warning: {found.name}: {found.found}. {found.remedy}".rstrip())
@@ -180,11 +190,10 @@ def check_up(request: Request, work: Sequence[Work], wish: SubmitOptions) -> Non
         )
 
 
-def _show_scripts(request: Request, work: Sequence[Work], wish: SubmitOptions) -> None:
-    drafts = draft(request.planner, [one.cell.run for one in work], wish)
-    for one in drafts:
-        for name, text in one.files():
-            say(f"\n# {one.submission.folder / name}\n{text}")
+def _show_scripts(submissions: Sequence[Submission]) -> None:
+    for one in submissions:
+        for name, text in one.scripts.items():
+            say(f"\n# {one.folder / name}\n{text}")
 
 
 def _told(request: Request, submission: Submission) -> str:

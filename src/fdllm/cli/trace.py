@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from fdllm import strictjson
+from fdllm.cli.options import Computing, flag
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
@@ -24,36 +24,33 @@ if TYPE_CHECKING:
 _WIDE = 200  # columns of a log, which folds nothing
 
 
-def trace_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that only ``trace`` has."""
-    parser.add_argument(
-        "--doc",
+@dataclass(frozen=True, kw_only=True)
+class TraceOptions(Computing):
+    """What ``trace`` is given besides its run."""
+
+    doc: str = flag(
+        "the document's number, from 0 (0); SUBTASK:N where the task is a group",
         default="0",
         metavar="N",
-        help="the document's number, from 0 (0); SUBTASK:N where the task is a group",
     )
-    parser.add_argument(
-        "--html", metavar="PATH", help="write the trace as one HTML page too, with a slider"
-    )
-    parser.add_argument(
-        "--staleness",
-        action="store_true",
-        help="compute how far each reused value is from a fresh one; changes no token",
+    html: str | None = flag("write the trace as one HTML page too, with a slider", metavar="PATH")
+    staleness: bool = flag(
+        "compute how far each reused value is from a fresh one; changes no token", default=False
     )
 
 
-def run_trace(args: Namespace) -> int:
+def run_trace(options: TraceOptions) -> int:
     """Decode one document as its run does, and show every forward."""
-    if len(args.task or ()) != 1 or len(args.config or ()) != 1:
+    if len(options.task or ()) != 1 or len(options.config or ()) != 1:
         raise UsageError(
             "one trace needs one --task and one --config, for example --task tiny_arithmetic "
             "--config k2_middle --doc 3"
         )
-    request = read_request(args)
+    request = read_request(options)
     [run] = request.planner.runs(request.sweep)
     _check_estimator(request.planner, run)
-    page = _page_path(args.html)
-    trace = compute_trace(request.planner, run, args)
+    page = _page_path(options.html)
+    trace = compute_trace(request.planner, run, options)
     _show(trace)
     remark = against_record(request.planner.state(run), trace)
     if remark is not None:
@@ -66,21 +63,21 @@ def run_trace(args: Namespace) -> int:
     return 0
 
 
-def compute_trace(planner: Planner, run: Run, args: Namespace) -> Trace:
+def compute_trace(planner: Planner, run: Run, options: TraceOptions) -> Trace:
     """Load the model and decode; torch and the harness come in here."""
     from fdllm.decode.unmask import by_threshold  # noqa: PLC0415
     from fdllm.evaluate.machine import Machine  # noqa: PLC0415
     from fdllm.trace.document import Document, trace_document  # noqa: PLC0415
 
-    document = Document.parse(args.doc)
-    machine = Machine.load(run.model, args.threads)
+    document = Document.parse(options.doc)
+    machine = Machine.load(run.model, options.threads)
     return trace_document(
         machine.model,
         run,
         planner.strategy(run, machine.n_layers),
         document,
         unmask=planner.experiment(run.experiment).unmask or by_threshold,
-        staleness=args.staleness,
+        staleness=options.staleness,
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fdllm.cli import show
+from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain
 from fdllm.cli.progress import duration
 from fdllm.cli.request import Request, read_request
@@ -25,36 +26,37 @@ from fdllm.report.table import heading, requests_text, state_text, status_table
 _EVERY_S = 5.0
 
 
-def status_flags(parser: ArgumentParser) -> None:
-    """Flags of ``fdllm status``, besides the selection."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--watch",
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions(Selection):
+    """What ``status`` is given besides its runs."""
+
+    json: bool = flag("print JSON", default=False)
+    watch: float | None = flag(
+        f"show it anew every so often ({_EVERY_S:.0f}); Ctrl-C leaves",
         nargs="?",
         type=float,
         const=_EVERY_S,
         metavar="SECONDS",
-        help=f"show it anew every so often ({_EVERY_S:.0f}); Ctrl-C leaves",
     )
 
 
-def run_status(args: Namespace) -> int:
+def run_status(options: StatusOptions) -> int:
     """Every cell's state.
 
     Raises:
         UsageError: two ways to show it are asked for, or an interval of nothing.
     """
-    if args.watch is not None and (args.json or args.watch <= 0):
+    if options.watch is not None and (options.json or options.watch <= 0):
         raise UsageError(
             "--watch shows a table every so many seconds, more than 0; --json prints once"
         )
-    request = read_request(args)
-    show.overlaps(request, quiet=args.json)
-    if args.watch is not None:
-        _watch(request, args.watch)
+    request = read_request(options)
+    show.overlaps(request, quiet=options.json)
+    if options.watch is not None:
+        _watch(request, options.watch)
         return 0
-    show_status(live_states(request), as_json=args.json)
-    if not args.json:
+    show_status(live_states(request), as_json=options.json)
+    if not options.json:
         show.elsewhere(request)
     return 0
 

@@ -31,11 +31,6 @@ class Work:
     force: bool
 
 
-def forced_configs(force: Sequence[str] | None) -> tuple[str, ...]:
-    """Configs named behind ``--force``: without ``--config`` they are the selection."""
-    return tuple(force or ())
-
-
 def choose_work(cells: Sequence[CellState], *, force: Sequence[str] | None) -> list[Work]:
     """Cells that are not done and that nobody else computes, and those that are forced.
 
@@ -53,8 +48,3 @@ def choose_work(cells: Sequence[CellState], *, force: Sequence[str] | None) -> l
             reason = "" if cell.state is State.PENDING else f": {cell.reason}"
             work.append(Work(cell, f"{_WHY[cell.state]}{reason}", force=False))
     return work
-
-
-def unfinished(cells: Sequence[CellState]) -> list[CellState]:
-    """Cells that are not done."""
-    return [cell for cell in cells if cell.state not in SETTLED]

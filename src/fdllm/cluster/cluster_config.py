@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from fdllm.caches import hub_home
 from fdllm.config import TINY_MODEL, Run
 from fdllm.errors import FdllmError, UsageError
 from fdllm.spec import Spec
@@ -111,6 +112,11 @@ class ClusterConfig(Spec):
             self.resources.model_dump(exclude_unset=True) | own, f"[tasks.{task}]"
         )
 
+    @property
+    def hub_home(self) -> Path:
+        """Where models and data sets are kept: the file's word, else this process's."""
+        return self.hf_home or hub_home().absolute()
+
     def resources_of(self, run: Run) -> Resources:
         """What a run's task asks for, GPU and processors decided."""
         resources = self._of(run.task)
@@ -119,7 +125,7 @@ class ClusterConfig(Spec):
         return resources.model_copy(update=unsaid)
 
     def changed(self, resources: Mapping[str, Any], **others: Any) -> ClusterConfig:  # noqa: ANN401
-        """The same site with the flags of one command on top; None leaves a value as it is.
+        """The same with the flags of one command on top; None leaves a value as it is.
 
         A flag is meant for every task, so it also stands above a task's own table.
 

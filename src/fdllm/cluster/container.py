@@ -1,4 +1,4 @@
-"""Command lines that run something inside the image. Pure, but for an image's hash."""
+"""The command line that runs something inside the image. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fdllm.errors import UsageError
-from fdllm.record.image import image_digest
-
-__all__ = ["container_command", "image_digest"]
 
 _SECRET = ("TOKEN", "SECRET", "PASSWORD")
 

@@ -54,7 +54,7 @@ def remembered(job_ids: Iterable[str]) -> dict[str, ExitReason]:
     found: dict[str, ExitReason] = {}
     for job_id in sorted(set(job_ids)) if has_queue() else ():
         try:
-            text = ask(["scontrol", "--oneliner", "show", "job", job_id])
+            text = ask("scontrol", "--oneliner", "show", "job", job_id)
         except QueueError:
             continue
         found |= parse_jobs(text)

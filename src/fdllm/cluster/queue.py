@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fdllm.cluster.client import SlurmError, run_command
 from fdllm.errors import FdllmError
 
 _FORMAT = "%i|%T|%M|%L|%N|%r"  # job id, state, time used, time left, nodes, reason
 _NUM_FIELDS = _FORMAT.count("|") + 1
-_PATIENCE_S = 60
 _TIME = re.compile(r"^(?:(?P<d>\d+)-)?(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)$")
 _AT_WORK = frozenset(
     {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
@@ -66,17 +65,10 @@ def why_no_cluster() -> str | None:
     if shutil.which("sbatch") is None:
         return "no sbatch on the PATH"
     try:
-        done = subprocess.run(
-            ["scontrol", "ping"],  # noqa: S607 - SLURM's own, wherever the site has it
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_PATIENCE_S,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if "Could not establish a configuration source" in done.stderr:
-        return "sbatch is there and belongs to no cluster: there is no slurm.conf"
+        run_command("scontrol", "ping")
+    except SlurmError as error:
+        if "Could not establish a configuration source" in str(error):
+            return "sbatch is there and belongs to no cluster: there is no slurm.conf"
     return None
 
 
@@ -93,29 +85,22 @@ def read_queue() -> dict[str, QueueEntry] | None:
     """
     if not has_queue():
         return None
-    command = ["squeue", "--noheader", "--array", f"--format={_FORMAT}"]
-    return parse_queue(ask(command))
+    return parse_queue(ask("squeue", "--noheader", "--array", f"--format={_FORMAT}"))
 
 
-def ask(command: list[str]) -> str:
-    """What one of SLURM's commands prints.
+def ask(*command: str) -> str:
+    """What one of SLURM's commands says of the queue.
 
     Raises:
         QueueError: it fails or does not end.
     """
     try:
-        done = subprocess.run(  # noqa: S603 - one of our own command lines
-            command, capture_output=True, text=True, check=False, timeout=_PATIENCE_S
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise QueueError(f"{command[0]} did not answer: {error}") from None
-    if done.returncode:
-        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        return run_command(*command)
+    except SlurmError as error:
         raise QueueError(
-            f"the queue cannot be asked ({command[0]}: {said}); is slurmctld up? "
-            "'scontrol ping' says so; nothing was changed"
-        )
-    return done.stdout
+            f"the queue cannot be asked ({error}); is slurmctld up? 'scontrol ping' says so; "
+            "nothing was changed"
+        ) from None
 
 
 def parse_queue(text: str) -> dict[str, QueueEntry]:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import join, quote
 
-from fdllm.cluster.cluster_config import Resources
+from fdllm.cluster.cluster_config import ClusterConfig, Resources
 
 ENDED_EARLY = 75
 """Exit status of a task that was warned of its time limit and goes on in its next life."""
+
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""What keeps the Hub's client and the libraries on top of it from asking for anything."""
 
 # Handed into the image, where --cleanenv lets nothing else in. The token is among them by its
 # name alone: its value is in the job's environment, and in no file and no command line.
@@ -24,9 +27,7 @@ PASSED_ON = (
     "HUGGINGFACE_HUB_CACHE",
     "HF_DATASETS_CACHE",
     "NLTK_DATA",
-    "HF_HUB_OFFLINE",
-    "HF_DATASETS_OFFLINE",
-    "TRANSFORMERS_OFFLINE",
+    *OFFLINE,
     "HF_ENDPOINT",
     "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
@@ -42,6 +43,7 @@ class Script:
     """What a job script says.
 
     Attributes:
+        cluster: where it runs.
         name: the job's name in the queue.
         resources: what each array task asks for.
         logs: log folder of each array task, by its index.
@@ -49,12 +51,9 @@ class Script:
         workdir: where tasks run.
         command: what a task runs; its index comes behind.
         environment: fixed variables; no secret may be among them.
-        contained: the command runs an image, so that variables must be handed in.
-        max_jobs: tasks that run at the same time; None is no throttle.
-        warn_s: seconds ahead of the limit at which a task is warned.
-        setup: the site's own shell lines.
     """
 
+    cluster: ClusterConfig
     name: str
     resources: Resources
     logs: Mapping[int, Path]
@@ -62,10 +61,6 @@ class Script:
     workdir: Path
     command: Sequence[str]
     environment: Mapping[str, str]
-    contained: bool
-    max_jobs: int | None
-    warn_s: int
-    setup: tuple[str, ...] = ()
 
 
 def render(script: Script) -> str:
@@ -95,7 +90,8 @@ def render(script: Script) -> str:
 
 def _options(script: Script) -> list[str]:
     asked = script.resources
-    throttle = "" if script.max_jobs is None else f"%{script.max_jobs}"
+    max_jobs = script.cluster.max_jobs
+    throttle = "" if max_jobs is None else f"%{max_jobs}"
     wishes = {
         "partition": asked.partition,
         "account": asked.account,
@@ -114,7 +110,7 @@ def _options(script: Script) -> list[str]:
         *(f"--{name}={value}" for name, value in wishes.items() if value),
         "--requeue",
         "--open-mode=append",
-        f"--signal=B:USR1@{script.warn_s}",
+        f"--signal=B:USR1@{script.cluster.warn_s}",
         *asked.extra,
     ]
 
@@ -143,14 +139,15 @@ def _log(script: Script) -> list[str]:
 
 def _setup(script: Script) -> list[str]:
     """The site's lines; what `module` sources often reads variables that are not set."""
-    return ["# setup of fdllm.toml", "set +u", *script.setup, "set -u", ""] if script.setup else []
+    setup = script.cluster.setup
+    return ["# setup of fdllm.toml", "set +u", *setup, "set -u", ""] if setup else []
 
 
 def _environment(script: Script) -> list[str]:
     lines = [f"cd -- {quote(str(script.workdir))}"]
     lines += [f"export {name}={quote(value)}" for name, value in script.environment.items()]
     lines += [f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{script.resources.cpus}}}"']
-    if script.contained:
+    if script.cluster.image is not None:
         lines += [
             "# What is handed into the image, the token too: by environment, never by argument.",
             f"for name in {' '.join(PASSED_ON)}; do",

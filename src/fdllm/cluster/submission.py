@@ -10,8 +10,8 @@ life of an array task that came to an end by itself: ``JOB RESTARTS STATUS TIME`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from fdllm.shard import Shard
 VERSION = 1
 MAP = "map.json"
 JOBS = "jobs.json"
+JOB_SCRIPT = "job.sh"
+MERGE_SCRIPT = "merge.sh"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Submission:
         threads: torch's threads, or None.
         job_id: the array's id; None while it was not accepted.
         merge_job_id: the merging array's id.
+        scripts: texts of its job scripts by name; empty where it is read back.
     """
 
     folder: Path
@@ -62,6 +65,7 @@ class Submission:
     threads: int | None = None
     job_id: str | None = None
     merge_job_id: str | None = None
+    scripts: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def stamp(self) -> str:

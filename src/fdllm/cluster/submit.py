@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fdllm.cluster.planned import PlannedSubmission
-from fdllm.cluster.submission import Submission, write_jobs, write_map
+from fdllm.cluster.client import SlurmError, run_command
+from fdllm.cluster.cluster_config import ClusterConfig
+from fdllm.cluster.submission import (
+    JOB_SCRIPT,
+    MERGE_SCRIPT,
+    Submission,
+    write_jobs,
+    write_map,
+)
 from fdllm.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import Planner
@@ -50,40 +55,49 @@ def submitting(root: Path) -> Iterator[None]:
 
 
 def submit(
-    planner: Planner, drafts: Sequence[PlannedSubmission], forced: Sequence[Run] = ()
+    planner: Planner,
+    submissions: Sequence[Submission],
+    cluster: ClusterConfig,
+    forced: Sequence[Run] = (),
 ) -> list[Submission]:
-    """Hand drafts to the queue; held until their old records are out of the way.
+    """Hand submissions to the queue; held until their old records are out of the way.
 
     Args:
         planner: knows where records lie.
-        drafts: what to submit.
+        submissions: from :func:`fdllm.cluster.planned.plan_submissions`.
+        cluster: where they go.
         forced: runs whose records are moved aside once their jobs are accepted.
+
+    Returns:
+        The same, with ids.
 
     Raises:
         FdllmError: SLURM does not take one. Of that one nothing stays behind; ahead of it are
             whole submissions, which the same command does not submit again.
     """
     require_sbatch()
-    return [_submit(planner, one, forced) for one in drafts]
+    make_folder(planner.layout.results)
+    if cluster.image is not None:
+        make_folder(cluster.hub_home)
+    return [_submit(planner, one, forced) for one in submissions]
 
 
-def _submit(planner: Planner, one: PlannedSubmission, forced: Sequence[Run]) -> Submission:
-    submission = one.submission
-    mine = [run for run in forced if any(run == item.run for item in submission.assignments)]
-    for folder in one.folders:
-        make_folder(folder)
+def _submit(planner: Planner, submission: Submission, forced: Sequence[Run]) -> Submission:
+    mine = [run for run in forced if any(run == one.run for one in submission.assignments)]
+    for one in submission.assignments:
+        make_folder(submission.log_folder(one.index))
     write_map(submission)
-    for name, text in one.files():
+    for name, text in submission.scripts.items():
         write_text(submission.folder / name, text)
     accepted: list[str] = []
     try:
         hold = ["--hold"] if mine else []
-        accepted.append(_sbatch(submission.folder, "job.sh", hold))
-        if one.merge is not None:
+        accepted.append(_sbatch(submission.folder, JOB_SCRIPT, hold))
+        if MERGE_SCRIPT in submission.scripts:
             behind = f"--dependency=afterany:{accepted[0]}"
-            accepted.append(_sbatch(submission.folder, "merge.sh", [behind]))
+            accepted.append(_sbatch(submission.folder, MERGE_SCRIPT, [behind]))
         submission = replace(
-            submission, job_id=accepted[0], merge_job_id=accepted[1] if one.merge else None
+            submission, job_id=accepted[0], merge_job_id=accepted[1] if accepted[1:] else None
         )
         write_jobs(submission)
         for run in mine:
@@ -91,10 +105,11 @@ def _submit(planner: Planner, one: PlannedSubmission, forced: Sequence[Run]) -> 
             with locked(paths):
                 paths.supersede()
         if mine:
-            _slurm(["scontrol", "release", accepted[0]])
+            _slurm("scontrol", "release", accepted[0])
     except BaseException:
         if accepted:
-            subprocess.run(["scancel", *accepted], check=False, capture_output=True)  # noqa: S603, S607
+            with suppress(SlurmError):
+                run_command("scancel", *accepted)
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise
     return submission
@@ -119,48 +134,27 @@ def _sbatch(folder: Path, script: str, flags: Sequence[str]) -> str:
     SLURM's own words about a job, and whatever comes ahead of its log, go to ``array_N.out``.
     """
     answer = _slurm(
-        [
-            "sbatch",
-            "--parsable",
-            "--export=ALL",
-            f"--chdir={folder}",
-            f"--output={str(folder).replace('%', '%%')}/array_%a.out",
-            *flags,
-            str(folder / script),
-        ]
+        "sbatch",
+        "--parsable",
+        "--export=ALL",
+        f"--chdir={folder}",
+        f"--output={str(folder).replace('%', '%%')}/array_%a.out",
+        *flags,
+        str(folder / script),
     )
     return answer.strip().split(";")[0]
 
 
-def _slurm(command: list[str]) -> str:
+def _slurm(*command: str) -> str:
     """Run one of SLURM's commands.
 
     Raises:
         FdllmError: it fails; its own words are passed on.
     """
     try:
-        done = subprocess.run(  # noqa: S603 - one of SLURM's, found by its name
-            command, capture_output=True, text=True, check=False, env=_environment(), timeout=180
-        )
-    except subprocess.TimeoutExpired:
-        raise FdllmError(f"{command[0]} did not answer; {_NOTHING}") from None
-    if done.returncode:
-        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise FdllmError(f"{command[0]}: {said}; {_NOTHING}")
-    return done.stdout
-
-
-_NOTHING = (
-    "of these runs nothing was submitted. 'scontrol ping' says whether slurmctld is up, fdllm.toml "
-    "holds partition and account; then the same command again"
-)
-
-
-def _environment() -> dict[str, str]:
-    """The shell's, without what a job that submits would hand down of itself."""
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in kept or not name.startswith(("SLURM_", "SLURMD_", "SRUN_"))
-    }
+        return run_command(*command, timeout_s=180)
+    except SlurmError as error:
+        raise FdllmError(
+            f"{error}; of these runs nothing was submitted. 'scontrol ping' says whether slurmctld "
+            "is up, fdllm.toml holds partition and account; then the same command again"
+        ) from None

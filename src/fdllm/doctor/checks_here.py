@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import getpass
 import shutil
-import subprocess
+from contextlib import suppress
 from pathlib import Path
 
+from fdllm.cluster.client import SlurmError, run_command
 from fdllm.doctor.findings import Checkup, Finding
 from fdllm.errors import UsageError
 from fdllm.evaluate.code import check_consent
@@ -83,8 +84,9 @@ def scheduler(checkup: Checkup) -> list[Finding]:
                 "--executor local",
             )
         ]
-    listed, error = _lines("sinfo", "--noheader", "--format=%R|%a|%D|%l")
-    if listed is None:
+    try:
+        listed = run_command("sinfo", "--noheader", "--format=%R|%a|%D|%l", timeout_s=_ANSWER_S)
+    except SlurmError as error:
         return [
             Finding(
                 "scheduler",
@@ -93,15 +95,18 @@ def scheduler(checkup: Checkup) -> list[Finding]:
                 "slurmctld may be down: wait until sinfo answers, then try again",
             )
         ]
-    partitions = {line.split("|")[0]: line.split("|")[1:] for line in listed if "|" in line}
+    lines = [line.split("|") for line in listed.splitlines() if "|" in line]
+    partitions = {name: rest for name, *rest in lines}
     return [_partition(checkup.partition, partitions), *_account(checkup.account)]
 
 
 def _partition(wanted: str | None, partitions: dict[str, list[str]]) -> Finding:
     names = ", ".join(sorted(partitions)) or "none"
     if wanted is None:
-        default, _ = _lines("scontrol", "show", "partition", "--oneliner")
-        if any("Default=YES" in line for line in default or ()):
+        told = ""
+        with suppress(SlurmError):
+            told = run_command("scontrol", "show", "partition", "--oneliner", timeout_s=_ANSWER_S)
+        if "Default=YES" in told:
             return Finding("partition", "ok", f"the site's default; there are {names}")
         return Finding(
             "partition",
@@ -140,18 +145,12 @@ def _account(wanted: str | None) -> list[Finding]:
     )
     if shutil.which("sacctmgr") is None:
         return [unproven]
-    listed, _ = _lines(
-        "sacctmgr",
-        "--noheader",
-        "--parsable2",
-        "show",
-        "associations",
-        f"user={getpass.getuser()}",
-        "format=account",
-    )
-    if listed is None:
+    asked = ("show", "associations", f"user={getpass.getuser()}", "format=account")
+    try:
+        listed = run_command("sacctmgr", "--noheader", "--parsable2", *asked, timeout_s=_ANSWER_S)
+    except SlurmError:
         return [unproven]
-    accounts = sorted({line.strip() for line in listed if line.strip()})
+    accounts = sorted({line.strip() for line in listed.splitlines() if line.strip()})
     unknown = [name for name in wanted.split(",") if name not in accounts]
     if not unknown:
         return [Finding("account", "ok", f"'{wanted}' is one of yours")]
@@ -163,19 +162,6 @@ def _account(wanted: str | None) -> list[Finding]:
             "name one of them: account in fdllm.toml; or ask the site for access",
         )
     ]
-
-
-def _lines(*command: str) -> tuple[list[str] | None, str]:
-    """What a command says, line by line; None and why where it fails."""
-    try:
-        done = subprocess.run(  # noqa: S603 - the site's own commands, no shell
-            command, capture_output=True, text=True, timeout=_ANSWER_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return None, f"{type(error).__name__} within {_ANSWER_S} s"
-    if done.returncode:
-        return None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return done.stdout.splitlines(), ""
 
 
 def image_file(checkup: Checkup) -> list[Finding]:

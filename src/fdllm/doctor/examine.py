@@ -1,13 +1,5 @@
 """A check-up before anything is queued: what is ready, what is not, and what to do about it.
 
-For whoever submits::
-
-    from fdllm.doctor.examine import Checkup, Finding, blocking, examine
-
-    findings = examine(Checkup(root, layout, sweep, executor="slurm", partition=..., account=...,
-                               image=..., binds=..., hf_home=...))    # -> list[Finding]
-    if blocking(findings): ...                                         # refuse, and show them
-
 Nothing is imported here that takes time. What needs torch or the harness is asked of a process of
 its own, in the image if one is named, offline and without the token, as on a compute node
 (:mod:`fdllm.doctor.remote`). Whether the Hub gives access is asked from here, with the token.
@@ -20,10 +12,8 @@ from dataclasses import replace
 
 from fdllm.doctor.checks_here import consent, disk, image_file, scheduler
 from fdllm.doctor.checks_hub import with_access
-from fdllm.doctor.findings import Checkup, Finding, Standing, blocking
+from fdllm.doctor.findings import Checkup, Finding, blocking
 from fdllm.doctor.remote import ask_node
-
-__all__ = ["Checkup", "Finding", "Standing", "blocking", "examine"]
 
 _HERE: Sequence[Callable[[Checkup], list[Finding]]] = (consent, disk, scheduler)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 
+from fdllm.cluster.render import OFFLINE
 from fdllm.doctor.checks_here import image_file
 from fdllm.doctor.checks_hub import with_access
 from fdllm.doctor.findings import Checkup, Finding, blocking
-from fdllm.doctor.remote import OFFLINE, ask_node
+from fdllm.doctor.remote import ask_node
 from fdllm.errors import UsageError
 
 _FETCHED = ("model", "task", "checks")

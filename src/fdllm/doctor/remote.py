@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fdllm.caches import hub_home
-from fdllm.cluster.render import PASSED_ON
+from fdllm.cluster.container import container_command
+from fdllm.cluster.render import OFFLINE, PASSED_ON
 from fdllm.doctor.findings import Checkup, Finding
 from fdllm.evaluate.access import without_token
 
 Mode = Literal["check", "fetch"]
 
-OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _WORKER = "fdllm.doctor.worker"
 _CHECK_S = 900
@@ -110,8 +110,6 @@ def _inside(
     checkup: Checkup, mode: Mode, environment: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
     """The same worker in the image, which sees what a job's would."""
-    from fdllm.cluster.container import container_command  # noqa: PLC0415
-
     assert checkup.image is not None  # noqa: S101 - the caller looked
     command = container_command(
         checkup.image,

@@ -23,7 +23,7 @@ from fdllm.config import Sweep
 from fdllm.doctor.checks_model import check_device, check_model, fetch_model
 from fdllm.doctor.checks_tasks import check_task, fetch_task
 from fdllm.doctor.findings import Finding
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, first_line
 from fdllm.evaluate.access import without_token
 from fdllm.record.identity import source_hashes
 
@@ -72,7 +72,7 @@ def guarded(name: str, work: Callable[[], list[Finding]]) -> list[Finding]:
         found, _, remedy = str(error).partition("; ")
         return [Finding(name, "fail", found, remedy or "mend that, then try again")]
     except Exception as error:  # noqa: BLE001 - a missing library, a damaged file: say which
-        said = next(iter(str(error).strip().splitlines()), "no message")
+        said = first_line(error, "no message")
         return [
             Finding(
                 name,

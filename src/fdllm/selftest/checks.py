@@ -27,7 +27,7 @@ from torch import Tensor
 from fdllm.bench.asks import SUB_BLOCK
 from fdllm.decode.sampler import generate
 from fdllm.decode.scorer import score
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, first_line
 from fdllm.layerplan import LayerPlan
 from fdllm.model.cache import RowCache, Window
 from fdllm.model.compiled import Compiled
@@ -182,8 +182,8 @@ class Tried:
                 scores = _scores(self.subject, self.model, rows, batch)
                 texts = _texts(self.subject, self.model, rows, batch)
             except (FdllmError, RuntimeError, ValueError) as broken:
-                said = (str(broken).strip().splitlines() or [""])[0]
-                yield replace(check, problems=(f"{type(broken).__name__}: {said}",))
+                said = f"{type(broken).__name__}: {first_line(broken)}"
+                yield replace(check, problems=(said,))
                 continue
             at = [rows.index(row) for row in _FEW]
             few = [[*texts[i], *logits[i].argmax(-1).tolist()] for i in at]
