@@ -13,8 +13,8 @@ from fdllm.record.paths import Layout
 from fdllm.record.summary import describe_file
 from fdllm.report.build import build_page
 from fdllm.report.html import render_html
-from fdllm.report.recheck import Recheck, check_page, check_records, embedded_tables, record_folders
-from fdllm.report.records import load_record
+from fdllm.report.recheck import Recheck, check_page, check_records, embedded_tables
+from fdllm.report.records import load_record, record_folders
 from made_up import Invented, tamper, write_grid
 
 pytestmark = pytest.mark.usefixtures("small_heap")

@@ -100,7 +100,7 @@ def _html_path(planner: Planner, options: ReportOptions) -> Path:
 
 def _check(planner: Planner, options: ReportOptions) -> int:
     from fdllm.report.publish import recheck  # noqa: PLC0415 - as above
-    from fdllm.report.recheck import record_folders  # noqa: PLC0415 - as above
+    from fdllm.report.records import record_folders  # noqa: PLC0415 - as above
 
     results = planner.layout.results
     folders = record_folders(results, options.experiment, options.task or (), options.limit)

@@ -18,7 +18,7 @@ from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.record import measure
 from fdllm.record.journal import DamagedJournalError
-from fdllm.record.paths import Layout, TaskFolder
+from fdllm.record.paths import Layout
 from fdllm.report.measured import headline, journal_entries, rows
 from fdllm.report.records import Record, load_record
 
@@ -109,28 +109,6 @@ def check_records(layout: Layout, folders: Sequence[Path]) -> Recheck:
             if not same(written, found)
         ]
     return Recheck(len(folders), number, tuple(differences), tuple(notes))
-
-
-def record_folders(
-    results: Path, experiment: str, tasks: Sequence[str] = (), limit: int | None = None
-) -> list[Path]:
-    """Folders of an experiment that hold a summary, whatever is in it.
-
-    Args:
-        results: folder of all records.
-        experiment: its name.
-        tasks: only these; empty is all.
-        limit: only records cut to this many documents; None is all.
-    """
-    found = []
-    for path in sorted((results / experiment).glob("*/*/summary.json")):
-        place = TaskFolder.parse(path.parent.parent.name)
-        if place is None or path.parent.name.startswith("."):
-            continue
-        if (tasks and place.task not in tasks) or (limit is not None and place.limit != limit):
-            continue
-        found.append(path.parent)
-    return found
 
 
 def embedded_tables(path: Path) -> list[tuple[str, tuple[str, ...]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -127,6 +127,27 @@ def finished(cells: Sequence[CellState]) -> list[Record]:
     ]
 
 
+def record_folders(
+    results: Path, experiment: str, tasks: Sequence[str] = (), limit: int | None = None
+) -> list[Path]:
+    """Folders of an experiment that hold a summary, whatever is in it.
+
+    Args:
+        results: folder of all records.
+        experiment: its name.
+        tasks: only these; empty is all.
+        limit: only records cut to this many documents; None is all.
+    """
+    found = []
+    for path in sorted((results / experiment).glob("*/*/summary.json")):
+        place = TaskFolder.parse(path.parent.parent.name)
+        if place is None or path.parent.name.startswith("."):  # superseded records are hidden
+            continue
+        if (not tasks or place.task in tasks) and limit in (None, place.limit):
+            found.append(path.parent)
+    return found
+
+
 def load_records(
     results_root: Path, experiment: str, task: str | None = None, limit: int | None = None
 ) -> list[Record]:
@@ -146,15 +167,11 @@ def load_records(
         RecordError: a record is broken, or lies in the folder of another run.
     """
     records = []
-    for folder in _finished(results_root / experiment):
+    for folder in record_folders(results_root, experiment, () if task is None else (task,), limit):
         place = TaskFolder.parse(folder.parent.name)
-        if place is None or (task is not None and place.task != task):
-            continue
-        if limit is not None and place.limit != limit:
-            continue
         record = load_record(folder)
         own = record.summary
-        named = (experiment, place.task, place.limit, folder.name)
+        named = place is not None and (experiment, place.task, place.limit, folder.name)
         if (own.experiment, own.task, own.limit, own.config) != named:
             raise RecordError(
                 f"{folder} holds the record of {own.experiment} / {own.task} (limit {own.limit}) / "
@@ -162,13 +179,6 @@ def load_records(
             )
         records.append(record)
     return records
-
-
-def _finished(place: Path) -> Iterator[Path]:
-    """Folders ``<task>/<config>`` that hold a summary; hidden ones hold superseded records."""
-    for path in sorted(place.glob("*/*/summary.json")):
-        if not path.parent.name.startswith(".") and not path.parent.parent.name.startswith("."):
-            yield path.parent
 
 
 def _read_samples(folder: Path, summary: Summary) -> list[dict[str, Any]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fdllm.report.grid import identical
 from fdllm.report.measured import span
 from fdllm.report.origin import commit
 from fdllm.report.publish import Report, Section
 from fdllm.report.records import Record
 from fdllm.report.report_text import summary_sentence
-from fdllm.report.table import Column, counter_columns, figure_columns, twins_lines
+from fdllm.report.table import Column, counter_columns, figure_columns, identical_texts, twins_lines
 
 _LAYER_CALLS = (
     "Layer calls saved: those not made, of the config's own. By k=1: those made in the end, by the "
@@ -134,16 +133,9 @@ def _scored(records: Sequence[Record]) -> list[str]:
 
 def _checks(section: Section) -> list[str]:
     records = section.records
-    reuses = {record.name: record.summary.strategy.reuses for record in records}
     lines = [f"- {line.plain}" for line in twins_lines(records)]
     lines += [f"- Warning: {r.name}: {text}" for r in records for text in r.summary.warnings]
-    for group in identical(records):
-        what = (
-            "one result, not several"
-            if all(reuses[name] for name in group)
-            else "did the reuse reach this task?"
-        )
-        lines.append(f"- {', '.join(group)} agree in every output: {what}")
+    lines += [f"- {text}" for text in identical_texts(records)]
     if section.overlap:
         lines.append(f"- Note: {section.overlap}")
     return ["Checks:", "", *lines, ""] if lines else []

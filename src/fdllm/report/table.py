@@ -214,17 +214,17 @@ def check_lines(cells: Sequence[CellState]) -> list[Text]:
         return []
     lines = twins_lines(records)
     lines += [Text(f"! {r.name}: {text}", "yellow") for r in records for text in r.summary.warnings]
-    for group in identical(records):
-        reuse_nothing = [
-            r.name for r in records if r.name in group and not r.summary.strategy.reuses
-        ]
-        if reuse_nothing:
-            text = f"{', '.join(group)} agree in every output: did the reuse reach this task?"
-            lines.append(Text(f"! {text}", style="yellow"))
-        else:
-            text = f"{', '.join(group)} agree in every output: count them as one result"
-            lines.append(Text(f"! {text}", style="yellow"))
-    return lines
+    return lines + [Text(f"! {text}", "yellow") for text in identical_texts(records)]
+
+
+def identical_texts(records: Sequence[Record]) -> list[str]:
+    """Cells that reuse differently and agree all the same, a sentence for each group."""
+    plain = {record.name for record in records if not record.summary.strategy.reuses}
+    return [
+        f"{', '.join(group)} agree in every output: "
+        + ("did the reuse reach this task?" if plain & {*group} else "one result, not several")
+        for group in identical(records)
+    ]
 
 
 def twins_lines(records: Sequence[Record]) -> list[Text]:
