@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -361,7 +362,8 @@ def test_a_warm_up_decodes_a_block_and_no_mask(monkeypatch: pytest.MonkeyPatch) 
         assert named == {}
 
 
-def test_threads_and_machine_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_machine_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no self-test has been kept
     load, threads = Caught(random_model()), Caught()
     monkeypatch.setattr("fdllm.evaluate.machine.load_model", load)
     monkeypatch.setattr(torch, "set_num_threads", threads)

@@ -16,10 +16,10 @@ from fdllm.model.scratch import pairs_of
 # More than the largest batch, so that freed rows are taken by others; four choices a question.
 SUMS, QUESTIONS = 18, 5
 EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=named)
-FLOAT32_QUICKLY = pytest.mark.parametrize(
+ONE_QUICKLY = pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=() if case[1] == torch.float32 else pytest.mark.slow)
+        pytest.param(case, marks=() if case == ("plain", torch.float32) else pytest.mark.slow)
         for case in CASES
     ],
     ids=named,
@@ -27,7 +27,7 @@ FLOAT32_QUICKLY = pytest.mark.parametrize(
 alone = cache(answers)
 
 
-@FLOAT32_QUICKLY
+@ONE_QUICKLY
 def test_answers(case: Case) -> None:
     """Right ones; the same tokens and choices whatever the batch; no others than float32's.
 

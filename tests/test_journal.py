@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fdllm.errors import FdllmError
@@ -46,6 +46,7 @@ def test_journal_gives_back_what_was_put(tmp_path: Path) -> None:
     assert [s["machine"] for s in content.sessions] == ["m", "n"]
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=0), st.integers(min_value=0, max_value=4))
 def test_a_journal_cut_anywhere_loses_at_most_the_last_entry(
     tmp_path_factory: pytest.TempPathFactory, cut: int, num_entries: int

@@ -14,6 +14,7 @@ from command import Command, make_command
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
+    monkeypatch.setenv("COLUMNS", "400")  # no line is folded at a long folder
     return make_command(tmp_path, monkeypatch, capsys)
 
 

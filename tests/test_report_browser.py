@@ -21,6 +21,8 @@ from fdllm.report.html import render_html
 from fdllm.report.records import load_record
 from made_up import Invented, baseline_grid, write_grid
 
+pytestmark = pytest.mark.slow
+
 REQUIRE_BROWSER = "FDLLM_REQUIRE_BROWSER"
 FLAGS = (
     "--headless",
@@ -276,7 +278,6 @@ def test_the_keyboard_reaches_every_control(driver: Driver, path: Path) -> None:
     assert wait(lambda: driver.find_elements("css selector", ".flip[open] .sides"))
 
 
-@pytest.mark.slow
 def test_a_whole_grid_opens(tmp_path: Path) -> None:
     """9 configs, 1,319 documents: under five megabytes, in a browser that opened nothing yet."""
     with browser(tmp_path / "profile") as fresh:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -127,6 +127,7 @@ def test_rows_fit_two_blocks() -> None:
 # --- tokenizer ----------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=60))
 def test_any_text_comes_back(tok: PreTrainedTokenizerBase, text: str) -> None:
     if any(token in text for token in vocabulary.SPECIAL_TOKENS):
