@@ -38,7 +38,8 @@ def write(spec: ModelSpec, folder: Path) -> None:
     rows = max(torch.Size(shape).numel() for shape in shapes.values())
     values = (torch.randn(1 << 20) * 0.02).bfloat16()
     values = values.repeat(-(-rows // len(values)))
-    names, index, number = iter(shapes), {}, 0
+    names, number = iter(shapes), 0
+    index: dict[str, str] = {}
     while part := list(islice(names, _SHARD)):
         number += 1
         file = f"model-{number:05}.safetensors"
