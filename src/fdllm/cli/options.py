@@ -47,7 +47,9 @@ class Options:
                 words["dest"] = one.name
             if one.default is False:
                 words["action"] = "store_true"
-            groups[title].add_argument(*names, default=one.default, **words)
+            # A list: argparse extends a default, and a tuple cannot be.
+            default = list(one.default) if isinstance(one.default, tuple) else one.default
+            groups[title].add_argument(*names, default=default, **words)
 
     @classmethod
     def read(cls, given: Namespace) -> Self:
