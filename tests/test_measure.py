@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fdllm.record import measure
 from fdllm.record.fingerprint import Fingerprint
-from fdllm.record.provenance import session
+from fdllm.record.provenance import git_state, session
 from fdllm.record.summary import StrategyRecord
 
 ONE = Fingerprint(fields={"source": "1", "limit": "10"})
@@ -19,6 +21,34 @@ OTHER = Fingerprint(fields={"source": "2", "limit": "10"})
 def test_another_fingerprint_is_told_apart() -> None:
     assert ONE.differences(OTHER) == ["source: changed"]
     assert ONE.differences(ONE) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "dirty"),
+    [
+        ("artifacts/00_baseline/tiny_choice/k1_first/summary.json", False),
+        ("experiments/00_baseline/results.md", False),
+        ("experiments/00_baseline/generation_functions.py", True),
+        ("src/fdllm/plan.py", True),
+    ],
+)
+def test_what_runs_write_themselves_is_no_change(changed: str, dirty: bool, tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
+
+    file = tmp_path / changed
+    file.parent.mkdir(parents=True)
+    file.write_text("before")
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "begin")
+    file.write_text("after")
+
+    state = git_state(tmp_path / changed.partition("/")[0])  # the package lies below the top
+
+    assert state is not None
+    assert state["dirty"] is dirty
 
 
 def test_provenance_holds_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ _PACKAGES = (
     "torch",
     "transformers",
 )
+_WRITTEN = ("artifacts/**", "experiments/*/results.md")  # in git, and written by runs and reports
 
 
 def session(**facts: str | int | None) -> dict[str, Any]:
@@ -84,11 +85,13 @@ def cpu_name() -> str:
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit of the checkout that holds the source, and whether it has changes; else None.
 
-    Information only: identity goes by content.
+    Information only: identity goes by content. What runs and reports write themselves is no change:
+    the second record of a grid would be "with changes" for the copy of the first.
     """
     try:
         commit = _git(folder, "rev-parse", "HEAD")
-        dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+        source = ["--", ":(top)", *(f":(top,exclude,glob){written}" for written in _WRITTEN)]
+        dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no", *source))
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "dirty": dirty}
