@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -25,40 +24,9 @@ from fdllm.plan import State
 _QUIET_S = 10.0  # a log gets a line this often at most while a run goes on
 
 
-class Watcher(Protocol):
-    """Shows a sweep; a :class:`~fdllm.evaluate.runner.Reporter` that also knows the grid."""
-
-    def __enter__(self) -> Self:
-        """Begin."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End."""
-
-    def start(self, run: Run) -> None:
-        """A run begins."""
-
-    def begin(self, total: int, done: int) -> None:
-        """Its requests."""
-
-    def advance(self, entry: dict[str, Any]) -> None:
-        """One more is answered."""
-
-    def note(self, text: str) -> None:
-        """Something to know."""
-
-    def end(self, outcome: Outcome) -> None:
-        """A run ended."""
-
-
-def watcher(runs: Sequence[Run], console: Console) -> Watcher:
-    """Bars on a terminal, lines elsewhere."""
-    kind = _Bars if console.is_terminal else _Lines
-    return kind(len(runs), console)
+def watcher(runs: Sequence[Run], console: Console) -> _Lines | _Bars:
+    """What shows a grid: bars on a terminal, lines elsewhere."""
+    return (_Bars if console.is_terminal else _Lines)(len(runs), console)
 
 
 def outcome_line(outcome: Outcome) -> str:

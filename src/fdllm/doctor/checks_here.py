@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fdllm.cluster.client import SlurmError, run_command
-from fdllm.doctor.findings import Checkup, Finding
+from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
 from fdllm.errors import UsageError
 from fdllm.evaluate.code import check_consent
 from fdllm.evaluate.tasks import task_info
@@ -30,15 +30,14 @@ def consent(checkup: Checkup) -> list[Finding]:
             check_consent(info, checkup.sweep.code_execution)
         except UsageError:
             findings.append(
-                Finding(
+                fail(
                     f"consent {name}",
-                    "fail",
                     "its metric runs programs that the model writes, and nobody agreed to that",
                     "give --allow-code-execution (each program is confined), or leave the task out",
                 )
             )
         else:
-            findings.append(Finding(f"consent {name}", "ok", "running its programs is agreed to"))
+            findings.append(ok(f"consent {name}", "running its programs is agreed to"))
     return findings
 
 
@@ -49,18 +48,15 @@ def disk(checkup: Checkup) -> list[Finding]:
     found = f"{free / _GIB:.1f} GiB free at {place}"
     if free < _FULL:
         return [
-            Finding(
+            fail(
                 "disk",
-                "fail",
                 f"{found}; a sweep writes its samples and journals there",
                 "make room, or choose another folder with --results",
             )
         ]
     if free < _TIGHT:
-        return [
-            Finding("disk", "warn", found, "make room before a full benchmark, or use --results")
-        ]
-    return [Finding("disk", "ok", found)]
+        return [warn("disk", found, "make room before a full benchmark, or use --results")]
+    return [ok("disk", found)]
 
 
 def existing(path: Path) -> Path:
@@ -76,9 +72,8 @@ def scheduler(checkup: Checkup) -> list[Finding]:
         return []
     if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
         return [
-            Finding(
+            fail(
                 "scheduler",
-                "fail",
                 "there is no sbatch or no sinfo on the PATH",
                 "log in to a node of the cluster (or load its slurm module), or use "
                 "--executor local",
@@ -88,9 +83,8 @@ def scheduler(checkup: Checkup) -> list[Finding]:
         listed = run_command("sinfo", "--noheader", "--format=%R|%a|%D|%l", timeout_s=_ANSWER_S)
     except SlurmError as error:
         return [
-            Finding(
+            fail(
                 "scheduler",
-                "fail",
                 f"sinfo does not answer ({error})",
                 "slurmctld may be down: wait until sinfo answers, then try again",
             )
@@ -107,39 +101,35 @@ def _partition(wanted: str | None, partitions: dict[str, list[str]]) -> Finding:
         with suppress(SlurmError):
             told = run_command("scontrol", "show", "partition", "--oneliner", timeout_s=_ANSWER_S)
         if "Default=YES" in told:
-            return Finding("partition", "ok", f"the site's default; there are {names}")
-        return Finding(
+            return ok("partition", f"the site's default; there are {names}")
+        return fail(
             "partition",
-            "fail",
             f"none is named, and the site has no default; there are {names}",
             "name one: --partition NAME, or partition in fdllm.toml",
         )
     unknown = [name for name in wanted.split(",") if name not in partitions]
     if unknown:
-        return Finding(
+        return fail(
             "partition",
-            "fail",
             f"sinfo knows no partition '{unknown[0]}'; it lists {names}",
             "name one of these: --partition NAME, or partition in fdllm.toml",
         )
     down = [name for name in wanted.split(",") if partitions[name][0] != "up"]
     if down:
-        return Finding(
+        return warn(
             "partition",
-            "warn",
             f"partition '{down[0]}' is {partitions[down[0]][0]}: jobs would wait",
             f"ask the site when it is back, or name another of {names}",
         )
-    return Finding("partition", "ok", f"'{wanted}' is up")
+    return ok("partition", f"'{wanted}' is up")
 
 
 def _account(wanted: str | None) -> list[Finding]:
     """Only where the site keeps accounts: without slurmdbd ``sacctmgr`` has no answer."""
     if wanted is None:
         return []
-    unproven = Finding(
+    unproven = warn(
         "account",
-        "warn",
         f"'{wanted}' cannot be checked: sacctmgr is not there or does not answer",
         "submit one small run first (--limit 10): a wrong account is refused at submission",
     )
@@ -153,11 +143,10 @@ def _account(wanted: str | None) -> list[Finding]:
     accounts = sorted({line.strip() for line in listed.splitlines() if line.strip()})
     unknown = [name for name in wanted.split(",") if name not in accounts]
     if not unknown:
-        return [Finding("account", "ok", f"'{wanted}' is one of yours")]
+        return [ok("account", f"'{wanted}' is one of yours")]
     return [
-        Finding(
+        fail(
             "account",
-            "fail",
             f"'{unknown[0]}' is none of your accounts; those are {', '.join(accounts) or 'none'}",
             "name one of them: account in fdllm.toml; or ask the site for access",
         )
@@ -171,20 +160,18 @@ def image_file(checkup: Checkup) -> list[Finding]:
         return []
     if not image.is_file():
         return [
-            Finding(
+            fail(
                 "image",
-                "fail",
                 f"there is no file {image}",
                 "build it with 'nox -s container', or name another with --image",
             )
         ]
     if shutil.which("apptainer") is None:
         return [
-            Finding(
+            fail(
                 "image",
-                "fail",
                 f"{image} is there, and no 'apptainer' on the PATH to run it",
                 "load the site's apptainer module, or run without --image",
             )
         ]
-    return [Finding("image", "ok", f"{image}, {image.stat().st_size / _GIB:.1f} GiB")]
+    return [ok("image", f"{image}, {image.stat().st_size / _GIB:.1f} GiB")]

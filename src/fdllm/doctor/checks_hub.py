@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fdllm.doctor.findings import Checkup, Finding
+from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
 from fdllm.evaluate.access import ask_access
 from fdllm.evaluate.tasks import task_info
 
@@ -37,13 +37,12 @@ def _asked(name: str, repo: str, kind: Literal["dataset", "model"]) -> list[Find
     answer = ask_access(repo, kind)
     title = f"access {name.rsplit(' ', maxsplit=1)[-1]}"
     if answer.state == "granted":
-        return [Finding(title, "ok", answer.found)]
+        return [ok(title, answer.found)]
     if answer.state == "refused":
-        return [Finding(title, "fail", answer.found, answer.remedy)]
+        return [fail(title, answer.found, answer.remedy)]
     return [
-        Finding(
+        warn(
             title,
-            "warn",
             f"the Hub cannot be asked from here whether you may read {kind} {repo}",
             "run fdllm doctor where there is a network: it asks with your token",
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fdllm.checkpoint import tensor_headers, unread_weights, weight_files
 from fdllm.config import ModelChoice
-from fdllm.doctor.findings import Finding
+from fdllm.doctor.findings import Finding, fail, ok, warn
 from fdllm.record.identity import model_identity
 
 _GIB = 1 << 30
@@ -28,9 +28,8 @@ def check_model(choice: ModelChoice) -> Finding:
     if folder is None:
         revision = f" at revision {choice.revision}" if choice.revision else ""
         flag = f" --revision {choice.revision}" if choice.revision else ""
-        return Finding(
+        return fail(
             "model",
-            "fail",
             f"{choice.name}{revision} is not in the cache of this machine",
             f"where there is a network, with the same HF_HOME: fdllm prefetch --model "
             f"{choice.name}{flag}",
@@ -41,7 +40,7 @@ def check_model(choice: ModelChoice) -> Finding:
     load_tokenizer(folder, choice.name)
     unread = unread_weights(folder)
     beside = f" ({unread} beside it: not read)" if unread else ""
-    return Finding("model", "ok", f"{choice.name}: {_size(size)} of weights{beside}, tokenizer")
+    return ok("model", f"{choice.name}: {_size(size)} of weights{beside}, tokenizer")
 
 
 def _size(number: int) -> str:
@@ -69,7 +68,7 @@ def fetch_model(choice: ModelChoice) -> Finding:
 
     sys.stderr.write(f"model {choice.name}: fetching its files\n")
     folder = locate(choice.name, choice.revision)
-    return Finding("model", "ok", f"{choice.name} in {folder}")
+    return ok("model", f"{choice.name} in {folder}")
 
 
 def check_device(choice: ModelChoice, executor: str) -> list[Finding]:
@@ -88,27 +87,22 @@ def check_device(choice: ModelChoice, executor: str) -> list[Finding]:
     device = resolve_device(choice.device)
     kind = str(resolve_dtype(choice.dtype, device)).removeprefix("torch.")
     if device.type != "cuda":
-        return [Finding("GPU", "ok", f"{device} is asked for, {kind}"), *_check_compiler(choice)]
+        return [ok("GPU", f"{device} is asked for, {kind}"), *_check_compiler(choice)]
     name = torch.cuda.get_device_name(device)
     memory = torch.cuda.get_device_properties(device).total_memory
     found = f"{name}, {memory / _GIB:.0f} GiB, {kind}"
     if size * _BYTES[kind] / 2 > memory:
         return [
-            Finding(
+            fail(
                 "GPU",
-                "fail",
                 f"{found}: the weights alone take {size * _BYTES[kind] / 2 / _GIB:.0f} GiB",
                 "ask for a larger GPU (gres or constraint in fdllm.toml), or use --dtype bfloat16",
             )
         ]
     major, _ = torch.cuda.get_device_capability(device)
     if kind == "bfloat16" and major < _MODERN:
-        return [
-            Finding(
-                "GPU", "warn", f"{found}, which it only emulates", "use --dtype float16, or auto"
-            )
-        ]
-    return [Finding("GPU", "ok", found)]
+        return [warn("GPU", f"{found}, which it only emulates", "use --dtype float16, or auto")]
+    return [ok("GPU", found)]
 
 
 def _check_compiler(choice: ModelChoice) -> list[Finding]:
@@ -127,8 +121,8 @@ def _check_compiler(choice: ModelChoice) -> list[Finding]:
     except CompilerError as error:
         remedy = "install gcc or clang, load the site's module, or set CC; without it a step on a "
         remedy += "CPU takes up to 1.4 times as long, and nothing else changes"
-        return [Finding("compiler", "warn", str(error), remedy)]
-    return [Finding("compiler", "ok", "the C kernels of a CPU are compiled for this machine")]
+        return [warn("compiler", str(error), remedy)]
+    return [ok("compiler", "the C kernels of a CPU are compiled for this machine")]
 
 
 def _known_bytes(choice: ModelChoice) -> int:
@@ -144,7 +138,7 @@ def _without_gpu(choice: ModelChoice, executor: str, size: int) -> Finding:
         state = "warn"
         remedy = "use a machine with a GPU: a model of this size takes days on a CPU"
     else:
-        return Finding("GPU", "ok", "none here; the CPU will do for this model, float32")
+        return ok("GPU", "none here; the CPU will do for this model, float32")
     if executor == "slurm":
         # This is the login node; what the compute nodes have, only a job can tell.
         state = "warn"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fdllm.config import Sweep
-from fdllm.doctor.findings import Finding
+from fdllm.doctor.findings import Finding, fail, ok
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import task_info
 
@@ -15,10 +15,10 @@ def check_task(name: str, sweep: Sweep) -> list[Finding]:
         FdllmError: the task's name is unknown.
     """
     try:
-        found = [Finding(f"task {name}", "ok", f"{_load(name, sweep)}, from the cache")]
+        found = [ok(f"task {name}", f"{_load(name, sweep)}, from the cache")]
     except FdllmError as error:
         said = str(error).partition("; ")[0].removeprefix(f"task '{name}' ")
-        return [Finding(f"task {name}", "fail", said, _remedy(name, str(error)))]
+        return [fail(f"task {name}", said, _remedy(name, str(error)))]
     if task_info(name).runs_code and sweep.code_execution != "refused":
         found.append(_sandbox(name, sweep))
     return found
@@ -30,7 +30,7 @@ def fetch_task(name: str, sweep: Sweep) -> list[Finding]:
     Raises:
         FdllmError: it cannot be had; the message says why, and what to do.
     """
-    return [Finding(f"task {name}", "ok", _load(name, sweep))]
+    return [ok(f"task {name}", _load(name, sweep))]
 
 
 def _load(name: str, sweep: Sweep) -> str:
@@ -61,7 +61,5 @@ def _sandbox(name: str, sweep: Sweep) -> Finding:
         prove(sandbox)
     except FdllmError as error:
         found, _, remedy = str(error).partition("; ")
-        return Finding(
-            f"sandbox {name}", "fail", found, remedy or "score this task on another machine"
-        )
-    return Finding(f"sandbox {name}", "ok", f"programs are confined here ({sandbox.isolation})")
+        return fail(f"sandbox {name}", found, remedy or "score this task on another machine")
+    return ok(f"sandbox {name}", f"programs are confined here ({sandbox.isolation})")

@@ -47,6 +47,21 @@ class Finding:
         )
 
 
+def ok(name: str, found: str) -> Finding:
+    """All is well."""
+    return Finding(name, "ok", found)
+
+
+def warn(name: str, found: str, remedy: str) -> Finding:
+    """It may go wrong, or be slow."""
+    return Finding(name, "warn", found, remedy)
+
+
+def fail(name: str, found: str, remedy: str) -> Finding:
+    """The runs cannot end well."""
+    return Finding(name, "fail", found, remedy)
+
+
 @dataclass(frozen=True)
 class Checkup:
     """What is to be computed, and where: all that a check-up needs to know.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fdllm.caches import hub_home
 from fdllm.cluster.container import container_command
 from fdllm.cluster.render import OFFLINE, PASSED_ON
-from fdllm.doctor.findings import Checkup, Finding
+from fdllm.doctor.findings import Checkup, Finding, fail
 from fdllm.evaluate.access import without_token
 
 Mode = Literal["check", "fetch"]
@@ -126,9 +126,8 @@ def _inside(
 
 def _no_answer(checkup: Checkup, how: str, detail: str) -> Finding:
     where = f"in image {checkup.image}" if checkup.image else "in this environment"
-    return Finding(
+    return fail(
         "checks",
-        "fail",
         f"the checks of a compute node did not end {where} ({how}: {without_token(detail)})",
         "see whether fdllm is whole there: python -m fdllm.cli status; "
         + ("build the image anew" if checkup.image else "install it again under requirements.lock"),

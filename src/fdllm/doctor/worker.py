@@ -22,7 +22,7 @@ from typing import Any
 from fdllm.config import Sweep
 from fdllm.doctor.checks_model import check_device, check_model, fetch_model
 from fdllm.doctor.checks_tasks import check_task, fetch_task
-from fdllm.doctor.findings import Finding
+from fdllm.doctor.findings import Finding, fail, ok, warn
 from fdllm.errors import FdllmError, first_line
 from fdllm.evaluate.access import without_token
 from fdllm.record.identity import source_hashes
@@ -70,13 +70,12 @@ def guarded(name: str, work: Callable[[], list[Finding]]) -> list[Finding]:
         return work()
     except FdllmError as error:
         found, _, remedy = str(error).partition("; ")
-        return [Finding(name, "fail", found, remedy or "mend that, then try again")]
+        return [fail(name, found, remedy or "mend that, then try again")]
     except Exception as error:  # noqa: BLE001 - a missing library, a damaged file: say which
         said = first_line(error, "no message")
         return [
-            Finding(
+            fail(
                 name,
-                "fail",
                 f"{type(error).__name__}: {without_token(said)}",
                 "install fdllm again under requirements.lock (nox, or a fresh image), then see "
                 "whether this check passes",
@@ -87,9 +86,8 @@ def guarded(name: str, work: Callable[[], list[Finding]]) -> list[Finding]:
 def _versions(pins: Mapping[str, str] | None) -> list[Finding]:
     if pins is None:
         return [
-            Finding(
+            warn(
                 "versions",
-                "warn",
                 "the checkout has no requirements.lock to compare with",
                 "run from a whole checkout, or set FDLLM_ROOT to one",
             )
@@ -104,12 +102,11 @@ def _versions(pins: Mapping[str, str] | None) -> list[Finding]:
         if here != pinned.partition("+")[0]:
             wrong.append(f"{name} {here} (locked: {pinned})")
     if not wrong:
-        return [Finding("versions", "ok", f"all {len(pins)} packages are at the locked version")]
+        return [ok("versions", f"all {len(pins)} packages are at the locked version")]
     more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
     return [
-        Finding(
+        fail(
             "versions",
-            "fail",
             ", ".join(wrong[:_SHOWN]) + more,
             "pip install -c requirements.lock -e . in this environment, or build the image anew",
         )
@@ -120,13 +117,12 @@ def _source(checkout: Mapping[str, str], *, image: bool) -> list[Finding]:
     here = source_hashes()
     differ = sorted(n for n in {*here, *checkout} if here.get(n) != checkout.get(n))
     if not differ:
-        return [Finding("source", "ok", f"the checkout's, {len(here)} files")]
+        return [ok("source", f"the checkout's, {len(here)} files")]
     more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
     what = "the image was built from" if image else "this interpreter imports"
     return [
-        Finding(
+        fail(
             "source",
-            "fail",
             f"{what} other code than the checkout's: {', '.join(differ[:_SHOWN])}{more} differ, so "
             "its records would read stale here",
             "build the image from this checkout (nox -s container), or check out its commit"
@@ -146,13 +142,12 @@ def _writable(folder: Path) -> Finding:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"0" * 4096)
     except OSError as error:
-        return Finding(
+        return fail(
             name,
-            "fail",
             f"{place} cannot be written to ({error.strerror})",
             "make it writable, bind it into the image, or choose another folder with --results",
         )
-    return Finding(name, "ok", f"{folder} can be written to")
+    return ok(name, f"{folder} can be written to")
 
 
 if __name__ == "__main__":
