@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fdllm.cluster.client import SlurmError, run_command
 from fdllm.cluster.exit_reason import ExitReason, explain, noted, parse_jobs, remembered
 from fdllm.cluster.queue import QueueError, parse_queue, parse_time, read_queue
 
@@ -200,3 +201,35 @@ def test_a_job_in_these_states_has_a_machine(state: str, *, running: bool) -> No
     (waits,) = parse_queue("7_1|PENDING|0:00|1:00||DependencyNeverSatisfied\n").values()
     assert waits.is_hopeless
     assert waits.node is None
+
+
+def test_a_command_is_given_the_shell_without_what_a_job_hands_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that submits would pass its own limits on; where the cluster is, it may say."""
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "a", "SLURM_TIME_FORMAT": "x"}
+    gone = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "1", "SLURMD_NODENAME": "n", "SRUN_X": "1"}
+    for name, value in {**kept, **gone, "OWN": "y"}.items():
+        monkeypatch.setenv(name, value)
+    fake(tmp_path, "squeue", "env")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    said = dict(line.split("=", 1) for line in run_command("squeue").splitlines() if "=" in line)
+    assert said.items() >= {**kept, "OWN": "y"}.items()
+    assert not said.keys() & gone.keys()
+
+
+def test_a_command_that_fails_is_told_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    fake(tmp_path, "squeue", "echo 'no  such' >&2; echo job >&2; exit 3")
+    with pytest.raises(SlurmError, match="^squeue: no such job$"):
+        run_command("squeue")
+    fake(tmp_path, "squeue", "exit 3")
+    with pytest.raises(SlurmError, match="^squeue: exit code 3$"):
+        run_command("squeue")
+    fake(tmp_path, "squeue", "exec sleep 5")
+    with pytest.raises(SlurmError, match="^squeue did not answer within 0 s$"):
+        run_command("squeue", timeout_s=0.1)
+    with pytest.raises(SlurmError, match="^absent-command did not answer: "):
+        run_command("absent-command")

@@ -20,6 +20,7 @@ from fdllm.config import Cell, Decoding, Evaluating, ModelChoice, Run
 from fdllm.decode.counts import Counts
 from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
 from fdllm.decode.scorer import Score, score_requests
+from fdllm.errors import UsageError
 from fdllm.evaluate.answer import ModelAnswerer, Query
 from fdllm.evaluate.entries import generation_entry, score_entry
 from fdllm.evaluate.machine import Machine
@@ -388,3 +389,11 @@ def test_threads_and_machine_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
         "selftest_batch": None,
     }
     assert told.items() >= expected.items()
+
+
+def test_an_end_token_outside_the_vocabulary_is_refused() -> None:
+    model = random_model()
+    for token in (-1, model.spec.vocab_size):
+        decoding = Decoding(end_token=token)
+        with pytest.raises(UsageError, match="vocabulary"):
+            score_requests(model, [([5], [6])], decoding, scoring="first-token")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fdllm
+from cells import make_cell
 from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import BUSY, SETTLED, State
 from fdllm.record.atomic import explained
@@ -151,3 +152,13 @@ def test_a_refusal_to_write_says_what_to_do(error: str, way_out: str) -> None:
     assert str(raised.value).startswith("cannot write /place/file: ")
     assert way_out in str(raised.value)
     assert "intact; the same command goes on" in str(raised.value)
+
+
+def test_a_preset_and_a_speed_are_those_that_were_recorded() -> None:
+    for words in ("none", "published", "published, but seed=1"):
+        summary = make_cell("k1_first", [1, 0], fields={"preset": words}).summary
+        assert summary.preset_words == (None if words == "none" else words)
+    written = make_cell("k1_first", [1, 0], seconds=[2.0, 2.0], tokens=[10, 30]).summary
+    assert written.speed == 10.0
+    scored = make_cell("k1_first", [1, 0], seconds=[2.0, 2.0], tokens=[2, 4], task="mmlu").summary
+    assert scored.speed == 1.5

@@ -184,3 +184,18 @@ def test_a_model_is_looked_up_once_and_again_where_it_was_forgotten(root: Path) 
     assert planner.model(choice) != before
     planner.forget_model(choice)
     planner.forget_model(choice)
+
+
+def test_without_the_block_cache_only_what_reuses_in_a_refresh_is_applicable(root: Path) -> None:
+    """Every step is a REFRESH then: cells of k=1 run, the others could only repeat them."""
+    for config, params, applicable in (
+        ("k1_first", {}, True),
+        ("k2_first", {}, False),
+        ("k3_last", {}, False),
+        ("k2_first", {"refresh_reuse": True}, True),
+    ):
+        run = make_run(root, config)
+        decoding = run.decoding.model_copy(update={"use_block_cache": False})
+        found = state(root, run.model_copy(update={"decoding": decoding, "params": params}))
+        assert (found.state is not State.NOT_APPLICABLE) == applicable, (config, params)
+        assert ("without the block cache" in found.reason) != applicable
