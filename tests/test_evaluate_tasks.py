@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fdllm import tiny
 from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate import tasks
 from fdllm.evaluate.prompts import PROMPT_RULES, STEP_BY_STEP, PromptRule
 from fdllm.evaluate.tasks import TASKS, definition_hash, definition_paths, task_info
 from helpers import ROOT
@@ -131,3 +133,11 @@ def test_a_harness_without_the_task_is_named(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as raised:
         _hash_in(tmp_path)
     assert "the installed lm-eval has no" in raised.value.stderr
+
+
+def test_without_the_harness_its_tasks_have_no_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    for spec in (None, SimpleNamespace(submodule_search_locations=[])):
+        monkeypatch.setattr(tasks, "find_spec", lambda _, found=spec: found)
+        with pytest.raises(FdllmError, match="task 'gsm8k' is defined by lm-eval, which is not"):
+            definition_paths("gsm8k")
+    assert definition_paths("tiny_choice")

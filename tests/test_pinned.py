@@ -15,7 +15,7 @@ from fdllm.plan import BUSY, SETTLED, State
 from fdllm.record.atomic import explained
 from fdllm.record.fingerprint import Fingerprint
 from fdllm.record.identity import locked_versions, source_hashes
-from fdllm.record.provenance import session
+from fdllm.record.provenance import git_state, session
 from fdllm.record.summary import Summary
 from fdllm.report.records import NotComparableError
 from imports import SOURCE
@@ -162,3 +162,7 @@ def test_a_preset_and_a_speed_are_those_that_were_recorded() -> None:
     assert written.speed == 10.0
     scored = make_cell("k1_first", [1, 0], seconds=[2.0, 2.0], tokens=[2, 4], task="mmlu").summary
     assert scored.speed == 1.5
+
+
+def test_outside_of_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
+    assert git_state(tmp_path) is None

@@ -96,6 +96,15 @@ def test_every_figure_has_a_text_alternative(text: str) -> None:
         assert re.search(r"\d", words[1]), "a description holds the figures themselves"
 
 
+def test_the_scatter_lists_every_config_and_every_threshold(page: Page, text: str) -> None:
+    for table in page.tables:
+        (words,) = re.findall(rf'<desc id="{table.key}-scatter-wide-text">(.+?)</desc>', text)
+        listed, _, best = words.partition(" On the frontier: ")
+        for cell in (*table.cells, *table.alternative.cells):
+            assert f"{cell.name} {100 * cell.accuracy:.1f} % at {cell.speed:.1f} " in listed
+        assert best.count(",") < len(table.cells) + len(table.alternative.cells)
+
+
 def test_ids_are_unique(text: str) -> None:
     ids = [attributes["id"] for _, attributes in Elements(text).found if "id" in attributes]
     assert len(ids) == len(set(ids))
