@@ -166,3 +166,10 @@ def test_a_preset_and_a_speed_are_those_that_were_recorded() -> None:
 
 def test_outside_of_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
+
+
+def test_what_boxes_hold_is_told_where_there_are_any() -> None:
+    summary = make_cell("k1_first", [1, 0]).summary
+    assert summary.boxed_match is None
+    boxed = summary.model_copy(update={"metrics": {"boxed_match,none": 0.25}})
+    assert boxed.boxed_match == 0.25

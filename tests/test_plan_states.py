@@ -199,3 +199,13 @@ def test_without_the_block_cache_only_what_reuses_in_a_refresh_is_applicable(roo
         found = state(root, run.model_copy(update={"decoding": decoding, "params": params}))
         assert (found.state is not State.NOT_APPLICABLE) == applicable, (config, params)
         assert ("without the block cache" in found.reason) != applicable
+
+
+def test_a_failure_is_the_reason_although_the_journal_is_damaged_too(root: Path) -> None:
+    run = make_run(root)
+    answer(root, run, 2, 5)
+    paths = paths_of(root, run)
+    paths.journal.write_bytes(b"damaged\n" + paths.journal.read_bytes())
+    write_failure(paths, "the disk is full", None)
+    found = state(root, run)
+    assert (found.state, found.reason) == (State.FAILED, "the disk is full")
