@@ -1,8 +1,8 @@
 """What compiling pays on a CPU: ``python benchmarks/compile.py``.
 
 A step of the embedded model, 8 columns and 32: by torch's own kernels, with the C kernels of
-:mod:`fdllm.model.fused`, and as ``torch.compile`` writes it over the fixed buffers of a recorded
-forward (:mod:`fdllm.model.recorded`); in turn, in one process.
+:mod:`fdllm.fast.kernels`, and as ``torch.compile`` writes it over the fixed buffers of a recorded
+forward (:mod:`fdllm.fast.cuda_graphs`); in turn, in one process.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from rich.table import Table
 
 import fdllm
 from fdllm.bench.timing import Clock, interleave
-from fdllm.layerplan import LayerPlan
-from fdllm.model.cache import RowCache, Window
-from fdllm.model.compiled import Compiled
-from fdllm.model.recorded import RECORD_FROM, Work
+from fdllm.core.cache import RowCache, Window
+from fdllm.core.layerplan import LayerPlan
+from fdllm.fast.accelerators import Compiled
+from fdllm.fast.cuda_graphs import RECORD_FROM, Work
 
 LENGTH, CAPACITY, STEPS = 64, 256, 20
 

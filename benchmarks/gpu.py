@@ -43,8 +43,8 @@ from fdllm.bench.run import Bench
 from fdllm.bench.shapes import Subject, make_subject
 from fdllm.bench.step import bench_step
 from fdllm.bench.topics import SHAPE_NAMES
+from fdllm.core.checkpoint import resolve_device
 from fdllm.errors import UsageError
-from fdllm.model.weights import resolve_device
 from fdllm.record import selftested
 from fdllm.record.atomic import write_json
 from fdllm.record.provenance import utc_now

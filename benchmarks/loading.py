@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 
 import fdllm
 from fdllm.bench.shapes import SHAPES
-from fdllm.checkpoint import INDEX
-from fdllm.model.spec import ModelSpec
-from fdllm.model.weights import hub_shapes
+from fdllm.core.checkpoint import hub_shapes
+from fdllm.core.checkpoint_files import INDEX
+from fdllm.core.model_spec import ModelSpec
 
 _SHARD = 120  # tensors; 7B's are 4 GB at most
 _EVERY_S = 0.002

@@ -29,9 +29,9 @@ from torch import Tensor
 
 import fdllm
 from fdllm.bench.shapes import random_model, small
-from fdllm.decode.scorer import Score, score_requests
-from fdllm.model.cache import RowCache, Window
-from fdllm.model.stepper import Forwarded
+from fdllm.core.cache import RowCache, Window
+from fdllm.core.model_runner import Forwarded
+from fdllm.core.scorer import Score, score_requests
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 Pairs = list[tuple[list[int], list[int]]]

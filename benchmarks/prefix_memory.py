@@ -39,9 +39,9 @@ def child(number: int, gib: float) -> None:
     import torch  # noqa: PLC0415
 
     import fdllm  # noqa: PLC0415
-    from fdllm.decode.scorer import score_requests  # noqa: PLC0415
-    from fdllm.model.network import Network  # noqa: PLC0415
-    from fdllm.model.spec import ModelSpec  # noqa: PLC0415
+    from fdllm.core.model_spec import ModelSpec  # noqa: PLC0415
+    from fdllm.core.network import Network  # noqa: PLC0415
+    from fdllm.core.scorer import score_requests  # noqa: PLC0415
 
     spec = ModelSpec(
         160, 128, 4, 4, 2, 256, max_positions=LONGEST + 64, mask_id=159, stop_tokens=(2,)

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"reuse": ("reuse.py", "layerplan.py", "schedule.py"), "plan": ("plan.py",)} | {
+PACKAGES = {"plan": ("plan.py",)} | {
     name: (f"{name}/*",)
-    for name in ("decode", "model", "record", "report", "evaluate", "cluster", "doctor")
+    for name in ("core", "fast", "record", "report", "evaluate", "sandbox", "cluster", "doctor")
 }
 NEUTRAL = {"int": "0", "float": "0.0", "str": "''", "list": "[]", "tuple": "()", "dict": "{}"}
 OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {

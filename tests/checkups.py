@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fdllm.config import Evaluating, ModelChoice, Sweep
+from fdllm.core.config import Evaluating, ModelChoice, Sweep
 from fdllm.doctor.findings import Checkup, Finding
 from fdllm.record.identity import source_hashes
 from fdllm.record.paths import Layout

@@ -17,14 +17,14 @@ from torch import Tensor
 
 import fdllm
 from fdllm.bench.shapes import small
-from fdllm.layerplan import LayerPlan
-from fdllm.model import kernels
-from fdllm.model.cache import RowCache, Window
-from fdllm.model.compiled import Compiled
-from fdllm.model.fused import find_fused
-from fdllm.model.layers import block_causal_mask
-from fdllm.model.network import Network
-from fdllm.model.recorded import RECORD_FROM
+from fdllm.core import decoder_layer
+from fdllm.core.cache import RowCache, Window
+from fdllm.core.layerplan import LayerPlan
+from fdllm.core.layers import block_causal_mask
+from fdllm.core.network import Network
+from fdllm.fast.accelerators import Compiled
+from fdllm.fast.cuda_graphs import RECORD_FROM
+from fdllm.fast.kernels import find_fused
 from fdllm.tiny.tasks import rows
 from fdllm.tiny.vocabulary import decode, encode, encode_prompt
 from tape import Tape
@@ -40,7 +40,7 @@ Case = tuple[str, torch.dtype]
 
 def exists(path: str, dtype: torch.dtype) -> bool:
     """Whether this machine has a path for a type: float16 is neither packed nor compiled."""
-    able = "packed" not in path or kernels.can_pack(torch.zeros(1, dtype=dtype))
+    able = "packed" not in path or decoder_layer.can_pack(torch.zeros(1, dtype=dtype))
     return able and ("compiled" not in path or find_fused(CPU, dtype) is not None)
 
 
@@ -56,8 +56,8 @@ def named(case: Case) -> str:
 def laid_out(network: Network, case: Case) -> Iterator[None]:
     """Decode on one path; matrices of any size are packed, or none."""
     path, dtype = case
-    before = kernels.PACK_FROM
-    kernels.PACK_FROM = 1 if path.startswith(("packed", "plain, ")) else 1 << 62
+    before = decoder_layer.PACK_FROM
+    decoder_layer.PACK_FROM = 1 if path.startswith(("packed", "plain, ")) else 1 << 62
     try:
         if "plain, " not in path:  # what is not frozen is not packed
             network.freeze()
@@ -65,7 +65,7 @@ def laid_out(network: Network, case: Case) -> Iterator[None]:
         network.use(Compiled(fused, Tape() if path == "recorded" else None))
         yield
     finally:
-        kernels.PACK_FROM = before
+        decoder_layer.PACK_FROM = before
 
 
 @dataclass(frozen=True)

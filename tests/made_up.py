@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fdllm.config import Cell, Decoding, Evaluating, ModelChoice, Reuse, Run
+from fdllm.core.config import Cell, Decoding, Evaluating, ModelChoice, Reuse, Run
+from fdllm.core.reuse import subset_bounds
 from fdllm.evaluate.protocols import Evaluation, text_hash
 from fdllm.evaluate.recording import fill_summary, write_record
 from fdllm.record.fingerprint import Fingerprint
 from fdllm.record.journal import VERSION as JOURNAL_VERSION
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import PeakMemory, StrategyRecord
-from fdllm.reuse import subset_bounds
 from made_up_answers import GRID, METRICS, N_LAYERS, Invented, make_document
 
 __all__ = ["GRID", "Invented", "baseline_grid", "tamper", "write_grid"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import fdllm
-from fdllm.model.network import Network
-from fdllm.model.spec import ModelSpec
+from fdllm.core.model_spec import ModelSpec
+from fdllm.core.network import Network
 
 VOCAB = 48
 MASK, STOP = VOCAB - 1, 2

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import fdllm
-from fdllm.reuse import AnyPlan, LayerPlan, LayerRun, Observation, ProbePlan, ReuseStrategy
-from fdllm.schedule import Phase, Step
+from fdllm.core.reuse import AnyPlan, LayerPlan, LayerRun, Observation, ProbePlan, ReuseStrategy
+from fdllm.core.schedule import Phase, Step
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

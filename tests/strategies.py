@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import fdllm
-from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
 
 
 def of(experiment: str, **params: Any) -> ReuseStrategy[Any]:

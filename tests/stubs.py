@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from fdllm.config import Evaluating, ModelChoice, Run, Sweep
-from fdllm.decode.counts import Counts
+from fdllm.core.config import Evaluating, ModelChoice, Run, Sweep
+from fdllm.core.counts import Counts
+from fdllm.core.reuse import LayerPlan, ReuseStrategy
+from fdllm.core.schedule import Phase, Step
 from fdllm.evaluate.protocols import (
     WHOLE,
     EndedEarly,
@@ -30,8 +32,6 @@ from fdllm.experiment import Unmask
 from fdllm.plan import Planner, TaskFacts
 from fdllm.record.paths import Layout
 from fdllm.record.summary import PeakMemory, Summary
-from fdllm.reuse import LayerPlan, ReuseStrategy
-from fdllm.schedule import Phase, Step
 from helpers import ROOT
 
 NUM_LAYERS = 12

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fdllm.model.recorded import Work
+from fdllm.fast.cuda_graphs import Work
 
 
 class Tape:

@@ -22,11 +22,11 @@ from fdllm.bench.reuse import bench_reuse, cells_of, ideal_speed_up, may_skip
 from fdllm.bench.shapes import Subject, make_subject, subject_of
 from fdllm.bench.step import bench_step
 from fdllm.bench.timing import Spread
-from fdllm.decode.sampler import GenerationRequest, generate_requests
+from fdllm.core.cache import RowCache, Window
+from fdllm.core.model_runner import Forwarded, Stepper
+from fdllm.core.sampler import GenerationRequest, generate_requests
+from fdllm.core.schedule import Phase
 from fdllm.errors import FdllmError, UsageError
-from fdllm.model.cache import RowCache, Window
-from fdllm.model.stepper import Forwarded, Stepper
-from fdllm.schedule import Phase
 from models import random_model as tiny_random
 from models import random_prompt
 

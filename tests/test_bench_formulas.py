@@ -11,8 +11,8 @@ from fdllm.bench.results import Line
 from fdllm.bench.shapes import SHAPES, random_model
 from fdllm.bench.timing import Spread
 from fdllm.bench.topics import SHAPE_NAMES
+from fdllm.core.cache import RowCache
 from fdllm.errors import FdllmError
-from fdllm.model.cache import RowCache
 from models import random_model as tiny_random
 
 

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fdllm
-from fdllm.checkpoint import INDEX, WEIGHTS, files_read, unread_weights
-from fdllm.config import Evaluating, ModelChoice
+from fdllm.core.checkpoint import hub_names, hub_shapes
+from fdllm.core.checkpoint_files import INDEX, WEIGHTS, files_read, unread_weights
+from fdllm.core.config import Evaluating, ModelChoice
+from fdllm.core.model_spec import ModelSpec
+from fdllm.core.network import Network
+from fdllm.core.pretrained import read_spec
 from fdllm.errors import FdllmError
 from fdllm.evaluate.machine import Machine
-from fdllm.model.files import read_spec
-from fdllm.model.network import Network
-from fdllm.model.spec import ModelSpec
-from fdllm.model.weights import hub_names, hub_shapes
 from fdllm.record.identity import model_identity
 
 END_OF_TEXT, END_OF_TURN = 151643, 151645

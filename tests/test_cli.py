@@ -15,7 +15,7 @@ import torch
 from command import Command, make_command
 from fdllm.cli import main_eval
 from fdllm.cli.request import choose_model
-from fdllm.config import DEFAULT_MODEL
+from fdllm.core.config import DEFAULT_MODEL
 from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import State
 from helpers import ROOT

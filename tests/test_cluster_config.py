@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fdllm.cluster.cluster_config import ClusterConfig, Resources, load_cluster_config
-from fdllm.config import Cell, ModelChoice, Run
+from fdllm.core.config import Cell, ModelChoice, Run
 from fdllm.errors import UsageError
 from helpers import ROOT
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fdllm.cli.request import task_facts
-from fdllm.config import Evaluating, ModelChoice, Run
+from fdllm.core.config import Evaluating, ModelChoice, Run
 from fdllm.errors import UsageError
 from fdllm.evaluate.machine import Machine
 from fdllm.evaluate.runner import Outcome, Runner

@@ -11,7 +11,7 @@ import pytest
 
 from fdllm.cli.request import task_facts
 from fdllm.cluster.signals import WARNING, Terminated, terminable, warned
-from fdllm.config import Evaluating, ModelChoice, Run
+from fdllm.core.config import Evaluating, ModelChoice, Run
 from fdllm.evaluate.machine import Machine
 from fdllm.evaluate.runner import Outcome, Runner
 from fdllm.plan import Planner, State

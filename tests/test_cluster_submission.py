@@ -14,7 +14,7 @@ from command import Command, make_command, summary_of
 from fake_slurm import FakeSlurm
 from fdllm.cluster.submission import Submission, assign, read_submission, read_submissions
 from fdllm.cluster.submit import submitting
-from fdllm.config import Cell, ModelChoice, Run
+from fdllm.core.config import Cell, ModelChoice, Run
 from fdllm.errors import FdllmError, UsageError
 from fdllm.record.paths import Layout
 from fdllm.shard import Shard

@@ -12,9 +12,9 @@ import torch
 
 import fdllm
 from fdllm.errors import UsageError
-from fdllm.model.compiled import compiled_on
-from fdllm.model.compiler import CompilerError
-from fdllm.model.fused import load_fused
+from fdllm.fast.accelerators import compiled_on
+from fdllm.fast.build import CompilerError
+from fdllm.fast.kernels import load_fused
 from models import DECODING, random_model, random_prompt
 
 CPU = torch.device("cpu")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from fdllm.config import CodeExecution
+from fdllm.core.config import CodeExecution
 from fdllm.errors import FdllmError
 from fdllm.evaluate.code import Programs, prove
-from fdllm.evaluate.isolation import Isolation, Limits
-from fdllm.evaluate.sandbox import Verdict, _environment
+from fdllm.sandbox.confinement import Verdict, _environment
+from fdllm.sandbox.support import Isolation, Limits
 
 MIB = 1 << 20
 HERE = Isolation("Linux", "x86_64", 3)

@@ -16,17 +16,17 @@ import pytest
 import torch
 
 import fdllm
-from fdllm.config import Cell, Decoding, Evaluating, ModelChoice, Run
-from fdllm.decode.counts import Counts
-from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
-from fdllm.decode.scorer import Score, score_requests
+from fdllm.core.config import Cell, Decoding, Evaluating, ModelChoice, Run
+from fdllm.core.counts import Counts
+from fdllm.core.reuse import LayerPlan, NoReuse, PeriodicReuse
+from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
+from fdllm.core.schedule import Phase
+from fdllm.core.scorer import Score, score_requests
 from fdllm.errors import UsageError
 from fdllm.evaluate.answer import ModelAnswerer, Query
 from fdllm.evaluate.entries import generation_entry, score_entry
 from fdllm.evaluate.machine import Machine
 from fdllm.evaluate.protocols import Part, text_hash
-from fdllm.reuse import LayerPlan, NoReuse, PeriodicReuse
-from fdllm.schedule import Phase
 from fdllm.shard import Shard
 from hub.checkpoint import MemoryStore, Tally, random_model
 from hub.lm import Recorder, engine_lm, instance
@@ -97,7 +97,7 @@ def test_a_run_reaches_the_evaluation_whole(monkeypatch: pytest.MonkeyPatch) -> 
     )
     Machine(model).evaluate(run, STRATEGY, None, store, progress)
     plain = caught.calls[1][1]["answerer"]({})
-    assert plain.unmask is fdllm.decode.unmask.by_threshold
+    assert plain.unmask is fdllm.core.unmask.by_threshold
     assert plain.go_on()
 
 

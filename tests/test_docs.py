@@ -13,12 +13,12 @@ import fdllm
 from fdllm.cli.commands import COMMANDS
 from fdllm.cli.parser import build_parser
 from fdllm.cluster.cluster_config import ClusterConfig, Resources
-from fdllm.config import StrategyConfig
+from fdllm.core.config import StrategyConfig
+from fdllm.core.reuse import LayerPlan, LayerRun, Observation, ProbePlan
+from fdllm.core.schedule import Step
 from fdllm.experiment import create_experiment, load_experiment
 from fdllm.presets.load import load_preset
 from fdllm.record.cells import State
-from fdllm.reuse import LayerPlan, LayerRun, Observation, ProbePlan
-from fdllm.schedule import Step
 from helpers import ROOT
 from stubs import make_root
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from checkups import by_name, checkup, fdllm, of, question
-from fdllm.config import ModelChoice
+from fdllm.core.config import ModelChoice
 from fdllm.doctor import checks_here
 from fdllm.doctor.checks_model import check_model, weight_bytes
 from fdllm.doctor.remote import pinned_versions
@@ -115,10 +115,10 @@ def test_versions_are_compared_with_the_lock(tmp_path: Path) -> None:
 @pytest.mark.parametrize("image", [True, False])
 def test_other_source_than_the_checkouts(tmp_path: Path, image: bool) -> None:
     asked = question(tmp_path)
-    edited = source_hashes() | {"src/fdllm/reuse.py": "0" * 64}
+    edited = source_hashes() | {"src/fdllm/core/reuse.py": "0" * 64}
     found = by_name(check(asked | {"source": edited, "image": image}))["source"]
     assert found.state == "fail"
-    assert "src/fdllm/reuse.py" in found.found
+    assert "src/fdllm/core/reuse.py" in found.found
     assert ("nox -s container" in found.remedy) == image
 
 

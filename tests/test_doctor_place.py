@@ -132,7 +132,7 @@ def test_in_an_image_that_holds_other_source(
     assert found["model (image)"].state == "ok", found
     source = found["source (image)"]
     assert source.state == "fail"
-    assert "src/fdllm/reuse.py" in source.found
+    assert "src/fdllm/core/reuse.py" in source.found
     assert "nox -s container" in source.remedy
 
 

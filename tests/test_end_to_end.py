@@ -11,7 +11,7 @@ import torch
 
 from fdllm import tiny
 from fdllm.cli import main
-from fdllm.model.network import Network
+from fdllm.core.network import Network
 from fdllm.record.summary import read_summary
 from fdllm.tiny import checkpoint
 from stubs import make_root

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fdllm
-from fdllm.config import Estimator
-from fdllm.decode.scorer import score_requests
-from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
-from fdllm.schedule import Phase
+from fdllm.core.config import Estimator
+from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.schedule import Phase
+from fdllm.core.scorer import score_requests
 from models import DECODING, MASK, random_model, random_prompt
 from reference import reference_denoise_score, reference_generate
 from strategies import STRATEGIES, every_strategy
@@ -129,7 +129,7 @@ class Ticks:
 
 @pytest.fixture
 def _ticking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fdllm.decode.engine.time", Ticks())
+    monkeypatch.setattr("fdllm.core.engine.time", Ticks())
 
 
 @pytest.mark.usefixtures("_ticking")

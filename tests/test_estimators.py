@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import fdllm
-from fdllm.config import Estimator
-from fdllm.decode.scorer import score_requests
+from fdllm.core.config import Estimator
+from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.scorer import score_requests
 from fdllm.errors import FdllmError, UsageError
-from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
 from hub.checkpoint import byte_tokenizer
 from models import MASK, VOCAB, random_model, random_prompt
 from reference import reference_denoise_score

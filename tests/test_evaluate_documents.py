@@ -12,13 +12,13 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks.gpqa.n_shot import utils as gpqa
 
 from fdllm import tiny
-from fdllm.config import Decoding, Evaluating
+from fdllm.core.config import Decoding, Evaluating
+from fdllm.core.reuse import NoReuse
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.access import explain_access
 from fdllm.evaluate.documents import HeldTask, Holding
 from fdllm.evaluate.harness import Evaluation, evaluate, oracle
+from fdllm.evaluate.hub_errors import explain_access
 from fdllm.evaluate.samples import check_prompt
-from fdllm.reuse import NoReuse
 from helpers import ROOT
 from hub.checkpoint import MemoryStore, Tally, random_model
 from hub.rows import gpqa_rows

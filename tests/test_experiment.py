@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 import fdllm
-from fdllm.config import StrategyConfig
+from fdllm.core.config import StrategyConfig
+from fdllm.core.reuse import LayerPlan, Observation, ProbePlan, ReuseStrategy, subset_bounds
+from fdllm.core.schedule import Phase, Step
 from fdllm.errors import FdllmError, UsageError
 from fdllm.experiment import (
     create_experiment,
@@ -19,8 +21,6 @@ from fdllm.experiment import (
     read_settings,
 )
 from fdllm.record.paths import find_root
-from fdllm.reuse import LayerPlan, Observation, ProbePlan, ReuseStrategy, subset_bounds
-from fdllm.schedule import Phase, Step
 from helpers import ROOT
 from stubs import make_root
 
@@ -137,7 +137,7 @@ def test_no_name_falls_back_to_another(root: Path, name: str) -> None:
 
 
 def test_two_experiments_never_share_code(root: Path) -> None:
-    code = "from fdllm.reuse import NoReuse, PeriodicReuse\ndef strategy(config):\n    return {}\n"
+    code = "from fdllm import NoReuse, PeriodicReuse\ndef strategy(config):\n    return {}\n"
     make(root, "01_a", code.format("NoReuse()"))
     make(root, "02_b", code.format("PeriodicReuse(2, 1, 3)"))
     config = StrategyConfig(k=1, subset="first", n_layers=12)

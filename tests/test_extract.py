@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fdllm.evaluate.extract import answered, begun, completed, program_of
-from fdllm.evaluate.sandbox import Sandbox
+from fdllm.sandbox.confinement import Sandbox
 from hub.rows import all_repositories, read_rows
 from hub.run import run_cases
 from hub.server import Hub

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 import fdllm
-from fdllm.decode.unmask import choose_greedy
+from fdllm.core.cache import RowCache, Window
+from fdllm.core.layerplan import LayerPlan, LayerRun
+from fdllm.core.model_spec import ModelSpec
+from fdllm.core.reuse import ReuseStrategy
+from fdllm.core.unmask import choose_greedy
 from fdllm.errors import UsageError
-from fdllm.layerplan import LayerPlan, LayerRun
-from fdllm.model.cache import RowCache, Window
-from fdllm.model.compiled import compiled_on
-from fdllm.model.fused import FusedBuffers, FusedPlace, load_fused
-from fdllm.model.spec import ModelSpec
-from fdllm.reuse import ReuseStrategy
+from fdllm.fast.accelerators import compiled_on
+from fdllm.fast.kernels import FusedBuffers, FusedPlace, load_fused
 from models import DECODING, PROMPTS, random_model, random_prompt, wide_network
 from strategies import STRATEGIES, every_strategy
 

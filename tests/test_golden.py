@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import fdllm
-from fdllm.model.cache import RowCache, Window
-from fdllm.model.layers import block_causal_mask
-from fdllm.reuse import LayerPlan
+from fdllm.core.cache import RowCache, Window
+from fdllm.core.layers import block_causal_mask
+from fdllm.core.reuse import LayerPlan
 
 TOLERANCE = 1e-4
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from cells import GRID, MACHINE, make_cell, share, write_cell
-from fdllm.config import Run
+from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, State
 from fdllm.record.paths import RunPaths

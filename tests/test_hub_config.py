@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import fdllm
+from fdllm.core.hub_config import HubConfig
+from fdllm.core.model_spec import ModelSpec
 from fdllm.errors import FdllmError
-from fdllm.model.hub_config import HubConfig
-from fdllm.model.spec import ModelSpec
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 80,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from command import Command, make_command
-from fdllm.config import Run
+from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.evaluate.code import Programs
-from fdllm.evaluate.sandbox import Sandbox
+from fdllm.sandbox.confinement import Sandbox
 from hub.rows import all_repositories, read_rows
 from hub.run import run_cases
 from hub.server import GRANTED, Hub

@@ -51,16 +51,16 @@ def test_the_source_is_every_file_that_may_change_an_output() -> None:
     code = {p.relative_to(PACKAGE) for p in PACKAGE.rglob("*") if p.suffix in (".py", ".c")}
     due = {f"src/fdllm/{p.as_posix()}" for p in code if p.parts[0] not in outside}
     assert set(source_hashes()) == due
-    assert {"src/fdllm/model/fused.c", "src/fdllm/checkpoint.py", "src/fdllm/config.py"} <= due
+    assert {f"src/fdllm/{p}" for p in ("fast/kernels.c", "core/config.py", "core/memory.py")} <= due
     assert len({path for path in due if path.endswith(".c")}) == len(list(PACKAGE.rglob("*.c")))
 
 
 def test_a_changed_c_file_changes_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = PACKAGE / "model/fused.c"
-    assert source_hashes()["src/fdllm/model/fused.c"] == sha256(path.read_bytes()).hexdigest()
+    path = PACKAGE / "fast/kernels.c"
+    assert source_hashes()["src/fdllm/fast/kernels.c"] == sha256(path.read_bytes()).hexdigest()
     monkeypatch.setattr(identity, "_hash", lambda path: path.suffix)
     source_hashes.cache_clear()
-    assert source_hashes()["src/fdllm/model/fused.c"] == ".c"
+    assert source_hashes()["src/fdllm/fast/kernels.c"] == ".c"
     source_hashes.cache_clear()
 
 
@@ -77,7 +77,7 @@ def test_caches_are_where_the_hubs_client_has_them(
     (place / "refs/main").write_text(commit)
     code = """
 from fdllm.caches import hub_cache, hub_home
-from fdllm.config import ModelChoice
+from fdllm.core.config import ModelChoice
 from fdllm.record.identity import model_identity
 found = model_identity(ModelChoice(name="org/name"))
 print(hub_home(), hub_cache(), found.revision, found.n_layers)

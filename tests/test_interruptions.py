@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fdllm.config import Run
+from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import State
 from fdllm.record.journal import read_journal

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import fdllm
-from fdllm.model.kernels import PACK_FROM, can_pack
-from fdllm.model.network import Network
-from fdllm.reuse import PeriodicReuse
+from fdllm.core.decoder_layer import PACK_FROM, can_pack
+from fdllm.core.network import Network
+from fdllm.core.reuse import PeriodicReuse
 from models import wide_network
 
 CPU = torch.device("cpu")

@@ -50,13 +50,13 @@ def test_each_fault_changes_one_thing(mutate: Any) -> None:
 def test_a_seed_draws_one_fault_a_function(mutate: Any) -> None:
     faults = [
         fault
-        for path in ("src/fdllm/plan.py", "src/fdllm/decode/a.py", "src/fdllm/report/b.py")
+        for path in ("src/fdllm/plan.py", "src/fdllm/core/a.py", "src/fdllm/report/b.py")
         for fault in mutate.python_faults(path, SOURCE)
     ]
     drawn = list(mutate.draw(faults, 1, set()))
     assert drawn == list(mutate.draw(faults, 1, set()))
     assert len({(fault.path, fault.function) for fault in drawn}) == len(drawn) == 6
-    assert [fault.package for fault in drawn[:3]] == ["decode", "plan", "report"]
+    assert [fault.package for fault in drawn[:3]] == ["core", "plan", "report"]
     (left,) = mutate.draw(faults, 1, {(fault.path, fault.function) for fault in drawn[1:]})
     assert (left.path, left.function) == (drawn[0].path, drawn[0].function)
 

@@ -14,19 +14,19 @@ from safetensors.torch import load_file, save_file
 import fdllm
 from fdllm import strictjson, tiny
 from fdllm.cli import main
-from fdllm.decode.engine import Engine, NotFiniteError, resolve
-from fdllm.decode.job import Ask, Job, Row, Steps
-from fdllm.decode.unmask import choose_sampled
+from fdllm.core.engine import Engine, NotFiniteError, resolve
+from fdllm.core.layerplan import LayerPlan
+from fdllm.core.row_task import Ask, Job, Row, Steps
+from fdllm.core.schedule import Phase
+from fdllm.core.unmask import choose_sampled
 from fdllm.errors import FdllmError
 from fdllm.evaluate.samples import plain
-from fdllm.layerplan import LayerPlan
 from fdllm.record.atomic import write_json
 from fdllm.record.fingerprint import Fingerprint
 from fdllm.record.journal import Journal, read_journal
 from fdllm.record.summary import describe_file
 from fdllm.report.grid import twins
 from fdllm.report.records import Record, finished
-from fdllm.schedule import Phase
 from models import DECODING, MASK, VOCAB, random_model, random_prompt
 from stubs import StubMachine, do_run, make_planner, make_root, make_run
 

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 import fdllm
-from fdllm.decode.counts import Counts
-from fdllm.experiment import list_experiments, load_experiment, load_strategy
-from fdllm.reuse import (
+from fdllm.core.counts import Counts
+from fdllm.core.reuse import (
     SUBSETS,
     AnyPlan,
     Observation,
@@ -26,7 +25,8 @@ from fdllm.reuse import (
     Target,
     subset_bounds,
 )
-from fdllm.schedule import Phase, Step
+from fdllm.core.schedule import Phase, Step
+from fdllm.experiment import list_experiments, load_experiment, load_strategy
 from helpers import ROOT
 from models import MASK, STOP, random_model, random_prompt
 from reference import (

@@ -68,7 +68,7 @@ def test_all_code_is_identified_but_what_only_plans_shows_and_keeps() -> None:
         "plan.py", "shard.py", "errors.py", "presets", "selftest",
     }  # fmt: skip
     assert not {path.parts[0] for path in files - inside} & {path.parts[0] for path in inside}
-    assert Path("model/fused.c") in inside
+    assert Path("fast/kernels.c") in inside
 
 
 def test_these_libraries_can_change_an_output() -> None:

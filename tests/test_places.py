@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fdllm.config import ModelChoice
+from fdllm.core.config import ModelChoice
 from fdllm.errors import FdllmError, UsageError
 from fdllm.record.failure import Failure, read_failure, write_failure
 from fdllm.record.fingerprint import Fingerprint

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fdllm.config import Cell, Evaluating, ModelChoice, Run, Sweep
+from fdllm.core.config import Cell, Evaluating, ModelChoice, Run, Sweep
 from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS
 from fdllm.plan import Planner, State, TaskFacts

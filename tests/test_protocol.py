@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from checkups import fdllm
-from fdllm.config import Decoding
+from fdllm.core.config import Decoding
 from fdllm.errors import UsageError
 from fdllm.evaluate.tokenizing import ending_at
 from fdllm.presets.load import load_preset

@@ -11,7 +11,7 @@ import pytest
 
 from cells import make_cell, share, write_cell
 from fdllm.cli import main
-from fdllm.config import Decoding, Evaluating
+from fdllm.core.config import Decoding, Evaluating
 from fdllm.presets.load import load_preset
 from fdllm.record.summary import Summary
 from fdllm.report.published import compare_published, differences

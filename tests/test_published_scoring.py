@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fdllm.model.network import Network
+from fdllm.core.network import Network
 from hub.checkpoint import random_model
 from hub.rows import all_repositories
 from hub.run import run_cases

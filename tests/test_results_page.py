@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fdllm.config import Sweep
+from fdllm.core.config import Sweep
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState
 from fdllm.report.publish import Report, make_report

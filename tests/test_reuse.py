@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import fdllm
-from fdllm.errors import UsageError
-from fdllm.model.cache import RowCache, Window
-from fdllm.model.slots import NeverWrittenError
-from fdllm.reuse import (
+from fdllm.core.cache import RowCache, Window
+from fdllm.core.layer_output_cache import NeverWrittenError
+from fdllm.core.reuse import (
     LayerPlan,
     LayerRun,
     NoReuse,
@@ -18,7 +17,8 @@ from fdllm.reuse import (
     subset_bounds,
     subset_overlaps,
 )
-from fdllm.schedule import Phase, Step
+from fdllm.core.schedule import Phase, Step
+from fdllm.errors import UsageError
 from models import random_model
 
 

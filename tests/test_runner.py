@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fdllm.config import ModelChoice, Run
+from fdllm.core.config import ModelChoice, Run
 from fdllm.errors import UsageError
 from fdllm.evaluate.runner import Runner, Worker
 from fdllm.plan import State
@@ -153,7 +153,7 @@ def test_k1_that_reused_anything_fails(root: Path) -> None:
     code = root / "experiments/00_baseline/generation_functions.py"
     code.write_text(
         "from dataclasses import dataclass\n"
-        "from fdllm.reuse import PeriodicReuse\n"
+        "from fdllm.core.reuse import PeriodicReuse\n"
         "@dataclass(frozen=True)\n"
         "class Liar(PeriodicReuse):\n"
         "    @property\n"

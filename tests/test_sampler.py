@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import fdllm
-from fdllm.decode.sampler import GenerationRequest, generate_requests
-from fdllm.decode.unmask import by_threshold, choose_greedy, choose_sampled, most_confident
+from fdllm.core.layer_output_cache import NeverWrittenError
+from fdllm.core.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.sampler import GenerationRequest, generate_requests
+from fdllm.core.schedule import Step
+from fdllm.core.unmask import by_threshold, choose_greedy, choose_sampled, most_confident
 from fdllm.errors import FdllmError, UsageError
-from fdllm.model.slots import NeverWrittenError
-from fdllm.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ReuseStrategy
-from fdllm.schedule import Step
 from models import MASK, STOP, VOCAB, random_model, random_prompt
 
 DECODING = fdllm.Decoding(

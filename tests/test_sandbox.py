@@ -16,8 +16,8 @@ import pytest
 
 from fdllm.errors import FdllmError
 from fdllm.evaluate.code import Programs, prove
-from fdllm.evaluate.isolation import Isolation, Limits
-from fdllm.evaluate.sandbox import Sandbox, Verdict
+from fdllm.sandbox.confinement import Sandbox, Verdict
+from fdllm.sandbox.support import Isolation, Limits
 from helpers import ROOT
 from programs import HARMLESS, WRONG
 
@@ -196,8 +196,8 @@ def test_equal_programs_run_once_and_are_counted_apart() -> None:
 INTERRUPTED = """
 import sys
 from fdllm.evaluate.code import Programs
-from fdllm.evaluate.isolation import Limits
-from fdllm.evaluate.sandbox import Sandbox
+from fdllm.sandbox.support import Limits
+from fdllm.sandbox.confinement import Sandbox
 programs = Programs(Sandbox("confined", Limits(wall_s=900.0)))
 programs.check()
 print("begun", flush=True)

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from fdllm.evaluate import seccomp
+from fdllm.sandbox import seccomp
 
 
 def decide(code: bytes, machine: str, number: int, *arguments: int, audit: int = 0) -> int:

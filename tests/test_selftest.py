@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from fdllm.cli import main
-from fdllm.config import Evaluating
+from fdllm.core.config import Evaluating
+from fdllm.core.workspace import Scratch
 from fdllm.evaluate.machine import Machine
-from fdllm.model.compiled import Compiled
-from fdllm.model.recorded import Work
-from fdllm.model.scratch import Scratch
+from fdllm.fast.accelerators import Compiled
+from fdllm.fast.cuda_graphs import Work
 from fdllm.record import identity, selftested
 from fdllm.record.selftested import Selftested
 from fdllm.selftest import checks, result

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fdllm
-from fdllm.config import Estimator
-from fdllm.decode.scorer import Score, score_requests
+from fdllm.core.cache import RowCache, Window
+from fdllm.core.config import Estimator
+from fdllm.core.model_runner import Stepper
+from fdllm.core.prefix_cache import ROOT, PrefixPool
+from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.scorer import Score, score_requests
 from fdllm.errors import UsageError
-from fdllm.model.cache import RowCache, Window
-from fdllm.model.prefix import ROOT, PrefixPool
-from fdllm.model.stepper import Stepper
-from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
 from models import MASK, STOP, random_model, random_prompt
 
 DECODING = fdllm.Decoding(
@@ -215,7 +215,7 @@ def test_a_pool_too_small_for_a_block_is_refused() -> None:
 
 
 def test_generation_can_share_prompts_too() -> None:
-    from fdllm.decode.sampler import GenerationRequest, generate_requests  # noqa: PLC0415
+    from fdllm.core.sampler import GenerationRequest, generate_requests  # noqa: PLC0415
 
     model = random_model(1)
     common = random_prompt(0, 48)

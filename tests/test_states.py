@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fdllm.config import Evaluating, ModelChoice, Run
+from fdllm.core.config import Evaluating, ModelChoice, Run
 from fdllm.plan import State, TaskFacts
 from fdllm.record.lock import locked
 from helpers import move_hub
@@ -108,10 +108,10 @@ def test_stale_names_the_file_of_the_source(root: Path) -> None:
     do_run(root, run)
     summary = make_planner(root).layout.run(run).summary
     recorded = json.loads(summary.read_text())["fingerprint"]
-    recorded["files"]["src/fdllm/decode/sampler.py"] = "0"
+    recorded["files"]["src/fdllm/core/sampler.py"] = "0"
     recorded["fields"]["source"] = "0"
     edit_json(summary, fingerprint=recorded)
-    assert state_of(root, run) == (State.STALE, "source: src/fdllm/decode/sampler.py changed")
+    assert state_of(root, run) == (State.STALE, "source: src/fdllm/core/sampler.py changed")
 
 
 def _stale(root: Path, now: Run) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from fdllm.config import Decoding
-from fdllm.decode.counts import Counts
-from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
-from fdllm.decode.scorer import score_requests
-from fdllm.decode.unmask import Unmask, by_threshold
-from fdllm.layerplan import LayerPlan, LayerRun, ProbePlan
-from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy
-from fdllm.schedule import Phase, Step
+from fdllm.core.config import Decoding
+from fdllm.core.counts import Counts
+from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
+from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
+from fdllm.core.schedule import Phase, Step
+from fdllm.core.scorer import score_requests
+from fdllm.core.unmask import Unmask, by_threshold
 from fdllm.trace.assemble import assemble
 from fdllm.trace.steps import Forward, layer_letters, layer_names
 from fdllm.trace.watcher import Watcher

@@ -11,12 +11,12 @@ import pytest
 import fdllm
 from fdllm.cli import main
 from fdllm.cli.trace import against_record
-from fdllm.config import Cell, Decoding, ModelChoice, Reuse, Run
+from fdllm.core.config import Cell, Decoding, ModelChoice, Reuse, Run
+from fdllm.core.reuse import PeriodicReuse
 from fdllm.errors import UsageError
 from fdllm.evaluate.harness import Evaluation, evaluate
 from fdllm.plan import CellState, State
 from fdllm.record.paths import RunPaths
-from fdllm.reuse import PeriodicReuse
 from fdllm.trace.document import Document, trace_document
 
 pytestmark = pytest.mark.slow

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fdllm.config import Decoding
-from fdllm.decode.sampler import GenerationRequest, generate_requests
-from fdllm.decode.unmask import by_threshold
-from fdllm.reuse import PeriodicReuse
+from fdllm.core.config import Decoding
+from fdllm.core.reuse import PeriodicReuse
+from fdllm.core.sampler import GenerationRequest, generate_requests
+from fdllm.core.unmask import by_threshold
 from fdllm.trace.assemble import assemble
 from fdllm.trace.page import page_data, render_page
 from fdllm.trace.steps import RowTrace, Trace, tokens_in

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fdllm
+from fdllm.core.checkpoint import hub_names, resolve_dtype
 from fdllm.errors import FdllmError, UsageError
-from fdllm.model.weights import hub_names, resolve_dtype
 from models import MASK, random_model
 
 FILE = "model.safetensors"

@@ -3,8 +3,8 @@
 What is stored is the hidden state behind the run (its absolute output). k = 1 never reuses.
 """
 
-from fdllm.config import StrategyConfig
-from fdllm.reuse import PeriodicReuse
+from fdllm.core.config import StrategyConfig
+from fdllm.core.reuse import PeriodicReuse
 
 
 def strategy(config: StrategyConfig) -> PeriodicReuse:

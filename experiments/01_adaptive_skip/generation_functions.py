@@ -8,9 +8,8 @@ computed.
 
 from dataclasses import dataclass
 
-from fdllm.config import StrategyConfig
-from fdllm.errors import UsageError
-from fdllm.reuse import (
+from fdllm.core.config import StrategyConfig
+from fdllm.core.reuse import (
     AnyPlan,
     LayerPlan,
     LayerRun,
@@ -19,7 +18,8 @@ from fdllm.reuse import (
     ProbePlan,
     ReuseStrategy,
 )
-from fdllm.schedule import Phase, Step
+from fdllm.core.schedule import Phase, Step
+from fdllm.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ it. ``extrapolate`` carries the last two computed differences on in a straight l
 
 from dataclasses import dataclass, replace
 
-from fdllm.config import StrategyConfig
+from fdllm.core.config import StrategyConfig
+from fdllm.core.reuse import LayerPlan, LayerRun, PeriodicReuse
+from fdllm.core.schedule import Step
 from fdllm.errors import UsageError
-from fdllm.reuse import LayerPlan, LayerRun, PeriodicReuse
-from fdllm.schedule import Step
 
 
 @dataclass(frozen=True)

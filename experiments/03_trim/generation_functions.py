@@ -7,9 +7,9 @@ stored, are computed.
 
 from dataclasses import dataclass
 
-from fdllm.config import StrategyConfig
-from fdllm.reuse import LayerPlan, LayerRun, NoReuse, Observation, ReuseStrategy
-from fdllm.schedule import Phase, Step
+from fdllm.core.config import StrategyConfig
+from fdllm.core.reuse import LayerPlan, LayerRun, NoReuse, Observation, ReuseStrategy
+from fdllm.core.schedule import Phase, Step
 
 
 @dataclass(frozen=True)

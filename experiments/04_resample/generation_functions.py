@@ -5,8 +5,8 @@ step costs little more than the head and sees nothing new. A method that skips o
 beat this at equal accuracy to have shown anything.
 """
 
-from fdllm.config import StrategyConfig
-from fdllm.reuse import PeriodicReuse
+from fdllm.core.config import StrategyConfig
+from fdllm.core.reuse import PeriodicReuse
 
 
 def strategy(config: StrategyConfig) -> PeriodicReuse:

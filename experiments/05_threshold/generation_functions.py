@@ -3,8 +3,8 @@
 The other way to the same speed: a lower threshold unmasks more tokens in a step.
 """
 
-from fdllm.config import StrategyConfig
-from fdllm.reuse import NoReuse
+from fdllm.core.config import StrategyConfig
+from fdllm.core.reuse import NoReuse
 
 
 def strategy(config: StrategyConfig) -> NoReuse:  # noqa: ARG001 - the decoding differs, see the toml

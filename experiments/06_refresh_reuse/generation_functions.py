@@ -4,8 +4,8 @@ A REFRESH other than a block's first may reuse like any DENOISE, and the step co
 through it; the skipped layers keep their block-cache K/V. ``target`` is ``output`` or ``residual``.
 """
 
-from fdllm.config import StrategyConfig
-from fdllm.reuse import PeriodicReuse
+from fdllm.core.config import StrategyConfig
+from fdllm.core.reuse import PeriodicReuse
 
 
 def strategy(config: StrategyConfig) -> PeriodicReuse:

@@ -9,28 +9,28 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fdllm.config import Decoding
-from fdllm.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.config import Decoding
+from fdllm.core.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ReuseStrategy
 
 if TYPE_CHECKING:
-    from fdllm.decode.sampler import Generation, generate
-    from fdllm.decode.scorer import Score, score
+    from fdllm.core.checkpoint import Model, load_model
+    from fdllm.core.sampler import Generation, generate
+    from fdllm.core.scorer import Score, score
     from fdllm.experiment import load_strategy
-    from fdllm.model.weights import Model, load_model
     from fdllm.release.frames import results, samples
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Generation": "fdllm.decode.sampler",
-    "Model": "fdllm.model.weights",
-    "Score": "fdllm.decode.scorer",
-    "generate": "fdllm.decode.sampler",
-    "load_model": "fdllm.model.weights",
+    "Generation": "fdllm.core.sampler",
+    "Model": "fdllm.core.checkpoint",
+    "Score": "fdllm.core.scorer",
+    "generate": "fdllm.core.sampler",
+    "load_model": "fdllm.core.checkpoint",
     "load_strategy": "fdllm.experiment",
     "results": "fdllm.release.frames",
     "samples": "fdllm.release.frames",
-    "score": "fdllm.decode.scorer",
+    "score": "fdllm.core.scorer",
 }
 
 __all__ = [

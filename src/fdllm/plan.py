@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fdllm.config import Cell, ModelChoice, Run, StrategyConfig, Sweep
+from fdllm.core.config import Cell, ModelChoice, Run, StrategyConfig, Sweep
+from fdllm.core.reuse import ReuseStrategy, subset_overlaps
 from fdllm.errors import FdllmError
 from fdllm.experiment import Experiment, load_experiment
 from fdllm.experiment.repeats import repeats
@@ -20,7 +21,6 @@ from fdllm.record.lock import holder_of
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.progress import Progress, read_progress
 from fdllm.record.summary import InvalidRecordError, read_summary
-from fdllm.reuse import ReuseStrategy, subset_overlaps
 
 __all__ = ["BUSY", "SETTLED", "CellState", "JobFacts", "Planner", "State", "TaskFacts"]
 

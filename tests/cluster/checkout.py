@@ -33,10 +33,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fdllm.config import StrategyConfig
-from fdllm.layerplan import LayerPlan
-from fdllm.reuse import PeriodicReuse
-from fdllm.schedule import Step
+from fdllm.core.config import StrategyConfig
+from fdllm.core.layerplan import LayerPlan
+from fdllm.core.reuse import PeriodicReuse
+from fdllm.core.schedule import Step
 
 ROOT = Path(__file__).parents[2]
 BEGUN = []

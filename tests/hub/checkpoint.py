@@ -9,9 +9,9 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fdllm.model.network import Network
-from fdllm.model.spec import ModelSpec
-from fdllm.model.weights import Model
+from fdllm.core.checkpoint import Model
+from fdllm.core.model_spec import ModelSpec
+from fdllm.core.network import Network
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "|<MASK>|")
 CHAT_TEMPLATE = (

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fdllm.config import Decoding
-from fdllm.decode.engine import resolve
-from fdllm.decode.job import Ask, Job
-from fdllm.decode.sampler import Generation, GenerationRequest, _RowSampler
-from fdllm.decode.unmask import Prediction, by_threshold
+from fdllm.core.checkpoint import Model
+from fdllm.core.config import Decoding
+from fdllm.core.engine import resolve
+from fdllm.core.reuse import NoReuse
+from fdllm.core.row_task import Ask, Job
+from fdllm.core.sampler import Generation, GenerationRequest, _RowSampler
+from fdllm.core.schedule import Phase
+from fdllm.core.unmask import Prediction, by_threshold
 from fdllm.evaluate.answer import Answerer, AnswererFactory, Query
-from fdllm.model.weights import Model
-from fdllm.reuse import NoReuse
-from fdllm.schedule import Phase
 
 
 @dataclass(frozen=True)

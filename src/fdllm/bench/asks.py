@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fdllm.bench.floor import Forward
 from fdllm.bench.shapes import Subject
-from fdllm.config import Decoding
-from fdllm.decode.job import Ask
-from fdllm.layerplan import LayerPlan
-from fdllm.model.spec import ModelSpec
-from fdllm.schedule import Phase
+from fdllm.core.config import Decoding
+from fdllm.core.layerplan import LayerPlan
+from fdllm.core.model_spec import ModelSpec
+from fdllm.core.row_task import Ask
+from fdllm.core.schedule import Phase
 
 SUB_BLOCK = 8
 

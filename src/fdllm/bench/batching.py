@@ -14,7 +14,7 @@ from fdllm.bench.options import Options
 from fdllm.bench.results import Line, Section, dtype_of
 from fdllm.bench.shapes import Subject
 from fdllm.bench.timing import Clock, Spread, interleave
-from fdllm.decode.sampler import GenerationRequest
+from fdllm.core.sampler import GenerationRequest
 from fdllm.errors import FdllmError
 
 TOPIC = "batch"

@@ -15,8 +15,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fdllm.bench.timing import Clock
-from fdllm.model.kernels import can_pack
-from fdllm.model.weights import Model
+from fdllm.core.checkpoint import Model
+from fdllm.core.decoder_layer import can_pack
 
 Product = Callable[[Tensor], Tensor]
 Products = tuple[Product, ...]

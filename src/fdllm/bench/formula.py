@@ -6,8 +6,8 @@ import os
 
 import torch
 
+from fdllm.core.model_spec import ModelSpec
 from fdllm.errors import FdllmError
-from fdllm.model.spec import ModelSpec
 
 _COPIES = {"cpu": 2.3, "cuda": 1.3}
 """Weights that are held at once while a model and its floor are made; packed ones are their own."""

@@ -11,11 +11,11 @@ import torch
 from fdllm.bench.asks import decoding_of, extents
 from fdllm.bench.floor import Forward
 from fdllm.bench.shapes import Subject
-from fdllm.decode.job import UNWATCHED, Ask, Job, Row, Steps, Watch
-from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
-from fdllm.decode.unmask import Unmask, choose_greedy, most_confident
-from fdllm.model.layers import block_causal_mask
-from fdllm.reuse import ReuseStrategy
+from fdllm.core.layers import block_causal_mask
+from fdllm.core.reuse import ReuseStrategy
+from fdllm.core.row_task import UNWATCHED, Ask, Job, Row, Steps, Watch
+from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
+from fdllm.core.unmask import Unmask, choose_greedy, most_confident
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from fdllm.bench.options import Options
 from fdllm.bench.results import Curve, Line, Section, dtype_of
 from fdllm.bench.shapes import Subject
 from fdllm.bench.timing import Clock, Spread, interleave
-from fdllm.decode.sampler import GenerationRequest
+from fdllm.core.sampler import GenerationRequest
 
 TOPIC = "growth"
 PROMPTS = (64, 128, 256, 512, 1024, 2048, 4096)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 from fdllm.bench.options import Options
 from fdllm.bench.timing import Clock, Spread
-from fdllm.config import Decoding
-from fdllm.decode.counts import Counts
-from fdllm.decode.engine import Engine
-from fdllm.decode.job import Ask, Job, Row, Steps, prefill
-from fdllm.layerplan import LayerPlan
-from fdllm.model.weights import Model
-from fdllm.schedule import Phase
+from fdllm.core.checkpoint import Model
+from fdllm.core.config import Decoding
+from fdllm.core.counts import Counts
+from fdllm.core.engine import Engine
+from fdllm.core.layerplan import LayerPlan
+from fdllm.core.row_task import Ask, Job, Row, Steps, prefill
+from fdllm.core.schedule import Phase
 
 TURNS = 3
 """Turns of every lane in a repeat."""

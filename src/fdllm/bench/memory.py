@@ -14,11 +14,11 @@ import torch
 from fdllm.bench.asks import decoding_tokens
 from fdllm.bench.formula import cache_bytes, weight_bytes
 from fdllm.bench.shapes import SHAPES, SMALLEST, TINY, random_model
-from fdllm.config import Decoding
-from fdllm.decode.sampler import GenerationRequest, generate_requests
+from fdllm.core.checkpoint import Model, load_model
+from fdllm.core.config import Decoding
+from fdllm.core.model_spec import ModelSpec
+from fdllm.core.sampler import GenerationRequest, generate_requests
 from fdllm.errors import FdllmError
-from fdllm.model.spec import ModelSpec
-from fdllm.model.weights import Model, load_model
 
 _NEW_BLOCKS = 2
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

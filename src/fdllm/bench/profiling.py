@@ -17,10 +17,10 @@ from fdllm.bench.options import Options
 from fdllm.bench.results import dtype_of
 from fdllm.bench.shapes import Subject
 from fdllm.bench.timing import Clock, Spread
-from fdllm.decode.engine import Engine
-from fdllm.decode.job import Ask, Job, Row, Steps
-from fdllm.layerplan import LayerPlan
-from fdllm.schedule import Phase
+from fdllm.core.engine import Engine
+from fdllm.core.layerplan import LayerPlan
+from fdllm.core.row_task import Ask, Job, Row, Steps
+from fdllm.core.schedule import Phase
 
 _STEPS = 8
 _MARK = "fdllm "

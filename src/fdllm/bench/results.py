@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fdllm.bench.timing import Spread
-from fdllm.model.weights import Model
+from fdllm.core.checkpoint import Model
 
 SCHEMA = 1
 Extra = float | int | str | Spread

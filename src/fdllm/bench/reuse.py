@@ -14,11 +14,11 @@ from fdllm.bench.options import Options
 from fdllm.bench.results import Extra, Line, Section, dtype_of
 from fdllm.bench.shapes import Subject
 from fdllm.bench.timing import Clock, Spread, interleave
-from fdllm.decode.job import Ask
-from fdllm.decode.sampler import GenerationRequest
-from fdllm.layerplan import Target
-from fdllm.reuse import SUBSETS, NoReuse, PeriodicReuse, subset_bounds
-from fdllm.schedule import Phase, Step
+from fdllm.core.layerplan import Target
+from fdllm.core.reuse import SUBSETS, NoReuse, PeriodicReuse, subset_bounds
+from fdllm.core.row_task import Ask
+from fdllm.core.sampler import GenerationRequest
+from fdllm.core.schedule import Phase, Step
 
 TOPIC = "reuse"
 PERIODS = (2, 3)

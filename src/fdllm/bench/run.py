@@ -21,7 +21,7 @@ from fdllm.bench.results import Section, document
 from fdllm.bench.reuse import bench_reuse
 from fdllm.bench.shapes import Subject, make_subject
 from fdllm.bench.step import bench_step
-from fdllm.model.weights import resolve_device
+from fdllm.core.checkpoint import resolve_device
 
 Topic = Callable[[Subject, Options], list[Section]]
 

@@ -9,9 +9,9 @@ import torch
 from fdllm.bench.floor import Floor
 from fdllm.bench.formula import check_room
 from fdllm.bench.topics import check_shapes
-from fdllm.model.network import Network
-from fdllm.model.spec import ModelSpec
-from fdllm.model.weights import Model, load_model, resolve_device, resolve_dtype
+from fdllm.core.checkpoint import Model, load_model, resolve_device, resolve_dtype
+from fdllm.core.model_spec import ModelSpec
+from fdllm.core.network import Network
 
 TINY = "tiny"
 _SMALL_VOCABULARY = 4096

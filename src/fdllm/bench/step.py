@@ -12,8 +12,8 @@ from fdllm.bench.options import Options
 from fdllm.bench.results import Line, Section, dtype_of
 from fdllm.bench.shapes import Subject
 from fdllm.bench.timing import Clock, interleave
-from fdllm.decode.job import Ask
-from fdllm.decode.sampler import GenerationRequest
+from fdllm.core.row_task import Ask
+from fdllm.core.sampler import GenerationRequest
 
 TOPIC = "step"
 

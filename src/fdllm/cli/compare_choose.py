@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fdllm.cli.options import CompareOptions
-from fdllm.config import home_model
+from fdllm.core.config import home_model
 from fdllm.errors import UsageError
 from fdllm.presets.load import load_preset
 from fdllm.record.paths import Layout, find_root, model_slug

@@ -18,7 +18,7 @@ from fdllm.cli.request import Request, read_request
 from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import binds
 from fdllm.cluster.queue import why_no_cluster
-from fdllm.config import Run
+from fdllm.core.config import Run
 from fdllm.doctor.examine import examine
 from fdllm.doctor.findings import Checkup, Finding, blocking
 from fdllm.doctor.prefetch import prefetch

@@ -9,7 +9,7 @@ from rich.console import Console
 from fdllm.cli.progress import watcher
 from fdllm.cli.work import Work
 from fdllm.cluster.signals import terminable
-from fdllm.config import ModelChoice
+from fdllm.core.config import ModelChoice
 from fdllm.evaluate.code import check_consent
 from fdllm.evaluate.runner import Outcome, Runner, Worker
 from fdllm.evaluate.tasks import task_info
@@ -30,7 +30,7 @@ def check_device(device: str) -> None:
         UsageError: it is none, or not on this machine.
     """
     if device not in ("auto", "cpu"):
-        from fdllm.model.weights import resolve_device  # noqa: PLC0415 - torch: only where asked
+        from fdllm.core.checkpoint import resolve_device  # noqa: PLC0415 - torch: only where asked
 
         resolve_device(device)
 

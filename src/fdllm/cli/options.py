@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, get_args
 
-from fdllm.config import DEFAULT_MODEL, CodeExecution, Estimator
+from fdllm.core.config import DEFAULT_MODEL, CodeExecution, Estimator
 from fdllm.errors import UsageError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

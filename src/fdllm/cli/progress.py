@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fdllm.config import Run
+from fdllm.core.config import Run
 from fdllm.evaluate.runner import Outcome
 from fdllm.plan import State
 

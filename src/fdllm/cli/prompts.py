@@ -18,7 +18,7 @@ from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
 
 if TYPE_CHECKING:
-    from fdllm.config import Run
+    from fdllm.core.config import Run
     from fdllm.evaluate.answer import Query
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fdllm.cli.options import Selection
 from fdllm.cli.output import complain
-from fdllm.config import (
+from fdllm.core.config import (
     DEFAULT_MODEL,
     TINY_MODEL,
     ModelChoice,

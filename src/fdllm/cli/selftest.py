@@ -27,7 +27,7 @@ class SelftestOptions(Options):
 
 def run_selftest(options: SelftestOptions) -> int:
     """Check, show, remember; 1 where a check failed."""
-    from fdllm.model.weights import resolve_device  # noqa: PLC0415 - torch comes in here
+    from fdllm.core.checkpoint import resolve_device  # noqa: PLC0415 - torch comes in here
     from fdllm.selftest import result  # noqa: PLC0415
 
     device = resolve_device(options.device)

@@ -15,7 +15,7 @@ from fdllm.cli.options import Selection
 from fdllm.cli.output import say
 from fdllm.cli.request import Request, default_tasks, read_request
 from fdllm.cli.work import Work
-from fdllm.config import DEFAULT_MODEL, TINY_MODEL, Sweep, home_model
+from fdllm.core.config import DEFAULT_MODEL, TINY_MODEL, Sweep, home_model
 from fdllm.errors import FdllmError
 from fdllm.evaluate.runner import Outcome
 from fdllm.plan import SETTLED, CellState, Planner, State

@@ -18,7 +18,7 @@ from fdllm.record.atomic import write_text
 from fdllm.report.agreement import same_answers, tolerance_of
 
 if TYPE_CHECKING:
-    from fdllm.config import Run
+    from fdllm.core.config import Run
     from fdllm.trace.steps import Trace
 
 _WIDE = 200  # columns of a log, which folds nothing
@@ -65,7 +65,7 @@ def run_trace(options: TraceOptions) -> int:
 
 def compute_trace(planner: Planner, run: Run, options: TraceOptions) -> Trace:
     """Load the model and decode; torch and the harness come in here."""
-    from fdllm.decode.unmask import by_threshold  # noqa: PLC0415
+    from fdllm.core.unmask import by_threshold  # noqa: PLC0415
     from fdllm.evaluate.machine import Machine  # noqa: PLC0415
     from fdllm.trace.document import Document, trace_document  # noqa: PLC0415
 

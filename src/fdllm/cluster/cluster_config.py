@@ -14,7 +14,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from fdllm.caches import hub_home
-from fdllm.config import TINY_MODEL, Run
+from fdllm.core.config import TINY_MODEL, Run
 from fdllm.errors import FdllmError, UsageError
 from fdllm.spec import Spec
 

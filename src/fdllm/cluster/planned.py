@@ -20,7 +20,7 @@ from fdllm.cluster.submission import (
     assign,
     submissions_folder,
 )
-from fdllm.config import Run
+from fdllm.core.config import Run
 from fdllm.errors import UsageError
 from fdllm.plan import Planner
 from fdllm.record.image import SHA256, image_digest

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from fdllm.cluster.exit_reason import TERMINATED, ExitReason, explain, remembered
 from fdllm.cluster.queue import Queue, QueueEntry, read_queue
 from fdllm.cluster.submission import Submission, read_submissions
-from fdllm.config import Run
+from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, JobFacts, Planner, State
 from fdllm.record.failure import read_failure

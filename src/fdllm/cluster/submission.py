@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fdllm.config import Run
+from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.record.atomic import make_folder, write_json
 from fdllm.record.paths import Layout, RunPaths

@@ -19,7 +19,7 @@ from fdllm.cluster.submission import (
     write_jobs,
     write_map,
 )
-from fdllm.config import Run
+from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import Planner
 from fdllm.record.atomic import explained, make_folder, write_text

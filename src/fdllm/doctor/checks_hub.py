@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
-from fdllm.evaluate.access import ask_access
+from fdllm.evaluate.hub_errors import ask_access
 from fdllm.evaluate.tasks import task_info
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fdllm.checkpoint import tensor_headers, unread_weights, weight_files
-from fdllm.config import ModelChoice
+from fdllm.core.checkpoint_files import tensor_headers, unread_weights, weight_files
+from fdllm.core.config import ModelChoice
 from fdllm.doctor.findings import Finding, fail, ok, warn
 from fdllm.record.identity import model_identity
 
@@ -22,7 +22,7 @@ def check_model(choice: ModelChoice) -> Finding:
     Raises:
         FdllmError: they are not; the message says what is missing.
     """
-    from fdllm.model.files import load_tokenizer, no_end_token, read_spec  # noqa: PLC0415
+    from fdllm.core.pretrained import load_tokenizer, no_end_token, read_spec  # noqa: PLC0415
 
     folder = model_identity(choice).folder
     if folder is None:
@@ -64,7 +64,7 @@ def fetch_model(choice: ModelChoice) -> Finding:
     Raises:
         FdllmError: the Hub cannot be reached or refuses.
     """
-    from fdllm.model.files import locate  # noqa: PLC0415
+    from fdllm.core.pretrained import locate  # noqa: PLC0415
 
     sys.stderr.write(f"model {choice.name}: fetching its files\n")
     folder = locate(choice.name, choice.revision)
@@ -79,7 +79,7 @@ def check_device(choice: ModelChoice, executor: str) -> list[Finding]:
     """
     import torch  # noqa: PLC0415 - seconds
 
-    from fdllm.model.weights import resolve_device, resolve_dtype  # noqa: PLC0415
+    from fdllm.core.checkpoint import resolve_device, resolve_dtype  # noqa: PLC0415
 
     size = _known_bytes(choice)
     if not torch.cuda.is_available():
@@ -109,9 +109,9 @@ def _check_compiler(choice: ModelChoice) -> list[Finding]:
     """Whether the kernels of a CPU can be compiled; tried, where weights of this type have some."""
     import torch  # noqa: PLC0415 - seconds
 
-    from fdllm.model.compiler import CompilerError  # noqa: PLC0415
-    from fdllm.model.fused import load_fused  # noqa: PLC0415
-    from fdllm.model.weights import resolve_dtype  # noqa: PLC0415
+    from fdllm.core.checkpoint import resolve_dtype  # noqa: PLC0415
+    from fdllm.fast.build import CompilerError  # noqa: PLC0415
+    from fdllm.fast.kernels import load_fused  # noqa: PLC0415
 
     dtype = resolve_dtype(choice.dtype, torch.device("cpu"))
     if choice.device.startswith("cuda") or dtype == torch.float16:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fdllm.config import Sweep
+from fdllm.core.config import Sweep
 from fdllm.doctor.findings import Finding, fail, ok
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import task_info
@@ -54,7 +54,7 @@ def _remedy(name: str, said: str) -> str:
 
 def _sandbox(name: str, sweep: Sweep) -> Finding:
     from fdllm.evaluate.code import prove  # noqa: PLC0415
-    from fdllm.evaluate.sandbox import Sandbox  # noqa: PLC0415
+    from fdllm.sandbox.confinement import Sandbox  # noqa: PLC0415
 
     sandbox = Sandbox(sweep.code_execution)
     try:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fdllm.config import Sweep
+from fdllm.core.config import Sweep
 from fdllm.record.paths import Layout
 
 Standing = Literal["ok", "warn", "fail"]

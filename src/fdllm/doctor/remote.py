@@ -13,7 +13,7 @@ from fdllm.caches import hub_home
 from fdllm.cluster.container import container_command
 from fdllm.cluster.render import OFFLINE, PASSED_ON
 from fdllm.doctor.findings import Checkup, Finding, fail
-from fdllm.evaluate.access import without_token
+from fdllm.evaluate.hub_errors import without_token
 
 Mode = Literal["check", "fetch"]
 

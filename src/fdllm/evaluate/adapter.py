@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_eval.api.instance import Instance
 
-from fdllm.config import Evaluating
-from fdllm.decode.sampler import Generation
-from fdllm.decode.scorer import Score
+from fdllm.core.config import Evaluating
+from fdllm.core.sampler import Generation
+from fdllm.core.scorer import Score
 from fdllm.errors import FdllmError
 from fdllm.evaluate.answer import Answerer, Query
 from fdllm.evaluate.entries import generation_entry, score_entry
@@ -27,7 +27,7 @@ class EngineLM(TokenizingLM):
     """Serves the harness's requests from the store, and the rest from an answerer.
 
     Sampling settings of a task's definition (``do_sample``, ``temperature``) are read and set
-    aside: the run's :class:`~fdllm.config.Decoding` decides them, because it is what the record
+    aside: the run's :class:`~fdllm.core.config.Decoding` decides them, as it is what the record
     names. A length limit in the definition (``max_gen_toks``) takes precedence over the run's,
     unless ``asked.whole_blocks``.
 

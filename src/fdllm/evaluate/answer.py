@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fdllm.config import Decoding, Evaluating
-from fdllm.decode.counts import Counts
-from fdllm.decode.engine import NotFiniteError
-from fdllm.decode.room import rows_at_once
-from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
-from fdllm.decode.scorer import Score, score_requests
-from fdllm.decode.unmask import Unmask, by_threshold
+from fdllm.core.checkpoint import Model
+from fdllm.core.config import Decoding, Evaluating
+from fdllm.core.counts import Counts
+from fdllm.core.engine import NotFiniteError
+from fdllm.core.memory import rows_at_once
+from fdllm.core.reuse import ReuseStrategy
+from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
+from fdllm.core.scorer import Score, score_requests
+from fdllm.core.unmask import Unmask, by_threshold
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import TaskInfo
 from fdllm.evaluate.tokenizing import ending_at
-from fdllm.model.weights import Model
-from fdllm.reuse import ReuseStrategy
 
 
 @dataclass(frozen=True)

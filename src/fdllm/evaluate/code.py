@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fdllm.config import CodeExecution
+from fdllm.core.config import CodeExecution
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.extract import answered, begun, completed
-from fdllm.evaluate.sandbox import Sandbox, Verdict
 from fdllm.evaluate.tasks import TaskInfo
+from fdllm.sandbox.confinement import Sandbox, Verdict
 
 _MOST_AT_ONCE = 16
 

@@ -27,15 +27,15 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from fdllm.config import CodeExecution, Evaluating
+from fdllm.core.config import CodeExecution, Evaluating
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate import boxed
-from fdllm.evaluate.access import explain_access, without_token
 from fdllm.evaluate.code import Programs
+from fdllm.evaluate.hub_errors import explain_access, without_token
+from fdllm.evaluate.nltk_data import require_sentences
 from fdllm.evaluate.prompts import PromptRule, prompt_rule
-from fdllm.evaluate.sandbox import Sandbox
-from fdllm.evaluate.sentences import require_sentences
 from fdllm.evaluate.tasks import definition_paths, task_info
+from fdllm.sandbox.confinement import Sandbox
 
 _ENCLOSING = "fdllm"
 
@@ -267,7 +267,7 @@ def load_task(
         asked: how it is asked; None takes the defaults. Under a chat template the program of a
             reply is looked for in it, see :mod:`fdllm.evaluate.extract`.
         code_execution: consent to run programs that the model wrote, see
-            :mod:`fdllm.evaluate.sandbox`. Loading runs none.
+            :mod:`fdllm.sandbox.confinement`. Loading runs none.
 
     Raises:
         UsageError: the task is unknown, or has fewer worked examples.

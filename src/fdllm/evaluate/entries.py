@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fdllm.decode.sampler import Generation
-from fdllm.decode.scorer import Score
+from fdllm.core.sampler import Generation
+from fdllm.core.scorer import Score
 from fdllm.evaluate.answer import Query
 from fdllm.evaluate.protocols import text_hash
 

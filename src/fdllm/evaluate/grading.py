@@ -11,7 +11,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from fdllm.config import Run
+from fdllm.core.config import Run
 from fdllm.errors import UsageError
 from fdllm.evaluate.code import check_consent
 from fdllm.evaluate.documents import HeldTask, LoadedTask, load_task

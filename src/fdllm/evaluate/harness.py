@@ -13,7 +13,9 @@ from lm_eval import evaluator
 from lm_eval.api.model import LM
 
 from fdllm import strictjson
-from fdllm.config import CodeExecution, Decoding, Evaluating
+from fdllm.core.checkpoint import Model
+from fdllm.core.config import CodeExecution, Decoding, Evaluating
+from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM
 from fdllm.evaluate.answer import AnswererFactory, ModelAnswerer, OracleAnswerer
@@ -23,8 +25,6 @@ from fdllm.evaluate.protocols import WHOLE, Evaluation, Part, Progress, Request,
 from fdllm.evaluate.queries import Limits
 from fdllm.evaluate.samples import join_samples, plain
 from fdllm.evaluate.tasks import TaskInfo, task_info
-from fdllm.model.weights import Model
-from fdllm.reuse import ReuseStrategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

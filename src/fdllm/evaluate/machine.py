@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from fdllm.checkpoint import unread_weights
-from fdllm.config import Evaluating, ModelChoice, Run
-from fdllm.decode.engine import NotFiniteError
-from fdllm.decode.room import rows_at_once
-from fdllm.decode.sampler import GenerationRequest, generate_requests
-from fdllm.decode.unmask import Unmask, by_threshold
+from fdllm.core.checkpoint import Model, load_model
+from fdllm.core.checkpoint_files import unread_weights
+from fdllm.core.config import Evaluating, ModelChoice, Run
+from fdllm.core.engine import NotFiniteError
+from fdllm.core.memory import rows_at_once
+from fdllm.core.reuse import ReuseStrategy
+from fdllm.core.sampler import GenerationRequest, generate_requests
+from fdllm.core.unmask import Unmask, by_threshold
 from fdllm.evaluate.answer import ModelAnswerer
 from fdllm.evaluate.harness import evaluate
 from fdllm.evaluate.protocols import WHOLE, Evaluation, Part, Progress, Store
-from fdllm.model.compiled import compiled_on
-from fdllm.model.weights import Model, load_model
+from fdllm.fast.accelerators import compiled_on
 from fdllm.record import selftested
 from fdllm.record.summary import PeakMemory
-from fdllm.reuse import ReuseStrategy
 
 
 @dataclass(frozen=True)

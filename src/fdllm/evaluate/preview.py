@@ -6,16 +6,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from fdllm.config import Run
-from fdllm.decode.sampler import Generation
-from fdllm.decode.scorer import Score
+from fdllm.core.config import Run
+from fdllm.core.pretrained import load_tokenizer, locate, read_spec
+from fdllm.core.sampler import Generation
+from fdllm.core.scorer import Score
 from fdllm.evaluate.adapter import EngineLM
 from fdllm.evaluate.answer import Query
 from fdllm.evaluate.documents import load_task
 from fdllm.evaluate.harness import ask, check_template, quiet
 from fdllm.evaluate.queries import Limits
 from fdllm.evaluate.tokenizing import ending_at
-from fdllm.model.files import load_tokenizer, locate, read_spec
 
 
 class _AskedError(Exception):

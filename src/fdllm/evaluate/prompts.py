@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fdllm.config import Instruction
+from fdllm.core.config import Instruction
 from fdllm.errors import FdllmError
 
 STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."

@@ -9,12 +9,12 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from fdllm.config import Decoding
+from fdllm.core.checkpoint import Model
+from fdllm.core.config import Decoding
+from fdllm.core.schedule import num_blocks
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.answer import Query
 from fdllm.evaluate.protocols import Request
-from fdllm.model.weights import Model
-from fdllm.schedule import num_blocks
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _KNOWN_ARGUMENTS = ("until", "do_sample", "temperature", *_LENGTH_NAMES)

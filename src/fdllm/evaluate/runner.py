@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from fdllm.config import Evaluating, ModelChoice, Run
+from fdllm.core.config import Evaluating, ModelChoice, Run
+from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.errand import Errand, Outcome, Reporter, Watch
+from fdllm.evaluate.attempt import Errand, Outcome, Reporter, Watch
 from fdllm.evaluate.journals import merge_problem, open_journal
 from fdllm.evaluate.protocols import (
     WHOLE,
@@ -30,7 +31,6 @@ from fdllm.record.journal import Journal
 from fdllm.record.lock import LockedError, holder_of, locked
 from fdllm.record.provenance import session
 from fdllm.record.summary import PeakMemory
-from fdllm.reuse import ReuseStrategy
 from fdllm.shard import Shard
 
 __all__ = ["Outcome", "Reporter", "Runner", "Worker"]

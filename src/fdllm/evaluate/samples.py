@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fdllm.decode.counts import Counts
+from fdllm.core.counts import Counts
 from fdllm.errors import FdllmError
 from fdllm.evaluate.boxed import WholeText
 from fdllm.evaluate.documents import HeldTask

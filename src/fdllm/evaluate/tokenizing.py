@@ -1,8 +1,8 @@
 """Tokens and templates as lm-eval's own causal models have them.
 
 A continuation's tokens are what the whole text has behind the context's, as the published
-evaluation splits them (DESIGN section 5). The base class's ``_encode_pair`` is not used: it moves
-the context's last white space into the continuation, and behind a chat template that is the
+evaluation splits them (docs/algorithm.md 5). The base class's ``_encode_pair`` is not used: it
+moves the context's last white space into the continuation, and behind a chat template that is the
 template's own line break.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 from lm_eval.api.model import TemplateLM
 
-from fdllm.config import Decoding
+from fdllm.core.config import Decoding
 from fdllm.errors import FdllmError, UsageError
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fdllm.config import Cell, Decoding, Reuse, StrategyConfig, Subset
+from fdllm.core.config import Cell, Decoding, Reuse, StrategyConfig, Subset
+from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError, UsageError
 from fdllm.experiment.settings import Grid, Settings, did_you_mean, read_settings
 from fdllm.presets import Preset
 from fdllm.record.paths import find_root
-from fdllm.reuse import ReuseStrategy
 
 FOLDER = "experiments"
 CODE_FILE = "generation_functions.py"

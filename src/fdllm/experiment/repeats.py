@@ -1,14 +1,14 @@
 """Cells that would only repeat another one's result: what they differ in is not read.
 
-A log-likelihood estimator reads little of a cell (DESIGN section 5). A table that shows one result
-several times looks like evidence, so such cells are "not applicable".
+A log-likelihood estimator reads little of a cell (docs/algorithm.md 5). A table that shows one
+result several times looks like evidence, so such cells are "not applicable".
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from fdllm.config import Cell, Estimator
+from fdllm.core.config import Cell, Estimator
 
 _DECODING = {
     "first-token": ("block_size", "mask_id", "stop_token", "end_token"),

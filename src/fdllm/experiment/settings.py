@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from fdllm.config import Cell, Decoding, Evaluating, Subset
+from fdllm.core.config import Cell, Decoding, Evaluating, Subset
 from fdllm.errors import UsageError
 from fdllm.experiment.criteria import Criteria
 from fdllm.spec import Spec
@@ -43,8 +43,8 @@ class Settings(Spec):
         experiment: ``title``.
         grid: ``k`` and ``subset``: every period by every subset. Not beside ``config``.
         config: cells one by one.
-        decoding: see :class:`~fdllm.config.Decoding`.
-        evaluation: see :class:`~fdllm.config.Evaluating`.
+        decoding: see :class:`~fdllm.core.config.Decoding`.
+        evaluation: see :class:`~fdllm.core.config.Evaluating`.
         reuse: ``subset_size``, and ``params`` for the strategy.
         criteria: see :class:`~fdllm.experiment.criteria.Criteria`; None where nothing is judged.
     """

@@ -18,8 +18,8 @@ class TaskPreset(Spec):
     """What a preset sets for one task, over what it sets for all.
 
     Attributes:
-        decoding: keys of :class:`fdllm.config.Decoding`.
-        evaluation: keys of :class:`fdllm.config.Evaluating`.
+        decoding: keys of :class:`fdllm.core.config.Decoding`.
+        evaluation: keys of :class:`fdllm.core.config.Evaluating`.
     """
 
     decoding: dict[str, Any] = Field(default_factory=dict)
@@ -46,8 +46,8 @@ class Preset(Spec):
         title: what it reproduces.
         dtype: data type that the evaluation was computed in; said, and not set.
         exceptions: where a run under it differs from that evaluation all the same.
-        decoding: keys of :class:`fdllm.config.Decoding`, for every task.
-        evaluation: keys of :class:`fdllm.config.Evaluating`, for every task.
+        decoding: keys of :class:`fdllm.core.config.Decoding`, for every task.
+        evaluation: keys of :class:`fdllm.core.config.Evaluating`, for every task.
         tasks: what is otherwise, by task.
         figures: what was published for it; None where nothing was.
     """

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fdllm.config import Decoding, Evaluating
+from fdllm.core.config import Decoding, Evaluating
 from fdllm.errors import UsageError
 from fdllm.experiment import did_you_mean
 from fdllm.presets import Figures, Preset, TaskPreset

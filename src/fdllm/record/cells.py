@@ -6,7 +6,7 @@ import enum
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fdllm.config import Run
+from fdllm.core.config import Run
 from fdllm.record.paths import RunPaths
 from fdllm.record.summary import Summary
 

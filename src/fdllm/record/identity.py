@@ -13,8 +13,8 @@ from typing import Any
 
 from fdllm import tiny
 from fdllm.caches import own_cache
-from fdllm.checkpoint import cached_snapshot, files_read
-from fdllm.config import DEFAULT_MODEL, TINY_MODEL, ModelChoice
+from fdllm.core.checkpoint_files import cached_snapshot, files_read
+from fdllm.core.config import DEFAULT_MODEL, TINY_MODEL, ModelChoice
 from fdllm.errors import UsageError
 from fdllm.record.atomic import write_json
 from fdllm.record.fingerprint import digest_of

@@ -153,7 +153,7 @@ def guards(
     num_documents: int,
     limited: bool = False,
 ) -> tuple[Guard, ...]:
-    """The checks that a record must pass (docs/algorithm.md section 4.8).
+    """The checks that a record must pass (docs/algorithm.md 4.8).
 
     Args:
         strategy: what was asked for.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fdllm.config import Run, home_model
+from fdllm.core.config import Run, home_model
 from fdllm.errors import UsageError
 from fdllm.record.atomic import explained, make_folder
 from fdllm.shard import Shard

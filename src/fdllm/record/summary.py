@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from fdllm import strictjson
-from fdllm.config import Estimator
+from fdllm.core.config import Estimator
 from fdllm.record.fingerprint import Fingerprint
 from fdllm.spec import Spec
 

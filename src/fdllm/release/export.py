@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fdllm.config import Sweep
+from fdllm.core.config import Sweep
 from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import Planner
 from fdllm.record.atomic import explained

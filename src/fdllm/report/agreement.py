@@ -2,7 +2,7 @@
 
 Texts, choices and metrics must be equal. A log-likelihood may differ in its last digits: how many
 rows shared a forward, and with which kernels, decides the order in which numbers are added. So a
-run that was resumed, sharded or batched otherwise is the same run (docs/algorithm.md section 5.6).
+run that was resumed, sharded or batched otherwise is the same run (docs/algorithm.md 5.6).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from fdllm.config import CONFIG_NAME
+from fdllm.core.config import CONFIG_NAME
 from fdllm.record.measure import made
 from fdllm.report.build import TablePage
 from fdllm.report.charts import Bar, BarChart

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fdllm.core.reuse import subset_overlaps
 from fdllm.report.agreement import agree, stated, tolerance_of
 from fdllm.report.records import NotComparableError, Record
-from fdllm.reuse import subset_overlaps
 
 # A cell is its strategy and its decoding: these differ between the cells of a grid by design.
 _BY_CELL = frozenset({"strategy", "decoding"})

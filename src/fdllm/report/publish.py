@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fdllm.config import Sweep
+from fdllm.core.config import Sweep
 from fdllm.errors import FdllmError
 from fdllm.experiment.criteria import Criteria
 from fdllm.plan import CellState, Planner, State

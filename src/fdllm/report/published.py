@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fdllm.config import Decoding, Evaluating
+from fdllm.core.config import Decoding, Evaluating
 from fdllm.presets import Preset
 from fdllm.record.fingerprint import Fingerprint
 from fdllm.record.summary import Summary

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fdllm.config import CONFIG_NAME
+from fdllm.core.config import CONFIG_NAME
 from fdllm.report.build import TablePage
 
 

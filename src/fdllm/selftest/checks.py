@@ -1,6 +1,6 @@
 """Runs models in every type, on every path and at several batch sizes, and compares.
 
-What they are held against is the definition (:meth:`fdllm.model.network.Network.dense`: no caches,
+What they are held against is the definition (:meth:`fdllm.core.network.Network.dense`: no caches,
 one operation at a time) with the same weights in float32 on a CPU:
 
 - *logits* of a PREFILL with a REFRESH and a DENOISE behind it, all tokens given. A block cache is
@@ -25,17 +25,17 @@ import torch
 from torch import Tensor
 
 from fdllm.bench.asks import SUB_BLOCK
-from fdllm.decode.sampler import generate
-from fdllm.decode.scorer import score
+from fdllm.core.cache import RowCache, Window
+from fdllm.core.checkpoint import Model
+from fdllm.core.decoder_layer import can_pack
+from fdllm.core.layerplan import LayerPlan
+from fdllm.core.layers import block_causal_mask
+from fdllm.core.sampler import generate
+from fdllm.core.scorer import score
 from fdllm.errors import FdllmError, first_line
-from fdllm.layerplan import LayerPlan
-from fdllm.model.cache import RowCache, Window
-from fdllm.model.compiled import Compiled
-from fdllm.model.fused import find_fused
-from fdllm.model.kernels import can_pack
-from fdllm.model.layers import block_causal_mask
-from fdllm.model.recorded import RECORD_FROM, cuda_graph
-from fdllm.model.weights import Model
+from fdllm.fast.accelerators import Compiled
+from fdllm.fast.cuda_graphs import RECORD_FROM, cuda_graph
+from fdllm.fast.kernels import find_fused
 from fdllm.selftest.subjects import CPU, ROWS, Subject, copied, embedded, mask_of, random_one
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -8,11 +8,11 @@ import torch
 
 from fdllm.bench.asks import SUB_BLOCK, decoding_tokens
 from fdllm.bench.timing import Clock, interleave
-from fdllm.layerplan import LayerPlan
-from fdllm.model.cache import RowCache, Window
-from fdllm.model.compiled import Compiled
-from fdllm.model.recorded import RECORD_FROM
-from fdllm.model.weights import Model
+from fdllm.core.cache import RowCache, Window
+from fdllm.core.checkpoint import Model
+from fdllm.core.layerplan import LayerPlan
+from fdllm.fast.accelerators import Compiled
+from fdllm.fast.cuda_graphs import RECORD_FROM
 from fdllm.selftest.subjects import copied
 
 _AHEAD = 4  # blocks of prefix

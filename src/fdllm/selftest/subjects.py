@@ -12,11 +12,11 @@ import torch
 from fdllm import tiny
 from fdllm.bench.asks import SUB_BLOCK, decoding_tokens
 from fdllm.bench.shapes import SHAPES, TINY, random_model
-from fdllm.config import Decoding
-from fdllm.model.network import Network
-from fdllm.model.spec import ModelSpec
-from fdllm.model.weights import Model, load_model
-from fdllm.reuse import NoReuse, PeriodicReuse, ReuseStrategy, subset_bounds
+from fdllm.core.checkpoint import Model, load_model
+from fdllm.core.config import Decoding
+from fdllm.core.model_spec import ModelSpec
+from fdllm.core.network import Network
+from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy, subset_bounds
 from fdllm.tiny.vocabulary import END_ID, encode, encode_prompt
 
 RANDOM = "28x512"

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fdllm import strictjson
-from fdllm.model.network import Network
-from fdllm.model.spec import ModelSpec
-from fdllm.model.weights import hub_names
+from fdllm.core.checkpoint import hub_names
+from fdllm.core.model_spec import ModelSpec
+from fdllm.core.network import Network
 from fdllm.tiny.vocabulary import END_ID, MASK_ID, PAD_ID, VOCAB_SIZE
 
 CONFIG: dict[str, Any] = {

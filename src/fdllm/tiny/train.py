@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from fdllm import strictjson, tiny
-from fdllm.model.network import Network
+from fdllm.core.network import Network
 from fdllm.tiny import checkpoint, tokenizer
 from fdllm.tiny.data import held_out
 from fdllm.tiny.masks import Batch, make_batch, make_causal_batch

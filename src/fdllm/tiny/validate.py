@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fdllm.model.layers import block_causal_mask
+from fdllm.core.layers import block_causal_mask
 from fdllm.tiny.data import LETTERS, MAX_TOKENS, Row
 from fdllm.tiny.masks import BLOCK, SUB_BLOCK
 from fdllm.tiny.vocabulary import END_ID, MASK_ID, decode, encode

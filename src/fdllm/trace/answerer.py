@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fdllm.config import Decoding, Run
-from fdllm.decode.sampler import Generation, GenerationRequest, generate_requests
-from fdllm.decode.scorer import Score, score_requests
-from fdllm.decode.unmask import Unmask
+from fdllm.core.checkpoint import Model
+from fdllm.core.config import Decoding, Run
+from fdllm.core.reuse import ReuseStrategy
+from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
+from fdllm.core.scorer import Score, score_requests
+from fdllm.core.unmask import Unmask
 from fdllm.evaluate.answer import Query
 from fdllm.evaluate.tokenizing import ending_at
-from fdllm.model.weights import Model
-from fdllm.reuse import ReuseStrategy
 from fdllm.trace.assemble import assemble
 from fdllm.trace.steps import Forward, RowTrace
 from fdllm.trace.watcher import Watcher

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fdllm.schedule import Phase, next_step_index
+from fdllm.core.schedule import Phase, next_step_index
 from fdllm.trace.steps import Forward, Guess, layer_letters
 from fdllm.trace.watcher import DENOISING, Seen
 

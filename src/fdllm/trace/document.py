@@ -8,17 +8,17 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from fdllm.config import Evaluating, Run
-from fdllm.decode.engine import resolve
-from fdllm.decode.unmask import Unmask, by_threshold
+from fdllm.core.checkpoint import Model
+from fdllm.core.config import Evaluating, Run
+from fdllm.core.engine import resolve
+from fdllm.core.reuse import ReuseStrategy
+from fdllm.core.unmask import Unmask, by_threshold
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM
 from fdllm.evaluate.documents import HeldTask, load_task
 from fdllm.evaluate.harness import quiet
 from fdllm.evaluate.queries import Limits
 from fdllm.evaluate.samples import plain
-from fdllm.model.weights import Model
-from fdllm.reuse import ReuseStrategy
 from fdllm.trace.answerer import TracingAnswerer
 from fdllm.trace.steps import Trace, tokens_in
 

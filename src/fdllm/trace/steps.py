@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fdllm.layerplan import LayerPlan, Target
+from fdllm.core.layerplan import LayerPlan, Target
 
 COMPUTED, REUSED, PARTIAL = "c", "r", "p"
 
@@ -60,7 +60,7 @@ class Forward:
 
     Attributes:
         phase: ``prefill``, ``refresh``, ``denoise`` or ``commit``.
-        index: the step counter, docs/algorithm.md section 4.2; None outside a block's denoising.
+        index: the step counter, docs/algorithm.md 4.2; None outside a block's denoising.
         block: which block of the sequence, from 0; of a PREFILL the first one.
         columns: ``(start, stop)``, the block's columns that were fed; a PREFILL feeds whole blocks.
         layers: a letter a layer: ``c`` computed, ``r`` reused, ``p`` computed for some columns.

@@ -1,10 +1,10 @@
 """Stands around a row's algorithm, keeps what each forward did, and may ask what reuse cost.
 
-A row is a generator that yields the forwards it needs (:mod:`fdllm.decode.job`), so everything is
-seen from around it: nothing in the engine or the model knows of a trace, and without one nothing is
-paid. Staleness takes a second forward with every layer computed, after the row's block has been put
-back to where it was; then the block is put back once more. Neither the row's caches nor its random
-numbers, counters and clock notice.
+A row is a generator that yields the forwards it needs (:mod:`fdllm.core.row_task`), so everything
+is seen from around it: nothing in the engine or the model knows of a trace, and without one nothing
+is paid. Staleness takes a second forward with every layer computed, after the row's block has been
+put back to where it was; then the block is put back once more. Neither the row's caches nor its
+random numbers, counters and clock notice.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from fdllm.decode.counts import Counts
-from fdllm.decode.job import Ask, Job, Row, Steps
-from fdllm.decode.unmask import Prediction, Unmask
-from fdllm.layerplan import LayerPlan, LayerRun, ProbePlan
-from fdllm.model.cache import Snapshot
-from fdllm.schedule import Phase
+from fdllm.core.cache import Snapshot
+from fdllm.core.counts import Counts
+from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
+from fdllm.core.row_task import Ask, Job, Row, Steps
+from fdllm.core.schedule import Phase
+from fdllm.core.unmask import Prediction, Unmask
 from fdllm.trace.steps import Staleness
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Seen:
 
 @dataclass
 class Watcher:
-    """A :class:`~fdllm.decode.job.Watch` that keeps what it sees; of one row at a time.
+    """A :class:`~fdllm.core.row_task.Watch` that keeps what it sees; of one row at a time.
 
     Attributes:
         staleness: compute how far each reused value is from a fresh one.

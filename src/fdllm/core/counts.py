@@ -1,0 +1,103 @@
+"""What a row cost: forwards and layer calls, by phase. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+
+from fdllm.core.reuse import LayerPlan
+from fdllm.core.schedule import Phase
+
+
+@dataclass
+class PhaseCount:
+    """One phase's share.
+
+    Attributes:
+        forwards: forward passes this row took part in.
+        computed: layer calls made, in whole or in part.
+        reused: layer calls saved; ``computed + reused`` is forwards times layers.
+        trimmed: layer calls saved inside those made in part, in shares of a call: one that
+            computes 2 of its 8 columns counts 0.75.
+        tokens: columns fed to the network.
+        shared: columns that were not fed, because another request had computed the same ones.
+    """
+
+    forwards: int = 0
+    computed: int = 0
+    reused: int = 0
+    trimmed: float = 0.0
+    tokens: int = 0
+    shared: int = 0
+
+    def __add__(self, other: PhaseCount) -> PhaseCount:
+        return PhaseCount(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+def _zero() -> dict[Phase, PhaseCount]:
+    return {phase: PhaseCount() for phase in Phase}
+
+
+@dataclass
+class Counts:
+    """Forwards and layer calls of one row, or of many added up."""
+
+    by_phase: dict[Phase, PhaseCount] = field(default_factory=_zero)
+
+    def add(self, phase: Phase, plan: LayerPlan, num_tokens: int) -> None:
+        """Count one forward."""
+        count = self.by_phase[phase]
+        count.forwards += 1
+        count.computed += plan.num_computed
+        count.reused += plan.num_reused
+        count.trimmed += plan.trimmed(num_tokens)
+        count.tokens += num_tokens
+
+    def share(self, phase: Phase, num_tokens: int) -> None:
+        """Count columns that sharing saved."""
+        self.by_phase[phase].shared += num_tokens
+
+    def __getitem__(self, phase: Phase | str) -> PhaseCount:
+        return self.by_phase[phase if isinstance(phase, Phase) else Phase(phase.lower())]
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts({phase: self[phase] + other[phase] for phase in Phase})
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of all phases."""
+        return sum(count.forwards for count in self.by_phase.values())
+
+    @property
+    def computed(self) -> int:
+        """Layer calls made, all phases."""
+        return sum(count.computed for count in self.by_phase.values())
+
+    @property
+    def reused(self) -> int:
+        """Layer calls saved, all phases."""
+        return sum(count.reused for count in self.by_phase.values())
+
+    @property
+    def trimmed(self) -> float:
+        """Layer calls saved inside those made in part, all phases."""
+        return sum(count.trimmed for count in self.by_phase.values())
+
+    @property
+    def tokens(self) -> int:
+        """Columns fed to the network, all phases."""
+        return sum(count.tokens for count in self.by_phase.values())
+
+    @property
+    def shared(self) -> int:
+        """Columns that sharing saved, all phases."""
+        return sum(count.shared for count in self.by_phase.values())
+
+    def as_dict(self) -> dict[str, dict[str, int | float]]:
+        """JSON form, keyed by the phase's name in lower case."""
+        return {phase.value: asdict(count) for phase, count in self.by_phase.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Mapping[str, int]]) -> Counts:
+        """Read what :meth:`as_dict` wrote."""
+        return cls({phase: PhaseCount(**data.get(phase.value, {})) for phase in Phase})

@@ -1,0 +1,289 @@
+"""Runs many rows through the network: groups what they ask for into forwards, and keeps the caches.
+
+Each row is a *job*: a generator that reads like the algorithm of one sequence. It yields an
+:class:`Ask`, one forward it needs, and is sent the :class:`Prediction` that came of it. The engine
+owns the slots: jobs wait for a free one, asks of equal shape and equal layer plan share a forward,
+and a job that ends frees its slot for the next at once. A row therefore never depends on its
+neighbours, and batch size is a matter of speed alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from fdllm.core.cache import RowCache
+from fdllm.core.checkpoint import Model
+from fdllm.core.config import Decoding
+from fdllm.core.layerplan import LayerPlan
+from fdllm.core.prefix_cache import PrefixPool
+from fdllm.core.pretrained import no_end_token
+from fdllm.core.readout import Wanted, predict
+from fdllm.core.row_task import NOTHING, Job, Row
+from fdllm.core.schedule import Phase, num_blocks
+from fdllm.core.scheduler import Active, Group, answers_of, next_groups, windows_of
+from fdllm.core.unmask import Prediction
+from fdllm.errors import FdllmError, UsageError
+
+T = TypeVar("T")
+
+
+class NotFiniteError(FdllmError):
+    """A logit that was read is NaN or infinite: whatever is chosen from it means nothing.
+
+    Args:
+        request: number of the request, counted from 0.
+        phase: of the forward.
+        dtype: of the weights.
+
+    Attributes:
+        request: its number.
+        reason: the rest of the message, for whoever knows a better name than a number.
+    """
+
+    def __init__(self, request: int, phase: Phase, dtype: torch.dtype) -> None:
+        self.request = request
+        kind = str(dtype).removeprefix("torch.")
+        remedy = (
+            "float16 ends at 65,504: use --dtype float32, or bfloat16 where the device has it"
+            if dtype == torch.float16
+            else "its weights or its config.json are damaged: fetch the checkpoint again"
+        )
+        self.reason = f"a {phase.name} in {kind} gave a NaN or infinite logit; {remedy}"
+        super().__init__(f"request {request}: {self.reason}")
+
+
+def resolve(decoding: Decoding, model: Model) -> Decoding:
+    """Fill what ``decoding`` leaves to the checkpoint: mask token and stop tokens.
+
+    Raises:
+        UsageError: a token is not in the vocabulary, or the block is not the checkpoint's.
+        FdllmError: the checkpoint names no mask token, or no end of a text.
+    """
+    spec = model.spec
+    if spec.block_is_fixed and decoding.block_size != spec.block_size:
+        raise UsageError(
+            f"block_size is {decoding.block_size}, and model '{model.name}' was trained with "
+            f"blocks of {spec.block_size} (bd_size in its config.json); decode with that"
+        )
+    mask = decoding.mask_id if decoding.mask_id is not None else model.spec.mask_id
+    stop = decoding.stop_token if decoding.stop_token is not None else model.spec.stop_tokens
+    if mask is None:
+        raise FdllmError(f"model '{model.name}' names no mask token; set mask_id")
+    if decoding.stop_token is None and not spec.stop_tokens:
+        raise no_end_token(model.name)
+    filled = decoding.model_copy(update={"mask_id": mask, "stop_token": stop})
+    for token in (mask, *filled.stop_tokens):
+        if not 0 <= token < model.spec.vocab_size:
+            raise UsageError(
+                f"token {token} is not in the vocabulary of model '{model.name}' "
+                f"(0..{model.spec.vocab_size - 1}); check mask_id and stop_token"
+            )
+    return filled
+
+
+def check_tokens(tokens: Sequence[int], model: Model) -> None:
+    """Refuse what is not in the vocabulary, before the device does so in its own words.
+
+    Raises:
+        UsageError: a token is outside ``0 .. vocab_size - 1``.
+    """
+    for token in tokens:
+        if not 0 <= token < model.spec.vocab_size:
+            raise UsageError(
+                f"token {token} is not in the vocabulary of model '{model.name}' "
+                f"(0..{model.spec.vocab_size - 1}); was it tokenised for another model?"
+            )
+
+
+class Engine:
+    """The network, the caches of a batch, and the clock.
+
+    Args:
+        model: the checkpoint.
+        decoding: resolved settings, see :func:`resolve`.
+        batch_size: rows that run at once, at most.
+        prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares nothing.
+    """
+
+    def __init__(
+        self, model: Model, decoding: Decoding, batch_size: int, prefix_cache_gib: float = 0.0
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch size must be 1 or more; got {batch_size}")
+        if prefix_cache_gib < 0:
+            raise UsageError(f"prefix cache must be 0 GiB or more; got {prefix_cache_gib}")
+        if decoding.mask_id is None:
+            raise ValueError("decoding is not resolved: mask_id is None")
+        self.model = model
+        self.decoding = decoding
+        self.mask_id = decoding.mask_id
+        self.batch_size = batch_size
+        self._stepper = model.network.prepare()
+        self.pool: PrefixPool | None = None
+        if prefix_cache_gib:
+            like = model.network.embedding.weight
+            num_bytes = prefix_cache_gib * 2**30
+            self.pool = PrefixPool(model.spec, decoding.block_size, num_bytes, like)
+
+    @torch.inference_mode()
+    def run(
+        self, jobs: list[Job[T]], go_on: Callable[[], bool] = lambda: True
+    ) -> Iterator[tuple[int, T]]:
+        """Run all jobs; yield ``(index, result)`` as each one ends, in any order.
+
+        Args:
+            jobs: what to run.
+            go_on: asked before a job starts; where it says no, those that run are finished and
+                the others never start.
+
+        Raises:
+            FdllmError: a job needs more positions than the model has.
+            NotFiniteError: a logit that a job reads is NaN or infinite.
+        """
+        if not jobs:
+            return
+        cache = self._cache(jobs)
+        self._stepper = self.model.network.prepare()
+        waiting = iter(enumerate(jobs))
+        free = list(range(cache.num_rows))[::-1]
+        active: list[Active[T]] = []
+        while True:
+            yield from self._admit(cache, waiting, free, active, go_on)
+            if not active:
+                return
+            answers = self._answer_from_pool(active, cache)
+            asking = [row for row in active if row.index not in answers]
+            pooled = self.pool is not None
+            for group in next_groups(asking, self.decoding.block_size, pooled=pooled):
+                answers |= self._forward(group, cache)
+            for row in active:
+                row.waited += 1
+            for row in [row for row in active if row.index in answers]:
+                try:
+                    row.ask, row.waited = row.steps.send(answers[row.index]), 0
+                except StopIteration as end:
+                    active.remove(row)
+                    free.append(row.row.slot)
+                    yield row.index, end.value
+
+    def _admit(
+        self,
+        cache: RowCache,
+        waiting: Iterator[tuple[int, Job[T]]],
+        free: list[int],
+        active: list[Active[T]],
+        go_on: Callable[[], bool],
+    ) -> Iterator[tuple[int, T]]:
+        """Give free slots to waiting jobs; a job that needs no forward ends here."""
+        while free and go_on():
+            index, job = next(waiting, (-1, None))
+            if job is None:
+                return
+            row = Row(cache, free.pop())
+            steps = job.steps(job, row)
+            try:
+                active.append(Active(index, job, row, steps, next(steps)))
+            except StopIteration as end:
+                free.append(row.slot)
+                yield index, end.value
+
+    def _cache(self, jobs: list[Job[T]]) -> RowCache:
+        block, spec = self.decoding.block_size, self.model.spec
+        capacity = num_blocks(max(job.capacity for job in jobs), block) * block
+        if capacity > spec.max_positions:
+            raise FdllmError(
+                f"a sequence needs {capacity} positions and model '{self.model.name}' has "
+                f"{spec.max_positions}; shorten the prompt or lower max_new_tokens"
+            )
+        rows = min(self.batch_size, len(jobs))
+        return RowCache(
+            spec,
+            num_rows=rows,
+            capacity=capacity,
+            block_size=block,
+            like=self.model.network.embedding.weight,
+            fused=self._stepper.fused,
+        )
+
+    def _answer_from_pool(self, active: list[Active[T]], cache: RowCache) -> dict[int, Prediction]:
+        """Load known blocks of the PREFILLs at hand; answer those that need no forward."""
+        answers: dict[int, Prediction] = {}
+        if self.pool is None:
+            return answers
+        block = self.decoding.block_size
+        for row in active:
+            ask = row.ask
+            if ask.phase is not Phase.PREFILL:
+                continue
+            # Where logits are read, the last block must be forwarded, known or not.
+            usable = ask.ids[:-block] if ask.read else ask.ids
+            began = self._now()
+            known = len(self.pool.match(row.row.node, usable)) * block
+            for at in range(0, known, block):
+                piece = ask.ids[at : at + block]
+                row.row.node = self.pool.load(row.row.node, piece, cache, row.row.slot)
+                cache.commit(row.row.slot, block)
+            if known:
+                row.job.counts.share(Phase.PREFILL, known)
+                row.job.seconds += self._now() - began
+                read = tuple(c - known for c in ask.read)
+                row.ask = replace(ask, ids=ask.ids[known:], read=read)
+            if not row.ask.ids:
+                answers[row.index] = NOTHING
+        return answers
+
+    def _forward(self, group: Group[T], cache: RowCache) -> dict[int, Prediction]:
+        """One forward, timed to the moment the host has the numbers; answers by row."""
+        began = self._now()
+        asks = [part.ask for part in group]
+        windows = windows_of(group, self.decoding.block_size)
+        flat = [token for ask in asks for token in ask.ids]
+        ids = torch.tensor(flat, device=self.model.device)
+        starts = [ask.start for ask in asks]
+        read, first = list[int](), 0
+        for part in group:
+            read += [first + column for column in part.ask.read]
+            first += len(part.ask.ids)
+            if part.ask.phase in (Phase.PREFILL, Phase.COMMIT):
+                # Now, as it ends the block: what a tail stores in this forward is the next one's.
+                cache.commit(part.row.row.slot, len(part.ask.ids))
+        done = self._stepper.read(ids, cache, windows, asks[-1].plan, starts, columns=read)
+        wanted = [Wanted(part.ask.read, part.ask.targets, part.row.job.rng) for part in group]
+        head, fused = self._stepper.head, self._stepper.fused
+        predictions = predict(head, done.hidden, wanted, self.decoding, self.mask_id, fused=fused)
+        for part, told in zip(group, predictions, strict=True):
+            if math.isnan(sum(told.confidence)):
+                raise NotFiniteError(part.row.job.request, part.ask.phase, self.model.dtype)
+        if done.change is not None:
+            predictions = [replace(p, plan=done.plan, change=done.change) for p in predictions]
+        self._fill_pool(group, cache)
+        seconds = (self._now() - began) / len(flat)
+        for part in group:
+            plan = part.ask.plan if isinstance(part.ask.plan, LayerPlan) else done.plan
+            part.row.job.counts.add(part.ask.phase, plan, len(part.ask.ids))
+            part.row.job.seconds += seconds * len(part.ask.ids)
+        return answers_of(group, predictions)
+
+    def _fill_pool(self, group: Group[T], cache: RowCache) -> None:
+        """Keep the blocks of the PREFILLs that a forward has just made."""
+        if self.pool is None:
+            return
+        block = self.decoding.block_size
+        for part in group:
+            if part.ask.phase is not Phase.PREFILL:
+                continue
+            row, ids = part.row.row, part.ask.ids
+            for at in range(0, len(ids), block):
+                position = row.length - len(ids) + at
+                row.node = self.pool.keep(row.node, ids[at : at + block], cache, row.slot, position)
+
+    def _now(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()

@@ -1,0 +1,94 @@
+"""The shape of a checkpoint, read from its ``config.json``. No torch: planning reads it too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fdllm.core.hub_config import HubConfig
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Qwen2.5's architecture with blocks, as docs/algorithm.md 3 fixes it.
+
+    Attributes:
+        vocab_size: rows of the embedding and of the head.
+        hidden_size: width of the hidden state.
+        num_layers: transformer layers.
+        num_heads: query heads.
+        num_kv_heads: key and value heads; ``num_heads`` is a multiple of it.
+        intermediate_size: width of the SwiGLU.
+        max_positions: longest sequence, in tokens.
+        rope_theta: base of the rotary embedding.
+        rms_norm_eps: epsilon of every RMSNorm.
+        tie_embeddings: True where the head is the embedding's transpose.
+        block_size: tokens of a block.
+        block_is_fixed: the checkpoint names its block, so that decoding has no choice of another.
+        mask_id: the mask token; None where the checkpoint names none.
+        stop_tokens: end-of-sequence tokens, perhaps none. Of a loaded checkpoint the tokenizer's
+            own stands first: the one that the published score puts behind a target.
+        pad_id: the padding token, if any.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    max_positions: int = 32768
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+    block_size: int = 32
+    block_is_fixed: bool = False
+    mask_id: int | None = None
+    stop_tokens: tuple[int, ...] = ()
+    pad_id: int | None = None
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights and biases, by formula."""
+        hidden, kv = self.hidden_size, self.num_kv_heads * self.head_dim
+        q = self.num_heads * self.head_dim
+        attention = (hidden + 1) * (q + 2 * kv) + q * hidden
+        layer = attention + 3 * hidden * self.intermediate_size + 2 * hidden
+        ends = self.vocab_size * hidden * (1 if self.tie_embeddings else 2)
+        return self.num_layers * layer + ends + hidden
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any], where: str) -> ModelSpec:
+        """Read the Hub's form of a configuration.
+
+        Args:
+            config: the parsed ``config.json``.
+            where: what to call it in an error.
+
+        Raises:
+            UsageError: a key is missing or wrong, or asks for other mathematics; it is named.
+        """
+        given = HubConfig.read(config, where)
+        return cls(
+            vocab_size=given.vocab_size,
+            hidden_size=given.hidden_size,
+            num_layers=given.num_hidden_layers,
+            num_heads=given.num_attention_heads,
+            num_kv_heads=given.num_key_value_heads or given.num_attention_heads,
+            intermediate_size=given.intermediate_size,
+            max_positions=given.max_position_embeddings,
+            rope_theta=given.theta,
+            rms_norm_eps=given.rms_norm_eps,
+            tie_embeddings=given.tie_word_embeddings,
+            block_size=given.bd_size or cls.block_size,
+            block_is_fixed=given.bd_size is not None,
+            mask_id=given.mask_token_id,
+            stop_tokens=given.eos_token_id,
+            pad_id=given.pad_token_id,
+        )

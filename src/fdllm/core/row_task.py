@@ -1,0 +1,148 @@
+"""What a row asks of the engine, and where it lives while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from fdllm.core.cache import RowCache, Snapshot
+from fdllm.core.counts import Counts
+from fdllm.core.layerplan import AnyPlan, LayerPlan, LayerRun
+from fdllm.core.prefix_cache import ROOT
+from fdllm.core.schedule import Phase
+from fdllm.core.unmask import Prediction
+
+T = TypeVar("T")
+PREFILL_CHUNK_BLOCKS = 16
+"""Blocks of a prompt in one forward: bounds the attention mask to 512 queries."""
+NOTHING = Prediction((), ())
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One forward that a row needs.
+
+    Attributes:
+        phase: what it is for. PREFILL and COMMIT move the row's prefix on by ``len(ids)``.
+        ids: tokens fed; whole blocks for PREFILL.
+        plan: what each layer does.
+        start: the block's column that ``ids[0]`` stands at.
+        read: indices into ``ids`` whose logits are read. Logits at i predict column i + 1.
+        targets: for each read, the tokens whose log-probabilities are wanted.
+        lazy: of a PREFILL that reads nothing: another ask follows whatever comes of this one, so
+            that the row may be told to go on before it is carried out, and one forward serves both.
+    """
+
+    phase: Phase
+    ids: tuple[int, ...]
+    plan: AnyPlan
+    start: int = 0
+    read: tuple[int, ...] = ()
+    targets: tuple[tuple[int, ...], ...] = ()
+    lazy: bool = False
+
+
+class Row:
+    """A running job's place in the cache: what a job may do there between two forwards."""
+
+    def __init__(self, cache: RowCache, slot: int) -> None:
+        self._cache = cache
+        self.slot = slot
+        self.node = ROOT
+        """Where the row's prefix ends in the prefix pool's tree."""
+        cache.reset(slot)
+
+    def save(self) -> Snapshot:
+        """Keep the current block, to try several continuations of it."""
+        return self._cache.save(self.slot)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to where :meth:`save` was called."""
+        self._cache.restore(self.slot, snapshot)
+
+    def stored(self, run: LayerRun, columns: Sequence[int]) -> Tensor:
+        """What a reuse of ``run`` would put in for these columns of the block, [columns, hidden].
+
+        Raises:
+            NeverWrittenError: nothing is stored for one of them.
+        """
+        return self._cache.slots.read(run, (self.slot,), (columns,))[0]
+
+    @property
+    def length(self) -> int:
+        """Tokens of its prefix."""
+        return self._cache.lengths[self.slot]
+
+
+Steps = Generator[Ask, Prediction, T]
+
+
+@dataclass
+class Job(Generic[T]):
+    """One row: its algorithm and what it has cost so far.
+
+    Attributes:
+        steps: the algorithm; its return value is the row's result.
+        capacity: positions it may write.
+        rng: generator for sampling, the row's own; None where greedy.
+        request: number of the request that it answers, of several the first; named in an error.
+        counts: forwards and layer calls so far.
+        seconds: this row's share of model time so far.
+    """
+
+    steps: Callable[[Job[T], Row], Steps[T]]
+    capacity: int
+    rng: torch.Generator | None = None
+    request: int = 0
+    counts: Counts = field(default_factory=Counts)
+    seconds: float = 0.0
+
+
+class Watch(Protocol):
+    """May stand around a job, to see what it asks for and what it is told."""
+
+    def job(self, job: Job[T]) -> Job[T]:
+        """The job to run in its place, with the same result."""
+
+
+class NoWatch:
+    """Nobody watches: every job runs as it is."""
+
+    def job(self, job: Job[T]) -> Job[T]:
+        """The same job."""
+        return job
+
+
+UNWATCHED = NoWatch()
+
+
+def prefill(
+    ids: tuple[int, ...],
+    plan: LayerPlan,
+    block_size: int,
+    *,
+    read: bool,
+    targets: tuple[tuple[int, ...], ...] = (),
+    lazy: bool = False,
+) -> Iterator[Ask]:
+    """The asks of a PREFILL of whole blocks, in chunks.
+
+    Args:
+        ids: whole blocks of tokens.
+        plan: every layer, always.
+        block_size: tokens of a block.
+        read: whether the last logits, which predict the token behind, are wanted.
+        targets: the tokens whose log-probabilities are wanted there.
+        lazy: whether the last chunk may wait for what is asked for behind it, see :class:`Ask`.
+    """
+    chunk = PREFILL_CHUNK_BLOCKS * block_size
+    for at in range(0, len(ids), chunk):
+        part = ids[at : at + chunk]
+        if read and at + chunk >= len(ids):
+            yield Ask(Phase.PREFILL, part, plan, read=(len(part) - 1,), targets=targets)
+        else:
+            yield Ask(Phase.PREFILL, part, plan, lazy=lazy and at + chunk >= len(ids))

@@ -1,0 +1,302 @@
+"""Generation, docs/algorithm.md 3, one row at a time to the letter. The engine batches rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from fdllm.core.checkpoint import Model
+from fdllm.core.config import Decoding
+from fdllm.core.counts import Counts
+from fdllm.core.engine import Engine, check_tokens, resolve
+from fdllm.core.reuse import LayerPlan, NoReuse, ReuseStrategy
+from fdllm.core.row_task import UNWATCHED, Ask, Job, Row, Steps, Watch, prefill
+from fdllm.core.schedule import Phase, Step, next_step_index, num_full_blocks
+from fdllm.core.unmask import Unmask, by_threshold, observation
+from fdllm.errors import UsageError
+
+Finish = Literal["stop", "length", "until"]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One text to continue.
+
+    Attributes:
+        prompt: its tokens, at least one.
+        max_new_tokens: new tokens at most; None takes the decoding's.
+        until: strings that end the text; they need the model's tokenizer.
+        seed: seed of this row where sampling is on; None derives it from the decoding's seed and
+            the prompt, so that it does not depend on the batch.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int | None = None
+    until: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a row became.
+
+    Attributes:
+        tokens: new tokens, up to and including the stop token, or the token that completed an
+            ``until`` string.
+        counts: forwards and layer calls by phase.
+        seconds: this row's share of model time, synchronised; tokenising is outside it.
+        finish: what ended the row.
+        text: the tokens decoded, without the stop token, cut ahead of the ``until`` string and
+            then without special tokens; None where no tokenizer was asked for.
+        steps: tokens unmasked by each denoising forward, in order.
+    """
+
+    tokens: list[int]
+    counts: Counts
+    seconds: float
+    finish: Finish
+    text: str | None = None
+    steps: tuple[int, ...] = ()
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    strategy: ReuseStrategy[Any] | None = None,
+    *,
+    batch_size: int | None = None,
+) -> list[Generation]:
+    """Continue token prompts of any lengths.
+
+    Args:
+        model: from :func:`fdllm.load_model`.
+        prompts: tokens of each row.
+        decoding: settings; the checkpoint fills its mask and stop tokens where they are None.
+        strategy: layer reuse; None is :class:`~fdllm.core.reuse.NoReuse`.
+        batch_size: rows decoded at once; None takes all. It never changes a row's tokens.
+
+    Returns:
+        One :class:`Generation` a prompt, in order.
+    """
+    requests = [GenerationRequest(tuple(prompt)) for prompt in prompts]
+    size = batch_size or max(1, len(requests))
+    return generate_requests(model, requests, decoding, strategy, batch_size=size)
+
+
+def generate_requests(
+    model: Model,
+    requests: Sequence[GenerationRequest],
+    decoding: Decoding,
+    strategy: ReuseStrategy[Any] | None = None,
+    *,
+    batch_size: int = 1,
+    on_done: Callable[[int, Generation], None] | None = None,
+    unmask: Unmask = by_threshold,
+    detokenize: bool = False,
+    prefix_cache_gib: float = 0.0,
+    watch: Watch = UNWATCHED,
+    go_on: Callable[[], bool] = lambda: True,
+) -> list[Generation]:
+    """Continue requests; ``on_done(index, generation)`` is called as each row ends, in any order.
+
+    Args:
+        model: from :func:`fdllm.load_model`.
+        requests: what to continue.
+        decoding: settings.
+        strategy: layer reuse.
+        batch_size: rows decoded at once.
+        on_done: called with index and result while the other rows still run.
+        unmask: which columns to unmask; an experiment may bring its own.
+        detokenize: fill ``text`` also where no request has an ``until`` string.
+        prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares none, so that each
+            row's time is its own.
+        watch: sees every row's forwards, see :mod:`fdllm.trace`.
+        go_on: asked before a row starts; rows left out by a no are missing from the result.
+
+    Raises:
+        UsageError: a prompt is empty or holds a token outside the vocabulary.
+        FdllmError: a row needs more positions than the model has.
+        NotFiniteError: a logit is NaN or infinite.
+    """
+    filled = resolve(decoding, model)
+    engine = Engine(model, filled, batch_size, prefix_cache_gib)
+    jobs = []
+    for index, request in enumerate(requests):
+        if not request.prompt:
+            raise UsageError("a prompt is empty; a row needs at least one token to start from")
+        check_tokens(request.prompt, model)
+        row = _RowSampler(
+            model, request, filled, strategy or NoReuse(), unmask, detokenize=detokenize
+        )
+        job = Job(row.run, row.capacity, rng=_generator(request, filled), request=index)
+        jobs.append(watch.job(job))
+    out: dict[int, Generation] = {}
+    for index, generation in engine.run(jobs, go_on):
+        out[index] = generation
+        if on_done is not None:
+            on_done(index, generation)
+    return [out[i] for i in sorted(out)]
+
+
+def _generator(request: GenerationRequest, decoding: Decoding) -> torch.Generator | None:
+    """A generator of the row's own, so that a draw never depends on the rest of the batch."""
+    if decoding.temperature == 0.0:
+        return None
+    seed = request.seed
+    if seed is None:
+        text = f"{decoding.seed}:{','.join(map(str, request.prompt))}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(seed)
+
+
+class _RowSampler:
+    """The algorithm of one row. ``run`` is docs/algorithm.md 3, read from top to bottom."""
+
+    def __init__(
+        self,
+        model: Model,
+        request: GenerationRequest,
+        decoding: Decoding,
+        strategy: ReuseStrategy[Any],
+        unmask: Unmask,
+        *,
+        detokenize: bool,
+    ) -> None:
+        self.model = model
+        self.request = request
+        self.decoding = decoding
+        self.strategy = strategy
+        self.unmask = unmask
+        self.detokenize = detokenize or bool(request.until)
+        self.limit = request.max_new_tokens or decoding.max_new_tokens
+        self.capacity = len(request.prompt) + self.limit
+        self.new: list[int] = []  # settled new tokens, left to right
+        self.steps: list[int] = []
+        self.finish: Finish | None = None
+
+    def run(self, job: Job[Generation], row: Row) -> Steps[Generation]:  # noqa: ARG002
+        """Decode until the row ends."""
+        prompt, size = self.request.prompt, self.decoding.block_size
+        full = num_full_blocks(len(prompt), size) * size
+        whole = LayerPlan(self.model.n_layers)
+        known = list(prompt[full:])
+        for ask in prefill(prompt[:full], whole, size, read=not known):
+            seen = yield ask
+            if ask.read:
+                known = [seen.tokens[0]]
+                self._settle(known)
+        num_known = len(prompt) - full  # columns of the block that are prompt, not answer
+        while self.finish is None:
+            block = known + [self._mask] * (size - len(known))
+            yield from self._denoise(block, len(known), num_known)
+            if self.finish is not None:
+                break
+            seen = yield Ask(Phase.COMMIT, tuple(block), whole, read=(size - 1,))
+            known, num_known = [seen.tokens[0]], 0
+            self._settle(known)
+        return Generation(
+            self.new, job.counts, job.seconds, self.finish, self._text(), tuple(self.steps)
+        )
+
+    def _denoise(self, block: list[int], num_known: int, num_prompt: int) -> Steps[None]:
+        """Fill one block in place, sub-block by sub-block, until it is full or the row ends.
+
+        Args:
+            block: its tokens, masks from column ``num_known`` on.
+            num_known: known columns, prompt and look-ahead token.
+            num_prompt: columns of the prompt; what stands behind them is answer.
+        """
+        size, width = self.decoding.block_size, self.decoding.small_block_size
+        masked = set(range(num_known, size))
+        state = self.strategy.init(self.model.n_layers)
+        index: int | None = None
+        settled = num_known
+        for start in range(0, size, width):
+            columns = range(start, start + width)
+            while todo := [c for c in columns if c in masked]:
+                step = self._step(start, index, masked)
+                index = step.index
+                plan = self.strategy.plan(step, state)
+                left = step.columns[0]
+                seen = yield Ask(
+                    step.phase,
+                    tuple(block[slice(*step.columns)]),
+                    plan,
+                    left,
+                    read=tuple(c - 1 - left for c in todo),
+                )
+                chosen = self.unmask(seen.confidence, self.decoding.threshold)
+                for i in chosen:
+                    block[todo[i]] = seen.tokens[i]
+                    masked.discard(todo[i])
+                self.steps.append(len(chosen))
+                state = self.strategy.observe(step, observation(plan, seen, chosen), state)
+                upto = min(masked, default=size)
+                if upto > settled:
+                    self._settle(block[max(settled, num_prompt) : upto])
+                    settled = upto
+                    if self.finish is not None:
+                        return
+
+    def _step(self, start: int, index: int | None, masked: set[int]) -> Step:
+        """REFRESH or DENOISE, and the step counter (docs/algorithm.md 3 and 4)."""
+        refresh = not self.decoding.use_block_cache or index is None or start in masked
+        phase = Phase.REFRESH if refresh else Phase.DENOISE
+        stop = start + self.decoding.small_block_size
+        columns = (0, self.decoding.block_size) if refresh else (start, stop)
+        count = next_step_index(index, phase, refresh_reuse=self.strategy.refresh_reuse)
+        inside = tuple(c for c in range(*columns) if c in masked)
+        return Step(phase, count, columns, first=index is None, masked=inside)
+
+    @property
+    def _mask(self) -> int:
+        if self.decoding.mask_id is None:
+            raise ValueError("decoding is not resolved: mask_id is None")
+        return self.decoding.mask_id
+
+    def _settle(self, tokens: list[int]) -> None:
+        """Take tokens that nothing can change any more; end the row at the first that ends it."""
+        for token in tokens:
+            self.new.append(token)
+            if token in self.decoding.stop_tokens:
+                self.finish = "stop"
+            elif self.request.until and self._hits_until():
+                self.finish = "until"
+            elif len(self.new) >= self.limit:
+                self.finish = "length"
+            if self.finish is not None:
+                return
+
+    def _hits_until(self) -> bool:
+        """Whether the text so far holds an ``until`` string; only its tail is decoded.
+
+        Special tokens count as text here: a task may name one, such as ``<|im_end|>``. A character
+        takes four tokens at most (one for each byte of UTF-8).
+        """
+        longest = max(len(text) for text in self.request.until)
+        tail = self._decode(self.new[-(4 * longest + 4) :], special=True)
+        return any(text in tail for text in self.request.until)
+
+    def _text(self) -> str | None:
+        if not self.detokenize:
+            return None
+        tokens = self.new[:-1] if self.finish == "stop" else self.new
+        whole = self._decode(tokens, special=True) if self.request.until else ""
+        # Cut where special tokens are text, and only then drop those ahead of the cut.
+        found = [at for text in self.request.until if (at := whole.find(text)) >= 0]
+        cut, n, ahead = whole[: min(found, default=None)], len(tokens), whole
+        while not cut.startswith(ahead):
+            n -= 1
+            ahead = self._decode(tokens[:n], special=True)
+        text = self._decode(tokens[:n]) + cut[len(ahead) :]
+        for stop in self.request.until:  # a string that only comes about without them ends it too
+            text = text.split(stop, 1)[0]
+        return text
+
+    def _decode(self, tokens: list[int], *, special: bool = False) -> str:
+        return str(self.model.tokenizer.decode(tokens, skip_special_tokens=not special))

@@ -1,0 +1,231 @@
+"""Untrusted programs, each run in a process that can do no harm. No torch, no harness.
+
+A program that a model wrote may loop, fill memory or disk, start processes, write over files, send
+what it reads somewhere, or signal its parent. Each one runs in an interpreter of its own (script
+:mod:`fdllm.sandbox.child`), which gives all of that up before it reads the program:
+
+- a seccomp filter: no sockets of any kind, no new processes, no signals; an allow-list otherwise;
+- Landlock: reads the interpreter and the system's libraries, writes a scratch folder, which is gone
+  afterwards; nothing else, so neither ``/proc`` of its parent nor a token's file;
+- limits on processor time, wall time, memory, open files, file sizes and the scratch folder's;
+- an environment without anything of ours, so without a token; its output goes nowhere.
+
+None of it needs privileges or user namespaces, so it works the same in a container. Before the
+first program is scored the confinement is tried out, by programs that must be stopped. Where the
+kernel lacks a part nothing is run, and the error says which part; only Landlock may be done
+without, where that is asked for by name: then programs may write nowhere at all, and still read.
+
+What it cannot do: a program shares an interpreter with the tests that judge it. It cannot pass by
+leaving early or by printing, but one that is written against this very module could.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from fdllm.core.config import CodeExecution
+from fdllm.errors import FdllmError
+from fdllm.sandbox import child, seccomp
+from fdllm.sandbox.support import Isolation, Limits
+
+_LOOK_S = 0.05
+_GRACE_S = 30.0  # from closing its pipe to being gone
+_MAX_SAID = 4096
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a program ended.
+
+    Attributes:
+        passed: it ran to its end, and so did its tests.
+        reason: ``passed``, ``failed``, ``exited``, ``out of time``, ``out of scratch space``,
+            ``forbidden call`` or ``killed``.
+        detail: the error's class or the signal's name; the program's own word, worth no more.
+    """
+
+    passed: bool
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Runs programs; safe to use from several threads.
+
+    Attributes:
+        consent: what the user agreed to.
+        limits: what a program may use.
+        isolation: what the kernel offers.
+        stop: set to end all programs that are running.
+    """
+
+    consent: CodeExecution
+    limits: Limits = field(default_factory=Limits)
+    isolation: Isolation = field(default_factory=Isolation.here)
+    stop: Event = field(default_factory=Event)
+
+    def run(self, program: str, tests: str) -> Verdict:
+        """Run a program, then its tests in the same namespace.
+
+        Raises:
+            FdllmError: it cannot be confined, so it was not run.
+        """
+        if self.consent == "refused":
+            raise FdllmError(
+                "code that a model wrote is only run with consent; give --allow-code-execution"
+            )
+        missing = self.isolation.missing(self.consent)
+        if missing:
+            raise FdllmError(missing)
+        with tempfile.TemporaryDirectory(prefix="fdllm-", ignore_cleanup_errors=True) as scratch:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and script
+                [sys.executable, "-s", "-P", "-B", str(Path(child.__file__))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=scratch,
+                env=_environment(scratch),
+                start_new_session=True,
+            )
+            try:
+                return _Watch(self, process, Path(scratch)).verdict(self._job(program, tests))
+            finally:
+                process.kill()
+                process.wait()
+                for pipe in (process.stdin, process.stdout):
+                    if pipe is not None:
+                        pipe.close()
+
+    def _job(self, program: str, tests: str) -> bytes:
+        machine = seccomp.MACHINES[self.isolation.machine]
+        job = {
+            "parent": os.getpid(),
+            "limits": self.limits.resources(),
+            "landlock": self.isolation.landlock,
+            "filter": seccomp.assemble(machine, writes=bool(self.isolation.landlock)).hex(),
+            "program": program,
+            "tests": tests,
+        }
+        return json.dumps(job, allow_nan=False).encode() + b"\n"
+
+
+class _Watch:
+    """One process, from its start to its verdict."""
+
+    def __init__(self, sandbox: Sandbox, process: subprocess.Popen[bytes], scratch: Path) -> None:
+        assert process.stdin is not None  # noqa: S101 - both are pipes, see Sandbox.run
+        assert process.stdout is not None  # noqa: S101
+        self._sandbox, self._limits = sandbox, sandbox.limits
+        self._process, self._scratch = process, scratch
+        self._source, self._sink = process.stdout.fileno(), process.stdin.fileno()
+        self._said = b""
+        self._ended = ""
+
+    def verdict(self, job: bytes) -> Verdict:
+        """Send the job, and wait for how it goes."""
+        first = self._tell(job) and self._line(self._limits.start_s)
+        if first != b"ready":
+            said = (first or b"").decode("utf-8", "replace").removeprefix("refused ")
+            raise FdllmError(
+                f"the program was not run, because its process could not be confined: "
+                f"{said or self._ended or self._exit()}"
+            )
+        word, _, detail = (self._line(self._limits.wall_s) or b"").partition(b" ")
+        if word == b"failed":
+            return Verdict(passed=False, reason="failed", detail=detail.decode("ascii", "replace"))
+        nonce = secrets.token_hex(16).encode()
+        proof = hashlib.sha256(b"ran " + nonce).hexdigest().encode()
+        if (
+            word == b"ran"
+            and self._tell(nonce + b"\n")
+            and self._line(self._limits.wall_s) == proof
+        ):
+            return Verdict(passed=True, reason="passed")
+        return self._stopped()
+
+    def _tell(self, text: bytes) -> bool:
+        """Write to the process; False where it is gone."""
+        try:
+            while text:
+                text = text[os.write(self._sink, text) :]
+        except BrokenPipeError:
+            return False
+        return True
+
+    def _line(self, timeout_s: float) -> bytes | None:
+        """The next line it says; None where it ends first, or is ended."""
+        poll = select.poll()
+        poll.register(self._source, select.POLLIN)
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._said:
+            if poll.poll(_LOOK_S * 1000):
+                more = os.read(self._source, _MAX_SAID)
+                self._said += more
+                if not more or len(self._said) > _MAX_SAID:
+                    return None
+            self._ended = self._overdrawn(deadline)
+            if self._ended:
+                self._process.kill()
+                return None
+        line, self._said = self._said.split(b"\n", 1)
+        return line
+
+    def _overdrawn(self, deadline: float) -> str:
+        if time.monotonic() > deadline:
+            return "out of time"
+        if self._sandbox.stop.is_set():
+            return "interrupted"
+        sizes = []
+        with os.scandir(self._scratch) as entries:
+            for entry in entries:
+                try:
+                    sizes.append(entry.stat(follow_symlinks=False).st_size)
+                except FileNotFoundError:
+                    continue
+                if len(sizes) > self._limits.scratch_files:
+                    break
+        full = sum(sizes) > self._limits.scratch_mb << 20
+        return "out of scratch space" if full or len(sizes) > self._limits.scratch_files else ""
+
+    def _exit(self) -> str:
+        """How the process ended, or that it goes on."""
+        try:
+            code = self._process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            return "it goes on without a word"
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _stopped(self) -> Verdict:
+        """It said nothing that counts: why?"""
+        if self._ended:
+            return Verdict(passed=False, reason=self._ended)
+        how = self._exit()
+        otherwise = "killed" if how.startswith("SIG") else "exited"
+        reason = {"SIGXCPU": "out of time", "SIGSYS": "forbidden call"}.get(how, otherwise)
+        return Verdict(passed=False, reason=reason, detail=how)
+
+
+def _environment(scratch: str) -> dict[str, str]:
+    """All that a program finds in its environment."""
+    return {
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        "LANG": "C.UTF-8",
+        "PATH": "/usr/bin:/bin",
+        "PYTHONHASHSEED": "0",  # a program over a set's order gives the same answer every time
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }

@@ -1,0 +1,195 @@
+"""One attempt at a run: what stands between an evaluation and its journal, and how it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.attempt import Errand, Watch
+from fdllm.evaluate.journals import merge_problem, open_journal
+from fdllm.evaluate.protocols import Part, Request
+from fdllm.plan import State
+from fdllm.record.failure import read_failure
+from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.journal import Journal, read_journal
+from fdllm.record.paths import RunPaths
+from fdllm.shard import Shard
+from stubs import Notes, make_root, make_run
+
+ONE, TWO = Fingerprint(fields={"source": "1"}), Fingerprint(fields={"source": "2"})
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    return RunPaths(tmp_path / "task" / "k2_last", tmp_path / "artifacts", tmp_path / "logs")
+
+
+@pytest.fixture
+def errand(tmp_path: Path, paths: RunPaths) -> Errand:
+    return Errand(make_run(make_root(tmp_path / "root")), paths, Part())
+
+
+def fill(
+    paths: RunPaths, *keys: str, total: int | None = None, identity: Fingerprint = ONE
+) -> None:
+    with Journal(paths.journal, identity, {"machine": "m"}) as journal:
+        if total is not None:
+            journal.set_total(total)
+        for key in keys:
+            journal.put(key, {"text": key})
+
+
+# --- how it ends ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FdllmError("the disk is full\nand more"), "the disk is full"),
+        (UsageError("no such device"), "no such device"),
+        (RuntimeError("  out of memory\nlong"), "RuntimeError: out of memory"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (ValueError(), "ValueError: no message"),
+        (FdllmError(), "no message"),
+    ],
+)
+def test_a_failure_is_a_line_a_log_and_a_file(
+    errand: Errand, error: Exception, reason: str
+) -> None:
+    errand.num_computed = 3
+    outcome = errand.failed(error)
+    assert (outcome.run, outcome.state, outcome.reason) == (errand.run, State.FAILED, reason)
+    assert (outcome.num_computed, outcome.summary) == (3, None)
+    assert outcome.log is not None
+    assert type(error).__name__ in Path(outcome.log).read_text()
+    kept = read_failure(errand.paths)
+    assert kept is not None
+    assert (kept.reason, kept.log) == (reason, outcome.log)
+
+
+def test_a_failure_without_room_for_a_log_is_still_told(errand: Errand) -> None:
+    errand.paths.logs.write_text("a file where the folder should be")
+    outcome = errand.failed(RuntimeError("gone"))
+    assert (outcome.reason, outcome.log) == ("RuntimeError: gone", None)
+
+
+def test_an_outcome_counts_seconds_from_its_start(errand: Errand) -> None:
+    errand.started -= 100.0
+    assert 100.0 <= errand.outcome(State.DONE, "").seconds < 160.0
+
+
+# --- between evaluation and journal ---------------------------------------------------------------
+
+
+def test_what_is_used_is_kept_and_what_is_computed_is_counted(errand: Errand) -> None:
+    fill(errand.paths, "a", "of a document that is gone")
+    notes = Notes()
+    with Journal(errand.paths.journal, ONE, {"machine": "n"}) as journal:
+        watch = Watch(journal, notes, errand, lambda: None)
+        assert watch.get("a") == {"text": "a"}
+        assert watch.get("b") is None
+        watch.put("b", {"text": "new"})
+        assert watch.used == [{"text": "a"}, {"text": "new"}]
+    assert errand.num_computed == 1
+    assert read_journal(errand.paths.journal).entries["b"] == {"text": "new"}
+
+
+@pytest.mark.parametrize(
+    ("total", "done", "goes_on", "warm"),
+    [(5, 0, True, 1), (5, 4, True, 1), (5, 5, True, 0), (5, 0, False, 0)],
+)
+def test_a_machine_warms_up_where_something_is_left_to_compute(
+    errand: Errand, total: int, done: int, warm: int, *, goes_on: bool
+) -> None:
+    errand.part = Part(None, lambda: goes_on)
+    warmed, notes = list[int](), Notes()
+    with Journal(errand.paths.journal, ONE, {}) as journal:
+        Watch(journal, notes, errand, lambda: warmed.append(1)).begin(total, done)
+    assert len(warmed) == warm
+    assert notes.begun == [(total, done)]
+    assert read_journal(errand.paths.journal).total == total
+
+
+# --- journals of parts ----------------------------------------------------------------------------
+
+
+def test_the_whole_run_takes_over_what_its_shards_have_answered(paths: RunPaths) -> None:
+    fill(paths, "a")
+    fill(paths.of_shard(Shard(0, 2)), "a", "b")
+    fill(paths.of_shard(Shard(1, 2)), "c", identity=TWO)
+    told: list[str] = []
+    with open_journal(paths, ONE, {"machine": "n"}, told.append) as journal:
+        assert sorted(entry["text"] for entry in journal.entries) == ["a", "b"]
+    assert told == ["1 answers of shard 1 of 2 are taken over"]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_shard_is_asked_for_what_the_whole_run_knows(paths: RunPaths, *, fresh: bool) -> None:
+    fill(paths, "a", "b")
+    part = paths.of_shard(Shard(0, 2))
+    with open_journal(part, ONE, {}, lambda _: None, fresh=fresh) as journal:
+        assert len(journal) == 0
+        assert journal.get("a") == (None if fresh else {"text": "a"})
+    with open_journal(part, TWO, {}, lambda _: None) as journal:
+        assert journal.get("a") is None
+
+
+def test_a_damaged_journal_is_moved_aside_and_told(paths: RunPaths) -> None:
+    fill(paths, "a", "b")
+    whole = paths.journal.read_bytes()
+    paths.journal.write_bytes(b"x\n" + whole)
+    told: list[str] = []
+    with open_journal(paths, ONE, {}, told.append) as journal:
+        assert len(journal) == 0
+    (note,) = told
+    assert "line 1 cannot be read" in note
+    assert "it is now in " in note
+    assert list(paths.folder.parent.glob(".superseded/*/journal.jsonl"))
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_merge_waits_for_every_shard(paths: RunPaths, at: int) -> None:
+    for shard in Shard.all_of(3):
+        fill(paths.of_shard(shard), *(["a", "b"] if shard.index != at else ["a"]), total=2)
+    name = f"shard {at + 1} of 3"
+    problem = merge_problem(paths, 3)
+    assert problem is not None
+    assert problem.startswith(f"{name} has 1 of 2 requests: nothing was computed in their place")
+    paths.of_shard(Shard(at, 3)).journal.unlink()
+    problem = merge_problem(paths, 3)
+    assert problem is not None
+    assert problem.startswith(f"{name} has not begun: ")
+    fill(paths.of_shard(Shard(at, 3)), "a", "b", total=2)
+    assert merge_problem(paths, 3) is None
+
+
+# --- identities of requests -----------------------------------------------------------------------
+
+
+def test_everything_that_asks_for_an_answer_is_in_its_key() -> None:
+    base: dict[str, Any] = {
+        "kind": "generate", "task": "t", "doc_id": 1, "index": 0, "prompt": "p", "target": None,
+        "arguments": {"until": ["a"]}, "repeat": 0,
+    }  # fmt: skip
+    changes: list[dict[str, Any]] = [
+        {}, {"kind": "loglikelihood"}, {"task": "u"}, {"doc_id": 2}, {"index": 1}, {"prompt": "q"},
+        {"target": ""}, {"arguments": {"until": ["b"]}}, {"arguments": {}}, {"repeat": 1},
+    ]  # fmt: skip
+    keys = {Request.of(**(base | change)).key for change in changes}
+    assert len(keys) == len(changes)
+    assert all(len(key) == 64 for key in keys)
+    assert Request.of(**base) == Request.of(**dict(reversed(base.items())))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_parts_of_a_run_hold_whole_documents(count: int) -> None:
+    requests = [(doc, choice) for doc in range(5) for choice in range(3)]
+    parts = [Part(shard).select(requests, lambda one: one[0]) for shard in Shard.all_of(count)]
+    assert [one for part in parts for one in part] == requests
+    docs = [{doc for doc, _ in part} for part in parts]
+    assert sum(map(len, docs)) == 5
+    assert Part().select(requests, lambda one: one[0]) == requests
+    assert Part().go_on()
