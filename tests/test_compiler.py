@@ -67,7 +67,7 @@ def test_a_cache_that_cannot_be_written(fresh: Path) -> None:
 NO_COMPILER = {
     "none": (None, "no C compiler (cc, gcc or clang) is on the PATH"),
     "no file": ("/nowhere/cc", "'/nowhere/cc' does not run (FileNotFoundError)"),
-    "fails": (["echo 'disk quota exceeded' >&2; exit 3"], "does not compile fused.c: disk quota"),
+    "fails": (["echo 'disk quota exceeded' >&2; exit 3"], "does not compile kernels.c: disk quota"),
     "no library": (["echo text >$(echo \"$*\" | sed 's/.*-o //; s/ .*//')"], "cannot be loaded"),
 }
 

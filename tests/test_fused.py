@@ -279,4 +279,4 @@ def test_a_profiler_sees_each_function_by_its_name_and_changes_nothing() -> None
     fused = load_fused(torch.float32)
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     assert fused.marked(mark).choose(logits, 3) == fused.choose(logits, 3)
-    assert seen == ["fused::choose begins", "fused::choose ends"]
+    assert seen == ["kernels::choose begins", "kernels::choose ends"]
