@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fdllm.errors import UsageError
+from fdllm.errors import UsageError, did_you_mean
 
 
 class Spec(BaseModel):
@@ -39,8 +38,7 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, valid, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            hint = did_you_mean(name, valid)
             sentences.append(f"unknown key '{name}'{hint}; valid keys are {', '.join(valid)}")
         else:
             # A rule over several keys says itself what it found.

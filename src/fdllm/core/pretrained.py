@@ -12,7 +12,7 @@ from fdllm import tiny
 from fdllm.core.checkpoint_files import BESIDE, INDEX, read_json
 from fdllm.core.hub_config import end_tokens
 from fdllm.core.model_spec import ModelSpec
-from fdllm.errors import FdllmError, UsageError
+from fdllm.errors import FdllmError, UsageError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,10 +50,9 @@ def locate(path: str, revision: str | None = None, *, weights: bool = True) -> P
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()
         raise FdllmError(
             f"model '{path}' could not be fetched from the Hub ({type(error).__name__}: "
-            f"{reason[0] if reason else 'no answer'}); check the name and the network, or give a "
+            f"{first_line(error, 'no answer')}); check the name and the network, or give a "
             "folder that holds the files"
         ) from None
 

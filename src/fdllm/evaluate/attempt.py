@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fdllm.core.config import Run
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, first_line
 from fdllm.evaluate.protocols import Part
 from fdllm.plan import State
 from fdllm.record.failure import write_failure
@@ -90,7 +90,7 @@ class Errand:
 
     def failed(self, error: Exception) -> Outcome:
         """Keep the reason and the traceback, as far as the disk still takes them."""
-        first = (str(error).strip().splitlines() or ["no message"])[0]
+        first = first_line(error, "no message")
         reason = first if isinstance(error, FdllmError) else f"{type(error).__name__}: {first}"
         log: str | None = None
         with suppress(FdllmError, OSError):

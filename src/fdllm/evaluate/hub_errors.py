@@ -8,7 +8,7 @@ from typing import Literal
 
 from huggingface_hub import get_token
 
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, first_line
 
 _UNAUTHORIZED = 401
 _FORBIDDEN = 403
@@ -116,7 +116,7 @@ def _reason(error: Exception, page: str) -> tuple[str, str]:
         )
     if names & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         return "which the Hub does not know, or hides from this account", f"see {page}"
-    line = next(iter(text.strip().splitlines()), "no reason given")
+    line = first_line(text, "no reason given")
     return (
         f"which cannot be read ({type(error).__name__}: {without_token(line)})",
         f"see {page}, or delete its folder in the dataset cache and try again",

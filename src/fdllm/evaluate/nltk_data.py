@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 from fdllm.caches import hub_home
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, first_line
 
 _RESOURCE = "tokenizers/punkt_tab/english/"
 _PACKAGE = "punkt_tab"
@@ -49,8 +49,8 @@ def require_sentences() -> None:
     except Exception as error:
         raise FdllmError(
             f"task 'ifeval': the sentence tokenizer in {folder} (or another nltk_data folder) "
-            f"cannot be read ({type(error).__name__}: {_first(error)}); delete {_PACKAGE} there "
-            "and prefetch it again"
+            f"cannot be read ({type(error).__name__}: {first_line(error, 'no message')}); "
+            f"delete {_PACKAGE} there and prefetch it again"
         ) from error
     if not found:
         raise FdllmError(f"task 'ifeval': the sentence tokenizer {_PACKAGE} splits no text")
@@ -72,7 +72,3 @@ def _fetch(folder: str) -> None:
             f"machine, and {why}; where there is a network run 'fdllm prefetch --task ifeval' (or "
             f"python -m nltk.downloader -d {folder} {_PACKAGE}) with the same HF_HOME"
         )
-
-
-def _first(error: Exception) -> str:
-    return next((line for line in str(error).strip().splitlines() if line.strip()), "no message")

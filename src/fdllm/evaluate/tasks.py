@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fdllm import tiny
-from fdllm.errors import FdllmError, UsageError
+from fdllm.errors import FdllmError, UsageError, did_you_mean
 from fdllm.evaluate.prompts import PROMPT_RULES
 
 _PASS, _CANONICAL = "pass@1,create_test", "canonical_solution"
@@ -182,8 +181,7 @@ def task_info(name: str) -> TaskInfo:
     """
     if name in TASKS:
         return TASKS[name]
-    near = difflib.get_close_matches(name, TASKS, n=1)
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    hint = did_you_mean(name, TASKS)
     raise UsageError(f"unknown task '{name}'{hint}; tasks are {', '.join(TASKS)}")
 
 

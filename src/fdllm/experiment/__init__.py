@@ -9,7 +9,7 @@ from fdllm.experiment.load import (
     load_experiment,
     load_strategy,
 )
-from fdllm.experiment.settings import Settings, did_you_mean, read_settings
+from fdllm.experiment.settings import Settings, read_settings
 
 __all__ = [
     "CODE_FILE",
@@ -17,7 +17,6 @@ __all__ = [
     "Settings",
     "Unmask",
     "create_experiment",
-    "did_you_mean",
     "list_experiments",
     "load_experiment",
     "load_strategy",

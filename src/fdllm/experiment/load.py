@@ -17,8 +17,8 @@ from typing import Any
 
 from fdllm.core.config import Cell, Decoding, Reuse, StrategyConfig, Subset
 from fdllm.core.reuse import ReuseStrategy
-from fdllm.errors import FdllmError, UsageError
-from fdllm.experiment.settings import Grid, Settings, did_you_mean, read_settings
+from fdllm.errors import FdllmError, UsageError, did_you_mean
+from fdllm.experiment.settings import Grid, Settings, read_settings
 from fdllm.presets import Preset
 from fdllm.record.paths import find_root
 

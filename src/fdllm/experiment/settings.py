@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +87,3 @@ def read_settings(path: Path) -> Settings:
     if twice:
         raise UsageError(f"{path} has two configs named {', '.join(twice)}; names are folders")
     return settings
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)`` where one of ``known`` is near, else nothing."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fdllm.caches import own_cache
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, first_line
 
 _COMPILERS = ("cc", "gcc", "clang")
 # No -ffast-math: it would turn off small numbers in the whole process. Loops say themselves what
@@ -95,7 +95,7 @@ def _compile(source: Path, command: Sequence[str], to: Path) -> None:
             raise CompilerError(f"'{command[0]}' does not run ({type(error).__name__})") from None
         if not done.returncode:
             return
-        said = (done.stderr.strip().splitlines() or ["nothing said"])[0]
+        said = first_line(done.stderr, "nothing said")
     raise CompilerError(f"'{command[0]}' does not compile {source.name}: {said}")
 
 

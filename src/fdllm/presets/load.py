@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fdllm.core.config import Decoding, Evaluating
-from fdllm.errors import UsageError
-from fdllm.experiment import did_you_mean
+from fdllm.errors import UsageError, did_you_mean
 from fdllm.presets import Figures, Preset, TaskPreset
 
 FOLDER = Path(__file__).resolve().parent

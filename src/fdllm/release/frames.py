@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fdllm import strictjson
-from fdllm.errors import UsageError
-from fdllm.experiment import did_you_mean
+from fdllm.errors import UsageError, did_you_mean
 from fdllm.record.paths import find_root
 from fdllm.report.records import Record, load_records
 
