@@ -11,7 +11,7 @@ import numpy as np
 
 from fdllm.evaluate.tasks import TASKS
 from fdllm.record.atomic import write_json
-from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import Fingerprint
 from fdllm.record.summary import (
     Headline,
     LayerCalls,

@@ -11,7 +11,7 @@ from fdllm.core.config import Cell, Decoding, Evaluating, ModelChoice, Reuse, Ru
 from fdllm.core.reuse import subset_bounds
 from fdllm.evaluate.protocols import Evaluation, text_hash
 from fdllm.evaluate.recording import fill_summary, write_record
-from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import VERSION as JOURNAL_VERSION
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import PeakMemory, StrategyRecord

@@ -12,9 +12,8 @@ from fdllm.evaluate.attempt import Errand, Watch
 from fdllm.evaluate.journals import merge_problem, open_journal
 from fdllm.evaluate.protocols import Part, Request
 from fdllm.plan import State
-from fdllm.record.failure import read_failure
-from fdllm.record.fingerprint import Fingerprint
-from fdllm.record.journal import Journal, read_journal
+from fdllm.record.identity import Fingerprint
+from fdllm.record.journal import Journal, read_failure, read_journal
 from fdllm.record.paths import RunPaths
 from fdllm.shard import Shard
 from stubs import Notes, make_root, make_run

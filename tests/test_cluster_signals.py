@@ -15,8 +15,7 @@ from fdllm.core.config import Evaluating, ModelChoice, Run
 from fdllm.evaluate.machine import Machine
 from fdllm.evaluate.runner import Outcome, Runner
 from fdllm.plan import Planner, State
-from fdllm.record.failure import read_failure, write_failure
-from fdllm.record.journal import read_journal
+from fdllm.record.journal import read_failure, read_journal, write_failure
 from fdllm.record.paths import Layout
 from helpers import ROOT
 from stubs import (

@@ -20,7 +20,7 @@ from fdllm.cluster.submission import (
     write_map,
 )
 from fdllm.plan import CellState, State
-from fdllm.record.failure import write_failure
+from fdllm.record.journal import write_failure
 from fdllm.record.lock import locked
 from fdllm.shard import Shard
 from stubs import NUM_DOCS, do_run, make_planner, make_root, make_run, make_sweep, stop_at

@@ -17,8 +17,8 @@ from fdllm.core.config import StrategyConfig
 from fdllm.core.reuse import LayerPlan, LayerRun, Observation, ProbePlan
 from fdllm.core.schedule import Step
 from fdllm.experiment import create_experiment, load_experiment
+from fdllm.plan import State
 from fdllm.presets.load import load_preset
-from fdllm.record.cells import State
 from helpers import ROOT
 from stubs import make_root
 

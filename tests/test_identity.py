@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from fdllm.record import identity
-from fdllm.record.fingerprint import Fingerprint
-from fdllm.record.identity import PACKAGE, locked_versions, source_hashes
+from fdllm.record.identity import PACKAGE, Fingerprint, locked_versions, source_hashes
 from helpers import ROOT
 
 LIBRARIES = {

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fdllm.errors import FdllmError
-from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import DamagedJournalError, Journal, read_journal
 from helpers import ROOT
 from stubs import small_disk
@@ -221,7 +221,7 @@ def test_an_entry_is_durable_when_put_returns(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import Journal
 journal = Journal(Path({str(path)!r}), Fingerprint(fields={ONE.fields!r}), {{}})
 journal.put("0", {{"text": "x"}})

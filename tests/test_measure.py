@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fdllm.record import measure
-from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import Fingerprint
 from fdllm.record.provenance import git_state, session
 from fdllm.record.summary import StrategyRecord
 

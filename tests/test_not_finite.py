@@ -22,7 +22,7 @@ from fdllm.core.unmask import choose_sampled
 from fdllm.errors import FdllmError
 from fdllm.evaluate.samples import plain
 from fdllm.record.atomic import write_json
-from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import Journal, read_journal
 from fdllm.record.summary import describe_file
 from fdllm.report.grid import twins

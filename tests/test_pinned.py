@@ -13,8 +13,7 @@ from cells import make_cell
 from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import BUSY, SETTLED, State
 from fdllm.record.atomic import explained
-from fdllm.record.fingerprint import Fingerprint
-from fdllm.record.identity import locked_versions, source_hashes
+from fdllm.record.identity import Fingerprint, locked_versions, source_hashes
 from fdllm.record.provenance import git_state, session
 from fdllm.record.summary import Summary
 from fdllm.report.records import NotComparableError

@@ -13,12 +13,10 @@ import pytest
 
 from fdllm.core.config import ModelChoice
 from fdllm.errors import FdllmError, UsageError
-from fdllm.record.failure import Failure, read_failure, write_failure
-from fdllm.record.fingerprint import Fingerprint
-from fdllm.record.journal import Journal
+from fdllm.record.identity import Fingerprint
+from fdllm.record.journal import Failure, Journal, read_failure, read_progress, write_failure
 from fdllm.record.lock import Holder, holder_of, locked
 from fdllm.record.paths import Layout, RunPaths, TaskFolder, find_root, model_slug
-from fdllm.record.progress import read_progress
 from fdllm.shard import Shard
 from stubs import make_root, make_run
 

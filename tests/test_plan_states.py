@@ -11,8 +11,7 @@ import pytest
 from fdllm.core.config import Run
 from fdllm.core.reuse import PeriodicReuse
 from fdllm.plan import CellState, State
-from fdllm.record.failure import write_failure
-from fdllm.record.journal import Journal
+from fdllm.record.journal import Journal, write_failure
 from fdllm.record.lock import locked
 from fdllm.record.paths import RunPaths
 from fdllm.shard import Shard

@@ -17,7 +17,7 @@ import pytest
 
 from fdllm.errors import FdllmError
 from fdllm.record.atomic import explained, write_json, write_text
-from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import Fingerprint
 from fdllm.record.lock import LockedError, holder_of, locked
 from fdllm.record.paths import RunPaths
 from helpers import ROOT

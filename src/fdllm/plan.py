@@ -1,9 +1,10 @@
-"""From a sweep to its runs, their fingerprints and states. No torch, nothing is changed."""
+"""From a sweep to its runs, their fingerprints and states (docs/records.md section 3). No torch."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,20 +13,113 @@ from fdllm.core.reuse import ReuseStrategy, subset_overlaps
 from fdllm.errors import FdllmError
 from fdllm.experiment import Experiment, load_experiment
 from fdllm.experiment.repeats import repeats
-from fdllm.record.cells import BUSY, SETTLED, CellState, JobFacts, State
-from fdllm.record.failure import read_failure
-from fdllm.record.fingerprint import SCHEMA, Fingerprint, digest_of
-from fdllm.record.identity import ModelIdentity, locked_versions, model_identity, source_hashes
-from fdllm.record.journal import DamagedJournalError
+from fdllm.record.identity import (
+    SCHEMA,
+    Fingerprint,
+    ModelIdentity,
+    digest_of,
+    locked_versions,
+    model_identity,
+    source_hashes,
+)
+from fdllm.record.journal import DamagedJournalError, RunProgress, read_failure, read_progress
 from fdllm.record.lock import holder_of
 from fdllm.record.paths import Layout, RunPaths
-from fdllm.record.progress import Progress, read_progress
-from fdllm.record.summary import InvalidRecordError, read_summary
-
-__all__ = ["BUSY", "SETTLED", "CellState", "JobFacts", "Planner", "State", "TaskFacts"]
-
+from fdllm.record.summary import InvalidRecordError, Summary, read_summary
 
 _ANY_DEPTH = 28  # layers of the published model, where a checkpoint's are not known here
+
+
+class State(enum.StrEnum):
+    """What a cell is."""
+
+    DONE = "done"
+    PENDING = "pending"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    STALE = "stale"
+    INVALID = "invalid"
+    NOT_APPLICABLE = "not-applicable"
+
+
+SETTLED = frozenset({State.DONE, State.NOT_APPLICABLE})
+"""States in which a sweep has nothing to do."""
+BUSY = frozenset({State.RUNNING, State.QUEUED})
+"""States in which somebody else does it."""
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What a queue says of a cell, and how fast it gets on.
+
+    Attributes:
+        job_id: ``12_3`` in the queue; several, comma-separated, where the run is split. None where
+            no queue has it.
+        node: the machines, comma-separated; None where it waits.
+        elapsed_s: seconds since the job started; the longest of several.
+        limit_left_s: seconds until the queue ends it; the shortest of several. None is unlimited.
+        time_left_s: seconds of work left at the speed so far; None before the first answer.
+        tokens_per_second: generated or scored tokens by model time, so far.
+    """
+
+    job_id: str | None
+    node: str | None = None
+    elapsed_s: int | None = None
+    limit_left_s: int | None = None
+    time_left_s: int | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class CellState:
+    """A run and what has become of it.
+
+    Attributes:
+        run: the run.
+        state: its state.
+        reason: why, in a few words; empty where the state says it all.
+        paths: its files.
+        done: requests answered, where that is known.
+        total: requests of the run, where that is known.
+        log: log of the attempt that failed.
+        summary: the record, where it is done or stale.
+        job: what the queue says of it, where it was asked; see :mod:`fdllm.cluster.status`.
+    """
+
+    run: Run
+    state: State
+    reason: str
+    paths: RunPaths
+    done: int | None = None
+    total: int | None = None
+    log: str | None = None
+    summary: Summary | None = None
+    job: JobFacts | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        summary = self.summary if self.state is State.DONE else None
+        return {
+            "experiment": self.run.experiment,
+            "task": self.run.task,
+            "limit": self.run.limit,
+            "config": self.run.cell.name,
+            "model": self.run.model.name,
+            "preset": None if self.run.preset is None else self.run.preset_words,
+            "state": self.state.value,
+            "reason": self.reason,
+            "done": self.done,
+            "total": self.total,
+            "log": self.log,
+            "job": None if self.job is None else asdict(self.job),
+            "folder": str(self.paths.folder),
+            "headline": None if summary is None else summary.headline.model_dump(),
+            "metrics": None if summary is None else summary.metrics,
+            "throughput": None if summary is None else summary.throughput.model_dump(),
+            "saved_share": None if summary is None else summary.layer_calls.saved_share,
+        }
 
 
 @dataclass(frozen=True)
@@ -278,6 +372,6 @@ def _at_work(paths: RunPaths) -> str:
     return "; ".join(found)
 
 
-def _progress(now: Progress) -> str:
+def _progress(now: RunProgress) -> str:
     finished = ", the record is missing" if now.done == now.total else ""
     return f"{now.done} of {now.total or '?'} requests{finished}"

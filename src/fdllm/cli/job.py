@@ -20,7 +20,7 @@ from fdllm.cluster.submission import Assignment, read_submission
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.runner import Outcome, Runner
 from fdllm.plan import Planner, State
-from fdllm.record.failure import write_failure
+from fdllm.record.journal import write_failure
 from fdllm.record.paths import Layout, find_root
 
 

@@ -16,10 +16,8 @@ from fdllm.cluster.submission import Submission, read_submissions
 from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, JobFacts, Planner, State
-from fdllm.record.failure import read_failure
-from fdllm.record.journal import DamagedJournalError
+from fdllm.record.journal import DamagedJournalError, RunProgress, read_failure, read_progress
 from fdllm.record.lock import holder_of
-from fdllm.record.progress import Progress, read_progress
 
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 # States in which files alone cannot tell a job that died from one that never was.
@@ -229,7 +227,7 @@ def _with_speed(cell: CellState) -> CellState:
     return replace(cell, job=facts, done=now.done or None, total=now.total)
 
 
-def _time_left(now: Progress, num_workers: int) -> int | None:
+def _time_left(now: RunProgress, num_workers: int) -> int | None:
     """Seconds of model time left, shared among those at work."""
     if not now.done or now.total is None:
         return None

@@ -13,8 +13,7 @@ from fdllm.core.config import Run
 from fdllm.errors import FdllmError, first_line
 from fdllm.evaluate.protocols import Part
 from fdllm.plan import State
-from fdllm.record.failure import write_failure
-from fdllm.record.journal import Journal
+from fdllm.record.journal import Journal, write_failure
 from fdllm.record.paths import RunPaths
 from fdllm.record.summary import Summary
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import DamagedJournalError, Journal, JournalContent, read_journal
 from fdllm.record.paths import RunPaths
 from fdllm.shard import Shard

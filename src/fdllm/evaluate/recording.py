@@ -12,7 +12,7 @@ from fdllm.errors import FdllmError
 from fdllm.evaluate.protocols import Evaluation
 from fdllm.record import measure
 from fdllm.record.atomic import write_json, write_text
-from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import Fingerprint
 from fdllm.record.paths import RunPaths
 from fdllm.record.provenance import utc_now
 from fdllm.record.summary import PeakMemory, StrategyRecord, Summary, describe_file

@@ -1,14 +1,16 @@
-"""Answers of a run as they come: an append-only file that survives a kill at any moment.
+"""A run that has no record yet: its answers as they come, and why an attempt ended without one.
 
-Its first line names the fingerprint. Every further line is an entry (a request's key and answer), a
-session (who computed what follows) or the number of requests. A line is durable when ``put``
-returns; a torn last line, which a kill in the middle of a write leaves, is dropped.
+The journal is an append-only file that survives a kill at any moment. Its first line names the
+fingerprint. Every further line is an entry (a request's key and answer), a session (who computed
+what follows) or the number of requests. A line is durable when ``put`` returns; a torn last line,
+which a kill in the middle of a write leaves, is dropped.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -17,9 +19,10 @@ from pydantic import ValidationError
 
 from fdllm import strictjson
 from fdllm.errors import FdllmError
-from fdllm.record.atomic import explained, make_folder, sync_folder
-from fdllm.record.fingerprint import Fingerprint
-from fdllm.record.paths import utc_stamp
+from fdllm.record.atomic import explained, make_folder, sync_folder, write_json
+from fdllm.record.identity import Fingerprint
+from fdllm.record.paths import RunPaths, utc_stamp
+from fdllm.record.provenance import utc_now
 
 VERSION = 1
 
@@ -217,3 +220,109 @@ class Journal:
             place.mkdir(parents=True)
             self.path.rename(place / self.path.name)
         return place
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far a run is.
+
+    Attributes:
+        fingerprint: of the answers; None where there is no journal.
+        done: requests answered.
+        total: requests of the run; None until that is known. Of a split run it is known once every
+            shard has begun.
+        sessions: who computed.
+        tokens: tokens generated or scored so far.
+        seconds: model time behind them.
+    """
+
+    fingerprint: Fingerprint | None = None
+    done: int = 0
+    total: int | None = None
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed so far; None before the first answer."""
+        return self.tokens / self.seconds if self.seconds else None
+
+
+def read_progress(paths: RunPaths) -> RunProgress:
+    """What the journals of a run hold; an answer that stands in two of them counts once.
+
+    Raises:
+        DamagedJournalError: a line ahead of a journal's last one cannot be read.
+    """
+    main = read_journal(paths.journal)
+    entries: dict[str, Mapping[str, Any]] = dict(main.entries)
+    sessions, fingerprint, total = list(main.sessions), main.fingerprint, main.total
+    totals: dict[int, dict[int, int]] = {}
+    for part in paths.shards():
+        journal = read_journal(part.journal)
+        if journal.fingerprint is None or part.shard is None:
+            continue
+        # Of two versions the newer one counts: that of the shards, who run behind the whole.
+        if fingerprint is not None and journal.fingerprint.differences(fingerprint):
+            entries, sessions, total, totals = {}, [], None, {}
+        fingerprint = journal.fingerprint
+        entries |= journal.entries
+        sessions += journal.sessions
+        if journal.total is not None:
+            totals.setdefault(part.shard.count, {})[part.shard.index] = journal.total
+    for count, known in totals.items():
+        if total is None and len(known) == count:
+            total = sum(known.values())
+    return RunProgress(
+        fingerprint=fingerprint,
+        done=len(entries),
+        total=total,
+        sessions=sessions,
+        tokens=sum(int(e.get("num_tokens", e.get("scored_tokens", 0))) for e in entries.values()),
+        seconds=sum(float(entry.get("seconds", 0.0)) for entry in entries.values()),
+    )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt ended.
+
+    Attributes:
+        reason: in a line.
+        log: the file that says more, or None.
+        time: when, UTC, ISO 8601; empty where that is unknown.
+    """
+
+    reason: str
+    log: str | None
+    time: str = ""
+
+
+def write_failure(paths: RunPaths, reason: str, log: str | None) -> Failure:
+    """Keep why an attempt ended, as far as the disk still takes it.
+
+    The runner does so for whatever it can catch; who catches a signal calls it for himself.
+    """
+    failure = Failure(reason, log, utc_now())
+    with suppress(FdllmError):
+        content = {"reason": failure.reason, "log": failure.log, "time": failure.time}
+        write_json(paths.failed, content)
+    return failure
+
+
+def read_failure(paths: RunPaths) -> Failure | None:
+    """Why the last attempt ended; None where it left no such file.
+
+    Raises:
+        FdllmError: the file cannot be read.
+    """
+    if not paths.failed.exists():
+        return None
+    try:
+        data = strictjson.loads(paths.failed.read_text(encoding="utf-8"))
+        return Failure(str(data["reason"]), data.get("log"), str(data.get("time", "")))
+    except FileNotFoundError:  # the next attempt has just begun
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise FdllmError(f"{paths.failed.name} cannot be read") from None

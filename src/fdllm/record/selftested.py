@@ -11,8 +11,7 @@ from typing import Any
 
 from fdllm.caches import own_cache
 from fdllm.record.atomic import write_json
-from fdllm.record.fingerprint import digest_of
-from fdllm.record.identity import source_hashes
+from fdllm.record.identity import digest_of, source_hashes
 from fdllm.record.provenance import cpu_name
 
 NOT_RUN = "not run"

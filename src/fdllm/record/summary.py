@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from fdllm import strictjson
 from fdllm.core.config import Estimator
-from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import Fingerprint
 from fdllm.spec import Spec
 
 VERSION: Literal[1] = 1

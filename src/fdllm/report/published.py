@@ -7,7 +7,7 @@ from typing import Any
 
 from fdllm.core.config import Decoding, Evaluating
 from fdllm.presets import Preset
-from fdllm.record.fingerprint import Fingerprint
+from fdllm.record.identity import Fingerprint
 from fdllm.record.summary import Summary
 from fdllm.report.comparison import Verdict
 from fdllm.report.intervals import wilson
