@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fdllm.cluster.client import SlurmError, run_command
 from fdllm.cluster.exit_reason import ExitReason, explain, noted, parse_jobs, remembered
-from fdllm.cluster.queue import QueueError, parse_queue, parse_time, read_queue
+from fdllm.cluster.queue import SlurmError, parse_queue, parse_time, read_queue, run_command
 
 # As SLURM 22.05 prints them.
 SQUEUE = """\
@@ -47,7 +46,7 @@ def test_every_task_of_an_array_is_an_entry() -> None:
 
 
 def test_a_line_of_another_form_is_refused() -> None:
-    with pytest.raises(QueueError, match="another form"):
+    with pytest.raises(SlurmError, match="another form"):
         parse_queue("7 main job root R 0:01 1 node-1\n")
 
 
@@ -86,7 +85,7 @@ def test_no_squeue_is_no_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_queue_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake(tmp_path, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(QueueError, match=r"Unable to contact slurm.*scontrol ping"):
+    with pytest.raises(SlurmError, match=r"Unable to contact slurm.*scontrol ping"):
         read_queue()
 
 

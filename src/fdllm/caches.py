@@ -5,6 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""What keeps the Hub's client and the libraries on top of it from asking for anything."""
+
+
+def offline_by() -> list[str]:
+    """The variables that keep this process offline; empty where it may ask."""
+    return [name for name in OFFLINE if os.environ.get(name, "") not in ("", "0")]
+
 
 def hub_home() -> Path:
     """``HF_HOME`` as the Hub's client takes it in this process: models, datasets, a token."""

@@ -15,10 +15,10 @@ from fdllm.cli.request import Request
 from fdllm.cli.work import Work, choose_work
 from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import plan_submissions
-from fdllm.cluster.queue import why_no_cluster
+from fdllm.cluster.queue import require_sbatch, why_no_cluster
 from fdllm.cluster.status import survey
 from fdllm.cluster.submission import Submission
-from fdllm.cluster.submit import require_sbatch, submit, submitting
+from fdllm.cluster.submit import submit, submitting
 from fdllm.doctor.examine import examine
 from fdllm.doctor.findings import blocking
 from fdllm.errors import FdllmError, UsageError

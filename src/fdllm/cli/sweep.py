@@ -6,6 +6,7 @@ import os
 from argparse import ArgumentParser
 from dataclasses import dataclass
 
+from fdllm.caches import OFFLINE
 from fdllm.cli import show
 from fdllm.cli.execute import check_device, execute
 from fdllm.cli.options import Computing, flag
@@ -13,7 +14,6 @@ from fdllm.cli.request import read_request
 from fdllm.cli.slurm import SweepOptions, choose_executor, run_slurm
 from fdllm.cli.watch import live_states, show_status
 from fdllm.cli.work import choose_work
-from fdllm.cluster.render import OFFLINE
 from fdllm.errors import UsageError
 
 

@@ -17,7 +17,7 @@ from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain
 from fdllm.cli.progress import duration
 from fdllm.cli.request import Request, read_request
-from fdllm.cluster.queue import QueueError
+from fdllm.cluster.queue import SlurmError
 from fdllm.cluster.status import survey
 from fdllm.errors import UsageError
 from fdllm.plan import CellState, JobFacts
@@ -65,7 +65,7 @@ def live_states(request: Request) -> list[CellState]:
     """Every run's state, joined with the queue; where that does not answer, that is said."""
     try:
         return survey(request.planner, request.planner.runs(request.sweep))
-    except QueueError as error:
+    except SlurmError as error:
         complain(f"note: {error}; the states below are from the files alone")
         return request.states()
 

@@ -169,14 +169,10 @@ def load_cluster_config(root: Path) -> ClusterConfig:
     if isinstance(data.get("resources"), dict):
         data["resources"] = Resources.read(data["resources"], f"{path}, [resources]")
     site = ClusterConfig.read(data, str(path))
+    # An absolute path stays what it is behind a folder.
     places = {
-        name: _place(value, path.parent)
+        name: path.parent / Path(os.path.expandvars(value)).expanduser()
         for name, value in (("image", site.image), ("hf_home", site.hf_home))
         if value is not None
     }
     return site.model_copy(update=places)
-
-
-def _place(value: Path, folder: Path) -> Path:
-    filled = Path(os.path.expandvars(value)).expanduser()
-    return filled if filled.is_absolute() else folder / filled

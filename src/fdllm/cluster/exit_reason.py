@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fdllm.cluster.queue import QueueError, ask, has_queue
+from fdllm.cluster.queue import SlurmError, run_command
 
 _FIELD = re.compile(r"(?:^|\s)(?P<name>[A-Z][\w/:]*)=(?P<value>\S*)")
 _SIGNAL_OFFSET = 128  # a shell's status of a command that a signal ended
@@ -52,12 +53,9 @@ def remembered(job_ids: Iterable[str]) -> dict[str, ExitReason]:
         job_ids: ids of whole jobs or arrays, ``12``; one call each.
     """
     found: dict[str, ExitReason] = {}
-    for job_id in sorted(set(job_ids)) if has_queue() else ():
-        try:
-            text = ask("scontrol", "--oneliner", "show", "job", job_id)
-        except QueueError:
-            continue
-        found |= parse_jobs(text)
+    for job_id in sorted(set(job_ids)):
+        with suppress(SlurmError):
+            found |= parse_jobs(run_command("scontrol", "--oneliner", "show", "job", job_id))
     return found
 
 

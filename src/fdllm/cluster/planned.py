@@ -9,9 +9,10 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from fdllm.caches import OFFLINE
 from fdllm.cluster.cluster_config import ClusterConfig
 from fdllm.cluster.container import container_command
-from fdllm.cluster.render import OFFLINE, Script, render
+from fdllm.cluster.render import Script, render
 from fdllm.cluster.submission import (
     JOB_SCRIPT,
     MERGE_SCRIPT,

@@ -1,14 +1,17 @@
-"""What SLURM's queue says, all of it in one call."""
+"""The one place that starts SLURM's commands, and what its queue says, all of it in one call."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fdllm.cluster.client import SlurmError, run_command
 from fdllm.errors import FdllmError
+
+_KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 
 _FORMAT = "%i|%T|%M|%L|%N|%r"  # job id, state, time used, time left, nodes, reason
 _NUM_FIELDS = _FORMAT.count("|") + 1
@@ -19,8 +22,46 @@ _AT_WORK = frozenset(
 _NEVER = "DependencyNeverSatisfied"
 
 
-class QueueError(FdllmError):
-    """There is a queue, and it does not answer."""
+class SlurmError(FdllmError):
+    """One of SLURM's commands fails, does not answer, or answers in another form."""
+
+
+def run_command(*command: str, timeout_s: float = 60, told: str = "{}") -> str:
+    """What one of SLURM's commands prints.
+
+    Args:
+        command: its name, found on the PATH, and its arguments.
+        timeout_s: seconds that it may take.
+        told: the sentence of an error; ``{}`` is what the command itself said.
+
+    Raises:
+        SlurmError: it fails, with its own words, or does not end.
+    """
+    # The shell's environment, without what a job that calls would hand down of itself.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or not name.startswith(("SLURM_", "SLURMD_", "SRUN_"))
+    }
+    try:
+        done = subprocess.run(  # noqa: S603 - one of SLURM's, no shell
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired:
+        said = f"{command[0]} did not answer within {timeout_s:.0f} s"
+    except OSError as error:
+        said = f"{command[0]} did not answer: {error}"
+    else:
+        if not done.returncode:
+            return done.stdout
+        words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        said = f"{command[0]}: {words}"
+    raise SlurmError(told.format(said))
 
 
 @dataclass(frozen=True)
@@ -72,48 +113,46 @@ def why_no_cluster() -> str | None:
     return None
 
 
-def has_queue() -> bool:
-    """Whether this machine can ask a SLURM."""
-    return shutil.which("squeue") is not None
+def require_sbatch() -> None:
+    """Check that jobs can be submitted from here.
+
+    Raises:
+        FdllmError: ``sbatch`` is not on the PATH.
+    """
+    if shutil.which("sbatch") is None:
+        raise FdllmError(
+            "--executor slurm needs sbatch, which is not on the PATH; run this on a login node of "
+            "the cluster, or compute here with --executor local"
+        )
 
 
 def read_queue() -> dict[str, QueueEntry] | None:
     """Every job of the queue by its id, arrays expanded; None where there is no ``squeue``.
 
     Raises:
-        QueueError: the queue does not answer.
+        SlurmError: the queue does not answer.
     """
-    if not has_queue():
+    if shutil.which("squeue") is None:
         return None
-    return parse_queue(ask("squeue", "--noheader", "--array", f"--format={_FORMAT}"))
-
-
-def ask(*command: str) -> str:
-    """What one of SLURM's commands says of the queue.
-
-    Raises:
-        QueueError: it fails or does not end.
-    """
-    try:
-        return run_command(*command)
-    except SlurmError as error:
-        raise QueueError(
-            f"the queue cannot be asked ({error}); is slurmctld up? 'scontrol ping' says so; "
-            "nothing was changed"
-        ) from None
+    told = (
+        "the queue cannot be asked ({}); is slurmctld up? 'scontrol ping' says so; "
+        "nothing was changed"
+    )
+    command = ("squeue", "--noheader", "--array", f"--format={_FORMAT}")
+    return parse_queue(run_command(*command, told=told))
 
 
 def parse_queue(text: str) -> dict[str, QueueEntry]:
     """The entries of ``squeue``'s lines.
 
     Raises:
-        QueueError: a line has another form.
+        SlurmError: a line has another form.
     """
     entries = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         fields = line.split("|", _NUM_FIELDS - 1)
         if len(fields) != _NUM_FIELDS:
-            raise QueueError(f"squeue printed a line of another form: {line!r}")
+            raise SlurmError(f"squeue printed a line of another form: {line!r}")
         job_id, state, used, left, node, reason = fields
         entries[job_id] = QueueEntry(
             job_id=job_id,

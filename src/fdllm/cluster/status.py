@@ -16,13 +16,12 @@ from fdllm.cluster.submission import Submission, read_submissions
 from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, JobFacts, Planner, State
-from fdllm.record.journal import DamagedJournalError, RunProgress, read_failure, read_progress
+from fdllm.record.journal import DamagedJournalError, read_failure, read_progress
 from fdllm.record.lock import holder_of
 
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 # States in which files alone cannot tell a job that died from one that never was.
 _OPEN = frozenset({State.PENDING, State.PARTIAL, State.FAILED})
-_SETTLED_HERE = frozenset({State.NOT_APPLICABLE})
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,10 @@ class _Task:
     index: int
     job_id: str
 
+    @property
+    def log(self) -> str:
+        return str(self.submission.log(self.index))
+
 
 def survey(planner: Planner, runs: Sequence[Run]) -> list[CellState]:
     """The runs' states, joined with the queue where there is one.
@@ -42,7 +45,7 @@ def survey(planner: Planner, runs: Sequence[Run]) -> list[CellState]:
     submitted meanwhile is not missed in an older queue.
 
     Raises:
-        QueueError: there is a queue, and it does not answer.
+        SlurmError: there is a queue, and it does not answer.
     """
     submissions = read_submissions(planner.layout, runs)
     queue = read_queue() if submissions else None
@@ -108,7 +111,7 @@ def _alive(tasks: Sequence[_Task], queue: Queue) -> list[QueueEntry]:
 def _joined(
     cell: CellState, tasks: Sequence[_Task], queue: Queue, memory: dict[str, ExitReason]
 ) -> CellState:
-    if not tasks or cell.state in _SETTLED_HERE:
+    if not tasks or cell.state is State.NOT_APPLICABLE:
         return cell
     submitted = _submitted(tasks[-1].submission)
     entries = _alive(tasks, queue)
@@ -157,15 +160,10 @@ def _dead(
     # The run itself said why, which is closer than what the queue saw of it; but why a signal was
     # sent only the queue knows.
     if own and not (ended.by_slurm and own == TERMINATED):
-        return replace(cell, log=cell.log or _log(last))
+        return replace(cell, log=cell.log or last.log)
     kept = f"; {cell.done} of {cell.total or '?'} requests kept" if cell.done else ""
     reason = f"{where}job {last.job_id}: {ended.reason}{kept}"
-    return replace(cell, state=State.FAILED, reason=reason, log=_log(last))
-
-
-def _log(task: _Task) -> str | None:
-    path = task.submission.log(task.index)
-    return None if path is None else str(path)
+    return replace(cell, state=State.FAILED, reason=reason, log=last.log)
 
 
 def _submitted(submission: Submission) -> datetime:
@@ -222,13 +220,9 @@ def _with_speed(cell: CellState) -> CellState:
         now = read_progress(cell.paths)
     except DamagedJournalError:
         return replace(cell, job=facts)
-    left = _time_left(now, len(facts.job_id.split(", ")) if facts.job_id else 1)
+    left = None
+    if now.done and now.total is not None:  # model time left, shared among those at work
+        num_workers = len(facts.job_id.split(", ")) if facts.job_id else 1
+        left = round(now.seconds / now.done * (now.total - now.done) / num_workers)
     facts = replace(facts, time_left_s=left, tokens_per_second=now.tokens_per_second)
     return replace(cell, job=facts, done=now.done or None, total=now.total)
-
-
-def _time_left(now: RunProgress, num_workers: int) -> int | None:
-    """Seconds of model time left, shared among those at work."""
-    if not now.done or now.total is None:
-        return None
-    return round(now.seconds / now.done * (now.total - now.done) / num_workers)

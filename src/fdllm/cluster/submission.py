@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fdllm.core.config import Run
 from fdllm.errors import FdllmError
@@ -152,16 +151,23 @@ def read_submission(folder: Path) -> Submission:
     """
     try:
         data = json.loads((folder / MAP).read_text(encoding="utf-8"))
-        jobs: dict[str, Any] = {}
-        if (folder / JOBS).exists():
-            jobs = json.loads((folder / JOBS).read_text(encoding="utf-8"))
+        accepted = (folder / JOBS).exists()
+        jobs = json.loads((folder / JOBS).read_text(encoding="utf-8")) if accepted else {}
         if data["version"] != VERSION:
             raise FdllmError(
                 f"{folder / MAP} has version {data['version']}, this is {VERSION}; submit again"
             )
         return Submission(
             folder=folder,
-            assignments=tuple(_assignment(one) for one in data["assignments"]),
+            assignments=tuple(
+                Assignment(
+                    int(one["index"]),
+                    Run(**one["run"]),
+                    None if one["shard"] is None else Shard(*one["shard"]),
+                    one["merge"],
+                )
+                for one in data["assignments"]
+            ),
             results=None if data["results"] is None else Path(data["results"]),
             threads=data["threads"],
             job_id=jobs.get("job_id"),
@@ -169,11 +175,6 @@ def read_submission(folder: Path) -> Submission:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FdllmError(f"{folder / MAP} cannot be read: {error}; submit again") from None
-
-
-def _assignment(data: dict[str, Any]) -> Assignment:
-    shard = None if data["shard"] is None else Shard(*data["shard"])
-    return Assignment(int(data["index"]), Run(**data["run"]), shard, data["merge"])
 
 
 def read_submissions(layout: Layout, runs: Iterable[Run]) -> list[Submission]:

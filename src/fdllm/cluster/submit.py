@@ -10,8 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fdllm.cluster.client import SlurmError, run_command
 from fdllm.cluster.cluster_config import ClusterConfig
+from fdllm.cluster.queue import SlurmError, run_command
 from fdllm.cluster.submission import (
     JOB_SCRIPT,
     MERGE_SCRIPT,
@@ -75,7 +75,6 @@ def submit(
         FdllmError: SLURM does not take one. Of that one nothing stays behind; ahead of it are
             whole submissions, which the same command does not submit again.
     """
-    require_sbatch()
     make_folder(planner.layout.results)
     if cluster.image is not None:
         make_folder(cluster.hub_home)
@@ -115,19 +114,6 @@ def _submit(planner: Planner, submission: Submission, forced: Sequence[Run]) -> 
     return submission
 
 
-def require_sbatch() -> None:
-    """Check that jobs can be submitted from here.
-
-    Raises:
-        FdllmError: ``sbatch`` is not on the PATH.
-    """
-    if shutil.which("sbatch") is None:
-        raise FdllmError(
-            "--executor slurm needs sbatch, which is not on the PATH; run this on a login node of "
-            "the cluster, or compute here with --executor local"
-        )
-
-
 def _sbatch(folder: Path, script: str, flags: Sequence[str]) -> str:
     """Submit a script of a submission; the job's id.
 
@@ -146,15 +132,9 @@ def _sbatch(folder: Path, script: str, flags: Sequence[str]) -> str:
 
 
 def _slurm(*command: str) -> str:
-    """Run one of SLURM's commands.
-
-    Raises:
-        FdllmError: it fails; its own words are passed on.
-    """
-    try:
-        return run_command(*command, timeout_s=180)
-    except SlurmError as error:
-        raise FdllmError(
-            f"{error}; of these runs nothing was submitted. 'scontrol ping' says whether slurmctld "
-            "is up, fdllm.toml holds partition and account; then the same command again"
-        ) from None
+    """Run one of SLURM's commands that submit."""
+    told = (
+        "{}; of these runs nothing was submitted. 'scontrol ping' says whether slurmctld "
+        "is up, fdllm.toml holds partition and account; then the same command again"
+    )
+    return run_command(*command, timeout_s=180, told=told)

@@ -7,7 +7,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from fdllm.cluster.client import SlurmError, run_command
+from fdllm.cluster.queue import SlurmError, run_command
 from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
 from fdllm.errors import UsageError
 from fdllm.evaluate.code import check_consent

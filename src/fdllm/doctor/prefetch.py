@@ -7,9 +7,7 @@ nothing. The proof is the check-up's own, in a fresh process, offline, without t
 
 from __future__ import annotations
 
-import os
-
-from fdllm.cluster.render import OFFLINE
+from fdllm.caches import offline_by
 from fdllm.doctor.checks_here import image_file
 from fdllm.doctor.checks_hub import with_access
 from fdllm.doctor.findings import Checkup, Finding, blocking
@@ -31,7 +29,7 @@ def prefetch(checkup: Checkup) -> list[Finding]:
     Raises:
         UsageError: this process is told to stay offline.
     """
-    offline = [name for name in OFFLINE if os.environ.get(name, "") not in ("", "0")]
+    offline = offline_by()
     if offline:
         raise UsageError(
             f"{' and '.join(offline)} forbid to fetch anything; unset them here, or run prefetch "

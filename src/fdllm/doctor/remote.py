@@ -9,9 +9,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from fdllm.caches import hub_home
+from fdllm.caches import OFFLINE, hub_home
 from fdllm.cluster.container import container_command
-from fdllm.cluster.render import OFFLINE, PASSED_ON
+from fdllm.cluster.render import PASSED_ON
 from fdllm.doctor.findings import Checkup, Finding, fail
 from fdllm.evaluate.hub_errors import without_token
 

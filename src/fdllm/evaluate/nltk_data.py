@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from pathlib import Path
 
-from fdllm.caches import hub_home
+from fdllm.caches import hub_home, offline_by
 from fdllm.errors import FdllmError, first_line
 
 _RESOURCE = "tokenizers/punkt_tab/english/"
 _PACKAGE = "punkt_tab"
-_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 def sentence_folder() -> Path:
@@ -59,7 +57,7 @@ def require_sentences() -> None:
 def _fetch(folder: str) -> None:
     import nltk  # noqa: PLC0415
 
-    offline = any(os.environ.get(name, "") not in ("", "0") for name in _OFFLINE)
+    offline = bool(offline_by())
     said = io.StringIO()
     fetched = False
     if not offline:
