@@ -10,7 +10,7 @@ import pytest
 
 from fdllm import load_model
 from fdllm.cli import main
-from fdllm.core.memory import MOST_ROWS, memory_bytes, row_bytes, rows_in, rows_that_fit
+from fdllm.core.memory import MOST_ROWS, batch_size_within, max_batch_size, memory_bytes, row_bytes
 from fdllm.core.model_spec import ModelSpec
 from fdllm.record.summary import read_summary
 from stubs import make_root
@@ -25,7 +25,7 @@ def test_parameters_are_those_that_are_there() -> None:
 
 
 def test_more_memory_holds_more_rows_and_never_more_than_is_useful() -> None:
-    rows = [rows_in(gib * GIB, SEVEN_B, 2) for gib in (8, 24, 40, 80, 141, 1000)]
+    rows = [batch_size_within(gib * GIB, SEVEN_B, 2) for gib in (8, 24, 40, 80, 141, 1000)]
     assert rows == sorted(rows)
     assert rows[0] == 1, "one row is tried even where the weights alone are too large"
     assert rows[-1] == MOST_ROWS
@@ -34,10 +34,10 @@ def test_more_memory_holds_more_rows_and_never_more_than_is_useful() -> None:
 
 @pytest.mark.parametrize("gib", [24, 40, 80, 141])
 def test_what_is_chosen_fits(gib: int) -> None:
-    rows = rows_in(gib * GIB, SEVEN_B, 2)
+    rows = batch_size_within(gib * GIB, SEVEN_B, 2)
     assert SEVEN_B.num_parameters * 2 + rows * row_bytes(SEVEN_B, 2) < gib * GIB
     longer = replace(SEVEN_B, max_positions=2 * SEVEN_B.max_positions)
-    assert rows_in(gib * GIB, longer, 2) <= rows
+    assert batch_size_within(gib * GIB, longer, 2) <= rows
 
 
 def test_a_job_counts_the_memory_it_was_granted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_a_job_counts_the_memory_it_was_granted(monkeypatch: pytest.MonkeyPatch)
     all_of_it = memory_bytes(model.device)
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
     assert memory_bytes(model.device) == 100 * 2**20 < all_of_it
-    assert 1 <= rows_that_fit(model) < MOST_ROWS
+    assert 1 <= max_batch_size(model) < MOST_ROWS
 
 
 def test_auto_is_recorded_as_a_number_and_changes_no_answer(

@@ -16,7 +16,7 @@ from fdllm import strictjson, tiny
 from fdllm.cli import main
 from fdllm.core.engine import Engine, NotFiniteError, resolve
 from fdllm.core.layerplan import LayerPlan
-from fdllm.core.row_task import Ask, Job, Row, Steps
+from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps
 from fdllm.core.schedule import Phase
 from fdllm.core.unmask import choose_sampled
 from fdllm.errors import FdllmError
@@ -67,11 +67,11 @@ def test_every_phase_is_looked_at(phase: Phase, read: int) -> None:
     model.network.get_parameter("head.weight")[:, :] = INF
     whole = LayerPlan(model.n_layers)
 
-    def ask(*columns: int) -> Job[None]:
-        def steps(_: Job[None], row: Row) -> Steps[None]:  # noqa: ARG001
-            yield Ask(phase, tuple(random_prompt(0, 16)), whole, read=columns)
+    def ask(*columns: int) -> RowTask[None]:
+        def steps(_: RowTask[None], row: CacheRow) -> Steps[None]:  # noqa: ARG001
+            yield ForwardRequest(phase, tuple(random_prompt(0, 16)), whole, read=columns)
 
-        return Job(steps, 32, request=7)
+        return RowTask(steps, 32, request=7)
 
     engine = Engine(model, resolve(DECODING, model), 2)
     assert list(engine.run([ask(), ask()])) == [(0, None), (1, None)]

@@ -11,9 +11,9 @@ import pytest
 from fdllm.core.cache import Window
 from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
 from fdllm.core.plan_steps import Segment, segments
-from fdllm.core.row_task import NOTHING, Ask, prefill
+from fdllm.core.row_task import NOTHING, ForwardRequest, prefill
 from fdllm.core.schedule import Phase, num_blocks, num_full_blocks
-from fdllm.core.scheduler import Active, Part, answers_of, next_groups, windows_of
+from fdllm.core.scheduler import Running, Scheduled, answers_of, next_groups, windows_of
 from fdllm.core.unmask import Prediction
 
 BLOCK = 4
@@ -25,43 +25,43 @@ STORING = LayerPlan(6, store=(RUN,))
 
 def row(
     slot: int,
-    ask: Ask,
+    ask: ForwardRequest,
     *,
     waited: int = 0,
     node: int = 0,
     length: int = 0,
-    then: Ask | None = None,
-) -> Active[Any]:
+    then: ForwardRequest | None = None,
+) -> Running[Any]:
     """A row in a slot that waits for a forward; ``then`` is what it asks for behind it."""
     told: list[Any] = []
 
-    def steps() -> Generator[Ask | None, Any, None]:
+    def steps() -> Generator[ForwardRequest | None, Any, None]:
         told.append((yield ask))
         yield then
 
     running: Any = steps()
     next(running)
     place: Any = SimpleNamespace(slot=slot, node=node, length=length, told=told)
-    return Active(slot, SimpleNamespace(), place, running, ask, waited=waited)  # type: ignore[arg-type]
+    return Running(slot, SimpleNamespace(), place, running, ask, waited=waited)  # type: ignore[arg-type]
 
 
 def ids(count: int, first: int = 0) -> tuple[int, ...]:
     return tuple(range(first, first + count))
 
 
-def denoise(width: int = 2, plan: Any = WHOLE) -> Ask:
-    return Ask(Phase.DENOISE, ids(width), plan)
+def denoise(width: int = 2, plan: Any = WHOLE) -> ForwardRequest:
+    return ForwardRequest(Phase.DENOISE, ids(width), plan)
 
 
-def filling(count: int, first: int = 0, **changes: Any) -> Ask:
-    return Ask(Phase.PREFILL, ids(count, first), WHOLE, **changes)
+def filling(count: int, first: int = 0, **changes: Any) -> ForwardRequest:
+    return ForwardRequest(Phase.PREFILL, ids(count, first), WHOLE, **changes)
 
 
-def slots(groups: list[list[Part[Any]]]) -> list[list[int]]:
+def slots(groups: list[list[Scheduled[Any]]]) -> list[list[int]]:
     return [[part.row.row.slot for part in group] for group in groups]
 
 
-def grouped(*rows: Active[Any], pooled: bool = False) -> list[list[int]]:
+def grouped(*rows: Running[Any], pooled: bool = False) -> list[list[int]]:
     return slots(next_groups(rows, BLOCK, pooled=pooled))
 
 
@@ -102,7 +102,7 @@ def test_every_prefill_runs_now_and_one_group_beside() -> None:
 
 
 def test_prefills_of_one_block_take_along_what_is_as_wide() -> None:
-    refresh = Ask(Phase.REFRESH, ids(BLOCK), WHOLE)
+    refresh = ForwardRequest(Phase.REFRESH, ids(BLOCK), WHOLE)
     rows = [row(0, refresh), row(1, filling(4)), row(2, denoise(4, REUSING)), row(3, denoise(1))]
     assert grouped(*rows) == [[0, 1], [2]]
     assert grouped(rows[1], row(0, denoise(2))) == [[1], [0]]
@@ -139,11 +139,11 @@ def test_long_prefills_are_cut_into_forwards_of_bounded_width() -> None:
 # --- tails ----------------------------------------------------------------------------------------
 
 
-def lazy(slot: int, then: Ask | None, count: int = 8) -> Active[Any]:
+def lazy(slot: int, then: ForwardRequest | None, count: int = 8) -> Running[Any]:
     return row(slot, filling(count, 50 * slot, lazy=True), then=then)
 
 
-REFRESH = Ask(Phase.REFRESH, ids(BLOCK), STORING)
+REFRESH = ForwardRequest(Phase.REFRESH, ids(BLOCK), STORING)
 
 
 def test_what_follows_a_lazy_prefill_goes_into_the_same_forward() -> None:
@@ -161,14 +161,16 @@ def test_what_follows_a_lazy_prefill_goes_into_the_same_forward() -> None:
 @pytest.mark.parametrize(
     "then",
     [
-        Ask(Phase.DENOISE, ids(BLOCK), STORING),
-        Ask(Phase.REFRESH, ids(BLOCK - 1), STORING),
-        Ask(Phase.REFRESH, ids(BLOCK), REUSING),
-        Ask(Phase.REFRESH, ids(BLOCK), LayerPlan(6, partial=(RUN,))),
-        Ask(Phase.REFRESH, ids(BLOCK), ProbePlan(1, 0.5, REUSING, STORING)),
+        ForwardRequest(Phase.DENOISE, ids(BLOCK), STORING),
+        ForwardRequest(Phase.REFRESH, ids(BLOCK - 1), STORING),
+        ForwardRequest(Phase.REFRESH, ids(BLOCK), REUSING),
+        ForwardRequest(Phase.REFRESH, ids(BLOCK), LayerPlan(6, partial=(RUN,))),
+        ForwardRequest(Phase.REFRESH, ids(BLOCK), ProbePlan(1, 0.5, REUSING, STORING)),
     ],
 )
-def test_only_a_whole_block_under_a_plan_that_computes_everything_does(then: Ask) -> None:
+def test_only_a_whole_block_under_a_plan_that_computes_everything_does(
+    then: ForwardRequest,
+) -> None:
     one = lazy(0, then)
     (group,) = next_groups([one], BLOCK, pooled=False)
     assert [part.ask.phase for part in group] == [Phase.PREFILL]
@@ -180,7 +182,7 @@ def test_only_a_whole_block_under_a_plan_that_computes_everything_does(then: Ask
 
 
 def test_tails_of_one_forward_have_one_plan() -> None:
-    rows = [lazy(0, REFRESH), lazy(1, Ask(Phase.REFRESH, ids(BLOCK), WHOLE))]
+    rows = [lazy(0, REFRESH), lazy(1, ForwardRequest(Phase.REFRESH, ids(BLOCK), WHOLE))]
     (group,) = next_groups(rows, BLOCK, pooled=False)
     assert [(part.row.index, part.ahead) for part in group] == [(0, 0), (1, 0), (0, 8)]
 
@@ -199,17 +201,23 @@ def test_a_row_is_told_what_came_of_its_last_ask() -> None:
 
 def test_rows_of_one_width_are_one_window() -> None:
     group = [
-        Part(row(1, Ask(Phase.DENOISE, ids(2), WHOLE, start=2), length=8), denoise()),
-        Part(row(2, denoise(), length=4), denoise()),
+        Scheduled(
+            row(1, ForwardRequest(Phase.DENOISE, ids(2), WHOLE, start=2), length=8), denoise()
+        ),
+        Scheduled(row(2, denoise(), length=4), denoise()),
     ]
-    group[0] = Part(group[0].row, group[0].row.ask)
+    group[0] = Scheduled(group[0].row, group[0].row.ask)
     assert windows_of(group, BLOCK) == [Window((1, 2), (10, 4), 2, (12, 8), None, stores=True)]
 
 
 def test_prefills_of_several_blocks_see_their_own_and_earlier_ones() -> None:
     first, second = (row(i, filling(8, 50 * i), length=4 * i) for i in range(2))
     third = row(2, filling(4))
-    group = [Part(third, third.ask), Part(first, first.ask), Part(second, second.ask)]
+    group = [
+        Scheduled(third, third.ask),
+        Scheduled(first, first.ask),
+        Scheduled(second, second.ask),
+    ]
     assert windows_of(group, BLOCK) == [
         Window((2,), (0,), 4, (4,), None, stores=False),
         Window((0,), (0,), 8, (8,), 4, stores=False),

@@ -86,7 +86,7 @@ def decode(
         decoding,
         strategy,
         unmask=watcher.rule(unmask),
-        watch=watcher,
+        hook=watcher,
     )
     steps = assemble(watcher.seen, block_size=BLOCK, refresh_reuse=strategy.refresh_reuse)
     return found, steps
@@ -230,7 +230,7 @@ def test_scored_answers_are_watched_too() -> None:
     settings = DECODING.model_copy(update={"scoring_steps": 3})
     watcher = Watcher(staleness=True)
     [found] = score_requests(
-        MODEL, [pair], settings, strategy, scoring="denoise", prefix_cache_gib=0, watch=watcher
+        MODEL, [pair], settings, strategy, scoring="denoise", prefix_cache_gib=0, hook=watcher
     )
     [alone] = score_requests(MODEL, [pair], settings, strategy, scoring="denoise")
     assert found.loglikelihood == alone.loglikelihood

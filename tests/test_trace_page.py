@@ -43,7 +43,7 @@ def trace() -> Trace:
         decoding,
         strategy,
         unmask=watcher.rule(by_threshold),
-        watch=watcher,
+        hook=watcher,
     )
     pieces = {token: f"t{token} " for token in range(VOCAB)}
     pieces[found.tokens[3]], pieces[found.tokens[4]] = EVIL, "\n"

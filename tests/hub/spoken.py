@@ -14,7 +14,7 @@ from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding
 from fdllm.core.engine import resolve
 from fdllm.core.reuse import NoReuse
-from fdllm.core.row_task import Ask, Job
+from fdllm.core.row_task import ForwardRequest, RowTask
 from fdllm.core.sampler import Generation, GenerationRequest, _RowSampler
 from fdllm.core.schedule import Phase
 from fdllm.core.unmask import Prediction, by_threshold
@@ -65,18 +65,18 @@ class Spoken:
         """The sampler's course where the model is sure of the script, and of the end behind it."""
         decoding = resolve(self.decoding, self.model)
         row = _RowSampler(self.model, request, decoding, NoReuse(), by_threshold, detokenize=True)
-        job = Job(row.run, row.capacity)
+        job = RowTask(row.run, row.capacity)
         steps: Any = row.run(job, None)  # type: ignore[arg-type] # what a row has of a cache
         base = -len(request.prompt)  # of the block, counted from the first new token
         end = self.model.tokenizer.eos_token_id
 
-        def predict(ask: Ask) -> Prediction:
+        def predict(ask: ForwardRequest) -> Prediction:
             at = [base + ask.start + column + 1 for column in ask.read]
             tokens = tuple(script[i] if i < len(script) else end for i in at)
             # Not all at once, nor from left to right.
             return Prediction(tokens, tuple(0.5 if i % 3 else 1.0 for i in at))
 
-        ask: Ask = next(steps)
+        ask: ForwardRequest = next(steps)
         while True:
             seen = predict(ask)
             if ask.phase in (Phase.PREFILL, Phase.COMMIT):

@@ -7,7 +7,7 @@ from fdllm.bench.shapes import Subject
 from fdllm.core.config import Decoding
 from fdllm.core.layerplan import LayerPlan
 from fdllm.core.model_spec import ModelSpec
-from fdllm.core.row_task import Ask
+from fdllm.core.row_task import ForwardRequest
 from fdllm.core.schedule import Phase
 
 SUB_BLOCK = 8
@@ -35,7 +35,7 @@ def decoding_tokens(spec: ModelSpec, count: int, seed: int = 0) -> tuple[int, ..
     return tuple((17 + seed * 101 + i * 31) % last for i in range(count))
 
 
-def refresh(subject: Subject, plan: LayerPlan | None = None) -> Ask:
+def refresh(subject: Subject, plan: LayerPlan | None = None) -> ForwardRequest:
     """A REFRESH that reads a whole sub-block's predictions: the most that a step reads.
 
     Args:
@@ -45,10 +45,10 @@ def refresh(subject: Subject, plan: LayerPlan | None = None) -> Ask:
     block = subject.spec.block_size
     read = tuple(range(SUB_BLOCK - 1, 2 * SUB_BLOCK - 1))
     whole = plan or LayerPlan(subject.model.n_layers)
-    return Ask(Phase.REFRESH, tokens(subject, block, 1), whole, read=read)
+    return ForwardRequest(Phase.REFRESH, tokens(subject, block, 1), whole, read=read)
 
 
-def denoise(subject: Subject, plan: LayerPlan | None = None, seed: int = 2) -> Ask:
+def denoise(subject: Subject, plan: LayerPlan | None = None, seed: int = 2) -> ForwardRequest:
     """A DENOISE of the second sub-block with all but its first column masked.
 
     Args:
@@ -58,10 +58,10 @@ def denoise(subject: Subject, plan: LayerPlan | None = None, seed: int = 2) -> A
     """
     whole = plan or LayerPlan(subject.model.n_layers)
     ids = tokens(subject, SUB_BLOCK, seed)
-    return Ask(Phase.DENOISE, ids, whole, SUB_BLOCK, read=tuple(range(SUB_BLOCK - 1)))
+    return ForwardRequest(Phase.DENOISE, ids, whole, SUB_BLOCK, read=tuple(range(SUB_BLOCK - 1)))
 
 
-def extents(ask: Ask, length: int, block: int, rows: int = 1) -> Forward:
+def extents(ask: ForwardRequest, length: int, block: int, rows: int = 1) -> Forward:
     """What the floor of an ask is.
 
     Args:
@@ -75,7 +75,7 @@ def extents(ask: Ask, length: int, block: int, rows: int = 1) -> Forward:
     return Forward(width, seen, rows * len(ask.read), rows, computed(ask))
 
 
-def computed(ask: Ask) -> tuple[int, ...] | None:
+def computed(ask: ForwardRequest) -> tuple[int, ...] | None:
     """The layers that an ask computes; None for all."""
     plan = ask.plan
     if not isinstance(plan, LayerPlan) or not plan.reuse:

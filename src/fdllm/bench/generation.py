@@ -13,7 +13,7 @@ from fdllm.bench.floor import Forward
 from fdllm.bench.shapes import Subject
 from fdllm.core.layers import block_causal_mask
 from fdllm.core.reuse import ReuseStrategy
-from fdllm.core.row_task import UNWATCHED, Ask, Job, Row, Steps, Watch
+from fdllm.core.row_task import CacheRow, ForwardHook, ForwardRequest, RowTask, Steps
 from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
 from fdllm.core.unmask import Unmask, choose_greedy, most_confident
 
@@ -53,7 +53,7 @@ def generate(
     load: Load,
     strategy: ReuseStrategy[Any] | None = None,
     batch_size: int = 1,
-    watch: Watch = UNWATCHED,
+    hook: ForwardHook | None = None,
 ) -> list[Generation]:
     """Generate a load as any caller would."""
     chosen: Unmask = load.unmask
@@ -64,7 +64,7 @@ def generate(
         strategy,
         batch_size=batch_size,
         unmask=chosen,
-        watch=watch,
+        hook=hook,
     )
 
 
@@ -79,13 +79,13 @@ class Forwards:
 
     block: int
     seen: list[Forward] = field(default_factory=list)
-    asks: list[Ask] = field(default_factory=list)
+    asks: list[ForwardRequest] = field(default_factory=list)
 
-    def job(self, job: Job[T]) -> Job[T]:
+    def wrap(self, job: RowTask[T]) -> RowTask[T]:
         """The same job, with its asks seen."""
         inner = job.steps
 
-        def steps(this: Job[T], row: Row) -> Steps[T]:
+        def steps(this: RowTask[T], row: CacheRow) -> Steps[T]:
             answered = inner(this, row)
             ask = next(answered)
             while True:
@@ -104,9 +104,9 @@ def forwards_of(
     subject: Subject, load: Load, strategy: ReuseStrategy[Any] | None = None
 ) -> Forwards:
     """The forwards that a load makes at batch 1."""
-    watch = Forwards(subject.spec.block_size)
-    generate(subject, load, strategy, watch=watch)
-    return watch
+    hook = Forwards(subject.spec.block_size)
+    generate(subject, load, strategy, hook=hook)
+    return hook
 
 
 @torch.inference_mode()

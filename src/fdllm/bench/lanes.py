@@ -19,7 +19,7 @@ from fdllm.core.config import Decoding
 from fdllm.core.counts import Counts
 from fdllm.core.engine import Engine
 from fdllm.core.layerplan import LayerPlan
-from fdllm.core.row_task import Ask, Job, Row, Steps, prefill
+from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps, prefill
 from fdllm.core.schedule import Phase
 
 TURNS = 3
@@ -39,7 +39,7 @@ class Lane:
     """
 
     name: str
-    asks: tuple[Ask, ...] = ()
+    asks: tuple[ForwardRequest, ...] = ()
     work: Callable[[], object] | None = None
     num_steps: int = 1
 
@@ -77,7 +77,7 @@ class Scene:
     """
 
     prompt: tuple[int, ...]
-    before: tuple[Ask, ...] = ()
+    before: tuple[ForwardRequest, ...] = ()
     batch_size: int = 1
 
 
@@ -98,8 +98,8 @@ def measure(
         options: repeats, which are the medians of each lane, and the length of a turn.
     """
     leader = _Leader(model, scene, lanes, options)
-    jobs = [Job(leader.run, leader.capacity)]
-    jobs += [Job(leader.follow, leader.capacity) for _ in range(scene.batch_size - 1)]
+    jobs = [RowTask(leader.run, leader.capacity)]
+    jobs += [RowTask(leader.follow, leader.capacity) for _ in range(scene.batch_size - 1)]
     engine = Engine(model, decoding, scene.batch_size)
     for _ in engine.run(jobs):
         pass
@@ -121,10 +121,10 @@ class _Leader:
         self._clock = Clock(model.device)
         self._whole = LayerPlan(model.n_layers)
         self._block = model.spec.block_size
-        self._said: list[Ask] = []
+        self._said: list[ForwardRequest] = []
         """Every ask so far: a follower asks the same, one behind the other."""
 
-    def run(self, job: Job[None], row: Row) -> Steps[None]:  # noqa: ARG002
+    def run(self, job: RowTask[None], row: CacheRow) -> Steps[None]:  # noqa: ARG002
         """The leading row."""
         for ask in prefill(self.scene.prompt, self._whole, self._block, read=False):
             yield self._say(ask)
@@ -154,7 +154,7 @@ class _Leader:
         for name, values in times.items():
             self.seconds[name].append(statistics.median(values))
 
-    def follow(self, job: Job[None], row: Row) -> Steps[None]:  # noqa: ARG002
+    def follow(self, job: RowTask[None], row: CacheRow) -> Steps[None]:  # noqa: ARG002
         """Any other row: what the leader has just asked for."""
         at = 0
         while (ask := self._said[at]) is not _END:
@@ -167,9 +167,9 @@ class _Leader:
         for ask in lane.asks:
             yield self._say(ask)
 
-    def _say(self, ask: Ask) -> Ask:
+    def _say(self, ask: ForwardRequest) -> ForwardRequest:
         self._said.append(ask)
         return ask
 
 
-_END = Ask(Phase.DENOISE, (), LayerPlan(1))
+_END = ForwardRequest(Phase.DENOISE, (), LayerPlan(1))

@@ -19,7 +19,7 @@ from fdllm.bench.shapes import Subject
 from fdllm.bench.timing import Clock, Spread
 from fdllm.core.engine import Engine
 from fdllm.core.layerplan import LayerPlan
-from fdllm.core.row_task import Ask, Job, Row, Steps
+from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps
 from fdllm.core.schedule import Phase
 
 _STEPS = 8
@@ -111,10 +111,12 @@ class _Marked:
         self.prompt = options.prompt_blocks * block
         prompt = tokens(subject, self.prompt)
         self.asks = {
-            Phase.PREFILL: Ask(Phase.PREFILL, prompt, whole),
+            Phase.PREFILL: ForwardRequest(Phase.PREFILL, prompt, whole),
             Phase.REFRESH: refresh_ask(subject),
             Phase.DENOISE: denoise_ask(subject),
-            Phase.COMMIT: Ask(Phase.COMMIT, tokens(subject, block, 5), whole, read=(block - 1,)),
+            Phase.COMMIT: ForwardRequest(
+                Phase.COMMIT, tokens(subject, block, 5), whole, read=(block - 1,)
+            ),
         }
         self.prefix = dict.fromkeys(self.asks, self.prompt) | {Phase.PREFILL: 0}
         self.prefix[Phase.COMMIT] += (_STEPS // 2 + 1) * block  # it grows: the middle one's
@@ -123,7 +125,7 @@ class _Marked:
         self.capacity = 2 * self.prompt + 2 * _STEPS * block
         self._clock = Clock(subject.model.device)
 
-    def run(self, job: Job[None], row: Row) -> Steps[None]:  # noqa: ARG002
+    def run(self, job: RowTask[None], row: CacheRow) -> Steps[None]:  # noqa: ARG002
         """All phases; the first forward of each warms up and is not counted."""
         for phase, ask in self.asks.items():
             # A second PREFILL would see the first one's keys: there is one of them.
@@ -139,7 +141,7 @@ class _Marked:
 
 def _run(subject: Subject, marked: _Marked) -> None:
     engine = Engine(subject.model, decoding_of(subject), 1)
-    for _ in engine.run([Job(marked.run, marked.capacity)]):
+    for _ in engine.run([RowTask(marked.run, marked.capacity)]):
         pass
 
 

@@ -16,7 +16,7 @@ from fdllm.bench.shapes import Subject
 from fdllm.bench.timing import Clock, Spread, interleave
 from fdllm.core.layerplan import Target
 from fdllm.core.reuse import SUBSETS, NoReuse, PeriodicReuse, subset_bounds
-from fdllm.core.row_task import Ask
+from fdllm.core.row_task import ForwardRequest
 from fdllm.core.sampler import GenerationRequest
 from fdllm.core.schedule import Phase, Step
 
@@ -154,7 +154,7 @@ def _steps(subject: Subject, options: Options, cell: Cell) -> list[Line]:
     return [Line(f"{cell.name}, k=1", whole, done["floor k=1"], whole, {"ideal": 1.0}), *lines]
 
 
-def _periodic(subject: Subject, cell: Cell, k: int, index: int) -> Ask:
+def _periodic(subject: Subject, cell: Cell, k: int, index: int) -> ForwardRequest:
     plan = cell.strategy(k).plan(_step(index, Phase.DENOISE), cell.n_layers)
     return denoise(subject, plan, seed=index)
 
@@ -213,7 +213,7 @@ def _work(subject: Subject, load: Load, strategy: PeriodicReuse) -> Callable[[],
     return lambda: generate(subject, load, strategy)
 
 
-def may_skip(asks: list[Ask]) -> list[bool]:
+def may_skip(asks: list[ForwardRequest]) -> list[bool]:
     """Which forwards of a row may skip under refresh_reuse: steps, but not a block's first."""
     out, first = [], True
     for ask in asks:

@@ -12,7 +12,7 @@ from fdllm.bench.options import Options
 from fdllm.bench.results import Line, Section, dtype_of
 from fdllm.bench.shapes import Subject
 from fdllm.bench.timing import Clock, interleave
-from fdllm.core.row_task import Ask
+from fdllm.core.row_task import ForwardRequest
 from fdllm.core.sampler import GenerationRequest
 
 TOPIC = "step"
@@ -78,7 +78,7 @@ def _steps(subject: Subject, options: Options, limits: Limits) -> Section:
     )
 
 
-def _varied(subject: Subject, ask: Ask) -> tuple[Ask, ...]:
+def _varied(subject: Subject, ask: ForwardRequest) -> tuple[ForwardRequest, ...]:
     """The same forward of other tokens: two steps of a row never feed the same."""
     width = len(ask.ids)
     return tuple(replace(ask, ids=tokens(subject, width, seed)) for seed in (3, 4))

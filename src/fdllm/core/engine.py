@@ -1,10 +1,10 @@
 """Runs many rows through the network: groups what they ask for into forwards, and keeps the caches.
 
-Each row is a *job*: a generator that reads like the algorithm of one sequence. It yields an
-:class:`Ask`, one forward it needs, and is sent the :class:`Prediction` that came of it. The engine
-owns the slots: jobs wait for a free one, asks of equal shape and equal layer plan share a forward,
-and a job that ends frees its slot for the next at once. A row therefore never depends on its
-neighbours, and batch size is a matter of speed alone.
+Each row is a :class:`RowTask`: a generator that reads like the algorithm of one sequence. It yields
+:class:`ForwardRequest`, one forward it needs, and is sent the :class:`Prediction` that came of it.
+The engine owns the cache rows: tasks wait for a free one, requests of equal shape and equal layer
+plan share a forward, and a task that ends frees its row for the next at once. A row therefore never
+depends on its neighbours, and batch size is a matter of speed alone.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from fdllm.core.config import Decoding
 from fdllm.core.layerplan import LayerPlan
 from fdllm.core.prefix_cache import PrefixPool
 from fdllm.core.pretrained import no_end_token
-from fdllm.core.readout import Wanted, predict
-from fdllm.core.row_task import NOTHING, Job, Row
+from fdllm.core.readout import LogitsRequest, sample_tokens
+from fdllm.core.row_task import NOTHING, CacheRow, RowTask
 from fdllm.core.schedule import Phase, num_blocks
-from fdllm.core.scheduler import Active, Group, answers_of, next_groups, windows_of
+from fdllm.core.scheduler import Batch, Running, answers_of, next_groups, windows_of
 from fdllm.core.unmask import Prediction
 from fdllm.errors import FdllmError, UsageError
 
@@ -133,7 +133,7 @@ class Engine:
 
     @torch.inference_mode()
     def run(
-        self, jobs: list[Job[T]], go_on: Callable[[], bool] = lambda: True
+        self, jobs: list[RowTask[T]], go_on: Callable[[], bool] = lambda: True
     ) -> Iterator[tuple[int, T]]:
         """Run all jobs; yield ``(index, result)`` as each one ends, in any order.
 
@@ -152,7 +152,7 @@ class Engine:
         self._stepper = self.model.network.prepare()
         waiting = iter(enumerate(jobs))
         free = list(range(cache.num_rows))[::-1]
-        active: list[Active[T]] = []
+        active: list[Running[T]] = []
         while True:
             yield from self._admit(cache, waiting, free, active, go_on)
             if not active:
@@ -175,9 +175,9 @@ class Engine:
     def _admit(
         self,
         cache: RowCache,
-        waiting: Iterator[tuple[int, Job[T]]],
+        waiting: Iterator[tuple[int, RowTask[T]]],
         free: list[int],
-        active: list[Active[T]],
+        active: list[Running[T]],
         go_on: Callable[[], bool],
     ) -> Iterator[tuple[int, T]]:
         """Give free slots to waiting jobs; a job that needs no forward ends here."""
@@ -185,15 +185,15 @@ class Engine:
             index, job = next(waiting, (-1, None))
             if job is None:
                 return
-            row = Row(cache, free.pop())
+            row = CacheRow(cache, free.pop())
             steps = job.steps(job, row)
             try:
-                active.append(Active(index, job, row, steps, next(steps)))
+                active.append(Running(index, job, row, steps, next(steps)))
             except StopIteration as end:
                 free.append(row.slot)
                 yield index, end.value
 
-    def _cache(self, jobs: list[Job[T]]) -> RowCache:
+    def _cache(self, jobs: list[RowTask[T]]) -> RowCache:
         block, spec = self.decoding.block_size, self.model.spec
         capacity = num_blocks(max(job.capacity for job in jobs), block) * block
         if capacity > spec.max_positions:
@@ -211,7 +211,7 @@ class Engine:
             fused=self._stepper.fused,
         )
 
-    def _answer_from_pool(self, active: list[Active[T]], cache: RowCache) -> dict[int, Prediction]:
+    def _answer_from_pool(self, active: list[Running[T]], cache: RowCache) -> dict[int, Prediction]:
         """Load known blocks of the PREFILLs at hand; answer those that need no forward."""
         answers: dict[int, Prediction] = {}
         if self.pool is None:
@@ -238,7 +238,7 @@ class Engine:
                 answers[row.index] = NOTHING
         return answers
 
-    def _forward(self, group: Group[T], cache: RowCache) -> dict[int, Prediction]:
+    def _forward(self, group: Batch[T], cache: RowCache) -> dict[int, Prediction]:
         """One forward, timed to the moment the host has the numbers; answers by row."""
         began = self._now()
         asks = [part.ask for part in group]
@@ -254,9 +254,13 @@ class Engine:
                 # Now, as it ends the block: what a tail stores in this forward is the next one's.
                 cache.commit(part.row.row.slot, len(part.ask.ids))
         done = self._stepper.read(ids, cache, windows, asks[-1].plan, starts, columns=read)
-        wanted = [Wanted(part.ask.read, part.ask.targets, part.row.job.rng) for part in group]
+        wanted = [
+            LogitsRequest(part.ask.read, part.ask.targets, part.row.job.rng) for part in group
+        ]
         head, fused = self._stepper.head, self._stepper.fused
-        predictions = predict(head, done.hidden, wanted, self.decoding, self.mask_id, fused=fused)
+        predictions = sample_tokens(
+            head, done.hidden, wanted, self.decoding, self.mask_id, fused=fused
+        )
         for part, told in zip(group, predictions, strict=True):
             if math.isnan(sum(told.confidence)):
                 raise NotFiniteError(part.row.job.request, part.ask.phase, self.model.dtype)
@@ -270,7 +274,7 @@ class Engine:
             part.row.job.seconds += seconds * len(part.ask.ids)
         return answers_of(group, predictions)
 
-    def _fill_pool(self, group: Group[T], cache: RowCache) -> None:
+    def _fill_pool(self, group: Batch[T], cache: RowCache) -> None:
         """Keep the blocks of the PREFILLs that a forward has just made."""
         if self.pool is None:
             return

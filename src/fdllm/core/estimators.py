@@ -15,7 +15,7 @@ from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import LayerPlan, ReuseStrategy
-from fdllm.core.row_task import Ask, Job, Row, Steps, prefill
+from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps, prefill
 from fdllm.core.schedule import Phase, Step, next_step_index, num_full_blocks
 from fdllm.core.unmask import Prediction, most_confident, observation
 
@@ -80,7 +80,7 @@ class GroupScorer:
         self.mask: int = decoding.mask_id  # type: ignore[assignment] # resolved by the caller
         self.full = num_full_blocks(len(prefix), self.size) * self.size
 
-    def first_token(self, job: Job[None], row: Row) -> Steps[None]:  # noqa: ARG002
+    def first_token(self, job: RowTask[None], row: CacheRow) -> Steps[None]:  # noqa: ARG002
         """The published estimator: mask the first target token alone, read log p of it.
 
         The later target tokens stay visible, the end token stands behind them, masks fill the
@@ -97,10 +97,10 @@ class GroupScorer:
         block += [self.mask] * (self.size - len(block))
         step = self._step(None, at, tuple(c for c in range(self.size) if block[c] == self.mask))
         plan = self.strategy.plan(step, self.strategy.init(self.n_layers))
-        ask = Ask(Phase.REFRESH, tuple(block), plan, read=(at - 1,))
+        ask = ForwardRequest(Phase.REFRESH, tuple(block), plan, read=(at - 1,))
         yield from self._score(job, self.members, ask, 0, step.index)
 
-    def denoise(self, job: Job[None], row: Row) -> Steps[None]:
+    def denoise(self, job: RowTask[None], row: CacheRow) -> Steps[None]:
         """Score the targets block by block; ``chain`` is the same without rounds.
 
         Where nothing is unmasked behind the target first, each token's probability is the model's
@@ -115,7 +115,7 @@ class GroupScorer:
             yield from self._blocks(job, row, [branch[0].target[0]], branch, 1)
 
     def _blocks(
-        self, job: Job[None], row: Row, known: list[int], members: list[Member], done: int
+        self, job: RowTask[None], row: CacheRow, known: list[int], members: list[Member], done: int
     ) -> Steps[None]:
         """Score what is left of the targets, from token ``done`` on, behind a block's ``known``."""
         left = len(members[0].target) - done
@@ -133,7 +133,7 @@ class GroupScorer:
             step = self._step(index, at, (*range(at, at + here), *rest))
             plan = self.strategy.plan(step, state)
             first = step.columns[0]
-            ask = Ask(
+            ask = ForwardRequest(
                 step.phase, tuple(block[first:]), plan, first, tuple(c - 1 - first for c in rest)
             )
             seen = yield from self._ask(job, members, ask)
@@ -147,7 +147,7 @@ class GroupScorer:
         yield from self._teacher(job, row, members, place)
 
     def _teacher(
-        self, job: Job[None], row: Row, members: list[Member], here: _Place
+        self, job: RowTask[None], row: CacheRow, members: list[Member], here: _Place
     ) -> Steps[None]:
         """Score tokens left to right, one forward each, forking where the targets differ."""
         if not here.left:
@@ -157,7 +157,9 @@ class GroupScorer:
         step = self._step(here.index, here.at, masked)
         plan = self.strategy.plan(step, here.state)
         first = step.columns[0]
-        ask = Ask(step.phase, here.block[first:], plan, first, (here.column - 1 - first,))
+        ask = ForwardRequest(
+            step.phase, here.block[first:], plan, first, (here.column - 1 - first,)
+        )
         seen = yield from self._score(job, members, ask, here.done, step.index)
         state = self.strategy.observe(step, observation(plan, seen, [0]), here.state)
         for branch in self._branches(row, members, here.done):
@@ -175,18 +177,20 @@ class GroupScorer:
             )
             yield from self._teacher(job, row, branch, after)
 
-    def _commit(self, job: Job[None], row: Row, members: list[Member], here: _Place) -> Steps[None]:
+    def _commit(
+        self, job: RowTask[None], row: CacheRow, members: list[Member], here: _Place
+    ) -> Steps[None]:
         """Close the block where the target goes on; its look-ahead logits score the next token."""
         if here.done == len(members[0].target):
             return
-        ask = Ask(Phase.COMMIT, here.block, self.whole, read=(self.size - 1,))
+        ask = ForwardRequest(Phase.COMMIT, here.block, self.whole, read=(self.size - 1,))
         yield from self._score(job, members, ask, here.done)
         for branch in self._branches(row, members, here.done):
             known = [branch[0].target[here.done]]
             yield from self._blocks(job, row, known, branch, here.done + 1)
 
     @staticmethod
-    def _branches(row: Row, members: list[Member], done: int) -> Iterator[list[Member]]:
+    def _branches(row: CacheRow, members: list[Member], done: int) -> Iterator[list[Member]]:
         """Members by their token ``done``; each branch starts from the block as it is now."""
         branches = _alike(members, done)
         saved = row.save() if len(branches) > 1 else None
@@ -202,7 +206,7 @@ class GroupScorer:
         columns = (0 if index is None else at - 1, self.size)
         return Step(phase, count, columns, first=index is None, masked=masked)
 
-    def _prefill(self, job: Job[None], *, read: bool) -> Steps[None]:
+    def _prefill(self, job: RowTask[None], *, read: bool) -> Steps[None]:
         """PREFILL the prefix's full blocks; where ``read``, they score the first token."""
         for ask in prefill(
             self.prefix[: self.full], self.whole, self.size, read=read, lazy=not read
@@ -213,14 +217,19 @@ class GroupScorer:
                 yield from self._ask(job, self.members, ask)
 
     def _score(
-        self, job: Job[None], members: list[Member], ask: Ask, done: int, step: int | None = None
+        self,
+        job: RowTask[None],
+        members: list[Member],
+        ask: ForwardRequest,
+        done: int,
+        step: int | None = None,
     ) -> Steps[Prediction]:
         """Carry out an ask that reads one column, and book log p of every target's token there.
 
         ``step`` is the step counter of the forward, None where look-ahead logits are read.
         """
         tokens = tuple(sorted({m.target[done] for m in members}))
-        scoring = Ask(ask.phase, ask.ids, ask.plan, ask.start, ask.read, (tokens,))
+        scoring = ForwardRequest(ask.phase, ask.ids, ask.plan, ask.start, ask.read, (tokens,))
         seen = yield from self._ask(job, members, scoring)
         value = dict(zip(tokens, seen.logprobs[0], strict=True))
         carried = seen.plan or ask.plan
@@ -234,8 +243,8 @@ class GroupScorer:
 
     @staticmethod
     def _ask(
-        job: Job[None], members: list[Member], ask: Ask
-    ) -> Generator[Ask, Prediction, Prediction]:
+        job: RowTask[None], members: list[Member], ask: ForwardRequest
+    ) -> Generator[ForwardRequest, Prediction, Prediction]:
         """One forward for all ``members``: booked on the first, counted as shared on the others."""
         job.counts = members[0].counts
         before = job.seconds

@@ -18,31 +18,28 @@ _BYTES_FLOAT32 = 4
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def rows_that_fit(model: Model) -> int:
-    """Rows that can be decoded at once, each as long as the model allows; at least one.
+def max_batch_size(model: Model, asked: BatchSize = "auto") -> int:
+    """As many rows as are asked for; ``auto``: as many as fit, each as long as the model allows.
 
     It depends on the model and on the size of the memory, not on what is free at the moment or on
     what is asked: the same command on the same machine takes the same batches, and speeds compare.
     """
+    if asked != "auto":
+        return asked
     size = model.network.embedding.weight.element_size()
-    return rows_in(memory_bytes(model.device), model.spec, size)
+    return batch_size_within(memory_bytes(model.device), model.spec, size)
 
 
-def rows_at_once(model: Model, asked: BatchSize) -> int:
-    """As many rows as are asked for, or as many as fit."""
-    return rows_that_fit(model) if asked == "auto" else asked
-
-
-def rows_in(num_bytes: int, spec: ModelSpec, size: int) -> int:
-    """Rows for which there is room beside the weights, from 1 to :data:`MOST_ROWS`.
+def batch_size_within(num_bytes: int, spec: ModelSpec, size: int) -> int:
+    """Rows for which there is space beside the weights, from 1 to :data:`MOST_ROWS`.
 
     Args:
         num_bytes: memory of the device.
         spec: the model's shape.
         size: bytes of a number.
     """
-    room = _SHARE * num_bytes - spec.num_parameters * size
-    return max(1, min(MOST_ROWS, int(room // row_bytes(spec, size))))
+    left = _SHARE * num_bytes - spec.num_parameters * size
+    return max(1, min(MOST_ROWS, int(left // row_bytes(spec, size))))
 
 
 def row_bytes(spec: ModelSpec, size: int) -> int:

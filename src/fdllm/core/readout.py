@@ -14,11 +14,11 @@ from fdllm.fast.kernels import Fused
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LogitsRequest:
     """What one row reads of a forward.
 
     Attributes:
-        read: indices into the row's columns; logits at i predict column i + 1.
+        read: indices into the row's columns; logits at i sample_tokens column i + 1.
         targets: for each read, the tokens whose log-probabilities are wanted; empty for none.
         rng: the row's generator, where sampling is on.
     """
@@ -28,10 +28,10 @@ class Wanted:
     rng: torch.Generator | None = None
 
 
-def predict(
+def sample_tokens(
     head: Callable[[Tensor], Tensor],
     hidden: Tensor,
-    rows: Sequence[Wanted],
+    rows: Sequence[LogitsRequest],
     decoding: Decoding,
     mask_id: int,
     *,
@@ -78,7 +78,7 @@ def predict(
     return out
 
 
-def _logprobs(logits: Tensor, rows: Sequence[Wanted]) -> list[tuple[float, ...]]:
+def _logprobs(logits: Tensor, rows: Sequence[LogitsRequest]) -> list[tuple[float, ...]]:
     """Log-probabilities of every target, gathered in one go."""
     wanted = [targets for row in rows for targets in (row.targets or ((),) * len(row.read))]
     column = [i for i, targets in enumerate(wanted) for _ in targets]

@@ -23,7 +23,7 @@ NOTHING = Prediction((), ())
 
 
 @dataclass(frozen=True)
-class Ask:
+class ForwardRequest:
     """One forward that a row needs.
 
     Attributes:
@@ -46,7 +46,7 @@ class Ask:
     lazy: bool = False
 
 
-class Row:
+class CacheRow:
     """A running job's place in the cache: what a job may do there between two forwards."""
 
     def __init__(self, cache: RowCache, slot: int) -> None:
@@ -78,11 +78,11 @@ class Row:
         return self._cache.lengths[self.slot]
 
 
-Steps = Generator[Ask, Prediction, T]
+Steps = Generator[ForwardRequest, Prediction, T]
 
 
 @dataclass
-class Job(Generic[T]):
+class RowTask(Generic[T]):
     """One row: its algorithm and what it has cost so far.
 
     Attributes:
@@ -94,7 +94,7 @@ class Job(Generic[T]):
         seconds: this row's share of model time so far.
     """
 
-    steps: Callable[[Job[T], Row], Steps[T]]
+    steps: Callable[[RowTask[T], CacheRow], Steps[T]]
     capacity: int
     rng: torch.Generator | None = None
     request: int = 0
@@ -102,22 +102,11 @@ class Job(Generic[T]):
     seconds: float = 0.0
 
 
-class Watch(Protocol):
-    """May stand around a job, to see what it asks for and what it is told."""
+class ForwardHook(Protocol):
+    """May stand around a task, to see which forwards it asks for and what comes of them."""
 
-    def job(self, job: Job[T]) -> Job[T]:
-        """The job to run in its place, with the same result."""
-
-
-class NoWatch:
-    """Nobody watches: every job runs as it is."""
-
-    def job(self, job: Job[T]) -> Job[T]:
-        """The same job."""
-        return job
-
-
-UNWATCHED = NoWatch()
+    def wrap(self, task: RowTask[T]) -> RowTask[T]:
+        """The task to run in its place, with the same result."""
 
 
 def prefill(
@@ -128,7 +117,7 @@ def prefill(
     read: bool,
     targets: tuple[tuple[int, ...], ...] = (),
     lazy: bool = False,
-) -> Iterator[Ask]:
+) -> Iterator[ForwardRequest]:
     """The asks of a PREFILL of whole blocks, in chunks.
 
     Args:
@@ -137,12 +126,12 @@ def prefill(
         block_size: tokens of a block.
         read: whether the last logits, which predict the token behind, are wanted.
         targets: the tokens whose log-probabilities are wanted there.
-        lazy: whether the last chunk may wait for what is asked for behind it, see :class:`Ask`.
+        lazy: whether the last chunk may wait for what is asked for behind it.
     """
     chunk = PREFILL_CHUNK_BLOCKS * block_size
     for at in range(0, len(ids), chunk):
         part = ids[at : at + chunk]
         if read and at + chunk >= len(ids):
-            yield Ask(Phase.PREFILL, part, plan, read=(len(part) - 1,), targets=targets)
+            yield ForwardRequest(Phase.PREFILL, part, plan, read=(len(part) - 1,), targets=targets)
         else:
-            yield Ask(Phase.PREFILL, part, plan, lazy=lazy and at + chunk >= len(ids))
+            yield ForwardRequest(Phase.PREFILL, part, plan, lazy=lazy and at + chunk >= len(ids))

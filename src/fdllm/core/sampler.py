@@ -14,7 +14,7 @@ from fdllm.core.config import Decoding
 from fdllm.core.counts import Counts
 from fdllm.core.engine import Engine, check_tokens, resolve
 from fdllm.core.reuse import LayerPlan, NoReuse, ReuseStrategy
-from fdllm.core.row_task import UNWATCHED, Ask, Job, Row, Steps, Watch, prefill
+from fdllm.core.row_task import CacheRow, ForwardHook, ForwardRequest, RowTask, Steps, prefill
 from fdllm.core.schedule import Phase, Step, next_step_index, num_full_blocks
 from fdllm.core.unmask import Unmask, by_threshold, observation
 from fdllm.errors import UsageError
@@ -99,7 +99,7 @@ def generate_requests(
     unmask: Unmask = by_threshold,
     detokenize: bool = False,
     prefix_cache_gib: float = 0.0,
-    watch: Watch = UNWATCHED,
+    hook: ForwardHook | None = None,
     go_on: Callable[[], bool] = lambda: True,
 ) -> list[Generation]:
     """Continue requests; ``on_done(index, generation)`` is called as each row ends, in any order.
@@ -115,7 +115,7 @@ def generate_requests(
         detokenize: fill ``text`` also where no request has an ``until`` string.
         prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares none, so that each
             row's time is its own.
-        watch: sees every row's forwards, see :mod:`fdllm.trace`.
+        hook: sees every row's forwards, see :mod:`fdllm.trace`.
         go_on: asked before a row starts; rows left out by a no are missing from the result.
 
     Raises:
@@ -133,8 +133,8 @@ def generate_requests(
         row = _RowSampler(
             model, request, filled, strategy or NoReuse(), unmask, detokenize=detokenize
         )
-        job = Job(row.run, row.capacity, rng=_generator(request, filled), request=index)
-        jobs.append(watch.job(job))
+        job = RowTask(row.run, row.capacity, rng=_generator(request, filled), request=index)
+        jobs.append(job if hook is None else hook.wrap(job))
     out: dict[int, Generation] = {}
     for index, generation in engine.run(jobs, go_on):
         out[index] = generation
@@ -179,7 +179,7 @@ class _RowSampler:
         self.steps: list[int] = []
         self.finish: Finish | None = None
 
-    def run(self, job: Job[Generation], row: Row) -> Steps[Generation]:  # noqa: ARG002
+    def run(self, job: RowTask[Generation], row: CacheRow) -> Steps[Generation]:  # noqa: ARG002
         """Decode until the row ends."""
         prompt, size = self.request.prompt, self.decoding.block_size
         full = num_full_blocks(len(prompt), size) * size
@@ -196,7 +196,7 @@ class _RowSampler:
             yield from self._denoise(block, len(known), num_known)
             if self.finish is not None:
                 break
-            seen = yield Ask(Phase.COMMIT, tuple(block), whole, read=(size - 1,))
+            seen = yield ForwardRequest(Phase.COMMIT, tuple(block), whole, read=(size - 1,))
             known, num_known = [seen.tokens[0]], 0
             self._settle(known)
         return Generation(
@@ -223,7 +223,7 @@ class _RowSampler:
                 index = step.index
                 plan = self.strategy.plan(step, state)
                 left = step.columns[0]
-                seen = yield Ask(
+                seen = yield ForwardRequest(
                     step.phase,
                     tuple(block[slice(*step.columns)]),
                     plan,

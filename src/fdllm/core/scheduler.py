@@ -9,7 +9,14 @@ from typing import Generic, TypeVar
 
 from fdllm.core.cache import Window
 from fdllm.core.layerplan import LayerPlan, ProbePlan
-from fdllm.core.row_task import NOTHING, PREFILL_CHUNK_BLOCKS, Ask, Job, Row, Steps
+from fdllm.core.row_task import (
+    NOTHING,
+    PREFILL_CHUNK_BLOCKS,
+    CacheRow,
+    ForwardRequest,
+    RowTask,
+    Steps,
+)
 from fdllm.core.schedule import Phase
 from fdllm.core.unmask import Prediction
 
@@ -17,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Active(Generic[T]):
+class Running(Generic[T]):
     """A row that runs.
 
     Attributes:
@@ -31,16 +38,16 @@ class Active(Generic[T]):
     """
 
     index: int
-    job: Job[T]
-    row: Row
+    job: RowTask[T]
+    row: CacheRow
     steps: Steps[T]
-    ask: Ask
-    tail: Ask | None = None
+    ask: ForwardRequest
+    tail: ForwardRequest | None = None
     waited: int = 0
 
 
 @dataclass(frozen=True)
-class Part(Generic[T]):
+class Scheduled(Generic[T]):
     """An ask in a forward.
 
     Attributes:
@@ -49,8 +56,8 @@ class Part(Generic[T]):
         ahead: columns of the same row ahead of it in the forward.
     """
 
-    row: Active[T]
-    ask: Ask
+    row: Running[T]
+    ask: ForwardRequest
     ahead: int = 0
 
     @property
@@ -59,10 +66,10 @@ class Part(Generic[T]):
         return len(self.ask.ids), self.row.row.length + self.ahead
 
 
-Group = list[Part[T]]
+Batch = list[Scheduled[T]]
 
 
-def next_groups(active: Sequence[Active[T]], block: int, *, pooled: bool) -> list[Group[T]]:
+def next_groups(active: Sequence[Running[T]], block: int, *, pooled: bool) -> list[Batch[T]]:
     """The groups to run now: every PREFILL, and the one that most rows wait for.
 
     The others wait, so that more rows join them. Waiting counts like rows do, so that nobody waits
@@ -80,29 +87,29 @@ def next_groups(active: Sequence[Active[T]], block: int, *, pooled: bool) -> lis
 
 
 def _groups(
-    active: Sequence[Active[T]], block: int, *, pooled: bool
-) -> tuple[list[Group[T]], list[Group[T]]]:
+    active: Sequence[Running[T]], block: int, *, pooled: bool
+) -> tuple[list[Batch[T]], list[Batch[T]]]:
     """Asks that can share a forward: with a PREFILL among them, and others.
 
     Asks of one width and one layer plan do, whatever their phase. PREFILLs do whatever their
     widths, together with what a row asks for behind one. Of rows about to compute the same block
     one goes ahead and the others wait: the pool serves them in the next round.
     """
-    prefills: Group[T] = []
-    groups: dict[tuple[object, ...], Group[T]] = {}
+    prefills: Batch[T] = []
+    groups: dict[tuple[object, ...], Batch[T]] = {}
     begun: set[tuple[int, tuple[int, ...]]] = set()
     for row in sorted(active, key=lambda row: row.row.slot):
         ask = row.ask
         if ask.phase is not Phase.PREFILL:
             # A probe decides for its forward, so each row has its own.
             own = row.row.slot if isinstance(ask.plan, ProbePlan) else None
-            groups.setdefault((len(ask.ids), ask.plan, own), []).append(Part(row, ask))
+            groups.setdefault((len(ask.ids), ask.plan, own), []).append(Scheduled(row, ask))
             continue
         first = (row.row.node, ask.ids[:block])
         may_wait = pooled and len(ask.ids) > (block if ask.read else 0)
         if not (may_wait and first in begun):
             begun.add(first)
-            prefills.append(Part(row, ask))
+            prefills.append(Scheduled(row, ask))
     others = list(groups.values())
     if any(part.ask.lazy or len(part.ask.ids) > block for part in prefills):
         return list(_chunks(prefills, block)), others
@@ -112,14 +119,14 @@ def _groups(
     return [sorted([*alike, *prefills], key=lambda p: p.row.row.slot)], list(groups.values())
 
 
-def _chunks(prefills: Group[T], block: int) -> Iterator[Group[T]]:
+def _chunks(prefills: Batch[T], block: int) -> Iterator[Batch[T]]:
     """PREFILLs and their tails in forwards of about as many columns as a row's longest chunk.
 
     Parts of one shape stand side by side, and every tail behind all PREFILLs.
     """
     most = (PREFILL_CHUNK_BLOCKS + 1) * block
-    chunk: Group[T] = []
-    tails: Group[T] = []
+    chunk: Batch[T] = []
+    tails: Batch[T] = []
     columns = 0
     for part in sorted(prefills, key=lambda part: part.shape):
         tail = _tail(part, tails[0].ask.plan if tails else None, block)
@@ -134,7 +141,7 @@ def _chunks(prefills: Group[T], block: int) -> Iterator[Group[T]]:
         yield chunk + sorted(tails, key=lambda part: part.shape)
 
 
-def _tail(part: Part[T], plan: object, block: int) -> Part[T] | None:
+def _tail(part: Scheduled[T], plan: object, block: int) -> Scheduled[T] | None:
     """What the row asks for behind its lazy PREFILL, if that may go into the same forward.
 
     It may where it is a whole block under a plan that computes every layer; ``plan`` is the one
@@ -150,10 +157,10 @@ def _tail(part: Part[T], plan: object, block: int) -> Part[T] | None:
         return None
     if plan is not None and ask.plan != plan:
         return None
-    return Part(row, ask, len(part.ask.ids))
+    return Scheduled(row, ask, len(part.ask.ids))
 
 
-def answers_of(group: Group[T], predictions: Sequence[Prediction]) -> dict[int, Prediction]:
+def answers_of(group: Batch[T], predictions: Sequence[Prediction]) -> dict[int, Prediction]:
     """What each row is to be told, by its index; a row whose tail is left over asks for that."""
     answers = {p.row.index: told for p, told in zip(group, predictions, strict=True)}
     done = {id(part.ask) for part in group}
@@ -166,7 +173,7 @@ def answers_of(group: Group[T], predictions: Sequence[Prediction]) -> dict[int, 
     return answers
 
 
-def windows_of(group: Group[T], block: int) -> list[Window]:
+def windows_of(group: Batch[T], block: int) -> list[Window]:
     """Where the parts of a group read and write: one window, or one for each shape."""
     width = len(group[0].ask.ids)
     if width <= block and all(len(p.ask.ids) == width and not p.ahead for p in group):
@@ -177,7 +184,7 @@ def windows_of(group: Group[T], block: int) -> list[Window]:
     ]
 
 
-def _window(parts: Group[T], block: int) -> Window:
+def _window(parts: Batch[T], block: int) -> Window:
     width = len(parts[0].ask.ids)
     lengths = [part.row.row.length + part.ahead for part in parts]
     return Window(

@@ -12,7 +12,7 @@ from fdllm.core.counts import Counts
 from fdllm.core.engine import Engine, check_tokens, resolve
 from fdllm.core.estimators import GroupScorer, Member
 from fdllm.core.reuse import NoReuse, ReuseStrategy
-from fdllm.core.row_task import UNWATCHED, Job, Watch
+from fdllm.core.row_task import ForwardHook, RowTask
 from fdllm.errors import FdllmError, UsageError
 
 ScorePair = tuple[Sequence[int], Sequence[int]]
@@ -90,7 +90,7 @@ def score_requests(
     on_done: Callable[[int, Score], None] | None = None,
     deduplicate: bool = True,
     prefix_cache_gib: float = DEFAULT_PREFIX_CACHE_GIB,
-    watch: Watch = UNWATCHED,
+    hook: ForwardHook | None = None,
     go_on: Callable[[], bool] = lambda: True,
 ) -> list[Score]:
     """Score pairs; ``on_done(index, score)`` is called as each one ends, in any order.
@@ -105,7 +105,7 @@ def score_requests(
         on_done: called with index and result while the other rows still run.
         deduplicate: compute identical model inputs once.
         prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares none.
-        watch: sees every group's forwards, see :mod:`fdllm.trace`.
+        hook: sees every group's forwards, see :mod:`fdllm.trace`.
         go_on: asked before a group starts; pairs left out by a no are missing from the result.
 
     Raises:
@@ -140,8 +140,8 @@ def score_requests(
         scorer = GroupScorer(model, group.prefix, group.members, filled, strategy or NoReuse())
         steps = scorer.first_token if scoring == "first-token" else scorer.denoise
         first = group.members[0]
-        job = Job(steps, len(group.prefix) + len(first.target) + 1, request=first.index)
-        jobs.append(watch.job(job))
+        job = RowTask(steps, len(group.prefix) + len(first.target) + 1, request=first.index)
+        jobs.append(job if hook is None else hook.wrap(job))
     out: dict[int, Score] = {}
     for at, _ in Engine(model, filled, batch_size, prefix_cache_gib).run(jobs, go_on):
         for m in ordered[at].members:

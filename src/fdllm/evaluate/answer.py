@@ -11,7 +11,7 @@ from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding, Evaluating
 from fdllm.core.counts import Counts
 from fdllm.core.engine import NotFiniteError
-from fdllm.core.memory import rows_at_once
+from fdllm.core.memory import max_batch_size
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
 from fdllm.core.scorer import Score, score_requests
@@ -116,7 +116,7 @@ class ModelAnswerer:
                 requests,
                 self._decoding,
                 self.strategy,
-                batch_size=rows_at_once(self.model, self.asked.batch_size),
+                batch_size=max_batch_size(self.model, self.asked.batch_size),
                 on_done=on_done,
                 unmask=self.unmask,
                 detokenize=True,
@@ -132,7 +132,7 @@ class ModelAnswerer:
                 self._decoding,
                 self.strategy,
                 scoring=self.asked.scoring,
-                batch_size=rows_at_once(self.model, self.asked.score_batch_size),
+                batch_size=max_batch_size(self.model, self.asked.score_batch_size),
                 on_done=on_done,
                 prefix_cache_gib=self.asked.prefix_cache_gib,
                 go_on=self.go_on,

@@ -14,7 +14,7 @@ from fdllm.core.checkpoint import Model, load_model
 from fdllm.core.checkpoint_files import unread_weights
 from fdllm.core.config import Evaluating, ModelChoice, Run
 from fdllm.core.engine import NotFiniteError
-from fdllm.core.memory import rows_at_once
+from fdllm.core.memory import max_batch_size
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.sampler import GenerationRequest, generate_requests
 from fdllm.core.unmask import Unmask, by_threshold
@@ -67,8 +67,8 @@ class Machine:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "cuda": torch.version.cuda if cuda else None,
-            "batch_size": rows_at_once(self.model, asked.batch_size),
-            "score_batch_size": rows_at_once(self.model, asked.score_batch_size),
+            "batch_size": max_batch_size(self.model, asked.batch_size),
+            "score_batch_size": max_batch_size(self.model, asked.score_batch_size),
             "compile": str(chosen),
             "selftest": selftested.NOT_RUN if tested is None else tested.words,
             "selftest_batch": tested.batch_words if tested is not None and cuda else None,

@@ -65,7 +65,7 @@ class TracingAnswerer:
                 self.strategy,
                 unmask=watcher.rule(self.unmask),
                 detokenize=True,
-                watch=watcher,
+                hook=watcher,
             )
             title = "answer" if len(queries) == 1 else f"answer {i + 1} of {len(queries)}"
             self.rows.append(
@@ -95,7 +95,7 @@ class TracingAnswerer:
                 self.strategy,
                 scoring=self.run.evaluating.scoring,
                 prefix_cache_gib=0.0,
-                watch=watcher,
+                hook=watcher,
             )
             self.rows.append(
                 RowTrace(

@@ -16,7 +16,7 @@ from typing import TypeVar
 from fdllm.core.cache import Snapshot
 from fdllm.core.counts import Counts
 from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
-from fdllm.core.row_task import Ask, Job, Row, Steps
+from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps
 from fdllm.core.schedule import Phase
 from fdllm.core.unmask import Prediction, Unmask
 from fdllm.trace.steps import Staleness
@@ -44,7 +44,7 @@ class Seen:
         stale: staleness of the reused runs; None where it was not asked for.
     """
 
-    ask: Ask
+    ask: ForwardRequest
     told: Prediction
     plan: LayerPlan
     length: int
@@ -58,7 +58,7 @@ class Seen:
 
 @dataclass
 class Watcher:
-    """A :class:`~fdllm.core.row_task.Watch` that keeps what it sees; of one row at a time.
+    """A :class:`~fdllm.core.row_task.ForwardHook` that keeps what it sees; of one row at a time.
 
     Attributes:
         staleness: compute how far each reused value is from a fresh one.
@@ -68,7 +68,7 @@ class Watcher:
     staleness: bool = False
     seen: list[Seen] = field(default_factory=list)
 
-    def job(self, job: Job[T]) -> Job[T]:
+    def wrap(self, job: RowTask[T]) -> RowTask[T]:
         """The same job, watched."""
         steps = job.steps
         return replace(job, steps=lambda job, row: self._steps(steps, job, row))
@@ -83,7 +83,9 @@ class Watcher:
 
         return watched
 
-    def _steps(self, steps: Callable[[Job[T], Row], Steps[T]], job: Job[T], row: Row) -> Steps[T]:
+    def _steps(
+        self, steps: Callable[[RowTask[T], CacheRow], Steps[T]], job: RowTask[T], row: CacheRow
+    ) -> Steps[T]:
         inner = steps(job, row)
         try:
             ask = next(inner)
@@ -93,7 +95,9 @@ class Watcher:
             result: T = end.value
             return result
 
-    def _forward(self, job: Job[T], row: Row, ask: Ask) -> Generator[Ask, Prediction, Prediction]:
+    def _forward(
+        self, job: RowTask[T], row: CacheRow, ask: ForwardRequest
+    ) -> Generator[ForwardRequest, Prediction, Prediction]:
         """The forward that was asked for, kept; then perhaps the fresh one."""
         asked = self.staleness and ask.phase in DENOISING
         before = row.save() if asked else None
@@ -120,8 +124,8 @@ class Watcher:
 
     @staticmethod
     def _stale(
-        job: Job[T], row: Row, ask: Ask, plan: LayerPlan, before: Snapshot
-    ) -> Generator[Ask, Prediction, tuple[Staleness, ...]]:
+        job: RowTask[T], row: CacheRow, ask: ForwardRequest, plan: LayerPlan, before: Snapshot
+    ) -> Generator[ForwardRequest, Prediction, tuple[Staleness, ...]]:
         """Do the forward again from where it began, computing every layer; compare; undo it."""
         whole = range(ask.start, ask.start + len(ask.ids))
         used: list[tuple[LayerRun, Sequence[int]]] = [(run, whole) for run in plan.reuse]
@@ -135,7 +139,7 @@ class Watcher:
         stored = [row.stored(run, columns).clone() for run, columns in used]
         kept = tuple(replace(run, columns=(), extrapolate=0.0) for run, _ in used)
         job.counts = Counts()
-        yield Ask(ask.phase, ask.ids, LayerPlan(plan.n_layers, store=kept), ask.start)
+        yield ForwardRequest(ask.phase, ask.ids, LayerPlan(plan.n_layers, store=kept), ask.start)
         found = []
         for (run, columns), old, keep in zip(used, stored, kept, strict=True):
             fresh = row.stored(keep, whole)[[column - ask.start for column in columns]].float()
