@@ -30,6 +30,7 @@ LAYERS = (
         "release",
         "bench",
         "selftest",
+        "timing",
         "tiny.*",
     },  # tiny.*: what trained the model
     {"evaluate"},

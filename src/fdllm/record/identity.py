@@ -39,6 +39,7 @@ _OUTSIDE = (
     "record",
     "release",
     "selftest",
+    "timing",
     "tiny",
     "trace",
     "plan.py",

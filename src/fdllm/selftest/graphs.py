@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
+from operator import truediv
 
 import torch
 
 from fdllm.bench.asks import SUB_BLOCK, decoding_tokens
-from fdllm.bench.timing import Clock, interleave
 from fdllm.core.cache import RowCache, Window
 from fdllm.core.checkpoint import Model
 from fdllm.core.layerplan import LayerPlan
 from fdllm.fast.accelerators import Compiled
 from fdllm.fast.cuda_graphs import RECORD_FROM
 from fdllm.selftest.subjects import copied
+from fdllm.timing.interleave import Rounds, interleave
 
 _AHEAD = 4  # blocks of prefix
 _STEPS = 20  # in one measurement
@@ -41,8 +43,8 @@ def time_graphs(
         works: dict[str, Callable[[], object]] = {
             way: _steps(one, width) for way, one in models.items()
         }
-        done = interleave(Clock(device), works, _REPEATS)
-        ratios[phase] = done["recorded"].over(done["plain"]).median
+        done = interleave(works, device, Rounds(_REPEATS))
+        ratios[phase] = statistics.median(map(truediv, done["recorded"], done["plain"]))
     return ratios
 
 
