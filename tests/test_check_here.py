@@ -213,7 +213,7 @@ def test_the_sandbox_is_tried_where_programs_may_run(
             raise FdllmError(said)
 
     monkeypatch.setattr("fdllm.doctor.checks_tasks._load", lambda *_: "164 documents")
-    monkeypatch.setattr("fdllm.evaluate.code.prove", tried)
+    monkeypatch.setattr("fdllm.evaluate.humaneval.prove", tried)
     task, sandbox = check_task("humaneval", agreed())
     assert task == Finding("task humaneval", "ok", "164 documents, from the cache")
     assert (sandbox.name, sandbox.state) == ("sandbox humaneval", "fail" if said else "ok")

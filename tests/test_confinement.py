@@ -11,7 +11,7 @@ import pytest
 
 from fdllm.core.config import CodeExecution
 from fdllm.errors import FdllmError
-from fdllm.evaluate.code import Programs, prove
+from fdllm.evaluate.humaneval import Programs, prove
 from fdllm.sandbox.confinement import Verdict, _environment
 from fdllm.sandbox.support import Isolation, Limits
 

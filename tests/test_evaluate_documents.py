@@ -15,7 +15,7 @@ from fdllm import tiny
 from fdllm.core.config import Decoding, Evaluating
 from fdllm.core.reuse import NoReuse
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.documents import HeldTask, Holding
+from fdllm.evaluate.documents import DeterministicTask, TaskOptions
 from fdllm.evaluate.harness import Evaluation, evaluate, oracle
 from fdllm.evaluate.hub_errors import explain_access
 from fdllm.evaluate.samples import check_prompt
@@ -43,8 +43,10 @@ def gpqa_config() -> dict[str, Any]:
     }
 
 
-def held(num_fewshot: int = 0) -> HeldTask:
-    return HeldTask({**gpqa_config(), "holding": Holding(None, num_fewshot, fewshot_seed=0)})
+def held(num_fewshot: int = 0) -> DeterministicTask:
+    return DeterministicTask(
+        {**gpqa_config(), "options": TaskOptions(None, num_fewshot, fewshot_seed=0)}
+    )
 
 
 def answers(documents: Any) -> list[str]:

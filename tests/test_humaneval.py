@@ -11,7 +11,7 @@ import pytest
 from command import Command, make_command
 from fdllm.core.config import Run
 from fdllm.errors import FdllmError
-from fdllm.evaluate.code import Programs
+from fdllm.evaluate.humaneval import Programs
 from fdllm.sandbox.confinement import Sandbox
 from hub.rows import all_repositories, read_rows
 from hub.run import run_cases

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fdllm.errors import FdllmError
-from fdllm.evaluate.code import Programs, prove
+from fdllm.evaluate.humaneval import Programs, prove
 from fdllm.sandbox.confinement import Sandbox, Verdict
 from fdllm.sandbox.support import Isolation, Limits
 from helpers import ROOT
@@ -195,7 +195,7 @@ def test_equal_programs_run_once_and_are_counted_apart() -> None:
 
 INTERRUPTED = """
 import sys
-from fdllm.evaluate.code import Programs
+from fdllm.evaluate.humaneval import Programs
 from fdllm.sandbox.support import Limits
 from fdllm.sandbox.confinement import Sandbox
 programs = Programs(Sandbox("confined", Limits(wall_s=900.0)))

@@ -13,7 +13,7 @@ from fdllm.sandbox import seccomp
 def decide(code: bytes, machine: str, number: int, *arguments: int, audit: int = 0) -> int:
     """What the kernel's filter machine returns for one call."""
     given = list(arguments) + [0] * (6 - len(arguments))
-    kind = audit or seccomp.MACHINES[machine].audit
+    kind = audit or seccomp.ARCHS[machine].audit
     data = struct.pack("<IIQ6Q", number & 0xFFFFFFFF, kind, 0, *given)
     register, at = 0, 0
     while True:
@@ -43,7 +43,7 @@ CALLS = {  # by machine: read, socket, clone, openat, prlimit64, fcntl
 @pytest.mark.parametrize("machine", CALLS)
 @pytest.mark.parametrize("writes", [True, False])
 def test_the_filter_decides_alike_on_both_machines(machine: str, *, writes: bool) -> None:
-    code = seccomp.assemble(seccomp.MACHINES[machine], writes=writes)
+    code = seccomp.assemble(seccomp.ARCHS[machine], writes=writes)
     assert len(code) // 8 < 4096  # the kernel takes no more
     read, socket, clone, openat, prlimit, fcntl = CALLS[machine]
     assert decide(code, machine, read) == seccomp.ALLOW
@@ -62,7 +62,7 @@ def test_the_filter_decides_alike_on_both_machines(machine: str, *, writes: bool
     assert decide(code, machine, prlimit, 0, 0, 1 << 32, 0) == seccomp.EPERM
     assert decide(code, machine, fcntl, 3, 1030) == seccomp.ALLOW
     assert decide(code, machine, fcntl, 3, 8) == seccomp.EPERM
-    assert decide(code, "x86_64", 0x40000000 | 1, audit=seccomp.MACHINES[machine].audit) == (
+    assert decide(code, "x86_64", 0x40000000 | 1, audit=seccomp.ARCHS[machine].audit) == (
         seccomp.KILL
     )
 
@@ -116,7 +116,7 @@ REFUSED = {
 @pytest.mark.parametrize("machine", ALLOWED)
 @pytest.mark.parametrize("writes", [True, False])
 def test_every_call_is_allowed_fatal_or_refused_as_listed(machine: str, *, writes: bool) -> None:
-    code = seccomp.assemble(seccomp.MACHINES[machine], writes=writes)
+    code = seccomp.assemble(seccomp.ARCHS[machine], writes=writes)
     said = {number: decide(code, machine, number) for number in range(1000)}
     allowed = {number for number, action in said.items() if action == seccomp.ALLOW}
     assert allowed == ALLOWED[machine] | (REMOVING[machine] if writes else set())
@@ -130,7 +130,7 @@ def test_every_call_is_allowed_fatal_or_refused_as_listed(machine: str, *, write
 @pytest.mark.parametrize("machine", ALLOWED)
 def test_commands_of_files_and_devices_are_allowed_as_listed(machine: str) -> None:
     """The second argument of fcntl and ioctl; nobody may own a file's signals or its terminal."""
-    code = seccomp.assemble(seccomp.MACHINES[machine], writes=True)
+    code = seccomp.assemble(seccomp.ARCHS[machine], writes=True)
     fcntl, ioctl = {"x86_64": (72, 16), "aarch64": (25, 29)}[machine]
     asked = {*range(64), *range(1024, 1040), *range(0x5400, 0x5460)}
     for call, commands in (
@@ -150,7 +150,7 @@ def test_files_are_opened_as_their_flags_say(
     machine: str, call: int, at: int, *, writes: bool
 ) -> None:
     """Each flag that changes a file, by itself and with others."""
-    code = seccomp.assemble(seccomp.MACHINES[machine], writes=writes)
+    code = seccomp.assemble(seccomp.ARCHS[machine], writes=writes)
 
     def opened(flags: int) -> int:
         return decide(code, machine, call, *([0] * at), flags)

@@ -22,7 +22,7 @@ from fdllm.cluster.submit import submit, submitting
 from fdllm.doctor.examine import examine
 from fdllm.doctor.findings import blocking
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.code import check_consent
+from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.tasks import task_info
 from fdllm.plan import CellState
 

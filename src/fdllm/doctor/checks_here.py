@@ -10,7 +10,7 @@ from pathlib import Path
 from fdllm.cluster.queue import SlurmError, run_command
 from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
 from fdllm.errors import UsageError
-from fdllm.evaluate.code import check_consent
+from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.tasks import task_info
 
 _GIB = 1 << 30

@@ -53,7 +53,7 @@ def _remedy(name: str, said: str) -> str:
 
 
 def _sandbox(name: str, sweep: Sweep) -> Finding:
-    from fdllm.evaluate.code import prove  # noqa: PLC0415
+    from fdllm.evaluate.humaneval import prove  # noqa: PLC0415
     from fdllm.sandbox.confinement import Sandbox  # noqa: PLC0415
 
     sandbox = Sandbox(sweep.code_execution)

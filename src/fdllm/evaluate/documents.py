@@ -30,8 +30,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from fdllm.core.config import CodeExecution, Evaluating
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate import boxed
-from fdllm.evaluate.code import Programs
 from fdllm.evaluate.hub_errors import explain_access, without_token
+from fdllm.evaluate.humaneval import Programs
 from fdllm.evaluate.nltk_data import require_sentences
 from fdllm.evaluate.prompts import PromptRule, prompt_rule
 from fdllm.evaluate.tasks import definition_paths, task_info
@@ -41,7 +41,7 @@ _ENCLOSING = "fdllm"
 
 
 @dataclass(frozen=True)
-class Holding:
+class TaskOptions:
     """How a task is instantiated.
 
     Attributes:
@@ -61,7 +61,7 @@ class Holding:
     boxed: str | None = None
 
 
-class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
+class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
     """A task of the harness, made from its own definition, with its documents held.
 
     Attributes:
@@ -72,26 +72,26 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
         """Instantiate; fetches the documents.
 
         Args:
-            config: the definition, plus ``holding`` (a :class:`Holding`) and ``class`` (this one).
+            config: the definition, plus ``options`` (:class:`TaskOptions`) and ``class`` (this).
 
         Raises:
             UsageError: more worked examples are asked for than there are.
             FdllmError: the documents cannot be had.
         """
-        settings = {k: v for k, v in config.items() if k not in ("class", "holding")}
-        self._holding: Holding = config["holding"]
+        settings = {k: v for k, v in config.items() if k not in ("class", "options")}
+        self._options: TaskOptions = config["options"]
         self._held: dict[str, Any] = {}
         self.programs: Programs | None = None
-        if self._holding.code_execution is not None:
-            self.programs = Programs(Sandbox(self._holding.code_execution))
-            settings = self.programs.take_over(settings, chat=self._holding.chat)
+        if self._options.code_execution is not None:
+            self.programs = Programs(Sandbox(self._options.code_execution))
+            settings = self.programs.take_over(settings, chat=self._options.chat)
         # The task's own filters would take the box away.
-        self._box_apart = self._holding.boxed is not None and "filter_list" in settings
+        self._box_apart = self._options.boxed is not None and "filter_list" in settings
         if self._box_apart:
             whole = {"function": "custom", "filter_fn": boxed.whole_texts}
             beside = [{"name": "none", "filter": [whole]}]
             settings["filter_list"] = [*settings["filter_list"], *beside]
-        wanted = self._holding.num_fewshot
+        wanted = self._options.num_fewshot
         if settings.get("num_fewshot") == 0 and wanted:
             raise UsageError(
                 f"task '{settings['task']}' is defined without worked examples; got num_fewshot "
@@ -105,11 +105,11 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
         if settings.get("process_docs") is not None:
             settings["process_docs"] = fresh_copy(settings["process_docs"])
         super().__init__(config=settings)
-        self.set_fewshot_seed(self._holding.fewshot_seed)
+        self.set_fewshot_seed(self._options.fewshot_seed)
         self._check_examples()
 
     def _check_examples(self) -> None:
-        wanted = self._holding.num_fewshot
+        wanted = self._options.num_fewshot
         # The harness leaves the question itself out where examples come from its own split.
         own = self.fewshot_cfg.split == self.config.test_split
         spare = len(self.sampler.df) - (1 if own else 0)
@@ -162,12 +162,12 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
         here, and what is logged is what was sent.
         """
         text = super().doc_to_text(doc, doc_to_text)
-        return text if self._holding.rule is None else self._holding.rule.apply(text)
+        return text if self._options.rule is None else self._options.rule.apply(text)
 
     def fewshot_context(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the harness's
         """The whole prompt, worked answers and template included."""
         prompt = super().fewshot_context(*args, **kwargs)
-        rule = self._holding.rule
+        rule = self._options.rule
         return rule.apply_everywhere(prompt) if rule is not None and rule.everywhere else prompt
 
     def build_all_requests(self, **kwargs: Any) -> None:  # noqa: ANN401 - the harness's signature
@@ -192,21 +192,21 @@ class HeldTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
     def aggregation(self) -> dict[str, Any]:
         """How each metric's values over documents become one."""
         own: dict[str, Any] = super().aggregation()
-        return own if self._holding.boxed is None else own | {boxed.METRIC: mean}
+        return own if self._options.boxed is None else own | {boxed.METRIC: mean}
 
     def higher_is_better(self) -> dict[str, bool]:
         """Which way each metric points."""
         own: dict[str, bool] = super().higher_is_better()
-        return own if self._holding.boxed is None else own | {boxed.METRIC: True}
+        return own if self._options.boxed is None else own | {boxed.METRIC: True}
 
     def process_results(self, doc: Mapping[str, Any], results: Any) -> Any:  # noqa: ANN401
         """Score a document, its box too where it is a metric."""
-        if self._holding.boxed is None:
+        if self._options.boxed is None:
             return self._scored(doc, results)
         if self._box_apart and not isinstance(results[0], boxed.WholeText):
             return self._scored(doc, results)
         own = {} if self._box_apart else self._scored(doc, results)
-        match = boxed.boxed_match(results[0], str(doc[self._holding.boxed]))
+        match = boxed.boxed_match(results[0], str(doc[self._options.boxed]))
         return own | {boxed.METRIC: float(match)}
 
     def _scored(self, doc: Mapping[str, Any], results: Any) -> Any:  # noqa: ANN401
@@ -251,7 +251,7 @@ class LoadedTask:
         groups: the harness's groups, by name; empty for a single task.
     """
 
-    leaves: dict[str, HeldTask]
+    leaves: dict[str, DeterministicTask]
     groups: dict[str, Group]
 
 
@@ -297,8 +297,8 @@ def load_task(
         cfg={
             "group": _ENCLOSING,
             "task": [name],
-            "class": HeldTask,
-            "holding": Holding(
+            "class": DeterministicTask,
+            "options": TaskOptions(
                 prompt_rule(name, asked.instruction),
                 asked.num_fewshot,
                 asked.fewshot_seed,

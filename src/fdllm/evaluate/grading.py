@@ -13,9 +13,9 @@ from lm_eval.api.model import LM
 
 from fdllm.core.config import Run
 from fdllm.errors import UsageError
-from fdllm.evaluate.code import check_consent
-from fdllm.evaluate.documents import HeldTask, LoadedTask, load_task
+from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_task
 from fdllm.evaluate.harness import ask, metrics_of, prove_confinement, quiet
+from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.queries import GenerationArguments
 from fdllm.evaluate.samples import plain
 from fdllm.evaluate.tasks import task_info
@@ -129,7 +129,7 @@ def _read_lines(path: Path) -> dict[int, Mapping[str, Any]]:
 
 def _by_document(
     lines: Mapping[int, Mapping[str, Any]],
-    leaves: Mapping[str, HeldTask],
+    leaves: Mapping[str, DeterministicTask],
     path: Path,
     limit: int | None,
 ) -> dict[str, dict[int, str]]:
@@ -162,7 +162,7 @@ def _by_document(
     return answers
 
 
-def _leaf(line: Mapping[str, Any], leaves: Mapping[str, HeldTask], where: str) -> str:
+def _leaf(line: Mapping[str, Any], leaves: Mapping[str, DeterministicTask], where: str) -> str:
     named = line.get("task")
     if named is None and len(leaves) == 1:
         return next(iter(leaves))

@@ -19,8 +19,8 @@ from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM
 from fdllm.evaluate.answer import AnswererFactory, ModelAnswerer, OracleAnswerer
-from fdllm.evaluate.code import check_consent
 from fdllm.evaluate.documents import LoadedTask, load_task
+from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.protocols import WHOLE, Evaluation, Part, Progress, Request, Store
 from fdllm.evaluate.queries import Limits
 from fdllm.evaluate.samples import join_samples, plain

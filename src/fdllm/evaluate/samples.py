@@ -12,7 +12,7 @@ import numpy as np
 from fdllm.core.counts import Counts
 from fdllm.errors import FdllmError
 from fdllm.evaluate.boxed import WholeText
-from fdllm.evaluate.documents import HeldTask
+from fdllm.evaluate.documents import DeterministicTask
 from fdllm.evaluate.protocols import text_hash
 from fdllm.evaluate.tasks import TaskInfo
 
@@ -21,7 +21,7 @@ Entries = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
 
 def join_samples(
     logged: Mapping[str, Iterable[Mapping[str, Any]]],
-    tasks: Mapping[str, HeldTask],
+    tasks: Mapping[str, DeterministicTask],
     entries: Entries,
     info: TaskInfo,
 ) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def join_samples(
     return samples
 
 
-def check_prompt(sample: Mapping[str, Any], task: HeldTask, name: str) -> None:
+def check_prompt(sample: Mapping[str, Any], task: DeterministicTask, name: str) -> None:
     """Prompt and answer must be of the same document.
 
     Raises:

@@ -110,12 +110,12 @@ class Sandbox:
                         pipe.close()
 
     def _job(self, program: str, tests: str) -> bytes:
-        machine = seccomp.MACHINES[self.isolation.machine]
+        arch = seccomp.ARCHS[self.isolation.machine]
         job = {
             "parent": os.getpid(),
             "limits": self.limits.resources(),
             "landlock": self.isolation.landlock,
-            "filter": seccomp.assemble(machine, writes=bool(self.isolation.landlock)).hex(),
+            "filter": seccomp.assemble(arch, writes=bool(self.isolation.landlock)).hex(),
             "program": program,
             "tests": tests,
         }

@@ -146,7 +146,7 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, op
 
 
 @dataclass(frozen=True)
-class Machine:
+class Arch:
     """A processor's face to the filter.
 
     Attributes:
@@ -158,22 +158,22 @@ class Machine:
     audit: int
 
 
-MACHINES = {"x86_64": Machine(0, 0xC000003E), "aarch64": Machine(1, 0xC00000B7)}
+ARCHS = {"x86_64": Arch(0, 0xC000003E), "aarch64": Arch(1, 0xC00000B7)}
 """By the name that :func:`platform.machine` gives."""
 
 
-def assemble(machine: Machine, *, writes: bool) -> bytes:
+def assemble(arch: Arch, *, writes: bool) -> bytes:
     """The filter, as the array of ``struct sock_filter`` that the kernel reads.
 
     Args:
-        machine: the processor.
+        arch: the processor.
         writes: whether files may be opened for writing and removed at all; where they may be is
             not for this filter to say (it sees no paths).
     """
-    column = machine.column
+    column = arch.column
     program: list[Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE),
-        (_EQUAL, 1, 0, machine.audit),
+        (_EQUAL, 1, 0, arch.audit),
         (_RETURN, 0, 0, KILL),
         (_LOAD, 0, 0, _NUMBER),
         (_AT_LEAST, 0, 1, _X32),

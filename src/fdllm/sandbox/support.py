@@ -81,9 +81,9 @@ class Isolation:
 
     def missing(self, consent: CodeExecution) -> str | None:
         """Why no program may be run here under this consent; None where it may."""
-        if self.system != "Linux" or self.machine not in seccomp.MACHINES:
+        if self.system != "Linux" or self.machine not in seccomp.ARCHS:
             return (
-                f"programs can only be confined on Linux, on {' or '.join(seccomp.MACHINES)}; this "
+                f"programs can only be confined on Linux, on {' or '.join(seccomp.ARCHS)}; this "
                 f"is {self.system} on {self.machine}; score the task on such a machine"
             )
         if not self.landlock and consent != "readable":

@@ -15,7 +15,7 @@ from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.unmask import Unmask, by_threshold
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM
-from fdllm.evaluate.documents import HeldTask, load_task
+from fdllm.evaluate.documents import DeterministicTask, load_task
 from fdllm.evaluate.harness import quiet
 from fdllm.evaluate.queries import Limits
 from fdllm.evaluate.samples import plain
@@ -133,7 +133,9 @@ def trace_document(
     )
 
 
-def _leaf(leaves: Mapping[str, HeldTask], document: Document, run: Run) -> HeldTask:
+def _leaf(
+    leaves: Mapping[str, DeterministicTask], document: Document, run: Run
+) -> DeterministicTask:
     name = document.subtask or (run.task if len(leaves) == 1 else None)
     if name is None or name not in leaves:
         names = ", ".join(sorted(leaves))
@@ -152,7 +154,9 @@ def _leaf(leaves: Mapping[str, HeldTask], document: Document, run: Run) -> HeldT
     return leaf
 
 
-def _requests(leaf: HeldTask, lm: EngineLM, number: int, asked: Evaluating) -> list[Instance]:
+def _requests(
+    leaf: DeterministicTask, lm: EngineLM, number: int, asked: Evaluating
+) -> list[Instance]:
     """The document's requests. Those ahead of it are built too, and dropped.
 
     Worked examples are drawn document by document from one generator, so this is what makes the
@@ -181,7 +185,7 @@ def _answer(lm: EngineLM, instances: Sequence[Instance]) -> None:
         instance.resps.append(answer)
 
 
-def _metrics(leaf: HeldTask, instances: Sequence[Instance]) -> dict[str, Any]:
+def _metrics(leaf: DeterministicTask, instances: Sequence[Instance]) -> dict[str, Any]:
     """The task's metrics of the document, under the harness's names."""
     leaf.apply_filters()
     found = {}
@@ -192,7 +196,7 @@ def _metrics(leaf: HeldTask, instances: Sequence[Instance]) -> dict[str, Any]:
     return found
 
 
-def _expected(leaf: HeldTask, doc: Mapping[str, Any]) -> str:
+def _expected(leaf: DeterministicTask, doc: Mapping[str, Any]) -> str:
     target = leaf.doc_to_target(doc)
     if isinstance(target, int) and str(leaf.OUTPUT_TYPE) == "multiple_choice":
         return str(leaf.doc_to_choice(doc)[target])
