@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fdllm.core.config import Evaluating, ModelChoice, Sweep
 from fdllm.doctor.findings import Checkup, Finding
 from fdllm.record.identity import source_hashes
 from fdllm.record.paths import Layout
+from fdllm.runs import Evaluating, ModelChoice, Sweep
 from helpers import ROOT
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fdllm.cli import main
-from fdllm.core.config import ModelChoice
+from fdllm.runs import ModelChoice
 from stubs import StubMachine, make_root
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fdllm.core.config import Cell, Decoding, Evaluating, ModelChoice, Reuse, Run
+from fdllm.core.config import Decoding
 from fdllm.core.reuse import subset_bounds
 from fdllm.evaluate.protocols import Evaluation, text_hash
 from fdllm.evaluate.recording import fill_summary, write_record
@@ -15,6 +15,7 @@ from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import VERSION as JOURNAL_VERSION
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import PeakMemory, StrategyRecord
+from fdllm.runs import CONFIG_NAME, Cell, Evaluating, ModelChoice, Run
 from made_up_answers import GRID, METRICS, N_LAYERS, Invented, make_document
 
 __all__ = ["GRID", "Invented", "baseline_grid", "tamper", "write_grid"]
@@ -60,23 +61,22 @@ def _write(
     limit: int | None,
     prompt_length: int,
 ) -> RunPaths:
-    in_grid = invented.config in GRID
-    reuse = Reuse.parse(invented.config) if in_grid else Reuse(k=1, subset="first")
-    cell = Cell(name=invented.config, k=reuse.k, subset=reuse.subset)
+    told = CONFIG_NAME.match(invented.config)
+    cell = Cell.read({"name": invented.config} | (told.groupdict() if told else {}), "cell")
     decoding = Decoding(threshold=invented.threshold)
     run = Run(
         experiment=experiment, task=task, cell=cell, model=ModelChoice(), limit=limit,
         decoding=decoding, evaluating=Evaluating(),
     )  # fmt: skip
     paths = Layout.of(results.parent, results).run(run)
-    start, stop = subset_bounds(reuse.subset, N_LAYERS, None)
+    start, stop = subset_bounds(cell.subset, N_LAYERS, None)
     strategy = StrategyRecord(
-        text=f"PeriodicReuse(k={reuse.k})" if reuse.k > 1 else "NoReuse()",
-        k=reuse.k,
-        subset=reuse.subset,
-        layers=tuple(range(start, stop)) if reuse.k > 1 else (),
+        text=f"PeriodicReuse(k={cell.k})" if cell.k > 1 else "NoReuse()",
+        k=cell.k,
+        subset=cell.subset,
+        layers=tuple(range(start, stop)) if cell.k > 1 else (),
         n_layers=N_LAYERS,
-        reuses=reuse.k > 1,
+        reuses=cell.k > 1,
     )
     identity = _identity(invented, task, limit)
     session = _session()

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from fdllm.core.config import Evaluating, ModelChoice, Run, Sweep
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import LayerPlan, ReuseStrategy
 from fdllm.core.schedule import Phase, Step
@@ -32,6 +31,7 @@ from fdllm.experiment import Unmask
 from fdllm.plan import Planner, TaskFacts
 from fdllm.record.paths import Layout
 from fdllm.record.summary import PeakMemory, Summary
+from fdllm.runs import Evaluating, ModelChoice, Run, Sweep
 from helpers import ROOT
 
 NUM_LAYERS = 12

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from checkups import of
-from fdllm.core.config import CodeExecution, Sweep
 from fdllm.doctor.checks_here import consent, disk, existing, image_file, scheduler
 from fdllm.doctor.checks_hub import with_access
 from fdllm.doctor.checks_tasks import check_task, fetch_task
 from fdllm.doctor.findings import Finding, blocking
 from fdllm.errors import FdllmError
 from fdllm.evaluate.hub_errors import Access
+from fdllm.runs import CodeExecution, Sweep
 
 GIB = 1 << 30
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 import fdllm
 from fdllm.core.checkpoint import hub_names, hub_shapes
 from fdllm.core.checkpoint_files import INDEX, WEIGHTS, files_read, unread_weights
-from fdllm.core.config import Evaluating, ModelChoice
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.network import Network
 from fdllm.core.pretrained import read_spec
 from fdllm.errors import FdllmError
 from fdllm.evaluate.machine import Machine
 from fdllm.record.identity import model_identity
+from fdllm.runs import Evaluating, ModelChoice
 
 END_OF_TEXT, END_OF_TURN = 151643, 151645
 SPEC = ModelSpec(40, 32, 3, 4, 2, 48, max_positions=256, block_size=16, mask_id=39)

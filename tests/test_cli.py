@@ -15,9 +15,9 @@ import torch
 from command import Command, make_command
 from fdllm.cli import main_eval
 from fdllm.cli.request import choose_model
-from fdllm.core.config import DEFAULT_MODEL
 from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import State
+from fdllm.runs import DEFAULT_MODEL
 from helpers import ROOT
 from stubs import StubMachine, make_root
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fdllm.cluster.cluster_config import ClusterConfig, Resources, load_cluster_config
-from fdllm.core.config import Cell, ModelChoice, Run
 from fdllm.errors import UsageError
+from fdllm.runs import Cell, ModelChoice, Run
 from helpers import ROOT
 
 EXAMPLE = ROOT / "fdllm.toml.example"

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from fdllm.cli.request import task_facts
-from fdllm.core.config import Evaluating, ModelChoice, Run
 from fdllm.errors import UsageError
 from fdllm.evaluate.machine import Machine
 from fdllm.evaluate.runner import Outcome, Runner
@@ -18,6 +17,7 @@ from fdllm.record.journal import read_journal
 from fdllm.record.lock import locked
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import read_summary
+from fdllm.runs import Evaluating, ModelChoice, Run
 from fdllm.shard import Shard
 from helpers import ROOT
 from stubs import (

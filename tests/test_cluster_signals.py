@@ -11,12 +11,12 @@ import pytest
 
 from fdllm.cli.request import task_facts
 from fdllm.cluster.signals import WARNING, Terminated, terminable, warned
-from fdllm.core.config import Evaluating, ModelChoice, Run
 from fdllm.evaluate.machine import Machine
 from fdllm.evaluate.runner import Outcome, Runner
 from fdllm.plan import Planner, State
 from fdllm.record.journal import read_failure, read_journal, write_failure
 from fdllm.record.paths import Layout
+from fdllm.runs import Evaluating, ModelChoice, Run
 from helpers import ROOT
 from stubs import (
     NUM_DOCS,

@@ -14,9 +14,9 @@ from command import Command, make_command, summary_of
 from fake_slurm import FakeSlurm
 from fdllm.cluster.submission import Submission, assign, read_submission, read_submissions
 from fdllm.cluster.submit import submitting
-from fdllm.core.config import Cell, ModelChoice, Run
 from fdllm.errors import FdllmError, UsageError
 from fdllm.record.paths import Layout
+from fdllm.runs import Cell, ModelChoice, Run
 from fdllm.shard import Shard
 from helpers import move_hub
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fdllm.core.config import CodeExecution
 from fdllm.errors import FdllmError
 from fdllm.evaluate.humaneval import Programs, prove
+from fdllm.runs import CodeExecution
 from fdllm.sandbox.confinement import Verdict, _environment
 from fdllm.sandbox.support import Isolation, Limits
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import fdllm
-from fdllm.core.config import Cell, Decoding, Evaluating, ModelChoice, Run
+from fdllm.core.config import Decoding
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import LayerPlan, NoReuse, PeriodicReuse
 from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
@@ -27,6 +27,7 @@ from fdllm.evaluate.answer import ModelAnswerer, Query
 from fdllm.evaluate.entries import generation_entry, score_entry
 from fdllm.evaluate.machine import Machine
 from fdllm.evaluate.protocols import Part, text_hash
+from fdllm.runs import Cell, Evaluating, ModelChoice, Run
 from fdllm.shard import Shard
 from hub.checkpoint import MemoryStore, Tally, random_model
 from hub.lm import Recorder, engine_lm, instance

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from checkups import by_name, checkup, fdllm, of, question
-from fdllm.core.config import ModelChoice
 from fdllm.doctor import checks_here
 from fdllm.doctor.checks_model import check_model, weight_bytes
 from fdllm.doctor.remote import pinned_versions
 from fdllm.doctor.worker import check
 from fdllm.errors import FdllmError
 from fdllm.record.identity import source_hashes
+from fdllm.runs import ModelChoice
 from fdllm.tiny import FOLDER
 from helpers import ROOT, move_hub
 from hub.rows import all_repositories

@@ -13,12 +13,13 @@ import pytest
 from lm_eval.api.instance import Instance
 
 import fdllm
-from fdllm.core.config import Decoding, Estimator, Evaluating
+from fdllm.core.config import Decoding, Estimator
 from fdllm.core.reuse import NoReuse
 from fdllm.errors import FdllmError
 from fdllm.evaluate.adapter import EngineLM
 from fdllm.evaluate.answer import ModelAnswerer
 from fdllm.evaluate.queries import Limits
+from fdllm.runs import Evaluating
 from hub.checkpoint import MemoryStore, Tally, byte_tokenizer, random_model
 from hub.lm import Recorder, engine_lm, instance
 from hub.rows import read_rows

@@ -12,13 +12,14 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks.gpqa.n_shot import utils as gpqa
 
 from fdllm import tiny
-from fdllm.core.config import Decoding, Evaluating
+from fdllm.core.config import Decoding
 from fdllm.core.reuse import NoReuse
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.documents import DeterministicTask, TaskOptions
 from fdllm.evaluate.harness import Evaluation, evaluate, oracle
 from fdllm.evaluate.hub_errors import explain_access
 from fdllm.evaluate.samples import check_prompt
+from fdllm.runs import Evaluating
 from helpers import ROOT
 from hub.checkpoint import MemoryStore, Tally, random_model
 from hub.rows import gpqa_rows

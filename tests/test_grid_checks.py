@@ -8,7 +8,6 @@ from typing import Any, cast
 import pytest
 
 from cells import GRID, MACHINE, make_cell, share, write_cell
-from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, State
 from fdllm.record.paths import RunPaths
@@ -22,6 +21,7 @@ from fdllm.report.grid import (
 )
 from fdllm.report.records import NotComparableError, Record, finished
 from fdllm.report.speed import noise_floor
+from fdllm.runs import Run
 
 RIGHT = share(6, 4)
 EVERYWHERE = pytest.mark.parametrize("at", [0, 4, 8])  # first, middle and last cell of a grid

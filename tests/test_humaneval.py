@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from command import Command, make_command
-from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.evaluate.humaneval import Programs
+from fdllm.runs import Run
 from fdllm.sandbox.confinement import Sandbox
 from hub.rows import all_repositories, read_rows
 from hub.run import run_cases

@@ -76,7 +76,7 @@ def test_caches_are_where_the_hubs_client_has_them(
     (place / "refs/main").write_text(commit)
     code = """
 from fdllm.caches import hub_cache, hub_home
-from fdllm.core.config import ModelChoice
+from fdllm.runs import ModelChoice
 from fdllm.record.identity import model_identity
 found = model_identity(ModelChoice(name="org/name"))
 print(hub_home(), hub_cache(), found.revision, found.n_layers)

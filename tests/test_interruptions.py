@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import State
 from fdllm.record.journal import read_journal
 from fdllm.record.lock import locked
 from fdllm.record.paths import RunPaths
 from fdllm.record.summary import read_summary
+from fdllm.runs import Run
 from helpers import ROOT
 from stubs import (
     NUM_DOCS,

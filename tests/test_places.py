@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from fdllm.core.config import ModelChoice
 from fdllm.errors import FdllmError, UsageError
 from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import Failure, Journal, read_failure, read_progress, write_failure
 from fdllm.record.lock import Holder, holder_of, locked
 from fdllm.record.paths import Layout, RunPaths, TaskFolder, find_root, model_slug
+from fdllm.runs import ModelChoice
 from fdllm.shard import Shard
 from stubs import make_root, make_run
 

@@ -13,12 +13,13 @@ from typing import Any, get_args
 import pytest
 
 import fdllm
-from fdllm.core.config import Cell, Estimator, Evaluating, ModelChoice
+from fdllm.core.config import Estimator
 from fdllm.errors import UsageError
 from fdllm.experiment.repeats import repeats
 from fdllm.plan import State, TaskFacts
 from fdllm.record.identity import model_identity, source_hashes
 from fdllm.record.paths import Layout, model_slug
+from fdllm.runs import Cell, Evaluating, ModelChoice
 from helpers import ROOT
 from models import random_model, random_prompt
 from stubs import make_planner, make_root, make_run, make_sweep

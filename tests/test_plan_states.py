@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from fdllm.core.config import Run
 from fdllm.core.reuse import PeriodicReuse
 from fdllm.plan import CellState, State
 from fdllm.record.journal import Journal, write_failure
 from fdllm.record.lock import locked
 from fdllm.record.paths import RunPaths
+from fdllm.runs import Run
 from fdllm.shard import Shard
 from stubs import do_run, make_planner, make_root, make_run, make_sweep
 

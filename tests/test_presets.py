@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from fdllm.core.config import Cell, Evaluating, ModelChoice, Run, Sweep
 from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS
 from fdllm.plan import Planner, State, TaskFacts
 from fdllm.presets.load import BUILT_IN, load_preset
 from fdllm.record.paths import Layout, TaskFolder
+from fdllm.runs import Cell, Evaluating, ModelChoice, Run, Sweep
 from stubs import do_run, make_root
 
 BENCHMARKS = ("mmlu", "gpqa_main_n_shot", "gsm8k", "minerva_math", "ifeval")

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from fdllm.core.config import Sweep
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState
 from fdllm.report.publish import Report, make_report
@@ -24,6 +23,7 @@ from fdllm.report.table import (
     status_table,
     twins_agree,
 )
+from fdllm.runs import Sweep
 from stubs import (
     StubMachine,
     do_run,

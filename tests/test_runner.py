@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from fdllm.core.config import ModelChoice, Run
 from fdllm.errors import UsageError
 from fdllm.evaluate.runner import Runner, Worker
 from fdllm.plan import State
 from fdllm.record.paths import RunPaths
 from fdllm.record.summary import read_summary
 from fdllm.report.table import check_lines
+from fdllm.runs import ModelChoice, Run
 from stubs import (
     NUM_DOCS,
     Notes,

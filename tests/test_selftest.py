@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from fdllm.cli import main
-from fdllm.core.config import Evaluating
 from fdllm.core.workspace import Scratch
 from fdllm.evaluate.machine import Machine
 from fdllm.fast.accelerators import Compiled
 from fdllm.fast.cuda_graphs import Work
 from fdllm.record import identity, selftested
 from fdllm.record.selftested import Selftested
+from fdllm.runs import Evaluating
 from fdllm.selftest import checks, result
 from fdllm.selftest.checks import BATCHES, Check, Path, Tried, paths_of, run_checks
 from fdllm.selftest.result import Result, run_selftest

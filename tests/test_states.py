@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fdllm.core.config import Evaluating, ModelChoice, Run
 from fdllm.plan import State, TaskFacts
 from fdllm.record.lock import locked
+from fdllm.runs import Evaluating, ModelChoice, Run
 from helpers import move_hub
 from stubs import StubMachine, do_run, facts, make_planner, make_root, make_run
 

@@ -11,12 +11,13 @@ import pytest
 import fdllm
 from fdllm.cli import main
 from fdllm.cli.trace import against_record
-from fdllm.core.config import Cell, Decoding, ModelChoice, Reuse, Run
+from fdllm.core.config import Decoding
 from fdllm.core.reuse import PeriodicReuse
 from fdllm.errors import UsageError
 from fdllm.evaluate.harness import Evaluation, evaluate
 from fdllm.plan import CellState, State
 from fdllm.record.paths import RunPaths
+from fdllm.runs import Cell, ModelChoice, Run
 from fdllm.trace.document import Document, trace_document
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,7 @@ def make_run(task: str) -> Run:
     return Run(
         experiment="00_baseline",
         task=task,
-        cell=Cell.of(Reuse(k=2, subset="middle")),
+        cell=Cell.of(2, "middle"),
         model=ModelChoice(name="tiny"),
         decoding=Decoding(max_new_tokens=56),
     )

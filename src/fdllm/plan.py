@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fdllm.core.config import Cell, ModelChoice, Run, StrategyConfig, Sweep
+from fdllm.core.config import StrategyConfig
 from fdllm.core.reuse import ReuseStrategy, subset_overlaps
 from fdllm.errors import FdllmError
 from fdllm.experiment import Experiment, load_experiment
@@ -26,6 +26,7 @@ from fdllm.record.journal import DamagedJournalError, RunProgress, read_failure,
 from fdllm.record.lock import holder_of
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import InvalidRecordError, Summary, read_summary
+from fdllm.runs import Cell, ModelChoice, Run, Sweep
 
 _ANY_DEPTH = 28  # layers of the published model, where a checkpoint's are not known here
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import AutoTokenizer
 
-from fdllm.core.config import Decoding, Evaluating
+from fdllm.core.config import Decoding
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import PeriodicReuse
 from fdllm.core.sampler import Generation
@@ -28,6 +28,7 @@ from fdllm.errors import FdllmError
 from fdllm.evaluate.answer import AnswererFactory, Query
 from fdllm.evaluate.harness import evaluate, oracle
 from fdllm.evaluate.tasks import task_info
+from fdllm.runs import Evaluating
 from hub.checkpoint import MemoryStore, Tally, random_model
 from hub.plain import prompts_of_the_harness
 from hub.spoken import speaking

@@ -9,13 +9,13 @@ from typing import Any
 from lm_eval.api.instance import Instance, OutputType
 from transformers import PreTrainedTokenizerBase
 
-from fdllm.core.config import Evaluating
 from fdllm.core.counts import Counts
 from fdllm.core.sampler import Generation
 from fdllm.core.scorer import Score
 from fdllm.evaluate.adapter import EngineLM
 from fdllm.evaluate.answer import Answerer, Query
 from fdllm.evaluate.queries import Limits
+from fdllm.runs import Evaluating
 from hub.checkpoint import MemoryStore, Tally, byte_tokenizer
 
 

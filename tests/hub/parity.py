@@ -28,12 +28,13 @@ from lm_eval.models.huggingface import HFLM
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from fdllm.core.checkpoint import Model, load_model
-from fdllm.core.config import Decoding, Estimator, Evaluating, Instruction
+from fdllm.core.config import Decoding, Estimator
 from fdllm.core.reuse import NoReuse
 from fdllm.evaluate import harness
 from fdllm.evaluate.boxed import METRIC
 from fdllm.evaluate.documents import LoadedTask, load_task, muted
 from fdllm.evaluate.samples import plain
+from fdllm.runs import Evaluating, Instruction
 from helpers import shared_folder
 from hub.checkpoint import MemoryStore, Tally
 from hub.plain import own_tasks

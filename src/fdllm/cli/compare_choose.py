@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fdllm.cli.options import CompareOptions
-from fdllm.core.config import home_model
 from fdllm.errors import UsageError
 from fdllm.presets.load import load_preset
 from fdllm.record.paths import Layout, find_root, model_slug
 from fdllm.record.summary import InvalidRecordError, read_summary
 from fdllm.report.grid import check_grid
 from fdllm.report.records import Record, RecordError, load_record
+from fdllm.runs import home_model
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from fdllm.cli.request import Request, read_request
 from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import binds
 from fdllm.cluster.queue import why_no_cluster
-from fdllm.core.config import Run
 from fdllm.doctor.examine import examine
 from fdllm.doctor.findings import Checkup, Finding, blocking
 from fdllm.doctor.prefetch import prefetch
 from fdllm.record.paths import find_root
+from fdllm.runs import Run
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _WIDE = 200  # columns of a log, which folds nothing

@@ -9,11 +9,11 @@ from rich.console import Console
 from fdllm.cli.progress import watcher
 from fdllm.cli.work import Work
 from fdllm.cluster.signals import terminable
-from fdllm.core.config import ModelChoice
 from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.runner import Outcome, Runner, Worker
 from fdllm.evaluate.tasks import task_info
 from fdllm.plan import Planner, State
+from fdllm.runs import ModelChoice
 
 
 def load_machine(choice: ModelChoice, threads: int | None) -> Worker:

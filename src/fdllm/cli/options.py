@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, get_args
 
-from fdllm.core.config import DEFAULT_MODEL, CodeExecution, Estimator
+from fdllm.core.config import Estimator
 from fdllm.errors import UsageError
+from fdllm.runs import DEFAULT_MODEL, CodeExecution
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

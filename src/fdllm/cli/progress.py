@@ -17,9 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fdllm.core.config import Run
 from fdllm.evaluate.runner import Outcome
 from fdllm.plan import State
+from fdllm.runs import Run
 
 _QUIET_S = 10.0  # a log gets a line this often at most while a run goes on
 

@@ -18,8 +18,8 @@ from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
 
 if TYPE_CHECKING:
-    from fdllm.core.config import Run
     from fdllm.evaluate.answer import Query
+    from fdllm.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)

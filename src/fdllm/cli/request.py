@@ -10,19 +10,13 @@ from pathlib import Path
 
 from fdllm.cli.options import Selection
 from fdllm.cli.output import complain
-from fdllm.core.config import (
-    DEFAULT_MODEL,
-    TINY_MODEL,
-    ModelChoice,
-    Sweep,
-    home_model,
-)
 from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS, definition_hash, task_info
 from fdllm.experiment import Experiment
 from fdllm.plan import CellState, Planner, TaskFacts
 from fdllm.presets.load import load_preset
 from fdllm.record.paths import Layout, find_root
+from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, ModelChoice, Sweep, home_model
 
 
 @dataclass(frozen=True)

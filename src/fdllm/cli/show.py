@@ -15,7 +15,6 @@ from fdllm.cli.options import Selection
 from fdllm.cli.output import say
 from fdllm.cli.request import Request, default_tasks, read_request
 from fdllm.cli.work import Work
-from fdllm.core.config import DEFAULT_MODEL, TINY_MODEL, Sweep, home_model
 from fdllm.errors import FdllmError
 from fdllm.evaluate.runner import Outcome
 from fdllm.plan import SETTLED, CellState, Planner, State
@@ -23,6 +22,7 @@ from fdllm.presets.load import load_preset
 from fdllm.record.paths import model_slug
 from fdllm.report.grid import overlap_sentence
 from fdllm.report.table import check_lines, figures_table, heading, twins_agree
+from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, Sweep, home_model
 
 _WIDE = 150  # columns of a log, which folds nothing
 JSON_VERSION = 1

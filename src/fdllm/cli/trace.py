@@ -18,7 +18,7 @@ from fdllm.record.atomic import write_text
 from fdllm.report.agreement import same_answers, tolerance_of
 
 if TYPE_CHECKING:
-    from fdllm.core.config import Run
+    from fdllm.runs import Run
     from fdllm.trace.steps import Trace
 
 _WIDE = 200  # columns of a log, which folds nothing

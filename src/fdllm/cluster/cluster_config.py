@@ -14,8 +14,8 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from fdllm.caches import hub_home
-from fdllm.core.config import TINY_MODEL, Run
 from fdllm.errors import FdllmError, UsageError
+from fdllm.runs import TINY_MODEL, Run
 from fdllm.spec import Spec
 
 SITE_FILE = "fdllm.toml"

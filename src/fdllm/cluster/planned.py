@@ -21,11 +21,11 @@ from fdllm.cluster.submission import (
     assign,
     submissions_folder,
 )
-from fdllm.core.config import Run
 from fdllm.errors import UsageError
 from fdllm.plan import Planner
 from fdllm.record.image import SHA256, image_digest
 from fdllm.record.paths import utc_stamp
+from fdllm.runs import Run
 
 _CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "NLTK_DATA")
 

@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from fdllm.cluster.exit_reason import TERMINATED, ExitReason, explain, remembered
 from fdllm.cluster.queue import Queue, QueueEntry, read_queue
 from fdllm.cluster.submission import Submission, read_submissions
-from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, JobFacts, Planner, State
 from fdllm.record.journal import DamagedJournalError, read_failure, read_progress
 from fdllm.record.lock import holder_of
+from fdllm.runs import Run
 
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 # States in which files alone cannot tell a job that died from one that never was.

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.record.atomic import make_folder, write_json
 from fdllm.record.paths import Layout, RunPaths
+from fdllm.runs import Run
 from fdllm.shard import Shard
 
 VERSION = 1

@@ -19,11 +19,11 @@ from fdllm.cluster.submission import (
     write_jobs,
     write_map,
 )
-from fdllm.core.config import Run
 from fdllm.errors import FdllmError
 from fdllm.plan import Planner
 from fdllm.record.atomic import explained, make_folder, write_text
 from fdllm.record.lock import locked
+from fdllm.runs import Run
 
 _PATIENCE_S = 120
 

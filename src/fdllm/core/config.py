@@ -1,35 +1,20 @@
-"""Frozen specifications: what is decided before a run. Unknown keys raise and list the valid ones.
+"""How a row is decoded, and what a strategy is built from. No torch.
 
-No torch here. A TOML file, a command line and Python code are checked by the same rules.
+A TOML file, a command line and Python code are checked by the same rules.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fdllm import tiny
-from fdllm.core.reuse import SUBSETS, subset_bounds
-from fdllm.errors import UsageError
-from fdllm.presets import Preset
+from fdllm.core.reuse import subset_bounds
 from fdllm.spec import Spec
 
 Estimator = Literal["first-token", "denoise", "chain"]
 Subset = Literal["first", "middle", "last"]
 BatchSize = Annotated[int, Field(ge=1)] | Literal["auto"]
-Instruction = Literal["ending", "everywhere", "none"]  # see fdllm.evaluate.prompts
-CodeExecution = Literal["refused", "confined", "readable"]  # see fdllm.sandbox.support
-CONFIG_NAME = re.compile(r"^k(?P<k>[1-9]\d*)_(?P<subset>first|middle|last)$")
-CELL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-DEFAULT_MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
-TINY_MODEL = "tiny"
-FEWSHOT_SEED = 1234  # lm_eval.simple_evaluate draws worked examples with it
-
-
-FREE = ("batch_size", "score_batch_size", "prefix_cache_gib", "compile")
-"""What of :class:`Evaluating` changes no answer, and is no part of an identity."""
 
 
 class Decoding(Spec):
@@ -86,33 +71,6 @@ class Decoding(Spec):
         return self.stop_token if isinstance(self.stop_token, tuple) else (self.stop_token,)
 
 
-class Reuse(Spec):
-    """One cell of a grid: reuse period and layer subset, written ``k2_middle``."""
-
-    k: int = Field(ge=1)
-    subset: Subset
-
-    @property
-    def name(self) -> str:
-        """The config's name, as folders and flags spell it."""
-        return f"k{self.k}_{self.subset}"
-
-    @classmethod
-    def parse(cls, name: str) -> Reuse:
-        """Read ``k2_middle``.
-
-        Raises:
-            UsageError: the name has another form.
-        """
-        match = CONFIG_NAME.match(name)
-        if not match:
-            raise UsageError(
-                f"unknown config '{name}'; a config is k<period>_<subset> with subset one of "
-                f"{', '.join(SUBSETS)}, for example k2_middle"
-            )
-        return cls.read({"k": int(match["k"]), "subset": match["subset"]}, name)
-
-
 class StrategyConfig(Spec):
     """What an experiment's ``strategy(config)`` is given.
 
@@ -138,214 +96,3 @@ class StrategyConfig(Spec):
             UsageError: the size does not fit the model.
         """
         return subset_bounds(self.subset, self.n_layers, self.subset_size)
-
-
-class Cell(Spec):
-    """One config of an experiment's grid.
-
-    Attributes:
-        name: its folder and flag; ``k2_middle`` where the grid is periods by subsets.
-        k: reuse period.
-        subset: which layers.
-        params: parameters of the strategy, on top of the experiment's.
-        decoding: decoding settings that differ from the experiment's.
-    """
-
-    name: str
-    k: int = Field(1, ge=1)
-    subset: Subset = "first"
-    params: dict[str, Any] = Field(default_factory=dict)
-    decoding: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _name_fits(self) -> Self:
-        if not CELL_NAME.match(self.name):
-            raise ValueError("a config's name is letters, digits and . _ + - (it names a folder)")
-        match = CONFIG_NAME.match(self.name)
-        if match and (int(match["k"]), match["subset"]) != (self.k, self.subset):
-            raise ValueError(f"the name says {self.name}, the values k={self.k}, {self.subset}")
-        return self
-
-    @classmethod
-    def of(cls, reuse: Reuse) -> Cell:
-        """The cell of a period and a subset."""
-        return cls(name=reuse.name, k=reuse.k, subset=reuse.subset)
-
-
-class ModelChoice(Spec):
-    """Which checkpoint, and where it computes.
-
-    Attributes:
-        name: ``tiny``, a folder, or a Hub id.
-        revision: branch, tag or commit of a Hub id; None is its main branch.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
-    """
-
-    name: str = DEFAULT_MODEL
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-
-
-class Evaluating(Spec):
-    """How a task is asked; the ``[evaluation]`` table of ``experiment.toml``.
-
-    Attributes:
-        tasks: what the experiment runs; None takes the model's own list.
-        num_fewshot: worked examples ahead of each question.
-        chat_template: whether the model's chat template wraps the prompt.
-        fewshot_as_multiturn: under a chat template each worked example is a turn of its own; else
-            all of them stand in the question's.
-        instruction: where the step-by-step sentence stands in for a task's cue ("Answer:" of
-            gsm8k, "Solution:" of minerva_math): ``ending``, once, behind each question and worked
-            example; ``everywhere``, at every occurrence in the whole prompt, as the published
-            evaluation has it; ``none`` sends the harness's own words.
-        ignore_until: a task's own strings that end a text are not looked for.
-        whole_blocks: ``max_new_tokens`` of the decoding settings holds for every task, whatever
-            its definition says, and a text ends with a block:
-            ``max_new_tokens - len(prompt) % block_size`` new tokens at most.
-        stop_token: name of the one token that ends a text; None takes those of the checkpoint, or
-            ``stop_token`` of the decoding settings.
-        max_prompt_tokens: prompt and answer together, at most, where an answer is scored; a longer
-            one is an error. None is what the model holds.
-        headline: figure that goes into tables, ``metric,filter``; None takes the task's.
-        batch_size: rows at once where text is generated, or ``auto``: as many as memory holds. It
-            changes no answer and is no part of an identity; nor are the next three.
-        score_batch_size: the same where answers are scored.
-        prefix_cache_gib: memory for prompt blocks that scored requests share; 0 shares none.
-        compile: C kernels on a CPU, CUDA graphs on a GPU; None takes what pays.
-        scoring: the log-likelihood estimator.
-        fewshot_seed: seed of the choice of worked examples; the default is the harness's, so that
-            a prompt is the one that everybody else sends. Sampling has another, see
-            :class:`Decoding`.
-        allow_invalid: accept an estimator that the task makes meaningless, and say so.
-    """
-
-    tasks: tuple[str, ...] | None = None
-    num_fewshot: int = Field(0, ge=0)
-    chat_template: bool = True
-    fewshot_as_multiturn: bool = True
-    instruction: Instruction = "ending"
-    ignore_until: bool = False
-    whole_blocks: bool = False
-    stop_token: str | None = None
-    max_prompt_tokens: int | None = Field(None, ge=1)
-    headline: str | None = None
-    batch_size: BatchSize = 1
-    score_batch_size: BatchSize = 16
-    prefix_cache_gib: float = Field(1.0, ge=0.0)
-    compile: bool | None = None
-    scoring: Estimator = "denoise"
-    fewshot_seed: int = FEWSHOT_SEED
-    allow_invalid: bool = False
-
-    def changed(self, values: dict[str, Any]) -> Evaluating:
-        """The same with other values, which are checked."""
-        return Evaluating.read(self.model_dump(exclude_unset=True) | values, "[evaluation]")
-
-    def identity(self) -> dict[str, str]:
-        """Fingerprint fields: what of it may change an answer or a figure, the estimator apart."""
-        own = ("num_fewshot", "fewshot_seed", "chat_template")
-        rest = ("fewshot_as_multiturn", "headline", "ignore_until", "instruction",
-                "max_prompt_tokens", "stop_token", "whole_blocks")  # fmt: skip
-        asking = ", ".join(f"{name}={getattr(self, name)}" for name in rest)
-        return {name: str(getattr(self, name)) for name in own} | {"asking": asking}
-
-    @property
-    def turns(self) -> bool:
-        """Whether worked examples are turns of a chat."""
-        return self.chat_template and self.fewshot_as_multiturn
-
-
-class Run(Spec):
-    """One run: all that decides it, before it starts.
-
-    Attributes:
-        experiment: folder under ``experiments/``.
-        task: a name of :data:`fdllm.evaluate.tasks.TASKS`.
-        cell: the config.
-        model: the checkpoint.
-        limit: documents of each leaf task at most; None is all.
-        decoding: settings, the cell's overrides applied.
-        evaluating: how the task is asked.
-        subset_size: layers of the subset.
-        params: the strategy's parameters, the cell's applied.
-        preset: name of the protocol it follows; None where it is the experiment's own.
-        departures: flags that stand over the preset, as ``scoring=denoise``.
-        exceptions: where the preset differs from its evaluation all the same; said, and no part of
-            an identity.
-        code_execution: consent to run code that the model writes; no part of an identity.
-    """
-
-    experiment: str
-    task: str
-    cell: Cell
-    model: ModelChoice = ModelChoice()
-    limit: int | None = Field(None, ge=1)
-    decoding: Decoding = Decoding()
-    evaluating: Evaluating = Evaluating()
-    subset_size: int | None = None
-    params: dict[str, Any] = Field(default_factory=dict)
-    preset: str | None = None
-    departures: tuple[str, ...] = ()
-    exceptions: tuple[str, ...] = ()
-    code_execution: CodeExecution = "refused"
-
-    @property
-    def preset_words(self) -> str:
-        """The preset as tables name it, with what stands over it; ``none`` where there is none."""
-        return ", but ".join([self.preset or "none", *self.departures])
-
-    def __str__(self) -> str:
-        limit = "" if self.limit is None else f" (limit {self.limit})"
-        preset = "" if self.preset is None else f" (preset {self.preset_words})"
-        return f"{self.experiment} / {self.task}{limit}{preset} / {self.cell.name}"
-
-
-class Sweep(Spec):
-    """The runs of a grid, as asked for on the command line.
-
-    Attributes:
-        experiment: folder under ``experiments/``.
-        tasks: one or more.
-        configs: names of the cells; empty is the whole grid.
-        model: the checkpoint.
-        limit: documents of each leaf task at most; None is all.
-        evaluating: how the experiment asks its tasks.
-        preset: the protocol that stands over the experiment's settings, or None.
-        flags: what was asked for by flags: keys of :class:`Evaluating`, over everything else.
-        code_execution: consent to run code that the model writes.
-    """
-
-    experiment: str
-    tasks: tuple[str, ...] = Field(min_length=1)
-    configs: tuple[str, ...] = ()
-    model: ModelChoice = ModelChoice()
-    limit: int | None = Field(None, ge=1)
-    evaluating: Evaluating = Evaluating()
-    preset: Preset | None = None
-    flags: dict[str, Any] = Field(default_factory=dict)
-    code_execution: CodeExecution = "refused"
-
-    def asked(self, task: str) -> Evaluating:
-        """How a task is asked: as the experiment does, under the preset, under the flags."""
-        return self._under_preset(task).changed(self.flags)
-
-    def departures(self, task: str) -> tuple[str, ...]:
-        """Flags that ask a task otherwise than the preset would; empty without a preset."""
-        if self.preset is None:
-            return ()
-        own = self._under_preset(task)
-        changed = {n: v for n, v in self.flags.items() if n not in FREE and getattr(own, n) != v}
-        return tuple(f"{name}={value}" for name, value in sorted(changed.items()))
-
-    def _under_preset(self, task: str) -> Evaluating:
-        return self.evaluating.changed(
-            {} if self.preset is None else self.preset.evaluation_of(task)
-        )
-
-
-def home_model(task: str) -> str:
-    """The model whose records of a task lie under the task's plain name."""
-    return TINY_MODEL if task in tiny.TASK_NAMES else DEFAULT_MODEL

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from fdllm.core.checkpoint_files import tensor_headers, unread_weights, weight_files
-from fdllm.core.config import ModelChoice
 from fdllm.doctor.findings import Finding, fail, ok, warn
 from fdllm.record.identity import model_identity
+from fdllm.runs import ModelChoice
 
 _GIB = 1 << 30
 _MODERN = 8  # compute capability from which bfloat16 is native

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fdllm.core.config import Sweep
 from fdllm.doctor.findings import Finding, fail, ok
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import task_info
+from fdllm.runs import Sweep
 
 
 def check_task(name: str, sweep: Sweep) -> list[Finding]:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fdllm.core.config import Sweep
 from fdllm.record.paths import Layout
+from fdllm.runs import Sweep
 
 Standing = Literal["ok", "warn", "fail"]
 

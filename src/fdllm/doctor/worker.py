@@ -19,13 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fdllm.core.config import Sweep
 from fdllm.doctor.checks_model import check_device, check_model, fetch_model
 from fdllm.doctor.checks_tasks import check_task, fetch_task
 from fdllm.doctor.findings import Finding, fail, ok, warn
 from fdllm.errors import FdllmError, first_line
 from fdllm.evaluate.hub_errors import without_token
 from fdllm.record.identity import source_hashes
+from fdllm.runs import Sweep
 
 _SHOWN = 3
 

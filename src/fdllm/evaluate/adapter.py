@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_eval.api.instance import Instance
 
-from fdllm.core.config import Evaluating
 from fdllm.core.sampler import Generation
 from fdllm.core.scorer import Score
 from fdllm.errors import FdllmError
@@ -16,6 +15,7 @@ from fdllm.evaluate.entries import generation_entry, score_entry
 from fdllm.evaluate.protocols import WHOLE, EndedEarly, Part, Progress, ShardAnswered, Store
 from fdllm.evaluate.queries import GenerationArguments, Limits, Requests, check_first_tokens
 from fdllm.evaluate.tokenizing import TokenizingLM
+from fdllm.runs import Evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fdllm.core.checkpoint import Model
-from fdllm.core.config import Decoding, Evaluating
+from fdllm.core.config import Decoding
 from fdllm.core.counts import Counts
 from fdllm.core.engine import NotFiniteError
 from fdllm.core.memory import max_batch_size
@@ -19,6 +19,7 @@ from fdllm.core.unmask import Unmask, by_threshold
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import TaskInfo
 from fdllm.evaluate.tokenizing import ending_at
+from fdllm.runs import Evaluating
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fdllm.core.config import Run
 from fdllm.errors import FdllmError, first_line
 from fdllm.evaluate.protocols import Part
 from fdllm.plan import State
 from fdllm.record.journal import Journal, write_failure
 from fdllm.record.paths import RunPaths
 from fdllm.record.summary import Summary
+from fdllm.runs import Run
 
 
 class Reporter(Protocol):

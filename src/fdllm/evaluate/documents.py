@@ -27,7 +27,6 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from fdllm.core.config import CodeExecution, Evaluating
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate import boxed
 from fdllm.evaluate.hub_errors import explain_access, without_token
@@ -35,6 +34,7 @@ from fdllm.evaluate.humaneval import Programs
 from fdllm.evaluate.nltk_data import require_sentences
 from fdllm.evaluate.prompts import PromptRule, prompt_rule
 from fdllm.evaluate.tasks import definition_paths, task_info
+from fdllm.runs import CodeExecution, Evaluating
 from fdllm.sandbox.confinement import Sandbox
 
 _ENCLOSING = "fdllm"

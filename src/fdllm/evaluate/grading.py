@@ -11,7 +11,6 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from fdllm.core.config import Run
 from fdllm.errors import UsageError
 from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_task
 from fdllm.evaluate.harness import ask, metrics_of, prove_confinement, quiet
@@ -19,6 +18,7 @@ from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.queries import GenerationArguments
 from fdllm.evaluate.samples import plain
 from fdllm.evaluate.tasks import task_info
+from fdllm.runs import Run
 
 _FORM = '{"doc_id": 0, "text": "..."}, and "task" where the task is a group'
 Answers = Mapping[str, Mapping[int, str]]  # leaf task, document, text

@@ -14,7 +14,7 @@ from lm_eval.api.model import LM
 
 from fdllm import strictjson
 from fdllm.core.checkpoint import Model
-from fdllm.core.config import CodeExecution, Decoding, Evaluating
+from fdllm.core.config import Decoding
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM
@@ -25,6 +25,7 @@ from fdllm.evaluate.protocols import WHOLE, Evaluation, Part, Progress, Request,
 from fdllm.evaluate.queries import Limits
 from fdllm.evaluate.samples import join_samples, plain
 from fdllm.evaluate.tasks import TaskInfo, task_info
+from fdllm.runs import CodeExecution, Evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fdllm.core.config import CodeExecution
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.extract import answered, begun, completed
 from fdllm.evaluate.tasks import TaskInfo
+from fdllm.runs import CodeExecution
 from fdllm.sandbox.confinement import Sandbox, Verdict
 
 _MOST_AT_ONCE = 16

@@ -12,7 +12,6 @@ import torch
 
 from fdllm.core.checkpoint import Model, load_model
 from fdllm.core.checkpoint_files import unread_weights
-from fdllm.core.config import Evaluating, ModelChoice, Run
 from fdllm.core.engine import NotFiniteError
 from fdllm.core.memory import max_batch_size
 from fdllm.core.reuse import ReuseStrategy
@@ -24,6 +23,7 @@ from fdllm.evaluate.protocols import WHOLE, Evaluation, Part, Progress, Store
 from fdllm.fast.accelerators import compiled_on
 from fdllm.record import selftested
 from fdllm.record.summary import PeakMemory
+from fdllm.runs import Evaluating, ModelChoice, Run
 
 
 @dataclass(frozen=True)

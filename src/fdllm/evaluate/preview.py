@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from fdllm.core.config import Run
 from fdllm.core.pretrained import load_tokenizer, locate, read_spec
 from fdllm.core.sampler import Generation
 from fdllm.core.scorer import Score
@@ -16,6 +15,7 @@ from fdllm.evaluate.documents import load_task
 from fdllm.evaluate.harness import ask, check_template, quiet
 from fdllm.evaluate.queries import Limits
 from fdllm.evaluate.tokenizing import ending_at
+from fdllm.runs import Run
 
 
 class _AskedError(Exception):

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fdllm.core.config import Instruction
 from fdllm.errors import FdllmError
+from fdllm.runs import Instruction
 
 STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fdllm import strictjson
-from fdllm.core.config import Run
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError
 from fdllm.evaluate.protocols import Evaluation
@@ -16,6 +15,7 @@ from fdllm.record.identity import Fingerprint
 from fdllm.record.paths import RunPaths
 from fdllm.record.provenance import utc_now
 from fdllm.record.summary import PeakMemory, StrategyRecord, Summary, describe_file
+from fdllm.runs import Run
 
 
 def describe_strategy(run: Run, strategy: ReuseStrategy[Any], n_layers: int) -> StrategyRecord:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from fdllm.core.config import Evaluating, ModelChoice, Run
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.attempt import Errand, Outcome, Reporter, Watch
@@ -31,6 +30,7 @@ from fdllm.record.journal import Journal
 from fdllm.record.lock import LockedError, holder_of, locked
 from fdllm.record.provenance import session
 from fdllm.record.summary import PeakMemory
+from fdllm.runs import Evaluating, ModelChoice, Run
 from fdllm.shard import Shard
 
 __all__ = ["Outcome", "Reporter", "Runner", "Worker"]

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fdllm.core.config import Cell, Decoding, Reuse, StrategyConfig, Subset
+from fdllm.core.config import Decoding, StrategyConfig, Subset
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError, UsageError, did_you_mean
 from fdllm.experiment.settings import Grid, Settings, read_settings
 from fdllm.presets import Preset
 from fdllm.record.paths import find_root
+from fdllm.runs import Cell
 
 FOLDER = "experiments"
 CODE_FILE = "generation_functions.py"
@@ -52,7 +53,7 @@ class Experiment:
         if self.settings.config:
             return self.settings.config
         grid = self.settings.grid or Grid()
-        return tuple(Cell.of(Reuse(k=k, subset=subset)) for k in grid.k for subset in grid.subset)
+        return tuple(Cell.of(k, subset) for k in grid.k for subset in grid.subset)
 
     def cell(self, name: str) -> Cell:
         """A config by its name.

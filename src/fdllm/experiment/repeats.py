@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from fdllm.core.config import Cell, Estimator
+from fdllm.core.config import Estimator
+from fdllm.runs import Cell
 
 _DECODING = {
     "first-token": ("block_size", "mask_id", "stop_token", "end_token"),

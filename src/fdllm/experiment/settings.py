@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import Field
 
-from fdllm.core.config import Cell, Decoding, Evaluating, Subset
+from fdllm.core.config import Decoding, Subset
 from fdllm.errors import UsageError
 from fdllm.experiment.criteria import Criteria
+from fdllm.runs import Cell, Evaluating
 from fdllm.spec import Spec
 
 
@@ -43,7 +44,7 @@ class Settings(Spec):
         grid: ``k`` and ``subset``: every period by every subset. Not beside ``config``.
         config: cells one by one.
         decoding: see :class:`~fdllm.core.config.Decoding`.
-        evaluation: see :class:`~fdllm.core.config.Evaluating`.
+        evaluation: see :class:`~fdllm.runs.Evaluating`.
         reuse: ``subset_size``, and ``params`` for the strategy.
         criteria: see :class:`~fdllm.experiment.criteria.Criteria`; None where nothing is judged.
     """

@@ -19,7 +19,7 @@ class TaskPreset(Spec):
 
     Attributes:
         decoding: keys of :class:`fdllm.core.config.Decoding`.
-        evaluation: keys of :class:`fdllm.core.config.Evaluating`.
+        evaluation: keys of :class:`fdllm.runs.Evaluating`.
     """
 
     decoding: dict[str, Any] = Field(default_factory=dict)
@@ -47,7 +47,7 @@ class Preset(Spec):
         dtype: data type that the evaluation was computed in; said, and not set.
         exceptions: where a run under it differs from that evaluation all the same.
         decoding: keys of :class:`fdllm.core.config.Decoding`, for every task.
-        evaluation: keys of :class:`fdllm.core.config.Evaluating`, for every task.
+        evaluation: keys of :class:`fdllm.runs.Evaluating`, for every task.
         tasks: what is otherwise, by task.
         figures: what was published for it; None where nothing was.
     """

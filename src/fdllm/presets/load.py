@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fdllm.core.config import Decoding, Evaluating
+from fdllm.core.config import Decoding
 from fdllm.errors import UsageError, did_you_mean
 from fdllm.presets import Figures, Preset, TaskPreset
+from fdllm.runs import Evaluating
 
 FOLDER = Path(__file__).resolve().parent
 BUILT_IN = ("published", "ancestor")

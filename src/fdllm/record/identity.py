@@ -19,9 +19,9 @@ from pydantic import Field
 from fdllm import tiny
 from fdllm.caches import own_cache
 from fdllm.core.checkpoint_files import cached_snapshot, files_read
-from fdllm.core.config import DEFAULT_MODEL, TINY_MODEL, ModelChoice
 from fdllm.errors import FdllmError, UsageError
 from fdllm.record.atomic import write_json
+from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, ModelChoice
 from fdllm.spec import Spec
 
 SCHEMA = "1"

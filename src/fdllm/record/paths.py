@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fdllm.core.config import Run, home_model
 from fdllm.errors import UsageError
 from fdllm.record.atomic import explained, make_folder
+from fdllm.runs import Run, home_model
 from fdllm.shard import Shard
 
 _LOCK_FILES = (".lock", ".holder")  # what their names begin with

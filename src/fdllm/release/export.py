@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fdllm.core.config import Sweep
 from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import Planner
 from fdllm.record.atomic import explained
@@ -30,6 +29,7 @@ from fdllm.release.readme import readme
 from fdllm.release.scrub import check_texts, places
 from fdllm.report.alternative import EXPERIMENT as ALTERNATIVE
 from fdllm.report.publish import html_path, make_report
+from fdllm.runs import Sweep
 
 _HOUSE = ("requirements.lock", "CITATION.cff", "LICENSE")
 SUMS = "SHA256SUMS"

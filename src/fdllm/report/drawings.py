@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from fdllm.core.config import CONFIG_NAME
 from fdllm.record.measure import made
 from fdllm.report.build import TablePage
 from fdllm.report.charts import Bar, BarChart
 from fdllm.report.measured import Measured
 from fdllm.report.scatter import Point, Scatter, frontier
+from fdllm.runs import CONFIG_NAME
 
 PHASES = ("prefill", "refresh", "denoise", "commit")
 _SUBSETS = ("first", "middle", "last")

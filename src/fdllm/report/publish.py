@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fdllm.core.config import Sweep
 from fdllm.errors import FdllmError
 from fdllm.experiment.criteria import Criteria
 from fdllm.plan import CellState, Planner, State
@@ -17,6 +16,7 @@ from fdllm.report.html import render_html
 from fdllm.report.recheck import Mismatch, Recheck, check_page, check_records, embedded_tables
 from fdllm.report.records import NotComparableError, Record, finished, load_record
 from fdllm.report.report_text import Missing
+from fdllm.runs import Sweep
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fdllm.core.config import Decoding, Evaluating
+from fdllm.core.config import Decoding
 from fdllm.presets import Preset
 from fdllm.record.identity import Fingerprint
 from fdllm.record.summary import Summary
 from fdllm.report.comparison import Verdict
 from fdllm.report.intervals import wilson
 from fdllm.report.records import NotComparableError
+from fdllm.runs import Evaluating
 
 
 @dataclass(frozen=True)

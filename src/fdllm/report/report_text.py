@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fdllm.core.config import CONFIG_NAME
 from fdllm.report.build import TablePage
+from fdllm.runs import CONFIG_NAME
 
 
 @dataclass(frozen=True)

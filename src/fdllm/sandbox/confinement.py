@@ -35,8 +35,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
-from fdllm.core.config import CodeExecution
 from fdllm.errors import FdllmError
+from fdllm.runs import CodeExecution
 from fdllm.sandbox import child, seccomp
 from fdllm.sandbox.support import Isolation, Limits
 

@@ -1,6 +1,6 @@
 """What a kernel offers to confine a program, and what a program may use. No torch, no harness.
 
-Consent to run what a model wrote (:data:`fdllm.core.config.CodeExecution`) is ``refused`` until it
+Consent to run what a model wrote (:data:`fdllm.runs.CodeExecution`) is ``refused`` until it
 is given; ``confined`` where programs can neither reach out nor read this account's files;
 ``readable`` also where the kernel cannot keep them from reading. It travels with a run's request,
 and because no answer depends on it, it is no part of a run's identity.
@@ -12,7 +12,7 @@ import ctypes
 import platform
 from dataclasses import dataclass
 
-from fdllm.core.config import CodeExecution
+from fdllm.runs import CodeExecution
 from fdllm.sandbox import seccomp
 
 _LANDLOCK_VERSION = 444  # landlock_create_ruleset, asked for its version

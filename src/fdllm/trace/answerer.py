@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fdllm.core.checkpoint import Model
-from fdllm.core.config import Decoding, Run
+from fdllm.core.config import Decoding
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
 from fdllm.core.scorer import Score, score_requests
 from fdllm.core.unmask import Unmask
 from fdllm.evaluate.answer import Query
 from fdllm.evaluate.tokenizing import ending_at
+from fdllm.runs import Run
 from fdllm.trace.assemble import assemble
 from fdllm.trace.steps import Forward, RowTrace
 from fdllm.trace.watcher import Watcher

@@ -9,7 +9,6 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from fdllm.core.checkpoint import Model
-from fdllm.core.config import Evaluating, Run
 from fdllm.core.engine import resolve
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.unmask import Unmask, by_threshold
@@ -19,6 +18,7 @@ from fdllm.evaluate.documents import DeterministicTask, load_task
 from fdllm.evaluate.harness import quiet
 from fdllm.evaluate.queries import Limits
 from fdllm.evaluate.samples import plain
+from fdllm.runs import Evaluating, Run
 from fdllm.trace.answerer import TracingAnswerer
 from fdllm.trace.steps import Trace, tokens_in
 
