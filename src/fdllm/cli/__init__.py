@@ -1,4 +1,4 @@
-"""The command line; :mod:`fdllm.cli.parser` lists the commands."""
+"""The command line; :mod:`fdllm.cli.main` lists the commands."""
 
 from fdllm.cli.main import main, main_eval
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
 from fdllm.core.config import Estimator
 from fdllm.errors import UsageError
@@ -14,9 +17,55 @@ from fdllm.runs import DEFAULT_MODEL, CodeExecution
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+N = TypeVar("N", int, float)
+
+
+def absolute_path(text: str) -> Path:
+    """A path, from where the command was given."""
+    return Path(text).expanduser().absolute()
+
+
+def number(
+    kind: Callable[[str], N], words: str, least: float, below: float = math.inf
+) -> Callable[[str], N]:
+    """What reads a number from ``least`` on, below ``below``; ``words`` say what it must be."""
+
+    def read(text: str) -> N:
+        with suppress(ValueError):
+            given = kind(text)
+            if least <= given < below:  # refuses NaN too
+                return given
+        raise ArgumentTypeError(f"must be {words}; got '{text}'")
+
+    return read
+
+
+positive = number(int, "a whole number, 1 or more", 1)
+not_negative = number(float, "a number, 0 or more", 0)
+_whole = number(int, "a whole number", 0)
+_points = number(float, "percentage points, 0 or more", 0, below=100)
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "int": positive,
+    "float": not_negative,
+    "Path": absolute_path,
+}
+
+
+def rows_at_once(text: str) -> int | str:
+    """A number of rows, or ``auto``."""
+    if text == "auto":
+        return text
+    try:
+        return positive(text)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{error}; or 'auto'") from None
+
 
 def flag(text: str, *, default: Any = None, group: str = "", **words: Any) -> Any:  # noqa: ANN401 - as ``field``
-    """A field that is a flag of the same name; one that is False by default takes no value.
+    """A field that is a flag of the same name; its type says how it is read.
+
+    A whole number is positive and a number not negative, where no ``type`` is given; a tuple takes
+    several values and may be repeated; what is False by default takes none.
 
     Args:
         text: its help.
@@ -26,6 +75,10 @@ def flag(text: str, *, default: Any = None, group: str = "", **words: Any) -> An
             one without a dash is an argument by its place.
     """
     return field(default=default, metadata={"help": text, "group": group, **words})
+
+
+_what = partial(flag, group="what")
+_how = partial(flag, group="how")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +99,13 @@ class Options:
             names = words.pop("flags", (f"--{one.name.replace('_', '-')}",))
             if names[0].startswith("-"):
                 words["dest"] = one.name
+            kind = str(one.type).partition(" |")[0]
             if one.default is False:
                 words["action"] = "store_true"
+            elif kind in _READERS:
+                words.setdefault("type", _READERS[kind])
+            elif kind.startswith("tuple") and "nargs" not in words:
+                words |= {"action": "extend", "nargs": "+"}
             # A list: argparse extends a default, and a tuple cannot be.
             default = list(one.default) if isinstance(one.default, tuple) else one.default
             groups[title].add_argument(*names, default=default, **words)
@@ -60,43 +118,6 @@ class Options:
         return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
-def absolute_path(text: str) -> Path:
-    """A path, from where the command was given."""
-    return Path(text).expanduser().absolute()
-
-
-def not_negative(text: str) -> float:
-    """A finite number, 0 or more."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise ArgumentTypeError(f"must be a number, 0 or more; got '{text}'")
-    return number
-
-
-def positive(text: str) -> int:
-    """A whole number, 1 or more."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise ArgumentTypeError(f"must be a whole number, 1 or more; got '{text}'")
-    return number
-
-
-def rows_at_once(text: str) -> int | str:
-    """A number of rows, or ``auto``."""
-    if text == "auto":
-        return text
-    try:
-        return positive(text)
-    except ArgumentTypeError as error:
-        raise ArgumentTypeError(f"{error}; or 'auto'") from None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Selection(Options):
     """Which runs are meant. What a command that computes nothing is not asked is at its default.
@@ -106,48 +127,29 @@ class Selection(Options):
         status: nothing is computed, states are shown.
     """
 
-    experiment: str = flag("(00_baseline)", default="00_baseline", group="what", metavar="NAME")
-    task: tuple[str, ...] | None = flag(
-        "repeatable (all that suit the model)",
-        group="what",
-        action="extend",
-        nargs="+",
-        metavar="T",
-    )
-    config: tuple[str, ...] | None = flag(
-        "repeatable; the whole grid", group="what", action="extend", nargs="+", metavar="C"
-    )
-    limit: int | None = flag(
-        "rows of each subtask at most", group="what", type=positive, metavar="N"
-    )
-    model: str | None = flag(
+    experiment: str = _what("(00_baseline)", default="00_baseline", metavar="NAME")
+    task: tuple[str, ...] | None = _what("repeatable (all that suit the model)", metavar="T")
+    config: tuple[str, ...] | None = _what("repeatable; the whole grid", metavar="C")
+    limit: int | None = _what("rows of each subtask at most", metavar="N")
+    model: str | None = _what(
         f"'tiny', a folder or a Hub id (FDLLM_MODEL, else the task's own: {DEFAULT_MODEL})",
-        group="what",
         metavar="PATH_OR_ID",
     )
-    preset: str | None = flag(
+    preset: str | None = _what(
         "published, ancestor, or a FILE.toml: the protocol of that evaluation, over the "
         "experiment's settings and under a cell's own (docs/protocol.md)",
-        group="what",
         metavar="P",
     )
-    revision: str | None = flag("branch, tag or commit of a Hub id", group="what", metavar="REV")
+    revision: str | None = _what("branch, tag or commit of a Hub id", metavar="REV")
     scoring: Estimator | None = flag(
         "log-likelihood estimator (the experiment's)", group="what", choices=get_args(Estimator)
     )
-    allow_invalid: bool = flag(
-        "let first-token score choices with one first token; the record says so",
-        default=False,
-        group="what",
+    allow_invalid: bool = _what(
+        "let first-token score choices with one first token; the record says so", default=False
     )
-    dtype: str = flag(
-        "type of the weights (by device)", default="auto", group="what", choices=DTYPES
-    )
+    dtype: str = _what("type of the weights (by device)", default="auto", choices=DTYPES)
     results: Path | None = flag(
-        "folder of the records (results/ of the checkout)",
-        group="where",
-        type=absolute_path,
-        metavar="DIR",
+        "folder of the records (results/ of the checkout)", group="where", metavar="DIR"
     )
     device: str = "auto"
     threads: int | None = None
@@ -187,17 +189,15 @@ class Selection(Options):
 class Consent(Selection):
     """Runs, and whether programs that a model writes may run for them."""
 
-    allow_code_execution: bool | None = flag(
+    allow_code_execution: bool | None = _how(
         "let humaneval and mbpp run what the model writes, each program confined: no network, "
         "no token, limits on time and memory",
         default=False,
-        group="how",
     )
-    allow_readable_files: bool = flag(
+    allow_readable_files: bool = _how(
         "with --allow-code-execution: also on a kernel without Landlock, where programs can "
         "read this account's files",
         default=False,
-        group="how",
     )
 
 
@@ -205,50 +205,26 @@ class Consent(Selection):
 class Computing(Consent):
     """Runs, and how they are computed here."""
 
-    device: str = flag("cpu, cuda or cuda:N (a GPU if there is)", default="auto", group="how")
-    threads: int | None = flag("threads on CPU (torch's)", group="how", type=positive, metavar="N")
-    batch_size: int | str | None = flag(
+    device: str = _how("cpu, cuda or cuda:N (a GPU if there is)", default="auto")
+    threads: int | None = _how("threads on CPU (torch's)", metavar="N")
+    batch_size: int | str | None = _how(
         "rows at once where text is generated, or auto: as many as there is memory for; never "
         "changes an answer",
-        group="how",
         type=rows_at_once,
         metavar="N",
     )
-    score_batch_size: int | str | None = flag(
-        "the same where answers are scored; never changes a score",
-        group="how",
-        type=rows_at_once,
-        metavar="N",
+    score_batch_size: int | str | None = _how(
+        "the same where answers are scored; never changes a score", type=rows_at_once, metavar="N"
     )
-    prefix_cache_gib: float | None = flag(
-        "memory for prompt blocks that scored requests share; 0 shares none",
-        group="how",
-        type=not_negative,
-        metavar="X",
+    prefix_cache_gib: float | None = _how(
+        "memory for prompt blocks that scored requests share; 0 shares none", metavar="X"
     )
-    compile: bool | None = flag(
+    compile: bool | None = _how(
         "on a CPU C kernels between the products (default, where there is a C compiler); on a "
         "GPU forwards recorded as CUDA graphs (default where fdllm selftest passed and they paid); "
         "the same arithmetic",
-        group="how",
         action=BooleanOptionalAction,
     )
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise ArgumentTypeError(f"must be a whole number; got '{text}'")
-    return int(text)
-
-
-def _points(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 100:  # noqa: PLR2004 - percent; also refuses NaN
-        raise ArgumentTypeError(f"must be percentage points, 0 or more; got '{text}'")
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,9 +240,7 @@ class CompareOptions(Options):
         "records under this preset (those of the experiment's own)", metavar="P"
     )
     model: str | None = flag("(the only one that has records)", metavar="PATH_OR_ID")
-    results: Path | None = flag(
-        "folder of the records (results/)", type=absolute_path, metavar="DIR"
-    )
+    results: Path | None = flag("folder of the records (results/)", metavar="DIR")
     margin: float = flag(
         "loss of accuracy that 'same' allows, in percentage points (2)",
         default=2.0,
@@ -276,27 +250,3 @@ class CompareOptions(Options):
     strict: bool = flag("whatever cannot be told counts as worse", default=False)
     flips: int = flag("answers shown each way (3)", default=3, type=_whole, metavar="N")
     json: bool = flag("print JSON", default=False)
-
-
-OptionsT = TypeVar("OptionsT", bound=Options)
-
-
-@dataclass(frozen=True)
-class Command(Generic[OptionsT]):
-    """What stands behind ``fdllm``.
-
-    Attributes:
-        text: what it is for, in a line of ``fdllm --help``; empty where nobody types it.
-        options: what it is given.
-        run: does it; the exit code.
-        epilog: stands below its flags.
-    """
-
-    text: str
-    options: type[OptionsT]
-    run: Callable[[OptionsT], int]
-    epilog: str = ""
-
-    def __call__(self, given: Namespace) -> int:
-        """Do it with the flags that were given."""
-        return self.run(self.options.read(given))
