@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fdllm.report.difference import holm
+from fdllm.report.stats import holm
 from helpers import shared_folder
 
 # Models of the tests are far too small for a second thread; children of the tests inherit it.

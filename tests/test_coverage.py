@@ -14,18 +14,19 @@ import pytest
 
 from fdllm.record.summary import Headline
 from fdllm.report.compare import decide
-from fdllm.report.comparison import MARGIN
-from fdllm.report.difference import holm, mcnemar_p
-from fdllm.report.intervals import (
+from fdllm.report.compare_text import MARGIN
+from fdllm.report.speed import claim_speed, floor_of
+from fdllm.report.stats import (
     Estimate,
     bootstrap_t,
     clustered_mean,
+    holm,
     log_ratio,
+    mcnemar_p,
     mean_difference,
     tango,
     wilson,
 )
-from fdllm.report.speed import claim_speed, floor_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_heap")]
 

@@ -9,8 +9,8 @@ import pytest
 
 from cells import GRID, flipped, make_cell, share
 from fdllm.report.compare import compare, compare_all, compare_grid, decide
-from fdllm.report.intervals import Estimate
 from fdllm.report.records import NotComparableError, Record, RecordError
+from fdllm.report.stats import Estimate
 
 pytestmark = pytest.mark.usefixtures("small_heap")
 

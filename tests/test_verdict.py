@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from fdllm.experiment.criteria import Criteria
-from fdllm.report.comparison import Comparison
-from fdllm.report.intervals import Estimate
+from fdllm.report.compare_text import Comparison
 from fdllm.report.measured import Measured
 from fdllm.report.speed import Floor, Speed
+from fdllm.report.stats import Estimate
 from fdllm.report.verdict import CriterionResult, Judged, Judgement, judge
 
 

@@ -10,12 +10,12 @@ import pytest
 from fdllm.record.summary import Headline
 from fdllm.report.alternative import Alternative
 from fdllm.report.build import TablePage
-from fdllm.report.comparison import Comparison
+from fdllm.report.compare_text import Comparison
 from fdllm.report.grid import Finding
-from fdllm.report.intervals import Estimate
 from fdllm.report.measured import Measured
 from fdllm.report.report_text import legend, notices, subject_rows, summary_sentence
 from fdllm.report.speed import Floor, Speed
+from fdllm.report.stats import Estimate
 from fdllm.report.table import percent, with_interval
 
 FLOOR = Floor(("k1_first", "k1_last"), (40.0, 41.0), 0.025, 0.04, None)

@@ -10,12 +10,11 @@ import pytest
 from cells import make_cell, share
 from fdllm.report.alternative import find_alternative
 from fdllm.report.compare import compare
-from fdllm.report.compare_text import describe, points, smoke_mark
-from fdllm.report.comparison import Comparison
+from fdllm.report.compare_text import Comparison, describe, points, smoke_mark
 from fdllm.report.flips import FlipSource, embed
-from fdllm.report.intervals import Estimate
 from fdllm.report.origin import origin
 from fdllm.report.speed import Floor, Speed
+from fdllm.report.stats import Estimate
 
 FLOOR = Floor(("k1_first", "k1_last"), (40.0, 41.0), 0.025, 0.04, None)
 

@@ -12,12 +12,11 @@ from rich.text import Text
 
 from fdllm import strictjson
 from fdllm.cli.compare_choose import Choice
-from fdllm.report.compare_text import SMOKE_TEST
-from fdllm.report.comparison import Comparison
+from fdllm.report.compare_text import SMOKE_TEST, Comparison
 from fdllm.report.grid import findings
-from fdllm.report.intervals import Estimate
 from fdllm.report.records import Record, SampleKey
 from fdllm.report.speed import noise_floor
+from fdllm.report.stats import Estimate
 
 _STYLE = {"same-or-better": "green", "worse": "red", "cannot-tell": "yellow"}
 _WIDE = 120  # columns of a log

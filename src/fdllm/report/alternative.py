@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from fdllm.report.compare import compare
-from fdllm.report.intervals import Estimate
 from fdllm.report.measured import Measured, measured
 from fdllm.report.records import Record, load_records
+from fdllm.report.stats import Estimate
 
 EXPERIMENT = "05_threshold"
 _SAME_FIELDS = (

@@ -10,7 +10,7 @@ from typing import Any
 from fdllm.experiment.criteria import Criteria
 from fdllm.report.alternative import Alternative, find_alternative
 from fdllm.report.compare import compare_grid
-from fdllm.report.comparison import Comparison
+from fdllm.report.compare_text import Comparison
 from fdllm.report.grid import Finding, check_grid, findings
 from fdllm.report.measured import Measured, measured
 from fdllm.report.origin import Origin, origin

@@ -12,17 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from fdllm.report.agreement import stated
-from fdllm.report.compare_text import describe
-from fdllm.report.comparison import MARGIN, Comparison, Verdict
-from fdllm.report.difference import ALPHA, Difference, find_difference, holm, is_binary
+import numpy as np
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from fdllm.evaluate.tasks import TASKS
+from fdllm.report.agreement import agree, stated, tolerance_of
+from fdllm.report.compare_text import MARGIN, Comparison, Verdict, describe
 from fdllm.report.grid import differences, same_computation, speed_refusal
-from fdllm.report.intervals import Estimate
-from fdllm.report.pairs import Pairs, join
-from fdllm.report.records import NotComparableError, Record, SampleKey
-from fdllm.report.speed import Floor, measure_speed, most_by_calls, noise_floor
+from fdllm.report.records import NotComparableError, Record, RecordError, SampleKey
+from fdllm.report.speed import Floor, doubt_speed, measure_speed, noise_floor
+from fdllm.report.stats import (
+    ALPHA,
+    Difference,
+    Estimate,
+    Floats,
+    Ints,
+    find_difference,
+    holm,
+    is_binary,
+)
 
 FAR = 0.1
 """A loss of accuracy whose whole interval is beyond 10 points is a collapse."""
@@ -30,33 +39,10 @@ RISE = 0.05
 """So is a rise of the truncation or repetition rate whose interval is beyond 5 points."""
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A comparison before the grid is known."""
-
-    a: Record
-    b: Record
-    pairs: Pairs
-    difference: Difference
-    is_twin: bool
-
-
 def compare(
     a: Record, b: Record, *, floor: Floor | None = None, margin: float = MARGIN
 ) -> Comparison:
-    """Compare B with A.
-
-    Args:
-        a: the record to compare with.
-        b: the record in question.
-        floor: noise floor of their grid (:func:`fdllm.report.speed.noise_floor`); without it no
-            speed-up is claimed.
-        margin: a loss of accuracy that "same" still allows.
-
-    Raises:
-        NotComparableError: task, metric, estimator, task version, documents or prompts differ.
-        RecordError: a sample lacks its headline figure.
-    """
+    """Compare B with A; see :func:`compare_all`. Without a floor no speed-up is claimed."""
     return compare_all([(a, b, floor)], margin=margin)[0]
 
 
@@ -67,23 +53,12 @@ def compare_grid(
     floor: Floor | None = None,
     margin: float = MARGIN,
 ) -> list[Comparison]:
-    """Compare every cell of a grid with its baseline, with Holm's adjustment.
+    """Compare every cell of a grid with its baseline; see :func:`compare_all`.
 
     Whether the records may stand in one table at all is asked by
-    :func:`fdllm.report.grid.check_grid`.
-
-    Args:
-        baseline: the cell to compare with.
-        others: the other cells, in the order of the answer.
-        floor: noise floor; None takes the one of these cells.
-        margin: a loss of accuracy that "same" still allows.
-
-    Raises:
-        NotComparableError: as :func:`compare`.
-        RecordError: as :func:`compare`.
+    :func:`fdllm.report.grid.check_grid`. Without a floor that of these cells is taken.
     """
-    if floor is None:
-        floor = noise_floor([baseline, *others])
+    floor = floor or noise_floor([baseline, *others])
     return compare_all([(baseline, cell, floor) for cell in others], margin=margin)
 
 
@@ -96,85 +71,56 @@ def compare_all(
     :func:`fdllm.report.grid.findings` says whether they agree.
 
     Args:
-        pairs: A, B and the noise floor of their grid.
+        pairs: A, B and the noise floor of their grid (:func:`fdllm.report.speed.noise_floor`).
         margin: a loss of accuracy that "same" still allows.
 
     Raises:
-        NotComparableError: as :func:`compare`.
-        RecordError: as :func:`compare`.
+        NotComparableError: task, metric, estimator, task version, documents or prompts differ.
+        RecordError: a sample lacks its headline figure.
     """
-    tested = sum(not same_computation(a, b) for a, b, _ in pairs)
-    found = [_find(a, b, ALPHA / max(1, tested)) for a, b, _ in pairs]
-    adjusted = iter(holm([one.difference.p_value for one in found if not one.is_twin]))
+    joined = [join(a, b) for a, b, _ in pairs]
+    level = ALPHA / max(1, sum(not pair.is_twin for pair in joined))
+    found = [find_difference(pair.values[0], pair.values[1], pair.groups, level) for pair in joined]
+    families = zip(joined, found, strict=True)
+    adjusted = iter(holm([one.p_value for pair, one in families if not pair.is_twin]))
     return [
-        _judge(one, one.difference.p_value if one.is_twin else next(adjusted), floor, margin)
-        for one, (_, _, floor) in zip(found, pairs, strict=True)
+        _judge(pair, one, one.p_value if pair.is_twin else next(adjusted), floor, margin)
+        for pair, one, (_, _, floor) in zip(joined, found, pairs, strict=True)
     ]
 
 
-def _find(a: Record, b: Record, level: float) -> _Found:
-    pairs = join(a, b)
-    if len(pairs.keys) == 1 and not is_binary(pairs.a, pairs.b):
-        raise NotComparableError(
-            f"{a.name} and {b.name} share one document, and {a.summary.headline.metric} is not yes "
-            "or no: one figure has no spread to go by"
-        )
-    difference = find_difference(pairs.a, pairs.b, pairs.groups, level)
-    return _Found(a, b, pairs, difference, same_computation(a, b))
-
-
-def _judge(found: _Found, p_holm: float, floor: Floor | None, margin: float) -> Comparison:
-    a, b, pairs, difference = found.a, found.b, found.pairs, found.difference
+def _judge(
+    pair: Pair, difference: Difference, p_holm: float, floor: Floor | None, margin: float
+) -> Comparison:
+    a, b = pair.a, pair.b
     refused = speed_refusal(a, b)
-    speed = None if refused else measure_speed(pairs, floor)
+    speed = None if refused else measure_speed(pair.seconds, pair.tokens, floor)
     if speed is None and refused is None:
         refused = "there is one document, or one side took no measurable time"
-    notes = _notes(found)
-    if speed is not None and speed.claim == "faster" and speed.floor is not None:
-        most = most_by_calls(a, b)
-        if speed.ratio.low > most * (1 + speed.floor.floor):
-            speed = replace(speed, claim="none")
-            doubt = (
-                f"it ran faster than its layer calls allow (at most {most:.2f}x): the machine sped "
-                "up between the two; compute both anew, one right after the other"
-            )
-            notes += (doubt,)
+    doubt = None if speed is None else doubt_speed(a, b, speed)
     collapsed = collapse_reasons(a, b, difference)
-    if collapsed and speed is not None and speed.claim == "faster":
+    if speed is not None and speed.claim == "faster" and (doubt or collapsed):
         speed = replace(speed, claim="none")
-    right = difference.losses is not None
-    limits = [cell.limit for cell in (a, b) if cell.limit is not None]
+    right = is_binary(*pair.values)
+    certain = pair.is_twin and pair.identical
     comparison = Comparison(
+        **vars(difference),
         a=a.name,
         b=b.name,
         task=a.task,
-        limit=min(limits, default=None),
-        n=difference.n,
-        value_a=difference.value_a,
-        value_b=difference.value_b,
-        difference=difference.difference,
-        interval=difference.interval,
-        p_value=difference.p_value,
+        limit=min((cell.limit for cell in (a, b) if cell.limit is not None), default=None),
         p_holm=p_holm,
-        test=difference.test,
-        losses=_keys(pairs, pairs.a > pairs.b) if right else (),
-        gains=_keys(pairs, pairs.a < pairs.b) if right else (),
+        losses=pair.where(pair.values[0] > pair.values[1]) if right else (),
+        gains=pair.where(pair.values[0] < pair.values[1]) if right else (),
         speed=speed,
         speed_refused=refused,
-        smallest_detectable=difference.smallest,
         margin=margin,
         collapsed=collapsed,
-        same_computation=found.is_twin,
-        identical=pairs.identical,
-        tolerance=pairs.tolerance,
-        notes=notes,
-        verdict=decide(
-            difference.difference,
-            p_holm,
-            margin,
-            certain=found.is_twin and pairs.identical,
-        ),
-        sentence="",
+        same_computation=pair.is_twin,
+        identical=pair.identical,
+        tolerance=pair.tolerance,
+        notes=(*_notes(pair), *((doubt,) if doubt else ())),
+        verdict=decide(difference.difference, p_holm, margin, certain=certain),
     )
     return replace(comparison, sentence=describe(comparison))
 
@@ -190,39 +136,33 @@ def decide(difference: Estimate, p_value: float, margin: float, *, certain: bool
     """
     if p_value < ALPHA and difference.value < 0:
         return "worse"
-    if certain or difference.low > -margin:
-        return "same-or-better"
-    return "cannot-tell"
+    return "same-or-better" if certain or difference.low > -margin else "cannot-tell"
 
 
-def _keys(pairs: Pairs, chosen: Any) -> tuple[SampleKey, ...]:  # noqa: ANN401 - a mask, (n,)
-    return tuple(key for key, picked in zip(pairs.keys, chosen, strict=True) if picked)
-
-
-def _notes(found: _Found) -> tuple[str, ...]:
-    a, b, pairs = found.a, found.b, found.pairs
+def _notes(pair: Pair) -> list[str]:
+    a, b = pair.a, pair.b
     notes = []
-    if pairs.left_out:
-        notes.append(f"{pairs.left_out} documents are in one record only and were left out")
-    changed = differences(a, b)
-    if changed:
+    if pair.left_out:
+        notes.append(f"{pair.left_out} documents are in one record only and were left out")
+    if changed := differences(a, b):
         notes.append(f"more than the cell differs: {'; '.join(changed)}")
-    if found.is_twin and not pairs.identical:
+    if pair.is_twin and not pair.identical:
         notes.append(
             "their settings make them one computation, yet outputs differ"
-            f"{stated(pairs.tolerance)}: something is broken"
+            f"{stated(pair.tolerance)}: something is broken"
         )
-    if pairs.identical and not found.is_twin:
+    if pair.identical and not pair.is_twin:
         reuses = a.summary.strategy.reuses or b.summary.strategy.reuses
         ask = ": did the reuse reach this task?" if reuses else ", though their settings differ"
-        notes.append(f"every output is identical{stated(pairs.tolerance)}{ask}")
-    for cell, value in ((a, pairs.a.mean()), (b, pairs.b.mean())):
-        if not pairs.left_out and abs(cell.summary.headline.value - value) > 1e-6:  # noqa: PLR2004 - rounding
+        notes.append(f"every output is identical{stated(pair.tolerance)}{ask}")
+    for cell, values in zip((a, b), pair.values, strict=True):
+        value = cell.summary.headline.value
+        if not pair.left_out and abs(value - values.mean()) > 1e-6:  # noqa: PLR2004 - rounding
             notes.append(
                 f"{cell.name}: the harness weighs its subtasks otherwise and reports "
-                f"{100 * cell.summary.headline.value:.1f} %"
+                f"{100 * value:.1f} %"
             )
-    return tuple(notes)
+    return notes
 
 
 def collapse_reasons(a: Record, b: Record, difference: Difference) -> tuple[str, ...]:
@@ -238,30 +178,148 @@ def collapse_reasons(a: Record, b: Record, difference: Difference) -> tuple[str,
         reasons.append(
             f"accuracy fell from {100 * difference.value_a:.1f} to {100 * difference.value_b:.1f} %"
         )
-    for name, (one, other) in _rates(a, b).items():
-        if _rise(one, a, other, b) > RISE:
+    if a.summary.quality is None or b.summary.quality is None:
+        return tuple(reasons)
+    for name, rate in (("truncated", "truncation_rate"), ("repetitive", "repetition_rate")):
+        one, other = getattr(a.summary.quality, rate), getattr(b.summary.quality, rate)
+        if other - one > RISE and _rise(one, a, other, b) > RISE:
             reasons.append(f"{name} answers rose from {100 * one:.1f} to {100 * other:.1f} %")
     return tuple(reasons)
 
 
-def _rates(a: Record, b: Record) -> dict[str, tuple[float, float]]:
-    one, other = a.summary.quality, b.summary.quality
-    if one is None or other is None:
-        return {}
-    return {
-        "truncated": (one.truncation_rate, other.truncation_rate),
-        "repetitive": (one.repetition_rate, other.repetition_rate),
-    }
-
-
 def _rise(one: float, a: Record, other: float, b: Record) -> float:
     """Lower end of Newcombe's interval of the rise: at least so much is certain."""
-    if other - one <= RISE:
-        return 0.0
-    from statsmodels.stats.proportion import confint_proportions_2indep  # noqa: PLC0415
-
     num_a, num_b = a.summary.num_requests, b.summary.num_requests
     low, _ = confint_proportions_2indep(
         round(other * num_b), num_b, round(one * num_a), num_a, method="newcomb", compare="diff"
     )
     return float(low)
+
+
+# --- two records, document by document ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The n documents that two records share, in one order; figures of A, then of B.
+
+    Attributes:
+        a: the first record.
+        b: the second.
+        keys: leaf task and number of each document.
+        values: headline figures, shape (2, n).
+        seconds: model time, shape (2, n).
+        tokens: tokens written or scored, shape (2, n).
+        groups: number of each document's subject, shape (n,); None where the task has none.
+        is_twin: by their settings the records are one computation.
+        identical: whether every output is the same, log-likelihoods to ``tolerance``.
+        tolerance: see :data:`fdllm.report.agreement.TOLERANCE`; 0 where text is generated.
+        left_out: documents that only one of the records has.
+    """
+
+    a: Record
+    b: Record
+    keys: tuple[SampleKey, ...]
+    values: Floats
+    seconds: Floats
+    tokens: Floats
+    groups: Ints | None
+    is_twin: bool
+    identical: bool
+    tolerance: float
+    left_out: int
+
+    def where(self, chosen: Floats) -> tuple[SampleKey, ...]:
+        """The documents of a mask, shape (n,)."""
+        return tuple(key for key, picked in zip(self.keys, chosen, strict=True) if picked)
+
+
+def join(a: Record, b: Record) -> Pair:
+    """Join two records by document hash, leaf task and document number.
+
+    Raises:
+        NotComparableError: task, metric, estimator, task version, documents or prompts differ, no
+            document is in both, or one alone whose figure is not yes or no.
+        RecordError: a sample lacks its headline figure or its subject.
+    """
+    _check(a, b)
+    keys = tuple(key for key in a.by_key if key in b.by_key)
+    both = [[cell.by_key[key] for key in keys] for cell in (a, b)]
+    for key, one, other in zip(keys, *both, strict=True):
+        _check_sample(f"{a.name} and {b.name}", f"{key[0]} row {key[1]}", one, other)
+    if not keys:
+        raise NotComparableError(f"{a.name} and {b.name} have no document in common")
+    values = [[cell.value(one) for one in of] for cell, of in zip((a, b), both, strict=True)]
+    tolerance = tolerance_of((a.summary, b.summary))
+    pair = Pair(
+        a=a,
+        b=b,
+        keys=keys,
+        values=np.array(values),
+        seconds=np.array([[one["seconds"] for one in of] for of in both], dtype=np.float64),
+        tokens=np.array([[one["tokens"] for one in of] for of in both], dtype=np.float64),
+        groups=_groups(a, both[0]),
+        is_twin=same_computation(a, b),
+        identical=all(agree(one, other, tolerance) for one, other in zip(*both, strict=True)),
+        tolerance=tolerance,
+        left_out=len(a.samples) + len(b.samples) - 2 * len(keys),
+    )
+    if len(keys) == 1 and not is_binary(pair.values):
+        raise NotComparableError(
+            f"{a.name} and {b.name} share one document, and {a.summary.headline.metric} is not yes "
+            "or no: one figure has no spread to go by"
+        )
+    return pair
+
+
+def _check(a: Record, b: Record) -> None:
+    facts = [
+        {
+            "task": cell.task,
+            "headline metric": cell.summary.headline.metric,
+            "estimator": cell.summary.estimator,
+            "version of the task": ", ".join(
+                f"{name} {version}" for name, version in sorted(cell.summary.task_versions.items())
+            ),
+            "task's definition": cell.summary.fingerprint.fields.get("task"),
+        }
+        for cell in (a, b)
+    ]
+    for name, one in facts[0].items():
+        if one != facts[1][name]:
+            raise NotComparableError(
+                f"{a.name} and {b.name} cannot be compared: the {name} differs ({_cut(one)} "
+                f"against {_cut(facts[1][name])}); compute both the same way"
+            )
+
+
+def _check_sample(names: str, where: str, one: dict[str, object], other: dict[str, object]) -> None:
+    if one["doc_hash"] != other["doc_hash"]:
+        raise NotComparableError(
+            f"{names} cannot be compared: {where} is another document in each; the data set "
+            "changed between the runs, so compute both anew"
+        )
+    if one["prompt_hash"] != other["prompt_hash"]:
+        raise NotComparableError(
+            f"{names} cannot be compared: {where} was asked with different prompts (worked "
+            "examples, chat template or prompt rule); compute both the same way"
+        )
+
+
+def _cut(text: str | None) -> str:
+    if text is None:
+        return "none"
+    return text if len(text) <= 40 else f"{text[:19]}…"  # noqa: PLR2004 - a hash says enough by then
+
+
+def _groups(cell: Record, samples: Sequence[dict[str, object]]) -> Ints | None:
+    info = TASKS.get(cell.task)
+    if info is None or info.cluster_by is None:
+        return None
+    if any(info.cluster_by not in sample for sample in samples):
+        raise RecordError(
+            f"{cell.folder}: a sample of {cell.task} lacks its {info.cluster_by}, and documents of "
+            f"one {info.cluster_by} go together; compute the run anew"
+        )
+    names = [str(sample[info.cluster_by]) for sample in samples]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)

@@ -1,25 +1,81 @@
-"""Comparisons in words."""
+"""What a comparison of two cells says, in figures and in words; ``compare.py`` makes it."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
 from fdllm.report.agreement import stated
-from fdllm.report.comparison import Comparison
+from fdllm.report.records import SampleKey
 from fdllm.report.speed import Speed
+from fdllm.report.stats import ALPHA, Difference
+
+Verdict = Literal["same-or-better", "worse", "cannot-tell"]
+
+MARGIN = 0.02
+"""A loss of accuracy that "same" still allows: 2 points, about what 1,319 documents can exclude."""
+
 
 SMOKE_TEST = "SMOKE TEST"
 
-_VERDICT = {
-    "same-or-better": "is as accurate as",
-    "worse": "is worse than",
-    "cannot-tell": "cannot be told from",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Difference):
+    """B against A: the difference in accuracy, and all that stands beside it.
+
+    Attributes:
+        a: config of the first record.
+        b: config of the second.
+        task: what both did.
+        limit: the smaller limit of the two; None where neither was cut.
+        p_holm: the p-value after Holm's adjustment over the grid.
+        losses: documents that A has right and B wrong; empty where figures are not yes or no.
+        gains: documents that A has wrong and B right.
+        speed: paired times; None where they must not be compared.
+        speed_refused: why not.
+        margin: the loss that "same" allows.
+        collapsed: reasons to call B collapsed; its speed is never praised then.
+        same_computation: an A/A pair: their settings make them one computation.
+        identical: every output is the same, log-likelihoods to ``tolerance``.
+        tolerance: in nats; 0 where text is generated.
+        notes: what else differs, and what a reader should know.
+        verdict: the verdict on accuracy.
+        sentence: all of it in words; see :func:`describe`.
+    """
+
+    a: str
+    b: str
+    task: str
+    limit: int | None
+    p_holm: float
+    losses: tuple[SampleKey, ...]
+    gains: tuple[SampleKey, ...]
+    speed: Speed | None
+    speed_refused: str | None
+    margin: float
+    collapsed: tuple[str, ...]
+    same_computation: bool
+    identical: bool
+    tolerance: float
+    notes: tuple[str, ...]
+    verdict: Verdict
+    sentence: str = ""
+
+    @property
+    def is_smoke_test(self) -> bool:
+        """Whether a limit cut one of the records."""
+        return self.limit is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self) | {"smoke_test": self.is_smoke_test}
 
 
-def describe(comparison: Comparison) -> str:
+def describe(c: Comparison) -> str:
     """The verdict, its figures, the speed, and what limits all of it; one paragraph."""
-    sentences = [_verdict(comparison), _speed(comparison), _reach(comparison), *comparison.notes]
-    text = " ".join(_sentence(part) for part in sentences if part)
-    return f"{smoke_mark(comparison.limit)}{text}"
+    sentences = [_verdict(c), _speed(c), _reach(c), *c.notes]
+    ended = (text if text.endswith((".", "!", "?")) else f"{text}." for text in sentences if text)
+    return smoke_mark(c.limit) + " ".join(ended)
 
 
 def smoke_mark(limit: int | None) -> str:
@@ -34,83 +90,44 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f} points"
 
 
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
 def _verdict(c: Comparison) -> str:
-    change = c.difference
+    p_value = f"p {_small(c.p_value)}"
+    if c.p_holm != c.p_value:
+        p_value += f", by Holm {_small(c.p_holm)}"
+    if c.losses or c.gains:
+        p_value += f"; {len(c.losses)} right to wrong, {len(c.gains)} wrong to right"
     figures = (
         f"{100 * c.value_b:.1f} % against {100 * c.value_a:.1f} % on {c.n} documents, "
-        f"{points(change.value)} [{100 * change.low:+.1f}, {100 * change.high:+.1f}] "
-        f"({c.interval}; {c.test}, {_p_value(c)}{_flips(c)})"
+        f"{c.difference.shown(100, '+.1f', ' points')} ({c.interval}; {c.test}, {p_value})"
     )
-    verb = _VERDICT[c.verdict]
-    if c.verdict == "same-or-better" and change.low > 0 and c.p_holm < 0.05:  # noqa: PLR2004 - as decided
-        verb = "is better than"
     if c.same_computation and c.identical:
         agrees = f"every output agrees{stated(c.tolerance)}"
         return f"{c.b} is one computation with {c.a}, and {agrees}: {figures}"
-    excluded = ""
-    if c.verdict == "same-or-better" and verb != "is better than":
-        excluded = f"; a loss of more than {100 * c.margin:g} points is excluded"
-    if c.verdict == "cannot-tell":
-        excluded = f"; a loss of more than {100 * c.margin:g} points is neither shown nor excluded"
-    return f"{c.b} {verb} {c.a} in accuracy: {figures}{excluded}"
-
-
-def _p_value(c: Comparison) -> str:
-    text = f"p {_small(c.p_value)}"
-    return text if c.p_holm == c.p_value else f"{text}, by Holm {_small(c.p_holm)}"
+    loss = f"; a loss of more than {100 * c.margin:g} points is"
+    verb, reach = {
+        "same-or-better": ("is as accurate as", f"{loss} excluded"),
+        "worse": ("is worse than", ""),
+        "cannot-tell": ("cannot be told from", f"{loss} neither shown nor excluded"),
+    }[c.verdict]
+    if c.verdict == "same-or-better" and c.difference.low > 0 and c.p_holm < ALPHA:
+        verb, reach = "is better than", ""
+    return f"{c.b} {verb} {c.a} in accuracy: {figures}{reach}"
 
 
 def _small(p_value: float) -> str:
     return "< 0.0001" if p_value < 0.0001 else f"= {p_value:.4f}"  # noqa: PLR2004 - digits shown
 
 
-def _flips(c: Comparison) -> str:
-    if not (c.losses or c.gains):
-        return ""
-    return f"; {len(c.losses)} right to wrong, {len(c.gains)} wrong to right"
-
-
 def _speed(c: Comparison) -> str:
     if c.speed is None:
         return f"Speed is not compared: {c.speed_refused}"
-    ratio = c.speed.ratio
-    took = (
-        f"{ratio.value:.2f}x the speed [{ratio.low:.2f}, {ratio.high:.2f}], by time on the same "
-        "documents"
-    )
     if c.collapsed:
         return (
             f"It has collapsed ({', '.join(c.collapsed)}), so its speed says nothing "
-            f"(measured: {took})"
+            f"(measured: {c.speed.measured})"
         )
     price = f", at the price of {points(c.difference.value)}" if c.verdict == "worse" else ""
-    if c.speed.claim == "faster":
-        return f"It is faster{price}: {took}{_floor(c.speed)}{_longer(c.speed)}"
-    if c.speed.claim == "slower":
-        return f"It is slower: {took}{_floor(c.speed)}{_longer(c.speed)}"
-    return f"No difference in speed is claimed: {took}{_floor(c.speed)}{_longer(c.speed)}"
-
-
-def _floor(speed: Speed) -> str:
-    if speed.floor is None:
-        return "; there are no A/A cells beside it, so the noise of the machine is unknown"
-    floor = speed.floor
-    return f"; noise floor {floor.floor:.1%} (A/A spread {floor.spread:.1%})"
-
-
-def _longer(speed: Speed) -> str:
-    """Says so where tokens/s and time disagree: answers have grown or shrunk."""
-    if (speed.tokens_per_second - 1) * (speed.ratio.value - 1) >= 0:
-        return ""
-    grown = "grew" if speed.tokens > 1 else "shrank"
-    return (
-        f"; its tokens/s are {speed.tokens_per_second:.2f}x, but its answers {grown} to "
-        f"{speed.tokens:.2f}x the tokens"
-    )
+    return c.speed.sentence(price)
 
 
 def _reach(c: Comparison) -> str:

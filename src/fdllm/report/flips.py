@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fdllm import strictjson
-from fdllm.report.comparison import Comparison
+from fdllm.report.compare_text import Comparison
 from fdllm.report.records import Record, SampleKey
 
 # Characters of a text and flips of a config, tried in this order until the page is small enough.

@@ -11,8 +11,8 @@ from typing import Any
 from fdllm.record import measure
 from fdllm.record.journal import read_journal
 from fdllm.record.summary import Headline
-from fdllm.report.intervals import Estimate, wilson
 from fdllm.report.records import Record
+from fdllm.report.stats import Estimate, wilson
 
 _LONGEST = 8  # tokens a step may unmask before they are counted together
 _TENTHS = 10

@@ -9,9 +9,9 @@ from fdllm.core.config import Decoding
 from fdllm.presets import Preset
 from fdllm.record.identity import Fingerprint
 from fdllm.record.summary import Summary
-from fdllm.report.comparison import Verdict
-from fdllm.report.intervals import wilson
+from fdllm.report.compare_text import Verdict
 from fdllm.report.records import NotComparableError
+from fdllm.report.stats import wilson
 from fdllm.runs import Evaluating
 
 

@@ -18,13 +18,11 @@ import numpy as np
 
 from fdllm.record import measure
 from fdllm.report.grid import Finding, batch_sizes, find_twins
-from fdllm.report.intervals import Estimate, bootstrap_t, log_ratio
-from fdllm.report.pairs import Pairs
 from fdllm.report.records import Record
+from fdllm.report.stats import ALPHA, Estimate, Floats, bootstrap_t, log_ratio
 
 Claim = Literal["faster", "slower", "none"]
 
-_ALPHA = 0.05
 _DRAWS = 200_000
 _SPREAD_ALLOWED = 0.1  # twins further apart than this are an accident, no noise
 
@@ -53,13 +51,12 @@ class Floor:
         """Which cell is far from its twins, and what that means."""
         if self.odd is None:
             return None
-        mine = self.speeds[self.names.index(self.odd)]
-        others = [s for name, s in zip(self.names, self.speeds, strict=True) if name != self.odd]
-        rest = ", ".join(name for name in self.names if name != self.odd)
+        of = dict(zip(self.names, self.speeds, strict=True))
+        mine = of.pop(self.odd)
         text = (
-            f"{self.odd} ran at {mine:.2f} tokens/s, its twins ({rest}) at "
-            f"{' and '.join(f'{s:.2f}' for s in others)}: one computation, so the machine was busy "
-            "or a path was slow. Compute it anew before any speed is compared with it"
+            f"{self.odd} ran at {mine:.2f} tokens/s, its twins ({', '.join(of)}) at "
+            f"{' and '.join(f'{s:.2f}' for s in of.values())}: one computation, so the machine was "
+            "busy or a path was slow. Compute it anew before any speed is compared with it"
         )
         return Finding("twins-speed", (self.odd,), text)
 
@@ -83,6 +80,31 @@ class Speed:
     floor: Floor | None
     claim: Claim
 
+    @property
+    def measured(self) -> str:
+        """The ratio in words."""
+        return f"{self.ratio.shown(unit='x the speed')}, by time on the same documents"
+
+    def sentence(self, price: str = "") -> str:
+        """What is claimed, what was measured, and the noise behind it.
+
+        Args:
+            price: what a gain costs, said where one is claimed.
+        """
+        claimed = {"faster": f"It is faster{price}", "slower": "It is slower"}
+        text = f"{claimed.get(self.claim, 'No difference in speed is claimed')}: {self.measured}"
+        if self.floor is None:
+            text += "; there are no A/A cells beside it, so the noise of the machine is unknown"
+        else:
+            text += f"; noise floor {self.floor.floor:.1%} (A/A spread {self.floor.spread:.1%})"
+        if (self.tokens_per_second - 1) * (self.ratio.value - 1) >= 0:
+            return text
+        grown = "grew" if self.tokens > 1 else "shrank"  # tokens/s and time disagree
+        return (
+            f"{text}; its tokens/s are {self.tokens_per_second:.2f}x, but its answers {grown} to "
+            f"{self.tokens:.2f}x the tokens"
+        )
+
 
 def noise_floor(cells: Sequence[Record], num_compared: int | None = None) -> Floor | None:
     """The noise floor of a grid.
@@ -104,13 +126,7 @@ def noise_floor(cells: Sequence[Record], num_compared: int | None = None) -> Flo
 
 
 def floor_of(names: Sequence[str], speeds: Sequence[float], num_compared: int) -> Floor:
-    """The noise floor by the speeds of twins.
-
-    Args:
-        names: two cells or more that are one computation.
-        speeds: tokens/s of each, above 0.
-        num_compared: as in :func:`noise_floor`; 0 counts as 1.
-    """
+    """The noise floor by the speeds, above 0, of two twins or more; 0 compared counts as 1."""
     logs = np.log(speeds)
     spread = float(np.exp(np.ptp(logs)) - 1)
     factor = floor_factor(len(names), max(1, num_compared))
@@ -132,40 +148,26 @@ def floor_factor(num_twins: int, num_compared: int) -> float:
     twins = draw.standard_normal((_DRAWS, num_twins))
     others = draw.standard_normal((_DRAWS, num_compared))
     furthest = np.abs(others - twins[:, :1]).max(axis=1) / twins.std(axis=1, ddof=1)
-    return float(np.quantile(furthest, 1 - _ALPHA))
+    return float(np.quantile(furthest, 1 - ALPHA))
 
 
-def measure_speed(pairs: Pairs, floor: Floor | None) -> Speed | None:
+def measure_speed(seconds: Floats, tokens: Floats, floor: Floor | None) -> Speed | None:
     """The speed of B by that of A; None where a side took no time at all, or there is one document.
 
     Times are summed: one document may be free because another one had the same input.
+
+    Args:
+        seconds: model time of A and of B for each document, shape (2, n).
+        tokens: tokens written or scored, shape (2, n).
+        floor: of their grid.
     """
-    total_a, total_b = float(pairs.seconds_a.sum()), float(pairs.seconds_b.sum())
-    if len(pairs.keys) < 2 or total_a <= 0 or total_b <= 0:  # noqa: PLR2004 - one has no spread
+    if seconds.shape[1] < 2 or not seconds.sum(axis=1).all():  # noqa: PLR2004 - one has no spread
         return None
-    logs = bootstrap_t(pairs.seconds_a, pairs.seconds_b, log_ratio)
+    logs = bootstrap_t(seconds[0], seconds[1], log_ratio)
     ratio = Estimate(*(float(np.exp(x)) for x in (logs.value, logs.low, logs.high)))
-    tokens_a, tokens_b = float(pairs.tokens_a.sum()), float(pairs.tokens_b.sum())
-    tokens = tokens_b / tokens_a if tokens_a else 1.0
-    return Speed(ratio, tokens * ratio.value, tokens, floor, claim_speed(ratio, floor))
-
-
-def most_by_calls(a: Record, b: Record) -> float:
-    """How many times faster B can be than A by making fewer layer calls.
-
-    As if all of its time were spent in the phase where it saved most. What is faster still was not
-    made so by its config: a machine that sped up between two runs looks like that, and twins that
-    ran side by side do not show it. Infinite where the calls cannot tell: one of the records has
-    none, a phase is gone, or rows shared forwards, so that a call's cost depends on neighbours.
-    """
-    if any(batch_sizes(cell) not in (["1"], []) for cell in (a, b)):
-        return math.inf
-    if not all("counts" in sample for cell in (a, b) for sample in cell.samples):
-        return math.inf
-    before, after = (measure.add_counts(cell.samples) for cell in (a, b))
-    both = [(measure.made(before[phase]), measure.made(after.get(phase, {}))) for phase in before]
-    ratios = [one / other if other else math.inf for one, other in both if one]
-    return max(ratios, default=math.inf)
+    of_a, of_b = (float(total) for total in tokens.sum(axis=1))
+    more = of_b / of_a if of_a else 1.0
+    return Speed(ratio, more * ratio.value, more, floor, claim_speed(ratio, floor))
 
 
 def claim_speed(ratio: Estimate, floor: Floor | None) -> Claim:
@@ -175,3 +177,27 @@ def claim_speed(ratio: Estimate, floor: Floor | None) -> Claim:
     if ratio.low > 1 + floor.floor:
         return "faster"
     return "slower" if ratio.high < 1 / (1 + floor.floor) else "none"
+
+
+def doubt_speed(a: Record, b: Record, speed: Speed) -> str | None:
+    """Why a claim that B is faster cannot be due to B; None where it can.
+
+    B can be faster by what its layer calls saved, as if all of its time were spent in the phase
+    where it saved most. What is faster still was not made so by its config: a machine that sped up
+    between two runs looks like that, and twins that ran side by side do not show it. The calls
+    cannot tell where a record has none, a phase is gone, or rows shared forwards, so that a call's
+    cost depends on neighbours.
+    """
+    counted = all("counts" in sample for cell in (a, b) for sample in cell.samples)
+    alone = all(batch_sizes(cell) in (["1"], []) for cell in (a, b))
+    if speed.floor is None or speed.claim != "faster" or not (counted and alone):
+        return None
+    before, after = (measure.add_counts(cell.samples) for cell in (a, b))
+    both = [(measure.made(before[phase]), measure.made(after.get(phase, {}))) for phase in before]
+    most = max((one / other if other else math.inf for one, other in both if one), default=math.inf)
+    if speed.ratio.low <= most * (1 + speed.floor.floor):
+        return None
+    return (
+        f"it ran faster than its layer calls allow (at most {most:.2f}x): the machine sped up "
+        "between the two; compute both anew, one right after the other"
+    )

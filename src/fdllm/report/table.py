@@ -199,7 +199,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 def with_interval(headline: Headline) -> str:
     """A headline figure with its interval, where it has one."""
-    from fdllm.report.intervals import wilson  # noqa: PLC0415 - numpy; each command imports this
+    from fdllm.report.stats import wilson  # noqa: PLC0415 - numpy; each command imports this
 
     interval = wilson(headline)
     if interval is None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fdllm.experiment.criteria import Criteria
-from fdllm.report.comparison import Comparison
-from fdllm.report.intervals import Estimate
+from fdllm.report.compare_text import Comparison
 from fdllm.report.measured import Measured
+from fdllm.report.stats import Estimate
 
 Outcome = Literal["met", "missed", "open"]
 _WORDS: dict[Outcome, str] = {"met": "confirmed", "missed": "refuted", "open": "cannot tell"}

@@ -1,6 +1,7 @@
-"""95 % intervals of a paired difference, on arrays. Each was chosen by its coverage.
+"""Two columns of figures of the same documents: do they differ, and could one have seen it.
 
-Simulated coverage (tests/test_coverage.py repeats it):
+Arrays in, figures out; what may be compared is decided in :mod:`fdllm.report.compare`. Each 95 %
+interval was chosen by its simulated coverage (tests/test_coverage.py repeats it):
 
 - Tango's score interval for yes-or-no pairs: 94-96 % from five documents that differ upwards. That
   of Wald collapses to a point where no document differs, and the usual cure (two pseudo-pairs)
@@ -17,35 +18,158 @@ Simulated coverage (tests/test_coverage.py repeats it):
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq, elementwise
+from scipy.stats import binom, norm, permutation_test, t
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
 
 from fdllm.record.summary import Headline
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-LEVEL = 0.95
+ALPHA = 0.05
+LEVEL = 1 - ALPHA
+POWER = 0.8
 RESAMPLES = 2000
 SEED = 20240
 _CHUNK = 4_000_000  # resampled values in memory at once
+_FEW = 10  # documents that differ; fewer cannot show how they lie in the groups
+_FLIPS = 9999
+_TAIL = 1e-9
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval.
-
-    Attributes:
-        value: the figure.
-        low: lower end of the interval.
-        high: upper end.
-    """
+    """A figure with the ends of its 95 % interval."""
 
     value: float
     low: float
     high: float
+
+    def shown(self, scale: float = 1.0, form: str = ".2f", unit: str = "") -> str:
+        """The figure times ``scale`` with its unit, and its interval."""
+        value, low, high = (f"{scale * x:{form}}" for x in (self.value, self.low, self.high))
+        return f"{value}{unit} [{low}, {high}]"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much B differs from A.
+
+    Attributes:
+        n: documents both have.
+        value_a: mean of A's figures.
+        value_b: of B's.
+        difference: ``value_b - value_a`` with its 95 % interval.
+        interval: the interval's name.
+        p_value: two-sided, of the test against no difference.
+        test: its name.
+        smallest_detectable: the difference that so many documents would have shown with 80 % power.
+    """
+
+    n: int
+    value_a: float
+    value_b: float
+    difference: Estimate
+    interval: str
+    p_value: float
+    test: str
+    smallest_detectable: float
+
+
+def find_difference(
+    a: Floats, b: Floats, groups: Ints | None = None, level: float = ALPHA
+) -> Difference:
+    """Compare two columns.
+
+    Where documents come in groups, those of one go together; where fewer than ten differ their
+    spread over the groups cannot be judged, and the wider interval and the larger p-value stand.
+
+    Args:
+        a: a figure a document, shape (n,); n of 2 or more where figures are not yes or no.
+        b: the same documents of the other side.
+        groups: the group of each document; None where documents stand alone.
+        level: two-sided level of the smallest detectable difference: 0.05, or less in a grid.
+    """
+    n, change = len(a), b - a
+    losses, gains = int(np.sum(change < 0)), int(np.sum(change > 0))
+    binary = is_binary(a, b)
+    if binary:
+        ends = tango(np.array(losses), np.array(gains), np.array(n))
+        estimate = Estimate((gains - losses) / n, *(float(end) for end in ends))
+        named, tested = "Tango's score interval", "exact McNemar"
+        p_value, smallest = mcnemar_p(losses, gains), smallest_binary(n, losses + gains, level)
+    else:
+        estimate = bootstrap_t(a, b, mean_difference)
+        named, tested = "studentised paired bootstrap", "paired permutation test"
+        p_value, smallest = permutation_p(a, b), smallest_mean(n, float(change.std(ddof=1)), level)
+    means = float(a.mean()), float(b.mean())
+    found = Difference(n, *means, estimate, named, p_value, tested, smallest)
+    if groups is None or len(np.unique(groups)) == 1:
+        return found
+    mean = clustered_mean(change, np.unique(groups, return_inverse=True)[1])
+    inside, smallest = mean.interval, smallest_clustered(mean, level)
+    if binary and losses + gains < _FEW:
+        low, high = min(estimate.low, inside.low), max(estimate.high, inside.high)
+        return replace(
+            found,
+            difference=Estimate(estimate.value, low, high),
+            interval=f"{named} or clustered by subject (CR2), whichever is wider",
+            p_value=max(p_value, mean.p_value),
+            test=f"{tested} or t test clustered by subject, whichever is larger",
+            smallest_detectable=max(found.smallest_detectable, smallest),
+        )
+    return replace(
+        found,
+        difference=inside,
+        interval="clustered by subject (CR2)",
+        p_value=mean.p_value,
+        test="t test clustered by subject (CR2)",
+        smallest_detectable=smallest,
+    )
+
+
+def is_binary(*columns: Floats) -> bool:
+    """Whether all figures are 0 or 1."""
+    return all(bool(np.isin(column, (0.0, 1.0)).all()) for column in columns)
+
+
+def mcnemar_p(losses: int, gains: int) -> float:
+    """Two-sided exact McNemar test; documents on which both sides agree do not matter."""
+    return float(mcnemar([[0, losses], [gains, 0]], exact=True).pvalue)
+
+
+def permutation_p(a: Floats, b: Floats) -> float:
+    """Exchange the sides of each document at random; all ways where there are few."""
+
+    def mean_change(x: Floats, y: Floats, axis: int = -1) -> Floats:
+        change: Floats = np.mean(y - x, axis=axis)
+        return change
+
+    found = permutation_test(
+        (a, b),
+        mean_change,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_FLIPS,
+        batch=max(1, _CHUNK // len(a)),
+        rng=np.random.default_rng(SEED),
+    )
+    return float(found.pvalue)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's adjustment: each p-value as it counts in a family of so many."""
+    if not p_values:
+        return []
+    return [float(p) for p in multipletests(p_values, alpha=ALPHA, method="holm")[1]]
 
 
 def tango(losses: Ints, gains: Ints, n: Ints) -> tuple[Floats, Floats]:
@@ -61,9 +185,6 @@ def tango(losses: Ints, gains: Ints, n: Ints) -> tuple[Floats, Floats]:
     Returns:
         Lower and upper ends, in that shape.
     """
-    from scipy.optimize import elementwise  # noqa: PLC0415 - scipy takes its time to load
-    from scipy.stats import norm  # noqa: PLC0415
-
     b, c, size = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in (gains, losses, n)))
     critical = float(norm.ppf((1 + LEVEL) / 2))
 
@@ -92,8 +213,6 @@ def wilson(headline: Headline) -> Estimate | None:
     """Wilson's interval of a share of right documents; None where documents are not yes or no."""
     if headline.num_correct is None or headline.num_samples == 0:
         return None
-    from statsmodels.stats.proportion import proportion_confint  # noqa: PLC0415
-
     low, high = proportion_confint(
         headline.num_correct, headline.num_samples, alpha=1 - LEVEL, method="wilson"
     )
@@ -166,8 +285,6 @@ class Clustered:
 
     def quantile(self, probability: float) -> float:
         """Of Student's t with these degrees."""
-        from scipy.stats import t  # noqa: PLC0415
-
         return float(t.ppf(probability, self.degrees))
 
     @property
@@ -179,8 +296,6 @@ class Clustered:
     @property
     def p_value(self) -> float:
         """Of the two-sided test against 0."""
-        from scipy.stats import t  # noqa: PLC0415
-
         if self.error == 0:
             return 1.0 if self.mean == 0 else 0.0
         return float(2 * t.sf(abs(self.mean) / self.error, self.degrees))
@@ -209,3 +324,55 @@ def clustered_mean(values: Floats, groups: Ints) -> Clustered:
     degrees = np.trace(spread) ** 2 / np.sum(spread * spread.T)
     error = float(np.sqrt(np.sum(weights * residuals**2)) / total)
     return Clustered(mean, 0.0 if error < 1e-14 else error, float(degrees))  # noqa: PLR2004 - rounding
+
+
+def smallest_binary(n: int, discordant: int, level: float) -> float:
+    """For the exact McNemar test of yes-or-no pairs.
+
+    Args:
+        n: documents.
+        discordant: documents that one side has right and the other wrong. Their share is estimated
+            by (discordant + 2) / (n + 4), so that a sample without any promises no miracle; a
+            difference larger than the share brings its own.
+        level: of the test.
+
+    Returns:
+        A difference in accuracy, in [0, 1]; 1 where the sample could not have shown any.
+    """
+    share = (discordant + 2) / (n + 4)
+    if mcnemar_power(n, 1.0, 1.0, level) < POWER:
+        return 1.0
+
+    def missing(difference: float) -> float:
+        return mcnemar_power(n, difference, max(share, difference), level) - POWER
+
+    return float(brentq(missing, 1e-9, 1.0, xtol=1e-5))
+
+
+def mcnemar_power(n: int, difference: float, share: float, level: float) -> float:
+    """How often the exact McNemar test finds a loss of ``difference``.
+
+    Args:
+        n: documents.
+        difference: accuracy that is really lost, at most ``share``.
+        share: probability that a document differs.
+        level: of the test, two-sided.
+    """
+    first, last = binom.ppf([_TAIL, 1 - _TAIL], n, share)
+    counts = np.arange(int(first), int(last) + 1)
+    # Most gains at which so many losses are still significant; below 0 where none are.
+    most = binom.ppf(level / 2, counts, 0.5)
+    most = np.where(2 * binom.cdf(most, counts, 0.5) <= level, most, most - 1)
+    found = binom.cdf(most, counts, (1 - difference / share) / 2)
+    return float(np.sum(binom.pmf(counts, n, share) * np.where(most >= 0, found, 0.0)))
+
+
+def smallest_mean(n: int, deviation: float, level: float) -> float:
+    """For a mean of differences of which one has the standard deviation ``deviation``."""
+    effect = TTestPower().solve_power(nobs=n, alpha=level, power=POWER)
+    return float(effect) * deviation
+
+
+def smallest_clustered(mean: Clustered, level: float) -> float:
+    """For a mean of clustered differences, by its standard error and degrees of freedom."""
+    return (mean.quantile(1 - level / 2) + mean.quantile(POWER)) * mean.error
