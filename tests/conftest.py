@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from command import Command, make_command
 from fdllm.report.stats import holm
 from helpers import shared_folder
+from hub.rows import all_repositories
+from hub.server import Hub
 
 # Models of the tests are far too small for a second thread; children of the tests inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -25,6 +28,27 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def shared() -> Path:
     """The folder of reference outputs; see :func:`helpers.shared_folder`."""
     return shared_folder()
+
+
+@pytest.fixture(scope="module")
+def hub(shared: Path) -> Iterator[Hub]:
+    """A loopback Hub with every repository that the tests know."""
+    with Hub(all_repositories(shared)) as running:
+        yield running
+
+
+@pytest.fixture
+def fdllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """``fdllm`` in an empty checkout, with a model that answers at once."""
+    return make_command(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that somebody holds is given up at once."""
+    monkeypatch.setattr("fdllm.record.lock._PATIENCE_S", 0.05)
 
 
 @pytest.fixture(scope="module")

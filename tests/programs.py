@@ -49,14 +49,6 @@ WRONG = {
         ),
         "exited exit code 0",
     ),
-    "talks without end": (
-        (
-            "import os\nwhile True:\n    for file in range(3, 9):\n"
-            "        try:\n            os.write(file, b'x' * 4096)\n        except OSError:\n"
-            "            pass"
-        ),
-        None,
-    ),
     "closes everything": ("import os\nos.closerange(0, 999)", "exited"),
     "loops": ("while True:\n    pass", "out of time SIGXCPU"),
     "loops and prints": ("while True:\n    print('x' * 9999)", "out of time SIGXCPU"),
@@ -145,3 +137,24 @@ WRONG = {
     ),
 }
 """By what each does: the program, and how it ends; None where that is the machine's choice."""
+
+ENDLESS = {
+    "sleeps": ("import time\ntime.sleep(999)", "out of time"),
+    "says that it ran and sleeps": (
+        (
+            "import os, time\nfor file in range(3, 9):\n"
+            "    try:\n        os.write(file, b'ran\\n')\n    except OSError:\n        pass\n"
+            "time.sleep(999)"
+        ),
+        "out of time",
+    ),
+    "talks without end": (
+        (
+            "import os\nwhile True:\n    for file in range(3, 9):\n"
+            "        try:\n            os.write(file, b'x' * 4096)\n        except OSError:\n"
+            "            pass"
+        ),
+        "exited",
+    ),
+}
+"""They wait, or are waited for, so that no limit on the processor's time ends them."""

@@ -3,18 +3,17 @@ r"""``boxed_match``: the answer in the last ``\boxed{}``, beside the published e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from command import Command, make_command, summary_of
+from command import Command, summary_of
 from fdllm.evaluate.boxed import boxed_match, equal, last_box, number_of, right_answer
 from fdllm.evaluate.protocols import Evaluation
 from fdllm.record.measure import beside
-from hub.rows import all_repositories, read_rows
+from hub.rows import read_rows
 from hub.run import run_cases
 from hub.server import Hub
 from stubs import StubMachine
@@ -91,12 +90,6 @@ def test_every_real_solution_agrees_with_itself(shared: Path) -> None:
 # --- in a run -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def hub(shared: Path) -> Iterator[Hub]:
-    with Hub(all_repositories(shared)) as running:
-        yield running
-
-
 @pytest.mark.slow
 def test_it_stands_beside_the_headline(hub: Hub, shared: Path, tmp_path: Path) -> None:
     gold = [right_answer(row["answer"]) for row in read_rows(shared, "gsm8k_test.jsonl")[:4]]
@@ -149,12 +142,9 @@ class _Boxes(StubMachine):
 
 
 @pytest.fixture
-def fdllm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    command = make_command(tmp_path, monkeypatch, capsys)
-    command.machine = _Boxes()
-    return command
+def fdllm(fdllm: Command) -> Command:
+    fdllm.machine = _Boxes()
+    return fdllm
 
 
 @pytest.mark.usefixtures("small_heap")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from command import Command, make_command
+from command import Command
 from fdllm.cli import main_eval
 from fdllm.cli.request import choose_model
 from fdllm.errors import FdllmError, UsageError
@@ -22,13 +22,6 @@ from helpers import ROOT
 from stubs import StubMachine, make_root
 
 TASK = ("--task", "tiny_arithmetic")
-
-
-@pytest.fixture
-def fdllm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    return make_command(tmp_path, monkeypatch, capsys)
 
 
 # --- devices ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from command import Command, make_command, summary_of
+from command import Command, summary_of
 
 pytestmark = pytest.mark.usefixtures("small_heap")
 
@@ -15,13 +15,10 @@ TASK = ("--task", "tiny_arithmetic")
 
 
 @pytest.fixture
-def fdllm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
+def fdllm(fdllm: Command) -> Command:
     """The whole grid of one task is done."""
-    command = make_command(tmp_path, monkeypatch, capsys)
-    assert command("sweep", *TASK) == 0, command.err
-    return command
+    assert fdllm("sweep", *TASK) == 0, fdllm.err
+    return fdllm
 
 
 def test_both_files_are_written_and_hold(fdllm: Command) -> None:

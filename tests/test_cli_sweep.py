@@ -9,17 +9,10 @@ from typing import Any
 
 import pytest
 
-from command import Command, make_command, summary_of
+from command import Command, summary_of
 from stubs import NUM_DOCS, StubMachine
 
 TASK = ("--task", "tiny_arithmetic")
-
-
-@pytest.fixture
-def fdllm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    return make_command(tmp_path, monkeypatch, capsys)
 
 
 def test_sweep_computes_the_grid_and_shows_the_table(fdllm: Command) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from command import Command, make_command
+from command import Command
 from fake_slurm import FakeSlurm
 from fdllm.cluster.render import ENDED_EARLY
 from fdllm.cluster.submission import read_submission
@@ -22,14 +22,11 @@ FLAGS = ("--task", "tiny_arithmetic", "--config", "k1_first")
 
 
 @pytest.fixture
-def fdllm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
+def fdllm(fdllm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setenv("PATH", FakeSlurm.make(tmp_path / "bin").path)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "101")
-    command = make_command(tmp_path, monkeypatch, capsys)
-    assert command("sweep", *FLAGS, "--executor", "slurm", "--no-doctor") == 0
-    return command
+    assert fdllm("sweep", *FLAGS, "--executor", "slurm", "--no-doctor") == 0
+    return fdllm
 
 
 def job(fdllm: Command) -> int:

@@ -196,6 +196,7 @@ def test_answers_of_another_version_are_no_part_of_a_merge(root: Path) -> None:
     assert "another version" in outcome.reason
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_shard_and_the_whole_run_exclude_each_other(root: Path) -> None:
     run = make_run(root)
     paths = paths_of(root, run)

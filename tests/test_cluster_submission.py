@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from command import Command, make_command, summary_of
+from command import Command, summary_of
 from fake_slurm import FakeSlurm
 from fdllm.cluster.submission import Submission, assign, read_submission, read_submissions
 from fdllm.cluster.submit import submitting
@@ -29,13 +29,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm.make(tmp_path / "bin")
     monkeypatch.setenv("PATH", fake.path)
     return fake
-
-
-@pytest.fixture
-def fdllm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    return make_command(tmp_path, monkeypatch, capsys)
 
 
 def submissions(fdllm: Command) -> list[Submission]:

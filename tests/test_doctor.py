@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,11 @@ from fdllm.record.identity import source_hashes
 from fdllm.runs import ModelChoice
 from fdllm.tiny import FOLDER
 from helpers import ROOT, move_hub
-from hub.rows import all_repositories
 from hub.server import GRANTED, STRANGER, Hub
 
 GPQA = "gpqa_main_n_shot"
 PAGE = "https://huggingface.co/datasets/Idavidrein/gpqa"
 TOKENS = "https://huggingface.co/settings/tokens"
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Path) -> Iterator[Hub]:
-    with Hub(all_repositories(shared)) as running:
-        yield running
 
 
 @pytest.mark.slow

@@ -6,13 +6,12 @@ says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hub.rows import all_repositories, read_rows
+from hub.rows import read_rows
 from hub.run import run_cases
 from hub.server import GRANTED, STRANGER, Hub
 
@@ -20,12 +19,6 @@ pytestmark = pytest.mark.slow
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 GPQA = "gpqa_main_n_shot"
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Path) -> Iterator[Hub]:
-    with Hub(all_repositories(shared)) as running:
-        yield running
 
 
 def test_gsm8k(hub: Hub, shared: Path, tmp_path: Path) -> None:

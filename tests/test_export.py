@@ -16,7 +16,7 @@ import pytest
 from rocrate.rocrate import ROCrate
 
 import fdllm
-from command import Command, make_command
+from command import Command
 from fdllm.errors import FdllmError
 from fdllm.release.scrub import check_texts, scrub_summary
 from fdllm.report.records import load_records
@@ -29,11 +29,9 @@ TABLE = "results/00_baseline"
 
 
 @pytest.fixture
-def fdllm_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
+def fdllm_command(fdllm: Command) -> Command:
     """A checkout with a grid that is done, on one task."""
-    command = make_command(tmp_path, monkeypatch, capsys)
+    command = fdllm
     for name in ("requirements.lock", "CITATION.cff", "LICENSE"):
         shutil.copy(ROOT / name, command.root / name)
     sweep = ["sweep", "--task", "tiny_arithmetic", "--config", *CONFIGS]

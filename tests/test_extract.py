@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from fdllm.evaluate.extract import answered, begun, completed, program_of
 from fdllm.sandbox.confinement import Sandbox
-from hub.rows import all_repositories, read_rows
+from hub.rows import read_rows
 from hub.run import run_cases
 from hub.server import Hub
 
@@ -123,12 +122,6 @@ def test_every_right_form_of_a_real_row_passes(shared: Path, rows: int) -> None:
 
 
 # --- the harness's definitions ------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Path) -> Iterator[Hub]:
-    with Hub(all_repositories(shared)) as running:
-        yield running
 
 
 @pytest.mark.slow

@@ -104,6 +104,7 @@ def test_without_a_gpu_it_says_so_at_once(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_part_in_its_own_process(script: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     assert script.main([*QUICK, "--part", "step compiled", "--out", str(out)]) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from checkups import fdllm
 from fdllm import tiny
 from fdllm.cli import main
-from hub.rows import all_repositories, read_rows
+from hub.rows import read_rows
 from hub.server import Hub
 
 Grade = Callable[..., int]
@@ -129,12 +129,6 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 # --- real rows ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Path) -> Iterator[Hub]:
-    with Hub(all_repositories(shared)) as running:
-        yield running
 
 
 def graded(

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from command import Command, make_command
+from command import Command
 from fdllm.errors import FdllmError
 from fdllm.evaluate.humaneval import Programs
 from fdllm.runs import Run
 from fdllm.sandbox.confinement import Sandbox
-from hub.rows import all_repositories, read_rows
+from hub.rows import read_rows
 from hub.run import run_cases
 from hub.server import GRANTED, Hub
 from stubs import make_planner, make_root, make_run
 
 TASK = ("--task", "humaneval")
 NUM_ROWS = 164
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Path) -> Iterator[Hub]:
-    with Hub(all_repositories(shared)) as running:
-        yield running
 
 
 @pytest.mark.slow
@@ -98,13 +91,6 @@ def test_hostile_answers_score_nothing(hub: Hub, tmp_path: Path) -> None:
 
 
 # --- consent ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fdllm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    return make_command(tmp_path, monkeypatch, capsys)
 
 
 def test_a_run_without_consent_is_refused_before_a_model_is_loaded(fdllm: Command) -> None:

@@ -151,6 +151,7 @@ def test_two_runners_at_once_do_not_harm_each_other(root: Path, tmp_path: Path) 
     assert sum(text.count("done") for text in out) >= len(CONFIGS)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_who_comes_second_says_who_is_at_it(root: Path) -> None:
     run = make_run(root)
     with locked(paths_of(root, run)):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from checkups import checkup
-from hub.rows import all_repositories
 from hub.run import run_cases
 from hub.sentences import train_sentences
 from hub.server import GRANTED, Hub
@@ -16,12 +14,6 @@ from hub.server import GRANTED, Hub
 pytestmark = pytest.mark.slow
 
 GPQA = "gpqa_main_n_shot"
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Path) -> Iterator[Hub]:
-    with Hub(all_repositories(shared)) as running:
-        yield running
 
 
 def test_then_a_node_without_a_network_can_run(hub: Hub, tmp_path: Path) -> None:

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from command import Command, make_command
+from command import Command
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
+def command(fdllm: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setenv("COLUMNS", "400")  # no line is folded at a long folder
-    return make_command(tmp_path, monkeypatch, capsys)
+    return fdllm
 
 
 def test_every_face_names_the_preset(command: Command) -> None:

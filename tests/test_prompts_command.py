@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import AutoTokenizer
 from checkups import fdllm
 from fdllm.cli import main
 from fdllm.evaluate.protocols import text_hash
-from hub.rows import all_repositories, read_rows
+from hub.rows import read_rows
 from hub.server import Hub
 
 KEYS = ["task", "doc_id", "choice", "prompt", "tokens", "target", "target_tokens", "until",
@@ -97,12 +96,6 @@ def test_a_model_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 # --- real rows and the real vocabulary ----------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Path) -> Iterator[Hub]:
-    with Hub(all_repositories(shared)) as running:
-        yield running
 
 
 @pytest.mark.slow

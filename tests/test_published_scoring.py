@@ -7,7 +7,6 @@ no batch, no code of the estimators.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fdllm.core.network import Network
 from hub.checkpoint import random_model
-from hub.rows import all_repositories
 from hub.run import run_cases
 from hub.server import GRANTED, Hub
 
@@ -59,12 +57,6 @@ class Published:
 @pytest.fixture(scope="module")
 def published(shared: Path) -> Published:
     return Published(shared / "qwen_tokenizer")
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Path) -> Iterator[Hub]:
-    with Hub(all_repositories(shared)) as running:
-        yield running
 
 
 def by_model(shared: Path, task: str, **asked: Any) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def test_refusals_are_explained() -> None:
 # --- locks --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("impatient")
 def test_one_at_a_time(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
     with locked(paths):

@@ -17,17 +17,10 @@ import pytest
 
 from checkups import checkup, environment_of, of
 from fdllm.doctor.remote import ask_node
-from hub.rows import all_repositories
 from hub.server import GRANTED, STRANGER, Hub
 
 GPQA = "gpqa_main_n_shot"
 FEW = ("--task", GPQA, "--config", "k2_middle", "--limit", "2")
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Path) -> Iterator[Hub]:
-    with Hub(all_repositories(shared)) as running:
-        yield running
 
 
 def holding(folder: Path, text: str) -> list[Path]:

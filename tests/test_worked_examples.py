@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fdllm.evaluate.prompts import PROMPT_RULES
-from hub.rows import all_repositories
 from hub.run import run_cases
 from hub.server import Hub
 
@@ -17,12 +15,6 @@ pytestmark = pytest.mark.slow
 
 LIMITS = {"gsm8k": 6, "minerva_math": 2, "mmlu": 1}
 SHOTS = [("gsm8k", 2), ("gsm8k", 5), ("minerva_math", 4), ("mmlu", 5)]
-
-
-@pytest.fixture(scope="module")
-def hub(shared: Path) -> Iterator[Hub]:
-    with Hub(all_repositories(shared)) as running:
-        yield running
 
 
 @pytest.mark.parametrize("chat", [True, False], ids=["as turns of a chat", "plain"])
