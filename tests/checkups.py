@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fdllm.doctor.findings import Checkup, Finding
-from fdllm.record.identity import source_hashes
 from fdllm.record.paths import Layout
 from fdllm.runs import Evaluating, ModelChoice, Sweep
 from helpers import ROOT
@@ -69,27 +68,15 @@ def checkup(command: str, *arguments: str, home: Path, **environment: Any) -> En
     return fdllm(command, *flags, *here, *arguments, home=home, **environment)
 
 
-def of(root: Path, *tasks: str) -> Checkup:
+def of(root: Path, *tasks: str, model: str = "tiny", revision: str | None = None) -> Checkup:
     """A check-up of runs on the embedded model, from the checkout at ``root``."""
     sweep = Sweep(
         experiment="00_baseline",
         tasks=tasks or ("tiny_choice",),
-        model=ModelChoice(name="tiny"),
+        model=ModelChoice(name=model, revision=revision),
         evaluating=Evaluating(),
     )
     return Checkup(root, Layout.of(root), sweep)
-
-
-def question(root: Path) -> dict[str, object]:
-    """What a worker is asked, as JSON holds it."""
-    return {
-        "pins": None,
-        "source": source_hashes(),
-        "image": False,
-        "folders": [],
-        "executor": "local",
-        "sweep": of(root).sweep.model_dump(mode="json"),
-    }
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from checkups import of
-from fdllm.doctor.checks_here import consent, disk, existing, image_file, scheduler
-from fdllm.doctor.checks_hub import with_access
-from fdllm.doctor.checks_tasks import check_task, fetch_task
-from fdllm.doctor.findings import Finding, blocking
+from fdllm.doctor.checks_here import consent, disk, existing, image, scheduler
+from fdllm.doctor.checks_node import check_task, fetch_task
+from fdllm.doctor.examine import with_access
+from fdllm.doctor.findings import FINDINGS, Checkup, Finding, blocking
 from fdllm.errors import FdllmError
 from fdllm.evaluate.hub_errors import Access
-from fdllm.runs import CodeExecution, Sweep
+from fdllm.runs import CodeExecution
 
 GIB = 1 << 30
 
@@ -45,12 +45,12 @@ def test_one_failure_blocks_wherever_it_stands(at: int) -> None:
 def test_a_finding_survives_json_and_nothing_else_is_one() -> None:
     for state in ("ok", "warn", "fail"):
         one = finding(state)
-        assert Finding.read(one.as_dict()) == one
-    assert Finding.read({"name": 1, "state": "ok", "found": 2}) == Finding("1", "ok", "2", "")
-    with pytest.raises(ValueError, match="no finding"):
-        Finding.read({"name": "x", "state": "fine", "found": "y"})
-    with pytest.raises(KeyError):
-        Finding.read({"name": "x", "state": "ok"})
+        assert FINDINGS.validate_json(FINDINGS.dump_json([one])) == [one]
+    short = {"name": "x", "state": "ok", "found": "y"}
+    assert FINDINGS.validate_python([short]) == [Finding("x", "ok", "y", "")]
+    for wrong in (short | {"state": "fine"}, {"name": "x", "state": "ok"}, 7):
+        with pytest.raises(ValueError, match="validation error"):
+            FINDINGS.validate_python([wrong])
 
 
 @pytest.mark.parametrize(
@@ -96,29 +96,29 @@ def test_consent_is_asked_of_each_task_that_runs_programs(tmp_path: Path, at: in
     agreed = asked.sweep.model_copy(update={"code_execution": "confined"})
     (found,) = consent(replace(asked, sweep=agreed))
     assert (found.state, found.remedy) == ("ok", "")
-    assert consent(of(tmp_path, "gsm8k")) == []
+    assert not list(consent(of(tmp_path, "gsm8k")))
 
 
 def test_only_a_cluster_is_asked_for_a_scheduler(tmp_path: Path) -> None:
-    assert scheduler(of(tmp_path)) == []
+    assert not list(scheduler(of(tmp_path)))
 
 
 def test_an_image_is_a_file_and_has_something_to_run_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert image_file(of(tmp_path)) == []
-    image = tmp_path / "fdllm.sif"
-    asked = replace(of(tmp_path), image=image)
-    image.mkdir()
-    (found,) = image_file(asked)
+    assert not list(image(of(tmp_path)))
+    path = tmp_path / "fdllm.sif"
+    asked = replace(of(tmp_path), image=path)
+    path.mkdir()
+    (found,) = image(asked)
     assert found.state == "fail"
-    assert f"there is no file {image}" in found.found
-    image.rmdir()
-    image.write_bytes(b"x" * 200)
+    assert f"there is no file {path}" in found.found
+    path.rmdir()
+    path.write_bytes(b"x" * 200)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
-    (found,) = image_file(asked)
+    (found,) = image(asked)
     assert (found.name, found.state, found.remedy) == ("image", "ok", "")
-    assert found.found == f"{image}, 0.0 GiB"
+    assert found.found == f"{path}, 0.0 GiB"
 
 
 # --- access ---------------------------------------------------------------------------------------
@@ -147,14 +147,14 @@ def test_the_hub_is_asked_about_what_is_gated_and_missing(
         asked.append((repo, kind))
         return answer
 
-    monkeypatch.setattr("fdllm.doctor.checks_hub.ask_access", ask)
+    monkeypatch.setattr("fdllm.doctor.examine.ask_access", ask)
     absent = "which is not in the cache of this machine"
     others = [
         Finding("task gsm8k", "fail", absent),  # open to all
         Finding("task tiny_choice", "ok", "60 documents, not in the cache"),
     ]
     found = [*others[:at], Finding("task gpqa_main_n_shot", "fail", absent), *others[at:]]
-    told = with_access(of(tmp_path), found)
+    told = list(with_access(of(tmp_path), found))
     assert asked == [("Idavidrein/gpqa", "dataset")]
     assert [one for one in told if one in found] == found
     (extra,) = (one for one in told if one not in found)
@@ -172,12 +172,10 @@ def test_a_model_that_is_missing_is_asked_about_and_other_failures_are_not(
         asked.append((repo, kind))
         return Access("granted", "model may be read")
 
-    monkeypatch.setattr("fdllm.doctor.checks_hub.ask_access", ask)
-    checkup = of(tmp_path)
-    choice = checkup.sweep.model.model_copy(update={"name": "org/name"})
-    checkup = replace(checkup, sweep=checkup.sweep.model_copy(update={"model": choice}))
+    monkeypatch.setattr("fdllm.doctor.examine.ask_access", ask)
+    checkup = of(tmp_path, model="org/name")
     missing = Finding("model", "fail", "org/name is not in the cache of this machine")
-    assert with_access(checkup, [missing]) == [
+    assert list(with_access(checkup, [missing])) == [
         missing,
         Finding("access model", "ok", "model may be read"),
     ]
@@ -185,16 +183,16 @@ def test_a_model_that_is_missing_is_asked_about_and_other_failures_are_not(
     broken = Finding("model", "fail", "a shard is cut short")
     gated = Finding("task gpqa_main_n_shot", "fail", "cannot be loaded")
     other = Finding("sandbox humaneval", "fail", "not in the cache")
-    assert with_access(checkup, [broken, gated, other]) == [broken, gated, other]
+    assert list(with_access(checkup, [broken, gated, other])) == [broken, gated, other]
     assert len(asked) == 1
 
 
 # --- tasks ----------------------------------------------------------------------------------------
 
 
-def agreed(consent: CodeExecution = "confined") -> Sweep:
-    sweep = of(Path(), "humaneval").sweep
-    return sweep.model_copy(update={"code_execution": consent})
+def agreed(consent: CodeExecution = "confined") -> Checkup:
+    asked = of(Path(), "humaneval")
+    return replace(asked, sweep=asked.sweep.model_copy(update={"code_execution": consent}))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +210,7 @@ def test_the_sandbox_is_tried_where_programs_may_run(
         if said:
             raise FdllmError(said)
 
-    monkeypatch.setattr("fdllm.doctor.checks_tasks._load", lambda *_: "164 documents")
+    monkeypatch.setattr("fdllm.doctor.checks_node._load", lambda *_: "164 documents")
     monkeypatch.setattr("fdllm.evaluate.humaneval.prove", tried)
     task, sandbox = check_task("humaneval", agreed())
     assert task == Finding("task humaneval", "ok", "164 documents, from the cache")
@@ -220,8 +218,8 @@ def test_the_sandbox_is_tried_where_programs_may_run(
     assert sandbox.found.startswith(found)
     assert sandbox.remedy.startswith(remedy)
     assert bool(sandbox.remedy) == bool(said)
-    assert check_task("humaneval", agreed("refused")) == [task]
-    assert len(check_task("gsm8k", agreed())) == 1
+    assert list(check_task("humaneval", agreed("refused"))) == [task]
+    assert len(list(check_task("gsm8k", agreed()))) == 1
 
 
 @pytest.mark.parametrize(
@@ -250,9 +248,9 @@ def test_a_task_that_cannot_be_had_says_what_to_do(
     def load(*_: object) -> str:
         raise FdllmError(said)
 
-    monkeypatch.setattr("fdllm.doctor.checks_tasks._load", load)
+    monkeypatch.setattr("fdllm.doctor.checks_node._load", load)
     (told,) = check_task(name, agreed())
     assert (told.name, told.state, told.found) == (f"task {name}", "fail", found)
     assert told.remedy.endswith(remedy)
     with pytest.raises(FdllmError):
-        fetch_task(name, agreed())
+        list(fetch_task(name, agreed()))

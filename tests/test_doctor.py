@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from checkups import by_name, checkup, fdllm, of, question
+from checkups import checkup, fdllm, of
 from fdllm.doctor import checks_here
 from fdllm.doctor.checks_model import check_model, weight_bytes
-from fdllm.doctor.remote import pinned_versions
-from fdllm.doctor.worker import check
+from fdllm.doctor.checks_node import folders, source, versions
+from fdllm.doctor.findings import Finding
 from fdllm.errors import FdllmError
 from fdllm.record.identity import source_hashes
-from fdllm.runs import ModelChoice
+from fdllm.record.paths import Layout
 from fdllm.tiny import FOLDER
 from helpers import ROOT, move_hub
 from hub.server import GRANTED, STRANGER, Hub
@@ -91,35 +92,43 @@ def test_a_hub_that_cannot_be_reached_is_no_refusal(tmp_path: Path) -> None:
 
 def test_versions_are_compared_with_the_lock(tmp_path: Path) -> None:
     lock = (ROOT / "requirements.lock").read_text()
-    (tmp_path / "requirements.lock").write_text(lock)
-    right = pinned_versions(of(tmp_path))
-    assert right is not None
-    assert right["torch"] in lock
-    asked = question(tmp_path)
-    assert by_name(check(asked | {"pins": right}))["versions"].state == "ok"
-    wrong = by_name(check(asked | {"pins": right | {"torch": "1.0", "no-such-package": "2"}}))
-    assert wrong["versions"].state == "fail"
-    assert "torch" in wrong["versions"].found
-    assert "(locked: 1.0)" in wrong["versions"].found
-    assert "no-such-package not installed" in wrong["versions"].found
+    place = tmp_path / "requirements.lock"
+    (found,) = versions(of(tmp_path))
+    assert (found.state, found.found) == (
+        "warn",
+        "the checkout has no requirements.lock to compare with",
+    )
+    place.write_text(lock)
+    (found,) = versions(of(tmp_path))
+    assert found.state == "ok"
+    assert f"all {lock.count('==')} packages" in found.found
+    torch = next(line for line in lock.splitlines() if line.startswith("torch=="))
+    place.write_text(lock.replace(torch, "torch==1.0 # of old") + "no-such-package==2\n")
+    (found,) = versions(of(tmp_path))
+    assert found.state == "fail"
+    assert "torch" in found.found
+    assert "(locked: 1.0)" in found.found
+    assert "no-such-package not installed" in found.found
 
 
 @pytest.mark.parametrize("image", [True, False])
 def test_other_source_than_the_checkouts(tmp_path: Path, image: bool) -> None:
-    asked = question(tmp_path)
+    asked = replace(of(tmp_path), image=tmp_path / "fdllm.sif" if image else None)
+    (found,) = source(replace(asked, source=source_hashes()))
+    assert found.state == "ok"
     edited = source_hashes() | {"src/fdllm/core/reuse.py": "0" * 64}
-    found = by_name(check(asked | {"source": edited, "image": image}))["source"]
+    (found,) = source(replace(asked, source=edited))
     assert found.state == "fail"
     assert "src/fdllm/core/reuse.py" in found.found
     assert ("nox -s container" in found.remedy) == image
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
-    asked = question(tmp_path) | {"folders": ["/proc/results", str(tmp_path / "not" / "yet")]}
-    found = by_name(check(asked))
-    assert found["folder results"].state == "fail"
-    assert "--results" in found["folder results"].remedy
-    assert found["folder yet"].state == "ok"
+    layout = Layout(Path("/proc/results"), tmp_path / "not" / "yet", tmp_path)
+    results, artifacts, _ = folders(replace(of(tmp_path), layout=layout))
+    assert (results.name, results.state) == ("folder results", "fail")
+    assert "--results" in results.remedy
+    assert (artifacts.name, artifacts.state) == ("folder yet", "ok")
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,12 +138,18 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [finding.state for finding in checks_here.disk(of(tmp_path))] == [state]
 
 
+def model(folder: Path) -> Finding:
+    """What is found of a checkpoint."""
+    (found,) = check_model(of(folder, model=str(folder)))
+    return found
+
+
 def test_a_checkpoint_that_was_cut_short(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(FOLDER, folder)
     weights = next(folder.glob("*.safetensors"))
     assert weight_bytes(folder) == weights.stat().st_size
-    assert check_model(ModelChoice(name=str(folder))).state == "ok"
+    assert model(folder).state == "ok"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(FdllmError, match="was cut short"):
         weight_bytes(folder)
@@ -149,10 +164,10 @@ def test_a_checkpoint_that_was_cut_short(tmp_path: Path) -> None:
 def test_weights_that_are_not_read_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(FOLDER, folder)
-    assert "not read" not in check_model(ModelChoice(name=str(folder))).found
+    assert "not read" not in model(folder).found
     for i in range(5):
         (folder / f"part-{i}.safetensors").write_bytes(b"")
-    found = check_model(ModelChoice(name=str(folder)))
+    found = model(folder)
     assert found.state == "ok"
     parts = "part-0.safetensors, part-1.safetensors, part-2.safetensors and 2 more"
     assert f"({parts} beside it: not read)" in found.found
@@ -166,12 +181,12 @@ def test_a_text_without_an_end_is_found_before_the_run(tmp_path: Path) -> None:
         del data[key]
         (folder / name).write_text(json.dumps(data))
     with pytest.raises(FdllmError, match="names no end of a text: eos_token_id is looked for in"):
-        check_model(ModelChoice(name=str(folder)))
+        model(folder)
 
 
 def test_a_checkpoint_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     move_hub(monkeypatch, tmp_path)
-    found = check_model(ModelChoice(name="someone/something", revision="v2"))
+    (found,) = check_model(of(tmp_path, model="someone/something", revision="v2"))
     assert found.state == "fail"
     assert found.remedy.endswith("fdllm prefetch --model someone/something --revision v2")
 

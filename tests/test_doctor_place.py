@@ -113,7 +113,7 @@ def test_in_an_image_that_holds_other_source(
     """A stand-in for Apptainer runs the worker of another checkout, with a clean environment."""
     old = tmp_path / "old"
     shutil.copytree(ROOT / "src" / "fdllm", old / "fdllm")
-    with (old / "fdllm" / "reuse.py").open("a") as file:
+    with (old / "fdllm" / "core" / "reuse.py").open("a") as file:
         file.write("# edited since\n")
     image = tmp_path / "fdllm.sif"
     image.write_bytes(b"image")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from checkups import of
-from fdllm.doctor import prefetch as module
+from fdllm.doctor import examine as module
+from fdllm.doctor.examine import prefetch
 from fdllm.doctor.findings import Finding
-from fdllm.doctor.prefetch import prefetch
 from fdllm.errors import UsageError
 
 MODEL = Finding("model", "ok", "1 GiB of weights")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +18,8 @@ from fdllm.cli.request import Request, read_request
 from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import binds
 from fdllm.cluster.queue import why_no_cluster
-from fdllm.doctor.examine import examine
+from fdllm.doctor.examine import examine, prefetch
 from fdllm.doctor.findings import Checkup, Finding, blocking
-from fdllm.doctor.prefetch import prefetch
 from fdllm.record.paths import find_root
 from fdllm.runs import Run
 
@@ -129,7 +128,7 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     """A table for people, or JSON."""
     failed = len(blocking(findings))
     if as_json:
-        ready = {"ready": not failed, "findings": [finding.as_dict() for finding in findings]}
+        ready = {"ready": not failed, "findings": [asdict(finding) for finding in findings]}
         say(json.dumps(ready, indent=2, allow_nan=False))
         return
     table = Table(title="check-up", title_justify="left", show_lines=False)

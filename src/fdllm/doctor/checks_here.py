@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,44 +20,38 @@ _FULL = _GIB // 4
 _ANSWER_S = 20
 
 
-def consent(checkup: Checkup) -> list[Finding]:
+def consent(checkup: Checkup) -> Iterator[Finding]:
     """Whether the user agreed to run programs, for each task that does."""
-    findings = []
-    for name in checkup.sweep.tasks:
-        info = task_info(name)
-        if not info.runs_code:
+    for task in checkup.sweep.tasks:
+        if not task_info(task).runs_code:
             continue
+        name = f"consent {task}"
         try:
-            check_consent(info, checkup.sweep.code_execution)
+            check_consent(task_info(task), checkup.sweep.code_execution)
+            yield ok(name, "running its programs is agreed to")
         except UsageError:
-            findings.append(
-                fail(
-                    f"consent {name}",
-                    "its metric runs programs that the model writes, and nobody agreed to that",
-                    "give --allow-code-execution (each program is confined), or leave the task out",
-                )
+            yield fail(
+                name,
+                "its metric runs programs that the model writes, and nobody agreed to that",
+                "give --allow-code-execution (each program is confined), or leave the task out",
             )
-        else:
-            findings.append(ok(f"consent {name}", "running its programs is agreed to"))
-    return findings
 
 
-def disk(checkup: Checkup) -> list[Finding]:
+def disk(checkup: Checkup) -> Iterator[Finding]:
     """Room for records, on the file system that they will be written to."""
     place = existing(checkup.layout.results)
     free = shutil.disk_usage(place).free
     found = f"{free / _GIB:.1f} GiB free at {place}"
     if free < _FULL:
-        return [
-            fail(
-                "disk",
-                f"{found}; a sweep writes its samples and journals there",
-                "make room, or choose another folder with --results",
-            )
-        ]
-    if free < _TIGHT:
-        return [warn("disk", found, "make room before a full benchmark, or use --results")]
-    return [ok("disk", found)]
+        yield fail(
+            "disk",
+            f"{found}; a sweep writes its samples and journals there",
+            "make room, or choose another folder with --results",
+        )
+    elif free < _TIGHT:
+        yield warn("disk", found, "make room before a full benchmark, or use --results")
+    else:
+        yield ok("disk", found)
 
 
 def existing(path: Path) -> Path:
@@ -66,112 +61,95 @@ def existing(path: Path) -> Path:
     return path
 
 
-def scheduler(checkup: Checkup) -> list[Finding]:
+def scheduler(checkup: Checkup) -> Iterator[Finding]:
     """Whether the scheduler answers, and knows the partition and the account."""
     if checkup.executor != "slurm":
-        return []
+        return
     if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
-        return [
-            fail(
-                "scheduler",
-                "there is no sbatch or no sinfo on the PATH",
-                "log in to a node of the cluster (or load its slurm module), or use "
-                "--executor local",
-            )
-        ]
+        yield fail(
+            "scheduler",
+            "there is no sbatch or no sinfo on the PATH",
+            "log in to a node of the cluster (or load its slurm module), or use --executor local",
+        )
+        return
     try:
         listed = run_command("sinfo", "--noheader", "--format=%R|%a|%D|%l", timeout_s=_ANSWER_S)
     except SlurmError as error:
-        return [
-            fail(
-                "scheduler",
-                f"sinfo does not answer ({error})",
-                "slurmctld may be down: wait until sinfo answers, then try again",
-            )
-        ]
+        yield fail(
+            "scheduler",
+            f"sinfo does not answer ({error})",
+            "slurmctld may be down: wait until sinfo answers, then try again",
+        )
+        return
     lines = [line.split("|") for line in listed.splitlines() if "|" in line]
-    partitions = {name: rest for name, *rest in lines}
-    return [_partition(checkup.partition, partitions), *_account(checkup.account)]
+    yield _partition(checkup.partition, {name: state for name, state, *_ in lines})
+    if checkup.account is not None:
+        yield _account(checkup.account)
 
 
-def _partition(wanted: str | None, partitions: dict[str, list[str]]) -> Finding:
-    names = ", ".join(sorted(partitions)) or "none"
+def _partition(wanted: str | None, states: dict[str, str]) -> Finding:
+    names = ", ".join(sorted(states)) or "none"
+    name_one = "name one: --partition NAME, or partition in fdllm.toml"
     if wanted is None:
         told = ""
         with suppress(SlurmError):
             told = run_command("scontrol", "show", "partition", "--oneliner", timeout_s=_ANSWER_S)
         if "Default=YES" in told:
             return ok("partition", f"the site's default; there are {names}")
-        return fail(
-            "partition",
-            f"none is named, and the site has no default; there are {names}",
-            "name one: --partition NAME, or partition in fdllm.toml",
-        )
-    unknown = [name for name in wanted.split(",") if name not in partitions]
-    if unknown:
-        return fail(
-            "partition",
-            f"sinfo knows no partition '{unknown[0]}'; it lists {names}",
-            "name one of these: --partition NAME, or partition in fdllm.toml",
-        )
-    down = [name for name in wanted.split(",") if partitions[name][0] != "up"]
-    if down:
-        return warn(
-            "partition",
-            f"partition '{down[0]}' is {partitions[down[0]][0]}: jobs would wait",
-            f"ask the site when it is back, or name another of {names}",
-        )
+        found = f"none is named, and the site has no default; there are {names}"
+        return fail("partition", found, name_one)
+    for name in wanted.split(","):
+        if name not in states:
+            found = f"sinfo knows no partition '{name}'; it lists {names}"
+            return fail("partition", found, name_one)
+    for name in wanted.split(","):
+        if states[name] != "up":
+            return warn(
+                "partition",
+                f"partition '{name}' is {states[name]}: jobs would wait",
+                f"ask the site when it is back, or name another of {names}",
+            )
     return ok("partition", f"'{wanted}' is up")
 
 
-def _account(wanted: str | None) -> list[Finding]:
+def _account(wanted: str) -> Finding:
     """Only where the site keeps accounts: without slurmdbd ``sacctmgr`` has no answer."""
-    if wanted is None:
-        return []
-    unproven = warn(
-        "account",
-        f"'{wanted}' cannot be checked: sacctmgr is not there or does not answer",
-        "submit one small run first (--limit 10): a wrong account is refused at submission",
-    )
-    if shutil.which("sacctmgr") is None:
-        return [unproven]
     asked = ("show", "associations", f"user={getpass.getuser()}", "format=account")
     try:
         listed = run_command("sacctmgr", "--noheader", "--parsable2", *asked, timeout_s=_ANSWER_S)
     except SlurmError:
-        return [unproven]
-    accounts = sorted({line.strip() for line in listed.splitlines() if line.strip()})
-    unknown = [name for name in wanted.split(",") if name not in accounts]
-    if not unknown:
-        return [ok("account", f"'{wanted}' is one of yours")]
-    return [
-        fail(
+        return warn(
             "account",
-            f"'{unknown[0]}' is none of your accounts; those are {', '.join(accounts) or 'none'}",
-            "name one of them: account in fdllm.toml; or ask the site for access",
+            f"'{wanted}' cannot be checked: sacctmgr is not there or does not answer",
+            "submit one small run first (--limit 10): a wrong account is refused at submission",
         )
-    ]
+    accounts = sorted({line.strip() for line in listed.splitlines() if line.strip()})
+    for name in wanted.split(","):
+        if name not in accounts:
+            return fail(
+                "account",
+                f"'{name}' is none of your accounts; those are {', '.join(accounts) or 'none'}",
+                "name one of them: account in fdllm.toml; or ask the site for access",
+            )
+    return ok("account", f"'{wanted}' is one of yours")
 
 
-def image_file(checkup: Checkup) -> list[Finding]:
+def image(checkup: Checkup) -> Iterator[Finding]:
     """Whether the image is there, and something to run it with."""
-    image = checkup.image
-    if image is None:
-        return []
-    if not image.is_file():
-        return [
-            fail(
-                "image",
-                f"there is no file {image}",
-                "build it with 'nox -s container', or name another with --image",
-            )
-        ]
-    if shutil.which("apptainer") is None:
-        return [
-            fail(
-                "image",
-                f"{image} is there, and no 'apptainer' on the PATH to run it",
-                "load the site's apptainer module, or run without --image",
-            )
-        ]
-    return [ok("image", f"{image}, {image.stat().st_size / _GIB:.1f} GiB")]
+    path = checkup.image
+    if path is None:
+        return
+    if not path.is_file():
+        yield fail(
+            "image",
+            f"there is no file {path}",
+            "build it with 'nox -s container', or name another with --image",
+        )
+    elif shutil.which("apptainer") is None:
+        yield fail(
+            "image",
+            f"{path} is there, and no 'apptainer' on the PATH to run it",
+            "load the site's apptainer module, or run without --image",
+        )
+    else:
+        yield ok("image", f"{path}, {path.stat().st_size / _GIB:.1f} GiB")

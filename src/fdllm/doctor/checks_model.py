@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from fdllm.core.checkpoint_files import tensor_headers, unread_weights, weight_files
-from fdllm.doctor.findings import Finding, fail, ok, warn
+from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
 from fdllm.record.identity import model_identity
 from fdllm.runs import ModelChoice
 
@@ -16,7 +17,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _BIG = 4 * _GIB  # bytes of weights that no CPU decodes in reasonable time
 
 
-def check_model(choice: ModelChoice) -> Finding:
+def check_model(checkup: Checkup) -> Iterator[Finding]:
     """Whether the files are on this machine, whole, with a tokenizer that loads.
 
     Raises:
@@ -24,27 +25,26 @@ def check_model(choice: ModelChoice) -> Finding:
     """
     from fdllm.core.pretrained import load_tokenizer, no_end_token, read_spec  # noqa: PLC0415
 
+    choice = checkup.sweep.model
     folder = model_identity(choice).folder
     if folder is None:
         revision = f" at revision {choice.revision}" if choice.revision else ""
         flag = f" --revision {choice.revision}" if choice.revision else ""
-        return fail(
+        yield fail(
             "model",
             f"{choice.name}{revision} is not in the cache of this machine",
             f"where there is a network, with the same HF_HOME: fdllm prefetch --model "
             f"{choice.name}{flag}",
         )
+        return
     size = weight_bytes(folder)
     if not read_spec(folder).stop_tokens:
         raise no_end_token(choice.name)
     load_tokenizer(folder, choice.name)
     unread = unread_weights(folder)
     beside = f" ({unread} beside it: not read)" if unread else ""
-    return ok("model", f"{choice.name}: {_size(size)} of weights{beside}, tokenizer")
-
-
-def _size(number: int) -> str:
-    return f"{number / _GIB:.1f} GiB" if number >= _GIB else f"{number / (1 << 20):.1f} MiB"
+    shown = f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / (1 << 20):.1f} MiB"
+    yield ok("model", f"{choice.name}: {shown} of weights{beside}, tokenizer")
 
 
 def weight_bytes(folder: Path) -> int:
@@ -58,7 +58,7 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def fetch_model(choice: ModelChoice) -> Finding:
+def fetch_model(checkup: Checkup) -> Iterator[Finding]:
     """Bring the files into the Hub's cache, by revision.
 
     Raises:
@@ -66,12 +66,12 @@ def fetch_model(choice: ModelChoice) -> Finding:
     """
     from fdllm.core.pretrained import locate  # noqa: PLC0415
 
+    choice = checkup.sweep.model
     sys.stderr.write(f"model {choice.name}: fetching its files\n")
-    folder = locate(choice.name, choice.revision)
-    return ok("model", f"{choice.name} in {folder}")
+    yield ok("model", f"{choice.name} in {locate(choice.name, choice.revision)}")
 
 
-def check_device(choice: ModelChoice, executor: str) -> list[Finding]:
+def check_device(checkup: Checkup) -> Iterator[Finding]:
     """What the weights will be on, whether they fit, and what a CPU decodes with.
 
     Raises:
@@ -81,31 +81,36 @@ def check_device(choice: ModelChoice, executor: str) -> list[Finding]:
 
     from fdllm.core.checkpoint import resolve_device, resolve_dtype  # noqa: PLC0415
 
-    size = _known_bytes(choice)
+    choice = checkup.sweep.model
+    folder = model_identity(choice).folder
+    # Bytes of the weights as they lie here, in two-byte numbers as published; 0 where unknown.
+    size = 0 if folder is None else sum(p.stat().st_size for p in weight_files(folder))
     if not torch.cuda.is_available():
-        return [_without_gpu(choice, executor, size), *_check_compiler(choice)]
+        yield _without_gpu(choice, checkup.executor, size)
+        yield from _check_compiler(choice)
+        return
     device = resolve_device(choice.device)
     kind = str(resolve_dtype(choice.dtype, device)).removeprefix("torch.")
     if device.type != "cuda":
-        return [ok("GPU", f"{device} is asked for, {kind}"), *_check_compiler(choice)]
-    name = torch.cuda.get_device_name(device)
+        yield ok("GPU", f"{device} is asked for, {kind}")
+        yield from _check_compiler(choice)
+        return
     memory = torch.cuda.get_device_properties(device).total_memory
-    found = f"{name}, {memory / _GIB:.0f} GiB, {kind}"
-    if size * _BYTES[kind] / 2 > memory:
-        return [
-            fail(
-                "GPU",
-                f"{found}: the weights alone take {size * _BYTES[kind] / 2 / _GIB:.0f} GiB",
-                "ask for a larger GPU (gres or constraint in fdllm.toml), or use --dtype bfloat16",
-            )
-        ]
-    major, _ = torch.cuda.get_device_capability(device)
-    if kind == "bfloat16" and major < _MODERN:
-        return [warn("GPU", f"{found}, which it only emulates", "use --dtype float16, or auto")]
-    return [ok("GPU", found)]
+    found = f"{torch.cuda.get_device_name(device)}, {memory / _GIB:.0f} GiB, {kind}"
+    needed = size * _BYTES[kind] / 2
+    if needed > memory:
+        yield fail(
+            "GPU",
+            f"{found}: the weights alone take {needed / _GIB:.0f} GiB",
+            "ask for a larger GPU (gres or constraint in fdllm.toml), or use --dtype bfloat16",
+        )
+    elif kind == "bfloat16" and torch.cuda.get_device_capability(device)[0] < _MODERN:
+        yield warn("GPU", f"{found}, which it only emulates", "use --dtype float16, or auto")
+    else:
+        yield ok("GPU", found)
 
 
-def _check_compiler(choice: ModelChoice) -> list[Finding]:
+def _check_compiler(choice: ModelChoice) -> Iterator[Finding]:
     """Whether the kernels of a CPU can be compiled; tried, where weights of this type have some."""
     import torch  # noqa: PLC0415 - seconds
 
@@ -115,32 +120,25 @@ def _check_compiler(choice: ModelChoice) -> list[Finding]:
 
     dtype = resolve_dtype(choice.dtype, torch.device("cpu"))
     if choice.device.startswith("cuda") or dtype == torch.float16:
-        return []
+        return
     try:
         load_fused(dtype)
+        yield ok("compiler", "the C kernels of a CPU are compiled for this machine")
     except CompilerError as error:
         remedy = "install gcc or clang, load the site's module, or set CC; without it a step on a "
         remedy += "CPU takes up to 1.4 times as long, and nothing else changes"
-        return [warn("compiler", str(error), remedy)]
-    return [ok("compiler", "the C kernels of a CPU are compiled for this machine")]
-
-
-def _known_bytes(choice: ModelChoice) -> int:
-    """Bytes of the weights as they lie here, in two-byte numbers as published; 0 where unknown."""
-    folder = model_identity(choice).folder
-    return 0 if folder is None else sum(p.stat().st_size for p in weight_files(folder))
+        yield warn("compiler", str(error), remedy)
 
 
 def _without_gpu(choice: ModelChoice, executor: str, size: int) -> Finding:
-    if choice.device.startswith("cuda"):
-        state, remedy = "fail", "use --device cpu, or a machine with a GPU and its driver"
-    elif size > _BIG or (size == 0 and "/" in choice.name):
-        state = "warn"
-        remedy = "use a machine with a GPU: a model of this size takes days on a CPU"
-    else:
+    found = "torch sees none here"
+    here = choice.device.startswith("cuda")
+    if not here and size <= _BIG and (size or "/" not in choice.name):
         return ok("GPU", "none here; the CPU will do for this model, float32")
     if executor == "slurm":
         # This is the login node; what the compute nodes have, only a job can tell.
-        state = "warn"
         remedy = "none is needed here; make sure that gres in fdllm.toml asks for one on the node"
-    return Finding("GPU", "warn" if state == "warn" else "fail", "torch sees none here", remedy)
+        return warn("GPU", found, remedy)
+    if here:
+        return fail("GPU", found, "use --device cpu, or a machine with a GPU and its driver")
+    return warn("GPU", found, "use a machine with a GPU: a model of this size takes days on a CPU")

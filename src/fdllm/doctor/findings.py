@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
+from pydantic import TypeAdapter
+
+from fdllm.errors import FdllmError, first_line
+from fdllm.evaluate.hub_errors import without_token
 from fdllm.record.paths import Layout
 from fdllm.runs import Sweep
-
-Standing = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True)
@@ -25,26 +27,9 @@ class Finding:
     """
 
     name: str
-    state: Standing
+    state: Literal["ok", "warn", "fail"]
     found: str
     remedy: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """JSON form."""
-        return asdict(self)
-
-    @classmethod
-    def read(cls, data: Mapping[str, Any]) -> Finding:
-        """From its JSON form.
-
-        Raises:
-            ValueError: it is none.
-        """
-        if data.get("state") not in get_args(Standing):
-            raise ValueError(f"no finding: {data!r}")
-        return cls(
-            str(data["name"]), data["state"], str(data["found"]), str(data.get("remedy", ""))
-        )
 
 
 def ok(name: str, found: str) -> Finding:
@@ -78,6 +63,8 @@ class Checkup:
         image: the image that the runs will be inside of; None is the plain environment.
         binds: what is bound into it, as ``source[:destination[:options]]``.
         hf_home: ``HF_HOME`` of the runs, where the site names one; None is this process's.
+        source: hashes of the checkout's source files, as :func:`fdllm.doctor.remote.ask_node`
+            tells a node.
     """
 
     root: Path
@@ -89,6 +76,31 @@ class Checkup:
     image: Path | None = None
     binds: tuple[str, ...] = ()
     hf_home: Path | None = None
+    source: Mapping[str, str] = field(default_factory=dict)
+
+
+CHECKUP = TypeAdapter(Checkup)
+FINDINGS = TypeAdapter(list[Finding])
+Check = Callable[[Checkup], Iterator[Finding]]
+
+
+def run_checks(checks: Mapping[str, Check], checkup: Checkup) -> list[Finding]:
+    """What checks find, in their order; that one broke down is a finding of its name."""
+    found: list[Finding] = []
+    for name, check in checks.items():
+        try:
+            found += check(checkup)
+        except FdllmError as error:
+            said, _, remedy = str(error).partition("; ")
+            found.append(fail(name, said, remedy or "mend that, then try again"))
+        except Exception as error:  # noqa: BLE001 - a missing library, a damaged file: say which
+            said = without_token(first_line(error, "no message"))
+            remedy = (
+                "install fdllm again under requirements.lock (nox, or a fresh image), then see "
+                "whether this check passes"
+            )
+            found.append(fail(name, f"{type(error).__name__}: {said}", remedy))
+    return found
 
 
 def blocking(findings: Iterable[Finding]) -> list[Finding]:
