@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fdllm.cli.status import status_table
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState
 from fdllm.report.publish import Report, make_report
@@ -20,7 +21,6 @@ from fdllm.report.table import (
     check_lines,
     figures_table,
     heading,
-    status_table,
     twins_agree,
 )
 from fdllm.runs import Sweep

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fdllm.cli.options import Computing, Selection, absolute_path, flag
 from fdllm.cli.output import say
-from fdllm.cli.request import Request, read_request
+from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import binds
 from fdllm.cluster.queue import why_no_cluster
@@ -74,7 +74,7 @@ def run_doctor(options: DoctorOptions) -> int:
     asked = options.executor
     there = asked == "slurm" or (asked == "auto" and why_no_cluster() is None)
     request = read_request(options)
-    runs = request.planner.runs(request.sweep)
+    runs = request.runs
     checkup = checkup_of(request, runs, cluster, "slurm" if there else "local")
     return _answer(examine(checkup), as_json=options.json)
 
@@ -83,7 +83,7 @@ def run_prefetch(options: PrefetchOptions) -> int:
     """Fetch, prove it offline, and answer with 1 where something is still missing."""
     cluster = load_cluster_config(find_root()).changed({}, image=options.image)
     request = read_request(options)  # fetching runs no program, so all tasks where none is named
-    runs = request.planner.runs(request.sweep)
+    runs = request.runs
     return _answer(prefetch(checkup_of(request, runs, cluster, "local")), as_json=options.json)
 
 
@@ -93,7 +93,7 @@ def _answer(findings: Sequence[Finding], *, as_json: bool) -> int:
 
 
 def checkup_of(
-    request: Request,
+    request: SweepRequest,
     runs: Sequence[Run],
     cluster: ClusterConfig,
     executor: Literal["local", "slurm"],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from fdllm.cli.progress import watcher
+from fdllm.cli.progress import GridProgress
 from fdllm.cli.work import Work
 from fdllm.cluster.signals import terminable
 from fdllm.evaluate.humaneval import check_consent
@@ -49,7 +49,7 @@ def execute(planner: Planner, work: Sequence[Work], threads: int | None) -> list
         return []
     console = Console(stderr=True)
     outcomes: list[Outcome] = []
-    with terminable(), watcher([one.cell.run for one in work], console) as watch:
+    with terminable(), GridProgress(len(work), console) as watch:
         runner = Runner(planner, watch, lambda choice: load_machine(choice, threads))
         try:
             for one in work:

@@ -33,7 +33,7 @@ def run_grade(options: GradeOptions) -> int:
     request = read_request(options, weights=False)
     from fdllm.evaluate.grading import grade  # noqa: PLC0415 - the harness: seconds
 
-    run = request.planner.runs(request.sweep)[0]
+    run = request.runs[0]
     found = grade(run, options.answers)
     if options.json:
         say(strictjson.dumps(asdict(found), indent=2))

@@ -11,7 +11,7 @@ from rich.console import Console
 from fdllm.cli import execute
 from fdllm.cli.options import Options, flag
 from fdllm.cli.output import complain
-from fdllm.cli.progress import watcher
+from fdllm.cli.progress import GridProgress
 from fdllm.cli.request import task_facts
 from fdllm.cluster.exit_reason import TERMINATED
 from fdllm.cluster.render import ENDED_EARLY
@@ -62,7 +62,7 @@ def _work(
     """Compute; whatever ends it early is kept as the run's reason."""
     console = Console(stderr=True, width=150)
     paths = planner.layout.run(one.run).of_shard(one.shard)
-    with terminable(), warned(warning) as go_on, watcher([one.run], console) as watch:
+    with terminable(), warned(warning) as go_on, GridProgress(1, console) as watch:
         runner = Runner(planner, watch, lambda choice: execute.load_machine(choice, threads), go_on)
         try:
             outcome = runner.run(one.run, shard=one.shard, merge=one.merge)

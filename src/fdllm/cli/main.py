@@ -24,10 +24,16 @@ from fdllm.cli.output import complain
 from fdllm.cli.prompts import PromptsOptions, run_prompts
 from fdllm.cli.report import ReportOptions, run_report
 from fdllm.cli.selftest import SelftestOptions, run_selftest
-from fdllm.cli.slurm import SweepOptions
-from fdllm.cli.sweep import EvalOptions, ValidateOptions, run_eval, run_sweep, run_validate
+from fdllm.cli.status import StatusOptions, run_status
+from fdllm.cli.sweep import (
+    EvalOptions,
+    SweepOptions,
+    ValidateOptions,
+    run_eval,
+    run_sweep,
+    run_validate,
+)
 from fdllm.cli.trace import TraceOptions, run_trace
-from fdllm.cli.watch import StatusOptions, run_status
 from fdllm.cluster.signals import Terminated
 from fdllm.errors import FdllmError, did_you_mean, first_line
 

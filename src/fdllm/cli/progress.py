@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from typing import Any, Self
 
 from rich.console import Console
@@ -11,7 +9,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,11 +20,6 @@ from fdllm.plan import State
 from fdllm.runs import Run
 
 _QUIET_S = 10.0  # a log gets a line this often at most while a run goes on
-
-
-def watcher(runs: Sequence[Run], console: Console) -> _Lines | _Bars:
-    """What shows a grid: bars on a terminal, lines elsewhere."""
-    return (_Bars if console.is_terminal else _Lines)(len(runs), console)
 
 
 def outcome_line(outcome: Outcome) -> str:
@@ -50,63 +43,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-class _Lines:
-    """Plain lines, each complete by itself."""
+class GridProgress:
+    """How far a grid and its run are, and the time left: two bars, or a line now and then.
 
-    def __init__(self, num_runs: int, console: Console) -> None:
-        self._num_runs = num_runs
-        self._console = console
-        self._started = time.monotonic()
-        self._ended = 0
-        self._total = self._done = self._fresh = 0
-        self._begun = self._said = self._started
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def start(self, run: Run) -> None:
-        self._say(f"[{self._ended + 1}/{self._num_runs}] {run}")
-        self._begun = self._said = time.monotonic()
-
-    def begin(self, total: int, done: int) -> None:
-        self._total, self._done, self._fresh = total, done, 0
-        self._begun = self._said = time.monotonic()
-        if done:
-            self._say(f"    {done} of {total} requests are answered already")
-
-    def advance(self, entry: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
-        self._done += 1
-        self._fresh += 1
-        now = time.monotonic()
-        if now - self._said < _QUIET_S:
-            return
-        self._said = now
-        left = (now - self._begun) / self._fresh * (self._total - self._done)
-        self._say(f"    {self._done} of {self._total} requests, {duration(left)} left in this run")
-
-    def note(self, text: str) -> None:
-        self._say(f"    {text}")
-
-    def end(self, outcome: Outcome) -> None:
-        self._ended += 1
-        spent = time.monotonic() - self._started
-        left = spent / self._ended * (self._num_runs - self._ended)
-        more = f"; about {duration(left)} left in the grid" if self._ended < self._num_runs else ""
-        self._say(f"    {outcome_line(outcome)}{more}")
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-class _Bars:
-    """A bar for the grid and one for the run, each with the time left."""
+    Args:
+        num_runs: of the grid.
+        console: where it is shown.
+    """
 
     def __init__(self, num_runs: int, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
+        self._is_log = not console.is_terminal
+        self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -114,38 +62,76 @@ class _Bars:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=self._is_log,
         )
-        self._grid = self._progress.add_task("grid", total=num_runs)
-        self._run: TaskID | None = None
+        self._grid = self._add("grid", num_runs)
+        self._run: Task | None = None
+        self._resumed = 0
+        self._said = 0.0
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._bars.stop()
 
     def start(self, run: Run) -> None:
+        """A run begins."""
         self._drop()
-        self._run = self._progress.add_task(f"{run.task} {run.cell.name}", total=None)
+        number = self._grid.completed + 1
+        self._say(f"[{number:.0f}/{self._grid.total:.0f}] {run}", in_bars=True)
+        self._run = self._add(f"{run.task} {run.cell.name}", None)
 
     def begin(self, total: int, done: int) -> None:
+        """Its requests are known, and those that an earlier attempt has answered."""
         if self._run is not None:
-            self._progress.reset(self._run, total=total, completed=done)
+            self._bars.reset(self._run.id, total=total, completed=done)
+        self._resumed, self._said = done, self._bars.get_time()
+        if done:
+            self._say(f"    {done} of {total} requests are answered already", in_bars=True)
 
     def advance(self, entry: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
-        if self._run is not None:
-            self._progress.advance(self._run)
+        """A request is answered."""
+        run, now = self._run, self._bars.get_time()
+        if run is None:
+            return
+        self._bars.advance(run.id)
+        if now - self._said >= _QUIET_S:
+            self._said = now
+            left = _time_left(run, run.completed - self._resumed)
+            told = f"{run.completed:.0f} of {run.total or 0:.0f} requests"
+            self._say(f"    {told}, {left} left in this run", in_bars=True)
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        """Something happened beside the answers."""
+        self._say(f"    {text}")
 
     def end(self, outcome: Outcome) -> None:
+        """A run has ended."""
         self._drop()
-        self._progress.advance(self._grid)
-        self._console.print(outcome_line(outcome), markup=False, highlight=False)
+        self._bars.advance(self._grid.id)
+        more = ""
+        if self._is_log and self._grid.remaining:
+            more = f"; about {_time_left(self._grid, self._grid.completed)} left in the grid"
+        self._say(f"    {outcome_line(outcome)}{more}")
+
+    def _add(self, text: str, total: int | None) -> Task:
+        name = self._bars.add_task(text, total=total)
+        return next(task for task in self._bars.tasks if task.id == name)
 
     def _drop(self) -> None:
         if self._run is not None:
-            self._progress.remove_task(self._run)
+            self._bars.remove_task(self._run.id)
             self._run = None
+
+    def _say(self, text: str, *, in_bars: bool = False) -> None:
+        """A line; a log gets those too that bars show."""
+        if self._is_log or not in_bars:
+            text = text if self._is_log else text.lstrip()
+            self._console.print(text, markup=False, highlight=False, soft_wrap=self._is_log)
+
+
+def _time_left(task: Task, fresh: float) -> str:
+    """At the pace so far."""
+    return duration((task.elapsed or 0.0) / fresh * (task.remaining or 0.0))

@@ -37,7 +37,7 @@ def run_prompts(options: PromptsOptions) -> int:
     from fdllm.evaluate.preview import described, queries_of  # noqa: PLC0415 - the harness: seconds
 
     runs: dict[str, Run] = {}
-    for run in request.planner.runs(request.sweep):  # the cells of a task send the same
+    for run in request.runs:  # the cells of a task send the same
         runs.setdefault(run.task, run)
     built = [(run, queries_of(run)) for run in runs.values()]
     if options.json:

@@ -10,17 +10,18 @@ from pathlib import Path
 
 from fdllm.cli.options import Selection
 from fdllm.cli.output import complain
+from fdllm.cluster.status import survey
 from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS, definition_hash, task_info
 from fdllm.experiment import Experiment
 from fdllm.plan import CellState, Planner, TaskFacts
 from fdllm.presets.load import load_preset
 from fdllm.record.paths import Layout, find_root
-from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, ModelChoice, Sweep, home_model
+from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, ModelChoice, Run, Sweep, home_model
 
 
 @dataclass(frozen=True)
-class Request:
+class SweepRequest:
     """What was asked for.
 
     Attributes:
@@ -32,13 +33,21 @@ class Request:
     sweep: Sweep
 
     @cached_property
-    def experiment(self) -> Experiment:
-        """The experiment."""
-        return self.planner.experiment(self.sweep.experiment)
+    def runs(self) -> list[Run]:
+        """Every run of the sweep."""
+        return self.planner.runs(self.sweep)
 
     def states(self) -> list[CellState]:
-        """Every run of the sweep, and what has become of it."""
-        return [self.planner.state(run) for run in self.planner.runs(self.sweep)]
+        """What has become of every run, by its files."""
+        return [self.planner.state(run) for run in self.runs]
+
+    def survey(self) -> list[CellState]:
+        """The same, joined with the queue.
+
+        Raises:
+            SlurmError: there is a queue, and it does not answer.
+        """
+        return survey(self.planner, self.runs)
 
 
 def task_facts(name: str) -> TaskFacts:
@@ -59,7 +68,7 @@ def make_planner(results: Path | None) -> Planner:
 
 def read_request(
     options: Selection, forced: Sequence[str] = (), *, weights: bool = True
-) -> Request:
+) -> SweepRequest:
     """Flags to a sweep.
 
     Args:
@@ -94,8 +103,8 @@ def read_request(
         flags=options.evaluating,
         code_execution=options.code_execution,
     )
-    request = Request(planner, sweep)
-    planner.runs(sweep)  # names are checked before anything else happens
+    request = SweepRequest(planner, sweep)
+    _ = request.runs  # names are checked before anything else happens
     if weights:
         planner.model(sweep.model)
     return request

@@ -13,7 +13,7 @@ from rich.console import Console
 from fdllm import strictjson
 from fdllm.cli.options import Selection
 from fdllm.cli.output import say
-from fdllm.cli.request import Request, default_tasks, read_request
+from fdllm.cli.request import SweepRequest, default_tasks, read_request
 from fdllm.cli.work import Work
 from fdllm.errors import FdllmError
 from fdllm.evaluate.runner import Outcome
@@ -112,7 +112,7 @@ def nothing_to_do(cells: Sequence[CellState], *, as_json: bool) -> None:
         say(f"nothing to do: all {len(cells)} runs are done (--force computes them anew)")
 
 
-def overlaps(request: Request, *, quiet: bool = False) -> None:
+def overlaps(request: SweepRequest, *, quiet: bool = False) -> None:
     """Say which subsets share layers."""
     n_layers = request.planner.model(request.sweep.model).n_layers
     sentence = overlap_sentence(request.planner.overlaps(request.sweep), n_layers or 0)
@@ -120,10 +120,10 @@ def overlaps(request: Request, *, quiet: bool = False) -> None:
         Console(stderr=True).print(f"note: {sentence}", markup=False, soft_wrap=True)
 
 
-def elsewhere(request: Request) -> None:
+def elsewhere(request: SweepRequest) -> None:
     """Point at records that this selection does not cover."""
     sweep, layout = request.sweep, request.planner.layout
-    covered = {layout.task_folder(run) for run in request.planner.runs(sweep)}
+    covered = {layout.task_folder(run) for run in request.runs}
     hints = []
     for folder in layout.task_folders(sweep.experiment):
         limit = "" if folder.limit is None else f" --limit {folder.limit}"

@@ -1,20 +1,44 @@
-"""``fdllm eval``, ``sweep`` and ``validate``: runs, on this machine or through the queue."""
+"""``fdllm eval``, ``sweep`` and ``validate``: runs, on this machine or through the queue.
+
+What is missing of a sweep is computed or submitted, and nothing twice.
+"""
 
 from __future__ import annotations
 
 import os
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from fdllm.caches import OFFLINE
 from fdllm.cli import show
+from fdllm.cli.doctor import checkup_of
 from fdllm.cli.execute import check_device, execute
 from fdllm.cli.options import Computing, flag
-from fdllm.cli.request import read_request
-from fdllm.cli.slurm import SweepOptions, choose_executor, run_slurm
-from fdllm.cli.watch import live_states, show_status
-from fdllm.cli.work import choose_work
-from fdllm.errors import UsageError
+from fdllm.cli.output import complain, say
+from fdllm.cli.request import SweepRequest, read_request
+from fdllm.cli.status import show_status
+from fdllm.cli.work import Work, choose_work
+from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
+from fdllm.cluster.planned import plan_submissions
+from fdllm.cluster.queue import require_sbatch, why_no_cluster
+from fdllm.cluster.submission import Submission
+from fdllm.cluster.submit import submit, submitting
+from fdllm.doctor.examine import examine
+from fdllm.doctor.findings import blocking
+from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.humaneval import check_consent
+from fdllm.evaluate.tasks import task_info
+
+_PLACE = (
+    "where it is computed\nwhat stays the same from one sweep to the next stands in fdllm.toml "
+    "(fdllm.toml.example has all of it)"
+)
+_place = partial(flag, group=_PLACE)
+EXECUTORS = ("auto", "local", "slurm")
+_ONLY_SLURM = ("max_jobs", "shards", "image", "partition", "account", "qos", "gres", "time")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +47,38 @@ class EvalOptions(Computing):
 
     force: bool = flag("compute it anew; the old record is kept aside", default=False)
     json: bool = flag("print the cell as JSON", default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(Computing):
+    """What ``sweep`` and ``validate`` are given besides their runs.
+
+    Attributes:
+        force: configs that are computed anew; empty forces the whole selection, None nothing.
+    """
+
+    status: bool = flag("show every cell's state, run none", default=False)
+    dry_run: bool = flag("show what would run and why, run nothing", default=False)
+    force: tuple[str, ...] | None = flag(
+        "compute these configs anew, and no others; without names all of the selection. Old "
+        "records are kept aside",
+        nargs="*",
+        metavar="CONFIG",
+    )
+    json: bool = flag("print the cells as JSON", default=False)
+    executor: str | None = _place(
+        "auto takes SLURM where there is a cluster, else this machine (FDLLM_EXECUTOR, auto)",
+        choices=EXECUTORS,
+    )
+    max_jobs: int | None = _place("array tasks that run at the same time", metavar="N")
+    shards: int | None = _place("split each run's samples over N array tasks", metavar="N")
+    image: Path | None = flag("compute inside this Apptainer image", group=_PLACE, metavar="SIF")
+    no_doctor: bool = _place("submit without the check-up", default=False)
+    partition: str | None = _place("where in the cluster", metavar="P")
+    account: str | None = _place("who pays", metavar="A")
+    qos: str | None = _place("quality of service", metavar="Q")
+    gres: str | None = _place("gpu:1, say; '' asks for no GPU", metavar="G")
+    time: int | None = _place("minutes until a requeue", metavar="MIN")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +100,9 @@ def run_eval(options: EvalOptions) -> int:
             "k2_middle; several are a sweep: fdllm sweep"
         )
     request = read_request(options)
-    check_device(options.device)
-    cells = request.states()
-    work = choose_work(cells, force=() if options.force else None)
-    if not work:
-        show.nothing_to_do(cells, as_json=options.json)
-    outcomes = execute(request.planner, work, options.threads)
-    cells = request.states()
-    show.cells(cells, as_json=options.json)
-    return show.exit_code(cells, outcomes)
+    return _compute(
+        request, choose_work(request.states(), force=() if options.force else None), options
+    )
 
 
 def run_sweep(options: SweepOptions) -> int:
@@ -60,24 +110,29 @@ def run_sweep(options: SweepOptions) -> int:
     # Configs named behind --force are the selection where there is no --config.
     request = read_request(options, options.force or ())
     show.overlaps(request)
-    cells = request.states()
     if options.status:
-        show_status(live_states(request), as_json=options.json)
-        show.elsewhere(request)
+        show_status(request, as_json=options.json)
         return 0
-    if choose_executor(options) == "slurm":
-        return run_slurm(request, options)
+    if _choose_executor(options) == "slurm":
+        return _submit(request, options)
+    cells = request.states()
     work = choose_work(cells, force=options.force)
     if options.dry_run:
         show.plan(cells, work, as_json=options.json)
         return 0
+    return _compute(request, work, options)
+
+
+def _compute(
+    request: SweepRequest, work: Sequence[Work], options: EvalOptions | SweepOptions
+) -> int:
     check_device(options.device)
     if not work:
-        show.nothing_to_do(cells, as_json=options.json)
+        show.nothing_to_do(request.states(), as_json=options.json)
     outcomes = execute(request.planner, work, options.threads)
     cells = request.states()
     show.cells(cells, as_json=options.json)
-    if not options.json:
+    if isinstance(options, SweepOptions) and not options.json:
         show.what_is_left(cells)
     return show.exit_code(cells, outcomes)
 
@@ -89,3 +144,114 @@ def run_validate(options: SweepOptions) -> int:
     if not (options.status or options.dry_run or options.json):
         show.verdict(code)
     return code
+
+
+def _choose_executor(options: SweepOptions) -> str:
+    """``local`` or ``slurm``; what ``auto`` chose is said.
+
+    Raises:
+        UsageError: a flag means nothing there.
+    """
+    chosen = options.executor or os.environ.get("FDLLM_EXECUTOR", "auto")
+    if chosen not in EXECUTORS:
+        raise UsageError(f"FDLLM_EXECUTOR is '{chosen}'; it is one of {', '.join(EXECUTORS)}")
+    if chosen == "auto":
+        missing = why_no_cluster()
+        chosen, other = ("local", "slurm") if missing else ("slurm", "local")
+        why = missing or "sbatch is there"
+        complain(f"executor: {chosen} ({why}; --executor {other} otherwise)")
+    named = [name for name in _ONLY_SLURM if getattr(options, name) is not None]
+    given = [f"--{name.replace('_', '-')}" for name in named]
+    if chosen == "local" and given:
+        raise UsageError(
+            f"{', '.join(given)}: only for --executor slurm, and this sweep is computed on this "
+            "machine; leave it out, or submit where sbatch is"
+        )
+    return chosen
+
+
+def _submit(request: SweepRequest, options: SweepOptions) -> int:
+    """Submit what is missing; done cells, running ones and queued ones are left alone."""
+    asked = {name: getattr(options, name) for name in ("partition", "account", "qos", "gres")}
+    cluster = load_cluster_config(request.planner.root).changed(
+        asked | {"time_min": options.time}, max_jobs=options.max_jobs, image=options.image
+    )
+    cells = request.survey()
+    work = choose_work(cells, force=options.force)
+    plan = partial(
+        plan_submissions,
+        request.planner,
+        cluster=cluster,
+        num_shards=options.shards or 1,
+        results=options.results,
+        threads=options.threads,
+    )
+    if options.dry_run:
+        show.plan(cells, work, as_json=options.json)
+        if not options.json:
+            _show_scripts(plan([one.cell.run for one in work]))
+        return 0
+    if not work:
+        show.nothing_to_do(cells, as_json=options.json)
+        if options.json:
+            show.print_json(cells)
+        return 0
+    for one in work:
+        check_consent(task_info(one.cell.run.task), one.cell.run.code_execution)
+    require_sbatch()
+    if not options.no_doctor:
+        _check_up(request, work, cluster)
+    with submitting(request.planner.layout.logs):
+        # Another sweep may have been first.
+        work = choose_work(request.survey(), force=options.force)
+        forced = [one.cell.run for one in work if one.force]
+        made = submit(request.planner, plan([one.cell.run for one in work]), cluster, forced=forced)
+    if options.json:
+        show.print_json(request.survey())
+        return 0
+    for submission in made:
+        say(_told(request, submission))
+    if made:
+        say("fdllm status --watch follows them; scancel JOB ends one, the same sweep goes on")
+    else:
+        say("nothing to do: another sweep has submitted all of it meanwhile")
+    return 0
+
+
+def _check_up(request: SweepRequest, work: Sequence[Work], cluster: ClusterConfig) -> None:
+    """Look for what would make the jobs fail, before they wait in a queue.
+
+    Raises:
+        FdllmError: something must be mended first.
+    """
+    findings = examine(checkup_of(request, [one.cell.run for one in work], cluster, "slurm"))
+    for found in findings:
+        if found.state == "warn":
+            complain(f"warning: {found.name}: {found.found}. {found.remedy}".rstrip())
+    bad = blocking(findings)
+    if bad:
+        reasons = "\n".join(f"  {one.name}: {one.found}\n    {one.remedy}" for one in bad)
+        raise FdllmError(
+            f"nothing was submitted, as the check-up found\n{reasons}\n"
+            "fdllm doctor shows all of it; --no-doctor submits all the same"
+        )
+
+
+def _show_scripts(submissions: Sequence[Submission]) -> None:
+    for one in submissions:
+        for name, text in one.scripts.items():
+            say(f"\n# {one.folder / name}\n{text}")
+
+
+def _told(request: SweepRequest, submission: Submission) -> str:
+    """A line about what was submitted."""
+    first = submission.assignments[0].run
+    num_runs = len({one.run.cell.name for one in submission.assignments})
+    task = request.planner.layout.task_folder(first)
+    parts = sum(one.merge is None for one in submission.assignments)
+    split = "" if parts == num_runs else f" in {parts} shards, merged by {submission.merge_job_id}"
+    log = submission.log_folder(0).parent / "*" / f"slurm_{submission.job_id}_*.log"
+    return (
+        f"submitted {first.experiment} / {task}: job {submission.job_id}, {num_runs} "
+        f"run{'s' * (num_runs != 1)}{split}; logs in {log}"
+    )

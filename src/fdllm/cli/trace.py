@@ -47,7 +47,7 @@ def run_trace(options: TraceOptions) -> int:
             "--config k2_middle --doc 3"
         )
     request = read_request(options)
-    [run] = request.planner.runs(request.sweep)
+    [run] = request.runs
     _check_estimator(request.planner, run)
     page = _page_path(options.html)
     trace = compute_trace(request.planner, run, options)

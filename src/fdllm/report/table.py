@@ -48,17 +48,6 @@ def state_text(state: State) -> Text:
     return Text(f"{mark} {state.value}", style=style)
 
 
-def status_table(cells: Sequence[CellState]) -> Table:
-    """State, progress and reason of each cell of one task."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("config", "state", "requests", "reason"):
-        table.add_column(name, overflow="fold")
-    for cell in cells:
-        reason = cell.reason + (f" (log: {cell.log})" if cell.log else "")
-        table.add_row(cell.run.cell.name, state_text(cell.state), requests_text(cell), Text(reason))
-    return table
-
-
 def requests_text(cell: CellState) -> str:
     """Requests answered, of how many; empty where nobody has counted."""
     if cell.done is None:
