@@ -71,7 +71,7 @@ def test_every_phase_is_looked_at(phase: Phase, read: int) -> None:
         def steps(_: RowTask[None], row: CacheRow) -> Steps[None]:  # noqa: ARG001
             yield ForwardRequest(phase, tuple(random_prompt(0, 16)), whole, read=columns)
 
-        return RowTask(steps, 32, request=7)
+        return RowTask(steps, 32, number=7)
 
     engine = Engine(model, resolve(DECODING, model), 2)
     assert list(engine.run([ask(), ask()])) == [(0, None), (1, None)]

@@ -11,10 +11,9 @@ import pytest
 from fdllm.core.cache import Window
 from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
 from fdllm.core.plan_steps import Segment, segments
-from fdllm.core.row_task import NOTHING, ForwardRequest, prefill
+from fdllm.core.row_task import NOTHING, ForwardRequest, Prediction, prefill
 from fdllm.core.schedule import Phase, num_blocks, num_full_blocks
-from fdllm.core.scheduler import Running, Scheduled, answers_of, next_groups, windows_of
-from fdllm.core.unmask import Prediction
+from fdllm.core.scheduler import Running, Scheduled, answers_of, next_batches, windows_of
 
 BLOCK = 4
 WHOLE = LayerPlan(6)
@@ -41,7 +40,7 @@ def row(
 
     running: Any = steps()
     next(running)
-    place: Any = SimpleNamespace(slot=slot, node=node, length=length, told=told)
+    place: Any = SimpleNamespace(index=slot, node=node, length=length, told=told)
     return Running(slot, SimpleNamespace(), place, running, ask, waited=waited)  # type: ignore[arg-type]
 
 
@@ -58,11 +57,11 @@ def filling(count: int, first: int = 0, **changes: Any) -> ForwardRequest:
 
 
 def slots(groups: list[list[Scheduled[Any]]]) -> list[list[int]]:
-    return [[part.row.row.slot for part in group] for group in groups]
+    return [[part.running.row.index for part in group] for group in groups]
 
 
 def grouped(*rows: Running[Any], pooled: bool = False) -> list[list[int]]:
-    return slots(next_groups(rows, BLOCK, pooled=pooled))
+    return slots(next_batches(rows, BLOCK, pooled=pooled))
 
 
 # --- groups ---------------------------------------------------------------------------------------
@@ -148,8 +147,8 @@ REFRESH = ForwardRequest(Phase.REFRESH, ids(BLOCK), STORING)
 
 def test_what_follows_a_lazy_prefill_goes_into_the_same_forward() -> None:
     rows = [lazy(0, REFRESH), lazy(1, REFRESH, count=12)]
-    (group,) = next_groups(rows, BLOCK, pooled=False)
-    assert [(part.row.index, part.ask.phase, part.ahead) for part in group] == [
+    (group,) = next_batches(rows, BLOCK, pooled=False)
+    assert [(part.running.index, part.request.phase, part.ahead) for part in group] == [
         (0, Phase.PREFILL, 0),
         (1, Phase.PREFILL, 0),
         (0, Phase.REFRESH, 8),
@@ -172,28 +171,28 @@ def test_only_a_whole_block_under_a_plan_that_computes_everything_does(
     then: ForwardRequest,
 ) -> None:
     one = lazy(0, then)
-    (group,) = next_groups([one], BLOCK, pooled=False)
-    assert [part.ask.phase for part in group] == [Phase.PREFILL]
+    (group,) = next_batches([one], BLOCK, pooled=False)
+    assert [part.request.phase for part in group] == [Phase.PREFILL]
     assert one.tail is then
     answers = answers_of(group, [NOTHING])
     assert answers == {}, "the row has been told already; now it waits for what is left over"
-    assert one.ask is then
+    assert one.request is then
     assert [one.tail] == [None]
 
 
 def test_tails_of_one_forward_have_one_plan() -> None:
     rows = [lazy(0, REFRESH), lazy(1, ForwardRequest(Phase.REFRESH, ids(BLOCK), WHOLE))]
-    (group,) = next_groups(rows, BLOCK, pooled=False)
-    assert [(part.row.index, part.ahead) for part in group] == [(0, 0), (1, 0), (0, 8)]
+    (group,) = next_batches(rows, BLOCK, pooled=False)
+    assert [(part.running.index, part.ahead) for part in group] == [(0, 0), (1, 0), (0, 8)]
 
 
 def test_a_row_is_told_what_came_of_its_last_ask() -> None:
     rows = [lazy(0, REFRESH), lazy(1, None)]
-    (group,) = next_groups(rows, BLOCK, pooled=False)
+    (group,) = next_batches(rows, BLOCK, pooled=False)
     told = [Prediction((i,), (0.5,)) for i in range(3)]
     assert answers_of(group, told) == {0: told[2], 1: told[1]}
     assert rows[0].tail is None
-    assert rows[0].ask is REFRESH
+    assert rows[0].request is REFRESH
 
 
 # --- windows --------------------------------------------------------------------------------------
@@ -206,7 +205,7 @@ def test_rows_of_one_width_are_one_window() -> None:
         ),
         Scheduled(row(2, denoise(), length=4), denoise()),
     ]
-    group[0] = Scheduled(group[0].row, group[0].row.ask)
+    group[0] = Scheduled(group[0].running, group[0].running.request)
     assert windows_of(group, BLOCK) == [Window((1, 2), (10, 4), 2, (12, 8), None, stores=True)]
 
 
@@ -214,9 +213,9 @@ def test_prefills_of_several_blocks_see_their_own_and_earlier_ones() -> None:
     first, second = (row(i, filling(8, 50 * i), length=4 * i) for i in range(2))
     third = row(2, filling(4))
     group = [
-        Scheduled(third, third.ask),
-        Scheduled(first, first.ask),
-        Scheduled(second, second.ask),
+        Scheduled(third, third.request),
+        Scheduled(first, first.request),
+        Scheduled(second, second.request),
     ]
     assert windows_of(group, BLOCK) == [
         Window((2,), (0,), 4, (4,), None, stores=False),
@@ -227,7 +226,7 @@ def test_prefills_of_several_blocks_see_their_own_and_earlier_ones() -> None:
 
 def test_tails_have_windows_behind_their_prefills() -> None:
     rows = [lazy(0, REFRESH), lazy(1, REFRESH)]
-    (group,) = next_groups(rows, BLOCK, pooled=False)
+    (group,) = next_batches(rows, BLOCK, pooled=False)
     assert windows_of(group, BLOCK) == [
         Window((0, 1), (0, 0), 8, (8, 8), 4, stores=False),
         Window((0, 1), (8, 8), 4, (12, 12), None, stores=True),

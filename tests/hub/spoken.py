@@ -14,10 +14,10 @@ from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding
 from fdllm.core.engine import resolve
 from fdllm.core.reuse import NoReuse
-from fdllm.core.row_task import ForwardRequest, RowTask
+from fdllm.core.row_task import ForwardRequest, Prediction, RowTask
 from fdllm.core.sampler import Generation, GenerationRequest, _RowSampler
 from fdllm.core.schedule import Phase
-from fdllm.core.unmask import Prediction, by_threshold
+from fdllm.core.unmask import by_threshold
 from fdllm.evaluate.answer import Answerer, AnswererFactory, Query
 
 

@@ -23,11 +23,10 @@ from fdllm.core.config import Decoding
 from fdllm.core.layerplan import LayerPlan
 from fdllm.core.prefix_cache import PrefixPool
 from fdllm.core.pretrained import no_end_token
-from fdllm.core.readout import LogitsRequest, sample_tokens
-from fdllm.core.row_task import NOTHING, CacheRow, RowTask
+from fdllm.core.row_task import NOTHING, CacheRow, Prediction, RowTask
 from fdllm.core.schedule import Phase, num_blocks
-from fdllm.core.scheduler import Batch, Running, answers_of, next_groups, windows_of
-from fdllm.core.unmask import Prediction
+from fdllm.core.scheduler import Batch, Running, answers_of, next_batches, windows_of
+from fdllm.core.unmask import sample_tokens
 from fdllm.errors import FdllmError, UsageError
 
 T = TypeVar("T")
@@ -133,159 +132,160 @@ class Engine:
 
     @torch.inference_mode()
     def run(
-        self, jobs: list[RowTask[T]], go_on: Callable[[], bool] = lambda: True
+        self, tasks: list[RowTask[T]], go_on: Callable[[], bool] = lambda: True
     ) -> Iterator[tuple[int, T]]:
-        """Run all jobs; yield ``(index, result)`` as each one ends, in any order.
+        """Run all tasks; yield ``(index, result)`` as each one ends, in any order.
 
         Args:
-            jobs: what to run.
-            go_on: asked before a job starts; where it says no, those that run are finished and
+            tasks: what to run.
+            go_on: asked before a task starts; where it says no, those that run are finished and
                 the others never start.
 
         Raises:
-            FdllmError: a job needs more positions than the model has.
-            NotFiniteError: a logit that a job reads is NaN or infinite.
+            FdllmError: a task needs more positions than the model has.
+            NotFiniteError: a logit that a task reads is NaN or infinite.
         """
-        if not jobs:
+        if not tasks:
             return
-        cache = self._cache(jobs)
+        cache = self._cache(tasks)
         self._stepper = self.model.network.prepare()
-        waiting = iter(enumerate(jobs))
+        waiting = iter(enumerate(tasks))
         free = list(range(cache.num_rows))[::-1]
-        active: list[Running[T]] = []
+        running: list[Running[T]] = []
         while True:
-            yield from self._admit(cache, waiting, free, active, go_on)
-            if not active:
+            yield from self._admit(cache, waiting, free, running, go_on)
+            if not running:
                 return
-            answers = self._answer_from_pool(active, cache)
-            asking = [row for row in active if row.index not in answers]
+            answers = self._answer_from_pool(running, cache)
+            asking = [one for one in running if one.index not in answers]
             pooled = self.pool is not None
-            for group in next_groups(asking, self.decoding.block_size, pooled=pooled):
-                answers |= self._forward(group, cache)
-            for row in active:
-                row.waited += 1
-            for row in [row for row in active if row.index in answers]:
+            for batch in next_batches(asking, self.decoding.block_size, pooled=pooled):
+                answers |= self._forward(batch, cache)
+            for one in running:
+                one.waited += 1
+            for one in [one for one in running if one.index in answers]:
                 try:
-                    row.ask, row.waited = row.steps.send(answers[row.index]), 0
+                    one.request, one.waited = one.steps.send(answers[one.index]), 0
                 except StopIteration as end:
-                    active.remove(row)
-                    free.append(row.row.slot)
-                    yield row.index, end.value
+                    running.remove(one)
+                    free.append(one.row.index)
+                    yield one.index, end.value
 
     def _admit(
         self,
         cache: RowCache,
         waiting: Iterator[tuple[int, RowTask[T]]],
         free: list[int],
-        active: list[Running[T]],
+        running: list[Running[T]],
         go_on: Callable[[], bool],
     ) -> Iterator[tuple[int, T]]:
-        """Give free slots to waiting jobs; a job that needs no forward ends here."""
+        """Give free cache rows to waiting tasks; a task that needs no forward ends here."""
         while free and go_on():
-            index, job = next(waiting, (-1, None))
-            if job is None:
+            index, task = next(waiting, (-1, None))
+            if task is None:
                 return
             row = CacheRow(cache, free.pop())
-            steps = job.steps(job, row)
+            steps = task.steps(task, row)
             try:
-                active.append(Running(index, job, row, steps, next(steps)))
+                running.append(Running(index, task, row, steps, next(steps)))
             except StopIteration as end:
-                free.append(row.slot)
+                free.append(row.index)
                 yield index, end.value
 
-    def _cache(self, jobs: list[RowTask[T]]) -> RowCache:
+    def _cache(self, tasks: list[RowTask[T]]) -> RowCache:
         block, spec = self.decoding.block_size, self.model.spec
-        capacity = num_blocks(max(job.capacity for job in jobs), block) * block
+        capacity = num_blocks(max(task.capacity for task in tasks), block) * block
         if capacity > spec.max_positions:
             raise FdllmError(
                 f"a sequence needs {capacity} positions and model '{self.model.name}' has "
                 f"{spec.max_positions}; shorten the prompt or lower max_new_tokens"
             )
-        rows = min(self.batch_size, len(jobs))
         return RowCache(
             spec,
-            num_rows=rows,
+            num_rows=min(self.batch_size, len(tasks)),
             capacity=capacity,
             block_size=block,
             like=self.model.network.embedding.weight,
             fused=self._stepper.fused,
         )
 
-    def _answer_from_pool(self, active: list[Running[T]], cache: RowCache) -> dict[int, Prediction]:
+    def _answer_from_pool(
+        self, running: list[Running[T]], cache: RowCache
+    ) -> dict[int, Prediction]:
         """Load known blocks of the PREFILLs at hand; answer those that need no forward."""
         answers: dict[int, Prediction] = {}
         if self.pool is None:
             return answers
         block = self.decoding.block_size
-        for row in active:
-            ask = row.ask
-            if ask.phase is not Phase.PREFILL:
+        for one in running:
+            row, request = one.row, one.request
+            if request.phase is not Phase.PREFILL:
                 continue
             # Where logits are read, the last block must be forwarded, known or not.
-            usable = ask.ids[:-block] if ask.read else ask.ids
+            usable = request.ids[:-block] if request.read else request.ids
             began = self._now()
-            known = len(self.pool.match(row.row.node, usable)) * block
+            known = len(self.pool.match(row.node, usable)) * block
             for at in range(0, known, block):
-                piece = ask.ids[at : at + block]
-                row.row.node = self.pool.load(row.row.node, piece, cache, row.row.slot)
-                cache.commit(row.row.slot, block)
+                row.node = self.pool.load(row.node, usable[at : at + block], cache, row.index)
+                cache.commit(row.index, block)
             if known:
-                row.job.counts.share(Phase.PREFILL, known)
-                row.job.seconds += self._now() - began
-                read = tuple(c - known for c in ask.read)
-                row.ask = replace(ask, ids=ask.ids[known:], read=read)
-            if not row.ask.ids:
-                answers[row.index] = NOTHING
+                one.task.counts.share(Phase.PREFILL, known)
+                one.task.seconds += self._now() - began
+                read = tuple(c - known for c in request.read)
+                one.request = replace(request, ids=request.ids[known:], read=read)
+            if not one.request.ids:
+                answers[one.index] = NOTHING
         return answers
 
-    def _forward(self, group: Batch[T], cache: RowCache) -> dict[int, Prediction]:
+    def _forward(self, batch: Batch[T], cache: RowCache) -> dict[int, Prediction]:
         """One forward, timed to the moment the host has the numbers; answers by row."""
         began = self._now()
-        asks = [part.ask for part in group]
-        windows = windows_of(group, self.decoding.block_size)
-        flat = [token for ask in asks for token in ask.ids]
+        requests = [one.request for one in batch]
+        windows = windows_of(batch, self.decoding.block_size)
+        flat = [token for request in requests for token in request.ids]
         ids = torch.tensor(flat, device=self.model.device)
-        starts = [ask.start for ask in asks]
+        starts = [request.start for request in requests]
         read, first = list[int](), 0
-        for part in group:
-            read += [first + column for column in part.ask.read]
-            first += len(part.ask.ids)
-            if part.ask.phase in (Phase.PREFILL, Phase.COMMIT):
+        for one in batch:
+            read += [first + column for column in one.request.read]
+            first += len(one.request.ids)
+            if one.request.phase in (Phase.PREFILL, Phase.COMMIT):
                 # Now, as it ends the block: what a tail stores in this forward is the next one's.
-                cache.commit(part.row.row.slot, len(part.ask.ids))
-        done = self._stepper.read(ids, cache, windows, asks[-1].plan, starts, columns=read)
-        wanted = [
-            LogitsRequest(part.ask.read, part.ask.targets, part.row.job.rng) for part in group
-        ]
+                cache.commit(one.running.row.index, len(one.request.ids))
+        done = self._stepper.read(ids, cache, windows, requests[-1].plan, starts, columns=read)
+        reading = [(one.request, one.running.task.rng) for one in batch]
         head, fused = self._stepper.head, self._stepper.fused
         predictions = sample_tokens(
-            head, done.hidden, wanted, self.decoding, self.mask_id, fused=fused
+            head, done.hidden, reading, self.decoding, self.mask_id, fused=fused
         )
-        for part, told in zip(group, predictions, strict=True):
+        for one, told in zip(batch, predictions, strict=True):
             if math.isnan(sum(told.confidence)):
-                raise NotFiniteError(part.row.job.request, part.ask.phase, self.model.dtype)
+                number = one.running.task.number
+                raise NotFiniteError(number, one.request.phase, self.model.dtype)
         if done.change is not None:
             predictions = [replace(p, plan=done.plan, change=done.change) for p in predictions]
-        self._fill_pool(group, cache)
+        self._fill_pool(batch, cache)
         seconds = (self._now() - began) / len(flat)
-        for part in group:
-            plan = part.ask.plan if isinstance(part.ask.plan, LayerPlan) else done.plan
-            part.row.job.counts.add(part.ask.phase, plan, len(part.ask.ids))
-            part.row.job.seconds += seconds * len(part.ask.ids)
-        return answers_of(group, predictions)
+        for one in batch:
+            task, request = one.running.task, one.request
+            plan = request.plan if isinstance(request.plan, LayerPlan) else done.plan
+            task.counts.add(request.phase, plan, len(request.ids))
+            task.seconds += seconds * len(request.ids)
+        return answers_of(batch, predictions)
 
-    def _fill_pool(self, group: Batch[T], cache: RowCache) -> None:
+    def _fill_pool(self, batch: Batch[T], cache: RowCache) -> None:
         """Keep the blocks of the PREFILLs that a forward has just made."""
         if self.pool is None:
             return
         block = self.decoding.block_size
-        for part in group:
-            if part.ask.phase is not Phase.PREFILL:
+        for one in batch:
+            if one.request.phase is not Phase.PREFILL:
                 continue
-            row, ids = part.row.row, part.ask.ids
+            row, ids = one.running.row, one.request.ids
             for at in range(0, len(ids), block):
                 position = row.length - len(ids) + at
-                row.node = self.pool.keep(row.node, ids[at : at + block], cache, row.slot, position)
+                piece = ids[at : at + block]
+                row.node = self.pool.keep(row.node, piece, cache, row.index, position)
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":

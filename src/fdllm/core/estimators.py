@@ -15,9 +15,9 @@ from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import LayerPlan, ReuseStrategy
-from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps, prefill
+from fdllm.core.row_task import CacheRow, ForwardRequest, Prediction, RowTask, Steps, prefill
 from fdllm.core.schedule import Phase, Step, next_step_index, num_full_blocks
-from fdllm.core.unmask import Prediction, most_confident, observation
+from fdllm.core.unmask import most_confident, observation
 
 
 @dataclass

@@ -24,7 +24,7 @@ ROOT = 0
 @dataclass
 class _Entry:
     node: int
-    place: int
+    block_index: int
 
 
 class PrefixPool:
@@ -82,7 +82,7 @@ class PrefixPool:
         """Copy one known block behind the row's prefix and return its node."""
         entry = self._entries[parent, ids]
         at = cache.lengths[row]
-        block = self._memory[entry.place]
+        block = self._memory[entry.block_index]
         cache.keys[:, row, :, at : at + self.block_size] = block[:, 0]
         cache.values[:, row, :, at : at + self.block_size] = block[:, 1]
         return entry.node
@@ -95,14 +95,14 @@ class PrefixPool:
             self._entries.move_to_end(key)
             return known.node
         if len(self._memory) < self.num_blocks:
-            place = len(self._memory)
+            block_index = len(self._memory)
             self._memory.append(self._like.new_empty(self._shape))
         else:
-            place = self._entries.popitem(last=False)[1].place
-        block = self._memory[place]
+            block_index = self._entries.popitem(last=False)[1].block_index
+        block = self._memory[block_index]
         block[:, 0] = cache.keys[:, row, :, at : at + self.block_size]
         block[:, 1] = cache.values[:, row, :, at : at + self.block_size]
         node = self._next_node
         self._next_node += 1
-        self._entries[key] = _Entry(node, place)
+        self._entries[key] = _Entry(node, block_index)
         return node

@@ -14,12 +14,10 @@ from fdllm.core.counts import Counts
 from fdllm.core.layerplan import AnyPlan, LayerPlan, LayerRun
 from fdllm.core.prefix_cache import ROOT
 from fdllm.core.schedule import Phase
-from fdllm.core.unmask import Prediction
 
 T = TypeVar("T")
 PREFILL_CHUNK_BLOCKS = 16
 """Blocks of a prompt in one forward: bounds the attention mask to 512 queries."""
-NOTHING = Prediction((), ())
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,9 @@ class ForwardRequest:
         start: the block's column that ``ids[0]`` stands at.
         read: indices into ``ids`` whose logits are read. Logits at i predict column i + 1.
         targets: for each read, the tokens whose log-probabilities are wanted.
-        lazy: of a PREFILL that reads nothing: another ask follows whatever comes of this one, so
-            that the row may be told to go on before it is carried out, and one forward serves both.
+        lazy: of a PREFILL that reads nothing: another request follows whatever comes of this one,
+            so that the row may be told to go on before it is carried out, and one forward serves
+            both.
     """
 
     phase: Phase
@@ -46,23 +45,45 @@ class ForwardRequest:
     lazy: bool = False
 
 
-class CacheRow:
-    """A running job's place in the cache: what a job may do there between two forwards."""
+@dataclass(frozen=True)
+class Prediction:
+    """What one row's logits say at the columns that were read.
 
-    def __init__(self, cache: RowCache, slot: int) -> None:
+    Attributes:
+        tokens: the chosen token of each column, never the mask token.
+        confidence: its softmax probability.
+        logprobs: for each column read, the log-probabilities of the tokens asked for.
+        plan: the plan that a probe chose; None where the plan asked for had none.
+        change: what the probe measured.
+    """
+
+    tokens: tuple[int, ...]
+    confidence: tuple[float, ...]
+    logprobs: tuple[tuple[float, ...], ...] = ()
+    plan: LayerPlan | None = None
+    change: float | None = None
+
+
+NOTHING = Prediction((), ())
+
+
+class CacheRow:
+    """A running task's row of the cache: what the task may do there between two forwards."""
+
+    def __init__(self, cache: RowCache, index: int) -> None:
         self._cache = cache
-        self.slot = slot
+        self.index = index
         self.node = ROOT
         """Where the row's prefix ends in the prefix pool's tree."""
-        cache.reset(slot)
+        cache.reset(index)
 
     def save(self) -> Snapshot:
         """Keep the current block, to try several continuations of it."""
-        return self._cache.save(self.slot)
+        return self._cache.save(self.index)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to where :meth:`save` was called."""
-        self._cache.restore(self.slot, snapshot)
+        self._cache.restore(self.index, snapshot)
 
     def stored(self, run: LayerRun, columns: Sequence[int]) -> Tensor:
         """What a reuse of ``run`` would put in for these columns of the block, [columns, hidden].
@@ -70,12 +91,12 @@ class CacheRow:
         Raises:
             NeverWrittenError: nothing is stored for one of them.
         """
-        return self._cache.slots.read(run, (self.slot,), (columns,))[0]
+        return self._cache.slots.read(run, (self.index,), (columns,))[0]
 
     @property
     def length(self) -> int:
         """Tokens of its prefix."""
-        return self._cache.lengths[self.slot]
+        return self._cache.lengths[self.index]
 
 
 Steps = Generator[ForwardRequest, Prediction, T]
@@ -89,7 +110,7 @@ class RowTask(Generic[T]):
         steps: the algorithm; its return value is the row's result.
         capacity: positions it may write.
         rng: generator for sampling, the row's own; None where greedy.
-        request: number of the request that it answers, of several the first; named in an error.
+        number: of the text or pair that it answers, of several the first; named in an error.
         counts: forwards and layer calls so far.
         seconds: this row's share of model time so far.
     """
@@ -97,7 +118,7 @@ class RowTask(Generic[T]):
     steps: Callable[[RowTask[T], CacheRow], Steps[T]]
     capacity: int
     rng: torch.Generator | None = None
-    request: int = 0
+    number: int = 0
     counts: Counts = field(default_factory=Counts)
     seconds: float = 0.0
 
@@ -118,7 +139,7 @@ def prefill(
     targets: tuple[tuple[int, ...], ...] = (),
     lazy: bool = False,
 ) -> Iterator[ForwardRequest]:
-    """The asks of a PREFILL of whole blocks, in chunks.
+    """The requests of a PREFILL of whole blocks, in chunks.
 
     Args:
         ids: whole blocks of tokens.

@@ -133,7 +133,7 @@ def generate_requests(
         row = _RowSampler(
             model, request, filled, strategy or NoReuse(), unmask, detokenize=detokenize
         )
-        job = RowTask(row.run, row.capacity, rng=_generator(request, filled), request=index)
+        job = RowTask(row.run, row.capacity, rng=_generator(request, filled), number=index)
         jobs.append(job if hook is None else hook.wrap(job))
     out: dict[int, Generation] = {}
     for index, generation in engine.run(jobs, go_on):

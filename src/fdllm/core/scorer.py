@@ -140,7 +140,7 @@ def score_requests(
         scorer = GroupScorer(model, group.prefix, group.members, filled, strategy or NoReuse())
         steps = scorer.first_token if scoring == "first-token" else scorer.denoise
         first = group.members[0]
-        job = RowTask(steps, len(group.prefix) + len(first.target) + 1, request=first.index)
+        job = RowTask(steps, len(group.prefix) + len(first.target) + 1, number=first.index)
         jobs.append(job if hook is None else hook.wrap(job))
     out: dict[int, Score] = {}
     for at, _ in Engine(model, filled, batch_size, prefix_cache_gib).run(jobs, go_on):

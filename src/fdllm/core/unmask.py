@@ -1,16 +1,18 @@
-"""Choosing tokens and columns: pure functions, nothing of caches or batches."""
+"""From hidden states to tokens and columns: pure functions, nothing of caches or batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fdllm.core.layerplan import AnyPlan, LayerPlan, ProbePlan
+from fdllm.core.config import Decoding
+from fdllm.core.layerplan import AnyPlan, ProbePlan
 from fdllm.core.reuse import Observation
+from fdllm.core.row_task import ForwardRequest, Prediction
+from fdllm.fast.kernels import Fused
 
 
 class Unmask(Protocol):
@@ -38,25 +40,6 @@ def most_confident(confidence: Sequence[float], count: int) -> list[int]:
     return sorted(order[:count])
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What one row's logits say at the columns that were read.
-
-    Attributes:
-        tokens: the chosen token of each column, never the mask token.
-        confidence: its softmax probability.
-        logprobs: for each column read, the log-probabilities of the tokens asked for.
-        plan: the plan that a probe chose; None where the plan asked for had none.
-        change: what the probe measured.
-    """
-
-    tokens: tuple[int, ...]
-    confidence: tuple[float, ...]
-    logprobs: tuple[tuple[float, ...], ...] = ()
-    plan: LayerPlan | None = None
-    change: float | None = None
-
-
 def observation(plan: AnyPlan, seen: Prediction, chosen: Sequence[int]) -> Observation:
     """What a strategy is told of a forward and of the columns chosen after it."""
     carried = seen.plan or plan
@@ -64,6 +47,64 @@ def observation(plan: AnyPlan, seen: Prediction, chosen: Sequence[int]) -> Obser
         raise TypeError(f"a probe chose no plan: {plan}")
     sure = tuple(seen.confidence[i] for i in chosen)
     return Observation(carried, len(seen.confidence), len(chosen), sure, seen.change)
+
+
+def sample_tokens(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    requests: Sequence[tuple[ForwardRequest, torch.Generator | None]],
+    decoding: Decoding,
+    mask_id: int,
+    *,
+    fused: Fused | None = None,
+) -> list[Prediction]:
+    """Apply the head to the columns that are read, and to no others.
+
+    Args:
+        head: the output projection.
+        hidden: last hidden states of the columns that are read, row by row, [reads, hidden size].
+        requests: what each row reads, and its generator where sampling is on.
+        decoding: temperature and top-p.
+        mask_id: the mask token.
+        fused: compiled kernels, where there are some.
+
+    Returns:
+        One prediction a row. The confidence is NaN where a logit is not finite.
+    """
+    if not hidden.shape[0]:
+        return [Prediction((), ()) for _ in requests]
+    logits = head(hidden)  # [reads, vocabulary]
+    scoring = any(request.targets for request, _ in requests)
+    # Ahead of the choice, which bars the mask token.
+    logprobs = _logprobs(logits, [request for request, _ in requests]) if scoring else []
+    greedy = decoding.temperature == 0.0 or scoring
+    if greedy and fused is not None:
+        tokens, sure = fused.choose(logits, mask_id)
+    elif greedy:
+        tokens, sure = (part.tolist() for part in choose_greedy(logits, mask_id))
+    else:
+        draws = [torch.rand(len(r.read), generator=rng, dtype=torch.float64) for r, rng in requests]
+        uniform = torch.cat(draws).to(logits.device)
+        drawn = choose_sampled(logits, mask_id, decoding.temperature, decoding.top_p, uniform)
+        tokens, sure = (part.tolist() for part in drawn)
+    out, at = [], 0
+    for request, _ in requests:
+        span = slice(at, at + len(request.read))
+        at = span.stop
+        told = tuple(logprobs[span]) if request.targets else ()
+        out.append(Prediction(tuple(tokens[span]), tuple(sure[span]), told))
+    return out
+
+
+def _logprobs(logits: Tensor, requests: Sequence[ForwardRequest]) -> list[tuple[float, ...]]:
+    """Log-probabilities of every target, gathered in one go."""
+    wanted = [ts for request in requests for ts in (request.targets or ((),) * len(request.read))]
+    column = [i for i, targets in enumerate(wanted) for _ in targets]
+    token = [t for targets in wanted for t in targets]
+    share = logits.float()
+    total = share.logsumexp(dim=-1)
+    values = iter((share[column, token] - total[column]).tolist())
+    return [tuple(next(values) for _ in targets) for targets in wanted]
 
 
 def choose_greedy(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:

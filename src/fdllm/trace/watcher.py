@@ -16,9 +16,9 @@ from typing import TypeVar
 from fdllm.core.cache import Snapshot
 from fdllm.core.counts import Counts
 from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
-from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps
+from fdllm.core.row_task import CacheRow, ForwardRequest, Prediction, RowTask, Steps
 from fdllm.core.schedule import Phase
-from fdllm.core.unmask import Prediction, Unmask
+from fdllm.core.unmask import Unmask
 from fdllm.trace.steps import Staleness
 
 T = TypeVar("T")
