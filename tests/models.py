@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors.torch import save_file
 
 import fdllm
 from fdllm.core.model_spec import ModelSpec
@@ -10,6 +17,20 @@ from fdllm.core.network import Network
 
 VOCAB = 48
 MASK, STOP = VOCAB - 1, 2
+SPEC = ModelSpec(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_layers=6,
+    num_heads=4,
+    num_kv_heads=2,
+    intermediate_size=64,
+    max_positions=512,
+    rope_theta=1e4,
+    block_size=16,
+    mask_id=MASK,
+    stop_tokens=(STOP,),
+)
+"""A small Qwen2; what a test needs otherwise it replaces."""
 DECODING = fdllm.Decoding(
     block_size=16, small_block_size=4, threshold=0.7, max_new_tokens=30, stop_token=STOP
 )
@@ -23,18 +44,8 @@ def random_model(
     The head is scaled so that confidences spread over (0, 1): with a small head every column
     would fall below any threshold, and half of the sampler would go untested.
     """
-    spec = ModelSpec(
-        vocab_size=VOCAB,
-        hidden_size=width,
-        num_layers=layers,
-        num_heads=4,
-        num_kv_heads=2,
-        intermediate_size=2 * width,
-        max_positions=512,
-        rope_theta=1e4,
-        block_size=block,
-        mask_id=MASK,
-        stop_tokens=(STOP,),
+    spec = replace(
+        SPEC, num_layers=layers, hidden_size=width, intermediate_size=2 * width, block_size=block
     )
     generator = torch.Generator().manual_seed(seed)
     network = Network(spec)
@@ -54,18 +65,51 @@ def random_prompt(seed: int, length: int) -> list[int]:
     return (torch.randint(STOP + 1, MASK, (length,), generator=generator)).tolist()
 
 
+def hub_shape(spec: ModelSpec) -> dict[str, Any]:
+    """What decides its tensors' shapes, under the names of a ``config.json``."""
+    return {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "intermediate_size": spec.intermediate_size,
+        "max_position_embeddings": spec.max_positions,
+    }
+
+
+def hub_config(spec: ModelSpec) -> dict[str, Any]:
+    """Its ``config.json``."""
+    return hub_shape(spec) | {
+        "rope_theta": spec.rope_theta,
+        "bd_size": spec.block_size,
+        "mask_token_id": spec.mask_id,
+        "eos_token_id": list(spec.stop_tokens),
+    }
+
+
+def save_shards(folder: Path, tensors: dict[str, torch.Tensor], files: Sequence[str]) -> None:
+    """Spread tensors over files under an index, as large checkpoints are."""
+    index: dict[str, str] = {}
+    for i, file in enumerate(files):
+        names = sorted(tensors)[i :: len(files)]
+        save_file({name: tensors[name] for name in names}, folder / file)
+        index |= dict.fromkeys(names, file)
+    text = json.dumps({"weight_map": index})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
 def wide_network(dtype: torch.dtype = torch.float32, *, tied: bool = False) -> Network:
     """Its matrices are large enough to be packed; its norms' weights are not all 1."""
-    spec = ModelSpec(
+    spec = replace(
+        SPEC,
         vocab_size=300,
         hidden_size=256,
         num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
         intermediate_size=384,
-        max_positions=256,
+        rope_theta=1e6,
+        block_size=32,
         mask_id=299,
-        stop_tokens=(0,),
         tie_embeddings=tied,
     )
     torch.manual_seed(0)

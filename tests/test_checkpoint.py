@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,29 +15,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fdllm
+import models
 from fdllm.core.checkpoint import hub_names, hub_shapes
 from fdllm.core.checkpoint_files import INDEX, WEIGHTS, files_read, unread_weights
-from fdllm.core.model_spec import ModelSpec
 from fdllm.core.network import Network
 from fdllm.core.pretrained import read_spec
 from fdllm.errors import FdllmError
 from fdllm.evaluate.machine import Machine
 from fdllm.record.identity import model_identity
 from fdllm.runs import Evaluating, ModelChoice
+from models import hub_config, save_shards
 
 END_OF_TEXT, END_OF_TURN = 151643, 151645
-SPEC = ModelSpec(40, 32, 3, 4, 2, 48, max_positions=256, block_size=16, mask_id=39)
-CONFIG = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 256,
-    "mask_token_id": 39,
-    "eos_token_id": 2,
-}
+SPEC = replace(models.SPEC, num_layers=3)
+CONFIG = {key: value for key, value in hub_config(SPEC).items() if key != "bd_size"}
 
 
 def write(path: Path, data: object) -> None:
@@ -59,12 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def shard(place: Path, tensors: dict[str, Tensor]) -> None:
-    names = sorted(tensors)
-    index: dict[str, str] = {}
-    for i, part in enumerate((names[::2], names[1::2])):
-        save_file({name: tensors[name] for name in part}, place / f"part-{i}.safetensors")
-        index |= dict.fromkeys(part, f"part-{i}.safetensors")
-    write(place / INDEX, {"weight_map": index})
+    save_shards(place, tensors, ["part-0.safetensors", "part-1.safetensors"])
 
 
 # --- the end of a text --------------------------------------------------------------------------
@@ -304,7 +291,7 @@ def test_frozen_layer_by_layer_or_whole_the_answers_are_equal(folder: Path, dtyp
 
 def test_at_most_one_layer_is_held_in_two_layouts() -> None:
     """Each module gets its parameters just ahead of their use, and gives up what was packed."""
-    wide = ModelSpec(300, 256, 4, 4, 2, 512, max_positions=64, mask_id=0)
+    wide = replace(SPEC, vocab_size=300, hidden_size=256, num_layers=4, intermediate_size=512)
     with torch.device("meta"):
         network = Network(wide).requires_grad_(requires_grad=False)
     held: list[int] = []

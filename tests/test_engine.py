@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import fdllm
 from fdllm.core.config import Estimator
-from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.reuse import PeriodicReuse, ReuseStrategy
 from fdllm.core.schedule import Phase
 from fdllm.core.scorer import score_requests
 from models import DECODING, MASK, random_model, random_prompt
@@ -190,20 +190,3 @@ def test_scoring_step_is_a_reuse_step(k: int, reused_steps: set[int]) -> None:
     assert got.counts["refresh"].forwards == 1
     assert got.counts["denoise"].forwards == 5
     assert got.counts["denoise"].reused == 2 * len(reused_steps)
-
-
-def test_direct_forward_without_rounds() -> None:
-    """k = 1, no rounds, one token: ``denoise`` is log p of one plain forward."""
-    model = random_model(2)
-    prefix, token = random_prompt(0, 20), 7
-    decoding = DECODING.model_copy(update={"scoring_steps": 0})
-    [got] = fdllm.score(model, [(prefix, [token])], "denoise", decoding)
-    want, _ = reference_denoise_score(
-        model, prefix, [token], decoding_with_mask(decoding), NoReuse()
-    )
-    assert got.loglikelihood == pytest.approx(want, abs=1e-4)
-    assert got.counts.forwards == 2
-
-
-def decoding_with_mask(decoding: fdllm.Decoding) -> fdllm.Decoding:
-    return decoding.model_copy(update={"mask_id": MASK})

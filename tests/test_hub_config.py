@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,10 @@ import fdllm
 from fdllm.core.hub_config import HubConfig
 from fdllm.core.model_spec import ModelSpec
 from fdllm.errors import FdllmError
+from models import MASK, SPEC, STOP, hub_shape
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 80,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 2048,
-}
-OURS = {"mask_token_id": 79, "eos_token_id": 2}
+SHAPE = hub_shape(replace(SPEC, num_layers=4))
+OURS = {"mask_token_id": MASK, "eos_token_id": STOP}
 LENGTH = 200
 TOLERANCE = 1e-3  # of log p, as the cases have it
 
@@ -123,7 +117,7 @@ def log_p(folder: Path) -> Tensor:
 
 
 def tokens() -> Tensor:
-    return torch.randint(3, 79, (1, LENGTH), generator=torch.Generator().manual_seed(1))
+    return torch.randint(3, MASK, (1, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
 def check_equal(folder: Path, theirs: Qwen2ForCausalLM) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 import fdllm
 from fdllm.core.checkpoint import hub_names, resolve_dtype
 from fdllm.errors import FdllmError, UsageError
-from models import MASK, random_model
+from models import MASK, hub_config, random_model, save_shards
 
 FILE = "model.safetensors"
 
@@ -39,38 +39,18 @@ def hub_tensors(model: fdllm.Model) -> dict[str, Tensor]:
 def folder(tmp_path: Path) -> Path:
     """A random model as a Hub-style folder."""
     model = random_model(0)
-    spec = model.spec
-    config = {
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": spec.num_kv_heads,
-        "intermediate_size": spec.intermediate_size,
-        "max_position_embeddings": spec.max_positions,
-        "rope_theta": spec.rope_theta,
-        "bd_size": spec.block_size,
-        "mask_token_id": spec.mask_id,
-        "eos_token_id": list(spec.stop_tokens),
-    }
     path = tmp_path / "model folder"
     path.mkdir()
-    (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text(json.dumps(hub_config(model.spec)))
     save_file(hub_tensors(model), path / FILE)
     return path
 
 
 def shard(folder: Path) -> None:
-    """Split the weights in two files under an index, as large checkpoints are."""
+    """Split the weights in two."""
     tensors = load_file(folder / FILE)
-    names = sorted(tensors)
     (folder / FILE).unlink()
-    index: dict[str, str] = {}
-    for i, part in enumerate((names[::2], names[1::2])):
-        file = f"model-0000{i + 1}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, folder / file)
-        index |= dict.fromkeys(part, file)
-    (folder / f"{FILE}.index.json").write_text(json.dumps({"weight_map": index}))
+    save_shards(folder, tensors, [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)])
 
 
 @pytest.mark.parametrize("sharded", [False, True])

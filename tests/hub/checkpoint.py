@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from fdllm.core.checkpoint import Model
-from fdllm.core.model_spec import ModelSpec
 from fdllm.core.network import Network
+from models import SPEC
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "|<MASK>|")
 CHAT_TEMPLATE = (
@@ -48,7 +48,8 @@ def random_model(
 ) -> Model:
     """Two layers of random weights, the same ones every time."""
     tokenizer = tokenizer or byte_tokenizer()
-    spec = ModelSpec(
+    spec = replace(
+        SPEC,
         vocab_size=len(tokenizer),
         hidden_size=16,
         num_layers=3,
@@ -56,6 +57,8 @@ def random_model(
         num_kv_heads=1,
         intermediate_size=32,
         max_positions=max_positions,
+        rope_theta=1e6,
+        block_size=32,
         tie_embeddings=True,
         mask_id=tokenizer.get_vocab()["|<MASK>|"],
         stop_tokens=(tokenizer.get_vocab()["<|im_end|>"],),

@@ -38,6 +38,7 @@ from fdllm.runs import Evaluating, Instruction
 from helpers import shared_folder
 from hub.checkpoint import MemoryStore, Tally
 from hub.plain import own_tasks
+from models import SPEC, hub_shape
 
 END = 151645
 """``<|im_end|>``, the tokenizer's end token."""
@@ -50,14 +51,16 @@ def checkpoint(folder: Path) -> Path:
     The layers outweigh the embedding, or a tied head would repeat the token it was given; the end
     token's row is long, so that some texts end with it.
     """
-    config = Qwen2Config(  # type: ignore[no-untyped-call]
+    shape = replace(
+        SPEC,
         vocab_size=151936,
         hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_layers=2,
         intermediate_size=128,
-        max_position_embeddings=16384,
+        max_positions=16384,
+    )
+    config = Qwen2Config(  # type: ignore[no-untyped-call]
+        **hub_shape(shape),
         rope_theta=1e6,
         tie_word_embeddings=True,
         eos_token_id=END,
