@@ -9,7 +9,7 @@ import pytest
 
 import fdllm
 from fdllm.errors import FdllmError, UsageError
-from fdllm.release.frames import RESULT_COLUMNS, SAMPLE_COLUMNS
+from fdllm.report.frames import RESULT_COLUMNS, SAMPLE_COLUMNS
 from stubs import METRIC, NUM_DOCS, NUM_LAYERS, do_sweep, make_root, make_sweep
 
 CONFIGS = ("k1_first", "k2_middle")

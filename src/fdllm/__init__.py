@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fdllm.core.sampler import Generation, generate
     from fdllm.core.scorer import Score, score
     from fdllm.experiment import load_strategy
-    from fdllm.release.frames import results, samples
+    from fdllm.report.frames import results, samples
 
 __version__ = "0.1.0"
 
@@ -28,8 +28,8 @@ _LAZY = {
     "generate": "fdllm.core.sampler",
     "load_model": "fdllm.core.checkpoint",
     "load_strategy": "fdllm.experiment",
-    "results": "fdllm.release.frames",
-    "samples": "fdllm.release.frames",
+    "results": "fdllm.report.frames",
+    "samples": "fdllm.report.frames",
     "score": "fdllm.core.scorer",
 }
 

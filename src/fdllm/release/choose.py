@@ -13,6 +13,7 @@ from fdllm.report.grid import mixtures
 from fdllm.report.records import Record
 
 Allowance = Literal["stale", "mixed", "invalid", "places"]
+_HELD = (State.DONE, State.STALE)
 ALLOWANCES: tuple[Allowance, ...] = get_args(Allowance)
 
 
@@ -40,12 +41,24 @@ def choose(tables: Sequence[Sequence[CellState]], allowed: frozenset[Allowance])
         FdllmError: a table is mixed, or a cell stale or invalid, and nobody asked for it; or there
             is nothing to release.
     """
-    found = [_sort(table) for table in tables]
-    problems: dict[Allowance, list[str]] = {
-        "stale": [line for one in found for line in one.stale],
-        "invalid": [line for one in found for line in one.invalid],
-        "mixed": [line for one in found for line in one.mixed],
-    }
+    problems: dict[Allowance, list[str]] = {"stale": [], "invalid": [], "mixed": []}
+    records: list[tuple[CellState, Summary]] = []
+    lacking: list[str] = []
+    for table in tables:
+        held = [
+            (cell, cell.summary)
+            for cell in table
+            if cell.state in _HELD and cell.summary is not None
+        ]
+        records += held
+        problems["stale"] += _told(table, State.STALE)
+        problems["invalid"] += _told(table, State.INVALID)
+        where = str(table[0].run).rpartition(" / ")[0]
+        mixed = mixtures([Record(cell.paths.folder, summary) for cell, summary in held])
+        problems["mixed"] += [f"{where} is mixed: {'; '.join(mixed)}"] if mixed else []
+        settled = (*_HELD, State.INVALID, State.NOT_APPLICABLE)
+        absent = [f"{c.run.cell.name} ({c.state.value})" for c in table if c.state not in settled]
+        lacking += [f"{where} lacks {', '.join(absent)}"] if absent else []
     refused = {kind: lines for kind, lines in problems.items() if lines and kind not in allowed}
     if refused:
         shown = [line for lines in refused.values() for line in lines]
@@ -54,43 +67,11 @@ def choose(tables: Sequence[Sequence[CellState]], allowed: frozenset[Allowance])
             f"not exported: {'; '.join(shown[:3])}{more}. Compute them anew (fdllm sweep), or take "
             f"them as they are with --allow {' '.join(refused)}; the release will say so"
         )
-    records = tuple(record for one in found for record in one.records)
     if not records:
         raise FdllmError("nothing to export: no cell of this selection has a record; sweep first")
     remarks = [line for lines in problems.values() for line in lines]
-    return Chosen(records, (*remarks, *(one.missing for one in found if one.missing)))
+    return Chosen(tuple(records), (*remarks, *lacking))
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The cells of one table, sorted."""
-
-    records: list[tuple[CellState, Summary]]
-    stale: list[str]
-    invalid: list[str]
-    mixed: list[str]
-    missing: str
-
-
-def _sort(table: Sequence[CellState]) -> _Table:
-    records = [
-        (cell, cell.summary)
-        for cell in table
-        if cell.state in (State.DONE, State.STALE) and cell.summary is not None
-    ]
-    held = {id(cell) for cell, _ in records}
-    mixed = mixtures([Record(cell.paths.folder, summary) for cell, summary in records])
-    where = str(table[0].run).rpartition(" / ")[0]
-    settled = (State.INVALID, State.NOT_APPLICABLE)
-    absent = [
-        f"{cell.run.cell.name} ({cell.state.value})"
-        for cell in table
-        if id(cell) not in held and cell.state not in settled
-    ]
-    return _Table(
-        records,
-        [f"{c.run} is stale: {c.reason}" for c, _ in records if c.state is State.STALE],
-        [f"{c.run} is invalid: {c.reason}" for c in table if c.state is State.INVALID],
-        [f"{where} is mixed: {'; '.join(mixed)}"] if mixed else [],
-        f"{where} lacks {', '.join(absent)}" if absent else "",
-    )
+def _told(table: Sequence[CellState], state: State) -> list[str]:
+    return [f"{c.run} is {state.value}: {c.reason}" for c in table if c.state is state]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import Planner
@@ -15,17 +18,7 @@ from fdllm.record.paths import Layout
 from fdllm.record.summary import Summary
 from fdllm.release.choose import Allowance, choose
 from fdllm.release.crate import write_metadata
-from fdllm.release.files import (
-    copy,
-    copy_pages,
-    copy_record,
-    names_in,
-    rename,
-    sha256_of,
-    texts_in,
-    write,
-)
-from fdllm.release.readme import readme
+from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename, write
 from fdllm.release.scrub import check_texts, places
 from fdllm.report.alternative import EXPERIMENT as ALTERNATIVE
 from fdllm.report.publish import html_path, make_report
@@ -84,7 +77,11 @@ def export(
             remarks = [*chosen.remarks, *_fill(draft, planner, sweeps, folders)]
             _describe(draft, sweeps[0].experiment, remarks, version)
             forbidden = places(planner.root, planner.layout.results, out.parent)
-            check_texts(texts_in(draft), forbidden, allow_places="places" in allowed)
+            check_texts(
+                ((name, (draft / name).read_text(encoding="utf-8")) for name in names_in(draft)),
+                forbidden,
+                allow_places="places" in allowed,
+            )
             draft.chmod(0o755)
             if out.exists():
                 out.rmdir()
@@ -112,7 +109,14 @@ def _fill(
             copy(planner.root / name, draft / name)
         else:
             remarks.append(f"{name} is missing: it is not in the checkout")
-    return remarks + _write_report(draft, planner, sweeps, renamed)
+    # The HTML report of what the draft holds: anybody can compute it again from there.
+    layout = Layout.of(draft)
+    try:
+        report = make_report(Planner(draft, layout, planner.task), sweeps, experiment)
+        write(html_path(layout, experiment), rename(report.render(), renamed))
+    except FdllmError as error:
+        remarks.append(f"there is no report: {error}")
+    return remarks
 
 
 def rivals(results: Path, experiment: str, folders: Sequence[Path]) -> list[Path]:
@@ -128,20 +132,6 @@ def rivals(results: Path, experiment: str, folders: Sequence[Path]) -> list[Path
     ]
 
 
-def _write_report(
-    draft: Path, planner: Planner, sweeps: Sequence[Sweep], renamed: Mapping[str, str]
-) -> list[str]:
-    """The HTML report of what the draft holds: anybody can compute it again from there."""
-    layout = Layout.of(draft)
-    there = Planner(draft, layout, planner.task)
-    try:
-        page = make_report(there, sweeps, sweeps[0].experiment).render()
-    except FdllmError as error:
-        return [f"there is no report: {error}"]
-    write(html_path(layout, sweeps[0].experiment), rename(page, renamed))
-    return []
-
-
 def _describe(draft: Path, experiment: str, remarks: Sequence[str], version: str) -> None:
     """What the draft is, for people and for machines."""
     found = sorted(draft.glob("results/*/*/*/summary.json"))
@@ -149,15 +139,20 @@ def _describe(draft: Path, experiment: str, remarks: Sequence[str], version: str
         path.parent.relative_to(draft).as_posix(): Summary.model_validate_json(path.read_text())
         for path in found
     }
-    images = {
-        str(session["image_sha256"])
-        for summary in runs.values()
-        for session in summary.provenance.get("sessions", [])
-        if session.get("image_sha256")
-    }
+    sessions = [s for summary in runs.values() for s in summary.provenance.get("sessions", [])]
+    images = {str(s["image_sha256"]) for s in sessions if s.get("image_sha256")}
     if images:
         write(draft / "image.sha256", "".join(f"{one}\n" for one in sorted(images)))
-    write(draft / "README.md", readme(experiment, runs, remarks, version, sums=SUMS))
+    templates = Environment(  # noqa: S701 - Markdown
+        loader=PackageLoader("fdllm.release"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    readme = templates.get_template("README.md.j2").render(
+        experiment=experiment, runs=runs.values(), remarks=remarks, version=version, sums=SUMS
+    )
+    write(draft / "README.md", readme)
     write_metadata(
         draft,
         names_in(draft),
@@ -167,5 +162,8 @@ def _describe(draft: Path, experiment: str, remarks: Sequence[str], version: str
         "settings and versions behind them",
         version=version,
     )
-    sums = [f"{sha256_of(draft / name)}  {name}\n" for name in names_in(draft)]
+    sums = [
+        f"{hashlib.sha256((draft / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in names_in(draft)
+    ]
     write(draft / SUMS, "".join(sums))

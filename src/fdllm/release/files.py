@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,9 +40,8 @@ def _scrubbed_journal(path: Path) -> Iterator[str]:
         for line in file:
             if line.startswith('{"session"'):
                 session = scrub_session(strictjson.loads(line)["session"])
-                yield strictjson.dumps({"session": session}) + "\n"
-            else:
-                yield line
+                line = strictjson.dumps({"session": session}) + "\n"  # noqa: PLW2901
+            yield line
 
 
 def copy_pages(source: Path, target: Path, renamed: Mapping[str, str]) -> None:
@@ -72,12 +70,6 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
-def texts_in(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name and content of every file."""
-    for name in names_in(folder):
-        yield name, (folder / name).read_text(encoding="utf-8")
-
-
 def copy(source: Path, target: Path) -> None:
     """Copy a file's content; its folder is made."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +80,3 @@ def write(path: Path, text: str) -> None:
     """Write a file; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def sha256_of(path: Path) -> str:
-    """A file's SHA-256, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -11,6 +11,7 @@ import pandas as pd
 from fdllm import strictjson
 from fdllm.errors import UsageError, did_you_mean
 from fdllm.record.paths import find_root
+from fdllm.record.summary import Summary
 from fdllm.report.records import Record, load_records
 
 _IDENTITY = {
@@ -118,10 +119,10 @@ def samples(
     """Documents of finished runs, one row a sample; columns are :data:`SAMPLE_COLUMNS`, and more.
 
     Args:
-        experiment: as in :func:`results`.
-        task: as in :func:`results`.
-        root: as in :func:`results`.
-        limit: as in :func:`results`.
+        experiment: this and the next three as in :func:`results`.
+        task: the same.
+        root: the same.
+        limit: the same.
         config: only this cell; None is all of them.
 
     Raises:
@@ -129,14 +130,10 @@ def samples(
         FdllmError: a record is broken.
     """
     cells = _cells(experiment, task, root, limit)
+    names = list(dict.fromkeys(cell.name for cell in cells))
     if config is not None:
-        names = list(dict.fromkeys(cell.name for cell in cells))
+        _check("record of config", config, names, "there are")
         cells = [cell for cell in cells if cell.name == config]
-        if not cells:
-            raise UsageError(
-                f"no record of config '{config}'{did_you_mean(config, names)}; there are "
-                f"{', '.join(names) or 'none'}"
-            )
     rows = [row for cell in cells for row in _samples(cell)]
     metrics = dict.fromkeys(name for row in rows for name in row if name not in SAMPLE_COLUMNS)
     types = {name: "float64" if _numbers(rows, name) else "object" for name in metrics}
@@ -157,23 +154,20 @@ def _cells(
     experiment: str | None, task: str | None, root: str | Path | None, limit: int | None
 ) -> list[Record]:
     folder = _records(root)
-    known = sorted(path.name for path in folder.iterdir() if _holds_records(path))
-    if experiment is not None and experiment not in known:
-        raise UsageError(
-            f"no records of experiment '{experiment}'{did_you_mean(experiment, known)}; {folder} "
-            f"has {', '.join(known) or 'none'}"
-        )
+    known = sorted({path.parents[2].name for path in folder.glob("*/*/*/summary.json")})
+    if experiment is not None:
+        _check("records of experiment", experiment, known, f"{folder} has")
     names = known if experiment is None else [experiment]
     cells = [cell for name in names for cell in load_records(folder, name, None, limit)]
-    if task is None:
-        return cells
-    tasks = sorted({cell.task for cell in cells})
-    if task not in tasks:
-        raise UsageError(
-            f"no records of task '{task}'{did_you_mean(task, tasks)} in {folder}; there are "
-            f"{', '.join(tasks) or 'none'}"
-        )
-    return [cell for cell in cells if cell.task == task]
+    if task is not None:
+        _check("records of task", task, sorted({cell.task for cell in cells}), "there are")
+    return [cell for cell in cells if task in (None, cell.task)]
+
+
+def _check(what: str, name: str, known: Sequence[str], there: str) -> None:
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise UsageError(f"no {what} '{name}'{near}; {there} {', '.join(known) or 'none'}")
 
 
 def _records(root: str | Path | None) -> Path:
@@ -194,15 +188,11 @@ def _records(root: str | Path | None) -> Path:
     return place
 
 
-def _holds_records(path: Path) -> bool:
-    return path.is_dir() and any(path.glob("*/*/summary.json"))
-
-
 def _result(cell: Record) -> dict[str, Any]:
     summary = cell.summary
     quality = {} if summary.quality is None else summary.quality.model_dump()
     return {
-        **_identity(cell),
+        **_identity(cell.summary),
         **summary.throughput.model_dump(),
         **summary.layer_calls.model_dump(),
         **quality,
@@ -237,7 +227,7 @@ def _samples(cell: Record) -> Iterator[dict[str, Any]]:
         yield {
             **metrics,
             **{name: sample.get(name) for name in SAMPLE_COLUMNS if name not in _IDENTITY},
-            **_identity(cell),
+            **_identity(cell.summary),
             "subtask": sample["task"],
             "value": cell.value(sample),
             "forwards": sum(count["forwards"] for count in counts),
@@ -246,10 +236,15 @@ def _samples(cell: Record) -> Iterator[dict[str, Any]]:
         }
 
 
-def _identity(cell: Record) -> dict[str, Any]:
-    own = cell.summary
-    named = {name: getattr(own, name) for name in _IDENTITY if name != "preset"}
-    return named | {"preset": own.preset_words}
+def _identity(summary: Summary) -> dict[str, Any]:
+    return {
+        "experiment": summary.experiment,
+        "task": summary.task,
+        "config": summary.config,
+        "limit": summary.limit,
+        "preset": summary.preset_words,
+        "model": summary.model,
+    }
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
