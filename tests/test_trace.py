@@ -17,9 +17,8 @@ from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
 from fdllm.core.schedule import Phase, Step
 from fdllm.core.scorer import score_requests
 from fdllm.core.unmask import Unmask, by_threshold
-from fdllm.trace.assemble import assemble
 from fdllm.trace.steps import Forward, layer_letters, layer_names
-from fdllm.trace.watcher import Watcher
+from fdllm.trace.watcher import Watcher, assemble
 from models import MASK, random_model, random_prompt
 
 MODEL = random_model(3)
@@ -181,11 +180,11 @@ def test_nothing_reused_is_nothing_stale() -> None:
 def test_staleness_stands_where_values_were_reused() -> None:
     for name in ("output", "residual", "all layers", "probe", "through refreshes"):
         _, steps = decode(STRATEGIES[name], staleness=True)
-        seen = [d for step in steps for one in step.stale or () for d in one.distances]
+        seen = [d for step in steps for one in step.stale for d in one.distances]
         assert max(seen) > 1e-3, name
         for step in steps:
             assert bool(step.stale) == ("r" in step.layers)
-            for one in step.stale or ():
+            for one in step.stale:
                 assert one.columns == tuple(range(*step.columns))
                 assert step.layers[one.start : one.stop] == "r" * (one.stop - one.start)
 
@@ -195,7 +194,6 @@ def test_partial_runs_are_stale_in_the_columns_they_left_out() -> None:
     partial = [step for step in steps if step.stale]
     assert partial
     for step in partial:
-        assert step.stale is not None
         assert set(step.stale[0].columns) == set(range(*step.columns)) - set(step.partial)
 
 

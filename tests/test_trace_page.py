@@ -17,11 +17,10 @@ from fdllm.core.config import Decoding
 from fdllm.core.reuse import PeriodicReuse
 from fdllm.core.sampler import GenerationRequest, generate_requests
 from fdllm.core.unmask import by_threshold
-from fdllm.trace.assemble import assemble
 from fdllm.trace.page import page_data, render_page
 from fdllm.trace.steps import RowTrace, Trace, tokens_in
 from fdllm.trace.terminal import show
-from fdllm.trace.watcher import Watcher
+from fdllm.trace.watcher import Watcher, assemble
 from models import MASK, VOCAB, random_model, random_prompt
 
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -50,13 +49,10 @@ def trace() -> Trace:
     row = RowTrace(
         title="answer <b>",
         prompt=prompt,
-        target=(),
         forwards=assemble(watcher.seen, block_size=BLOCK, refresh_reuse=False),
         tokens=tuple(found.tokens),
         text="".join(pieces[token] for token in found.tokens),
         finish="length",
-        loglikelihood=None,
-        is_greedy=None,
         counts=found.counts.as_dict(),
     )
     return Trace(

@@ -15,9 +15,8 @@ from fdllm.core.unmask import Unmask
 from fdllm.evaluate.answer import Query
 from fdllm.evaluate.tokenizing import ending_at
 from fdllm.runs import Run
-from fdllm.trace.assemble import assemble
 from fdllm.trace.steps import Forward, RowTrace
-from fdllm.trace.watcher import Watcher
+from fdllm.trace.watcher import Watcher, assemble
 
 
 @dataclass
@@ -73,13 +72,10 @@ class TracingAnswerer:
                 RowTrace(
                     title=title,
                     prompt=query.tokens,
-                    target=(),
                     forwards=self._forwards(watcher),
                     tokens=tuple(found.tokens),
                     text=str(found.text),
                     finish=found.finish,
-                    loglikelihood=None,
-                    is_greedy=None,
                     counts=found.counts.as_dict(),
                 )
             )
@@ -102,11 +98,9 @@ class TracingAnswerer:
                 RowTrace(
                     title=f"choice {query.index}: {str(query.target).strip()}",
                     prompt=query.tokens,
-                    target=query.target_tokens,
                     forwards=self._forwards(watcher),
                     tokens=query.target_tokens,
                     text=str(query.target),
-                    finish=None,
                     loglikelihood=found.loglikelihood,
                     is_greedy=found.is_greedy,
                     counts=found.counts.as_dict(),

@@ -48,10 +48,14 @@ class Staleness:
     columns: tuple[int, ...]
     distances: tuple[float, ...]
 
-    @property
-    def mean(self) -> float:
-        """Mean over the columns."""
-        return sum(self.distances) / len(self.distances)
+    def __str__(self) -> str:
+        layers = f"{self.start}-{self.stop - 1}" if self.stop - self.start > 1 else f"{self.start}"
+        mean = sum(self.distances) / len(self.distances)
+        worst = max(range(len(self.columns)), key=self.distances.__getitem__)
+        return (
+            f"layers {layers} ({self.target}): {mean:.3f} from fresh on average, "
+            f"{self.distances[worst]:.3f} in column {self.columns[worst]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,11 @@ class Forward:
         partial: the columns that partial layers were computed for.
         computed: layer calls made, as the row's counters booked them.
         reused: layer calls saved, as booked.
-        trimmed: layer calls saved inside partial ones, as booked.
         before: the block's tokens ahead of the forward; empty for a PREFILL.
         guesses: what was predicted, column by column.
         after: the block's tokens behind the unmasking.
-        stale: staleness of each reused run; None where it was not asked for.
+        stale: staleness of each reused run; empty where it was not asked for.
         change: what a probe measured; None where there was none.
-        seconds: model time of the forward, without what the tracing took.
     """
 
     phase: str
@@ -84,13 +86,11 @@ class Forward:
     partial: tuple[int, ...]
     computed: int
     reused: int
-    trimmed: float
     before: tuple[int, ...]
     guesses: tuple[Guess, ...]
     after: tuple[int, ...]
-    stale: tuple[Staleness, ...] | None
+    stale: tuple[Staleness, ...]
     change: float | None
-    seconds: float
 
     @property
     def taken(self) -> tuple[Guess, ...]:
@@ -105,26 +105,24 @@ class RowTrace:
     Attributes:
         title: what it is, in a few words.
         prompt: its tokens.
-        target: tokens of the answer that was scored; empty where text was generated.
         forwards: in order.
         tokens: new tokens, up to and including what ended the row; the target's where scored.
         text: the text that the run records; the target's where scored.
+        counts: forwards and layer calls by phase, as the run books them for this row.
         finish: what ended a generated row; None where scored.
         loglikelihood: of the target; None where text was generated.
         is_greedy: whether every token of the target was the most probable; None where generated.
-        counts: forwards and layer calls by phase, as the run books them for this row.
     """
 
     title: str
     prompt: tuple[int, ...]
-    target: tuple[int, ...]
     forwards: tuple[Forward, ...]
     tokens: tuple[int, ...]
     text: str
-    finish: Literal["stop", "length", "until"] | None
-    loglikelihood: float | None
-    is_greedy: bool | None
     counts: dict[str, dict[str, Any]]
+    finish: Literal["stop", "length", "until"] | None = None
+    loglikelihood: float | None = None
+    is_greedy: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ def tokens_in(rows: Sequence[RowTrace]) -> set[int]:
     """Every token that occurs in some rows."""
     found: set[int] = set()
     for row in rows:
-        found |= {*row.prompt, *row.target, *row.tokens}
+        found |= {*row.prompt, *row.tokens}
         for forward in row.forwards:
             found |= {*forward.before, *forward.after, *(g.token for g in forward.guesses)}
     return found

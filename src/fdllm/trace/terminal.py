@@ -26,9 +26,11 @@ def show(trace: Trace, console: Console) -> None:
     for row in trace.rows:
         console.print()
         console.print(Text(row.title, style="bold"))
-        for block, steps in words.steps_in_blocks(row.forwards).items():
+        steps = list(enumerate(row.forwards))
+        # A PREFILL stands with the block that it begins at.
+        for block, group in groupby(steps, key=lambda step: step[1].block):
             console.print(Text(f"block {block}", style="bold cyan"))
-            console.print(_table(trace, row, steps, console))
+            console.print(_table(trace, row, list(group), console))
         console.print(Text(words.outcome(row)))
         console.print(Text(words.totals(row)))
         if row.loglikelihood is None:

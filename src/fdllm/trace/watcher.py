@@ -1,4 +1,4 @@
-"""Stands around a row's algorithm, keeps what each forward did, and may ask what reuse cost.
+"""Stands around a row's algorithm, keeps each forward as a step, and may ask what reuse cost.
 
 A row is a generator that yields the forwards it needs (:mod:`fdllm.core.row_task`), so everything
 is seen from around it: nothing in the engine or the model knows of a trace, and without one nothing
@@ -9,6 +9,7 @@ random numbers, counters and clock notice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -17,9 +18,9 @@ from fdllm.core.cache import Snapshot
 from fdllm.core.counts import Counts
 from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
 from fdllm.core.row_task import CacheRow, ForwardRequest, Prediction, RowTask, Steps
-from fdllm.core.schedule import Phase
+from fdllm.core.schedule import Phase, next_step_index
 from fdllm.core.unmask import Unmask
-from fdllm.trace.steps import Staleness
+from fdllm.trace.steps import Forward, Guess, Staleness, layer_letters
 
 T = TypeVar("T")
 DENOISING = (Phase.REFRESH, Phase.DENOISE)
@@ -37,11 +38,9 @@ class Seen:
         length: tokens of the row's prefix ahead of the forward.
         computed: layer calls that the row's counters booked for it as made.
         reused: layer calls that they booked as saved.
-        trimmed: layer calls that they booked as saved inside those made in part.
-        seconds: what it added to the row's clock.
         chosen: indices into the prediction that were unmasked; None until the rule has spoken,
             and for ever where no rule is asked.
-        stale: staleness of the reused runs; None where it was not asked for.
+        stale: staleness of the reused runs; empty where it was not asked for.
     """
 
     ask: ForwardRequest
@@ -50,10 +49,8 @@ class Seen:
     length: int
     computed: int
     reused: int
-    trimmed: float
-    seconds: float
     chosen: tuple[int, ...] | None = None
-    stale: tuple[Staleness, ...] | None = None
+    stale: tuple[Staleness, ...] = ()
 
 
 @dataclass
@@ -101,7 +98,7 @@ class Watcher:
         """The forward that was asked for, kept; then perhaps the fresh one."""
         asked = self.staleness and ask.phase in DENOISING
         before = row.save() if asked else None
-        length, booked, seconds = row.length, replace(job.counts[ask.phase]), job.seconds
+        length, booked = row.length, replace(job.counts[ask.phase])
         told = yield replace(ask, lazy=False)  # each forward by itself, to be seen
         plan = told.plan or ask.plan
         if isinstance(plan, ProbePlan):
@@ -114,8 +111,6 @@ class Watcher:
             length,
             now.computed - booked.computed,
             now.reused - booked.reused,
-            now.trimmed - booked.trimmed,
-            job.seconds - seconds,
         )
         if before is not None:
             seen.stale = yield from self._stale(job, row, ask, plan, before)
@@ -149,3 +144,90 @@ class Watcher:
         row.restore(after)
         job.counts, job.seconds = counts, seconds
         return tuple(found)
+
+
+def assemble(seen: Sequence[Seen], *, block_size: int, refresh_reuse: bool) -> tuple[Forward, ...]:
+    """The forwards of one row, in order.
+
+    Args:
+        seen: what the watcher kept.
+        block_size: columns of a block.
+        refresh_reuse: whether the strategy's step counter runs on through a REFRESH.
+    """
+    forwards: list[Forward] = []
+    index: int | None = None
+    block: tuple[int, ...] = ()
+    for one in seen:
+        ask, denoising = one.ask, one.ask.phase in DENOISING
+        index = (
+            next_step_index(index, ask.phase, refresh_reuse=refresh_reuse) if denoising else None
+        )
+        # The block's tokens as the row has them when it asks.
+        if ask.phase is Phase.PREFILL:
+            block = ()
+        else:
+            block = (*block[: ask.start], *ask.ids, *block[ask.start + len(ask.ids) :])
+        stop = ask.start + (block_size if ask.phase is Phase.PREFILL else len(ask.ids))
+        guesses = _guesses(one, block_size)
+        forwards.append(
+            Forward(
+                phase=ask.phase.value,
+                index=index,
+                block=one.length // block_size,
+                columns=(ask.start, stop),
+                layers=layer_letters(one.plan),
+                partial=tuple(sorted({c for run in one.plan.partial for c in run.columns})),
+                computed=one.computed,
+                reused=one.reused,
+                before=block,
+                guesses=guesses,
+                after=_filled(block, guesses),
+                stale=one.stale,
+                change=one.told.change,
+            )
+        )
+        block = forwards[-1].after
+    return _settled(forwards, [one.chosen is None for one in seen])
+
+
+def _guesses(one: Seen, block_size: int) -> tuple[Guess, ...]:
+    ask, told = one.ask, one.told
+    columns = [ask.start + i + 1 for i in ask.read]
+    if ask.phase is Phase.PREFILL:
+        columns = [block_size for _ in ask.read]  # of several blocks only the last is read
+    if ask.targets:  # scoring: the answer's own token is put there, whatever the model prefers
+        return tuple(
+            Guess(column, tokens[0], math.exp(values[0]), taken=True)
+            for column, tokens, values in zip(columns, ask.targets, told.logprobs, strict=True)
+        )
+    chosen = set(one.chosen or ())
+    ahead = ask.phase not in DENOISING
+    return tuple(
+        Guess(column, token, confidence, taken=ahead or i in chosen)
+        for i, (column, token, confidence) in enumerate(
+            zip(columns, told.tokens, told.confidence, strict=True)
+        )
+    )
+
+
+def _filled(block: tuple[int, ...], guesses: Sequence[Guess]) -> tuple[int, ...]:
+    new = {guess.column: guess.token for guess in guesses if guess.taken}
+    return tuple(new.get(column, token) for column, token in enumerate(block))
+
+
+def _settled(forwards: list[Forward], unknown: Sequence[bool]) -> tuple[Forward, ...]:
+    """Find what was unmasked where no rule was asked: in the rounds of a scored answer.
+
+    The next forward of the block shows it: a column that was read and is filled by then.
+    """
+    for i, forward in enumerate(forwards):
+        quiet = unknown[i] and forward.index is not None
+        if not quiet or any(guess.taken for guess in forward.guesses) or i + 1 == len(forwards):
+            continue
+        ahead = forwards[i + 1].before
+        guesses = tuple(
+            replace(guess, taken=ahead[guess.column] != forward.before[guess.column])
+            for guess in forward.guesses
+        )
+        forwards[i] = replace(forward, guesses=guesses, after=_filled(forward.before, guesses))
+    return tuple(forwards)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from fdllm.trace.steps import Forward, RowTrace, Staleness, Trace, layer_names
+from fdllm.trace.steps import Forward, RowTrace, Trace, layer_names
 
 _SHOWN = {"\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", " ": "\u2423", "": "\u2205"}
 PHASES = ("prefill", "refresh", "denoise", "commit")
@@ -36,20 +34,10 @@ def confidence(forward: Forward) -> str:
 
 def staleness(forward: Forward) -> str:
     """Mean and largest relative distance of the reused values; empty where none were."""
-    distances = [d for one in forward.stale or () for d in one.distances]
+    distances = [d for one in forward.stale for d in one.distances]
     if not distances:
         return ""
     return f"{sum(distances) / len(distances):.3f} (to {max(distances):.3f})"
-
-
-def stale_sentence(one: Staleness) -> str:
-    """One reused run, in words."""
-    layers = f"{one.start}-{one.stop - 1}" if one.stop - one.start > 1 else f"{one.start}"
-    worst = max(range(len(one.columns)), key=one.distances.__getitem__)
-    return (
-        f"layers {layers} ({one.target}): {one.mean:.3f} from fresh on average, "
-        f"{one.distances[worst]:.3f} in column {one.columns[worst]}"
-    )
 
 
 def layer_calls(forward: Forward) -> str:
@@ -110,11 +98,3 @@ def answers(trace: Trace) -> str:
     """The task's figures for this document, and what it expected."""
     figures = ", ".join(f"{name} = {value}" for name, value in trace.metrics.items())
     return f"{figures}; expected {visible(trace.expected)}"
-
-
-def steps_in_blocks(forwards: Sequence[Forward]) -> dict[int, list[tuple[int, Forward]]]:
-    """Forwards with their numbers, by block; a PREFILL stands with the block it begins at."""
-    blocks: dict[int, list[tuple[int, Forward]]] = {}
-    for number, forward in enumerate(forwards):
-        blocks.setdefault(forward.block, []).append((number, forward))
-    return blocks

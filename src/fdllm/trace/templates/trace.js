@@ -32,7 +32,7 @@
 
   function state(forward, column, guess) {
     const prompt = data.rows[row].num_prompt - forward.block * data.block_size;
-    if (guess && guess[3]) return "new";
+    if (guess && guess.taken) return "new";
     if (forward.after[column] === data.mask_id) return "masked";
     return column < prompt ? "prompt" : "known";
   }
@@ -43,17 +43,17 @@
     const fed = column >= forward.columns[0] && column < forward.columns[1];
     const made = html("div", "cell " + kind + (fed ? "" : " idle"));
     made.setAttribute("role", "listitem");
-    const shown = kind === "masked" ? (guess ? piece(guess[1]) : "\u00b7") : piece(forward.after[column]);
+    const shown = kind === "masked" ? (guess ? piece(guess.token) : "\u00b7") : piece(forward.after[column]);
     const head = html("small", "");
-    head.append(html("span", "number", column + " "), guess ? percent(guess[2]) : "");
+    head.append(html("span", "number", column + " "), guess ? percent(guess.confidence) : "");
     made.append(head, html("b", "", shown));
     let words = "column " + column + ": " + (kind === "masked" ? "masked" : shown);
     if (guess) {
       const bar = html("i", "");
-      bar.style.width = 100 * guess[2] + "%";
+      bar.style.width = 100 * guess.confidence + "%";
       made.append(bar);
-      words += kind === "new" ? ", unmasked now, confidence " + percent(guess[2])
-        : ", guess " + piece(guess[1]) + ", confidence " + percent(guess[2]);
+      words += kind === "new" ? ", unmasked now, confidence " + percent(guess.confidence)
+        : ", guess " + piece(guess.token) + ", confidence " + percent(guess.confidence);
     }
     if (kind === "prompt") words += " (prompt)";
     if (!fed) words += ", not fed in this step";
@@ -69,7 +69,7 @@
       return place.append(html("p", "soft", "PREFILL: " + forward.columns[1]
         + " tokens of the prompt go into the prefix cache; every layer is computed."));
     }
-    const guesses = new Map(forward.guesses.map((guess) => [guess[0], guess]));
+    const guesses = new Map(forward.guesses.map((guess) => [guess.column, guess]));
     const width = data.small_block_size;
     for (let first = 0; first < data.block_size; first += width) {
       const line = html("div", "sub");
@@ -80,7 +80,7 @@
     }
     const ahead = guesses.get(data.block_size);
     if (ahead) place.append(html("p", "soft", "Look-ahead, the next block's first token: "
-      + piece(ahead[1]) + " (" + percent(ahead[2]) + ")"));
+      + piece(ahead.token) + " (" + percent(ahead.confidence) + ")"));
   }
 
   function showText() {
@@ -95,7 +95,7 @@
     for (const forward of blocks.values()) {
       const prompt = data.rows[row].num_prompt - forward.block * data.block_size;
       const fresh = new Set(forward === latest
-        ? forward.guesses.filter((guess) => guess[3]).map((guess) => guess[0]) : []);
+        ? forward.guesses.filter((guess) => guess.taken).map((guess) => guess.column) : []);
       forward.after.forEach((token, column) => {
         if (column < prompt) return;
         if (token === data.mask_id) place.append(html("span", "masked", "\u00b7"));
