@@ -67,9 +67,9 @@ def test_a_node_sees_only_what_is_bound(image: Image, place: Path) -> None:
         ["sh", "-c", 'echo "$FDLLM_ROOT ${SECRET-unset} $APPTAINER_CONTAINER"; ls "$FDLLM_ROOT"'],
         binds=[str(place)],
         gpu=False,
-        environment={"FDLLM_ROOT": str(place)},
     )
-    done = image.apptainer(*command[1:], environment={"SECRET": "seen"})
+    handed = {"SECRET": "seen", "APPTAINERENV_FDLLM_ROOT": str(place)}
+    done = image.apptainer(*command[1:], environment=handed)
     assert f"{place} unset {image.path}\n" in done.stdout, done.stdout
     assert "experiments" in done.stdout
 

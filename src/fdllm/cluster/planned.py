@@ -102,7 +102,6 @@ def _scripts(
             ["fdllm", *job],
             binds=[*binds(planner, cluster, run, workdir), *cluster.binds],
             gpu=bool(resources.gres),
-            environment={},  # handed in by the script, from its own environment
             program=cluster.apptainer,
         )
 

@@ -37,7 +37,6 @@ def ask_node(checkup: Checkup, mode: Mode) -> list[Finding]:
             ["python3", "-P", "-m", _WORKER, mode],
             binds=checkup.binds,
             gpu=True,
-            environment={},
         )
         # Through the environment, as a job does: a command line is there for everyone to read.
         # Without a token in it there is none to hand in.
