@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,16 @@ def shared_folder() -> Path:
             pytest.fail(f"{reason}, and {REQUIRE_SHARED}=1 forbids skipping")
         pytest.skip(reason)
     return folder
+
+
+def a_shell_reads(script: Path) -> None:
+    """``bash`` parses it, and shellcheck has nothing to say, where there is one."""
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    if shutil.which("shellcheck") is None:
+        assert "FDLLM_REQUIRE_CLUSTER" not in os.environ, "shellcheck is not installed"
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def move_hub(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

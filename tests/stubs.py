@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -40,16 +41,16 @@ METRIC = {"tiny_arithmetic": "exact_match,strict-match", "tiny_choice": "acc,non
 
 
 @contextmanager
-def small_disk(place: Path) -> Iterator[None]:
-    """A file system of its own that holds 64 KiB; the test is skipped where none can be mounted."""
+def small_disk(place: Path, size_kib: int = 64) -> Iterator[None]:
+    """A small file system of its own; the test is skipped where none can be mounted."""
     place.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small file system cannot be mounted here (it needs root)")
     try:
         yield
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def make_root(folder: Path) -> Path:
@@ -259,6 +260,16 @@ def do_sweep(root: Path, sweep: Sweep, machine: StubMachine | None = None) -> Se
     planner = make_planner(root)
     runner = Runner(planner, Notes(), lambda _: machine or StubMachine())
     return [runner.run(run) for run in planner.runs(sweep)]
+
+
+def signal_at(doc: int, number: int) -> StubMachine:
+    """A machine whose process gets a signal ahead of one document."""
+
+    def before(now: int) -> None:
+        if now == doc:
+            os.kill(os.getpid(), number)
+
+    return StubMachine(before=before)
 
 
 def stop_at(doc: int, error: BaseException) -> StubMachine:

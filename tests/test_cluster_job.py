@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from fake_slurm import FakeSlurm
 from fdllm.cluster.render import ENDED_EARLY
 from fdllm.cluster.submission import read_submission
 from fdllm.errors import FdllmError
-from stubs import NUM_DOCS, StubMachine
+from stubs import NUM_DOCS, StubMachine, signal_at
 
 FLAGS = ("--task", "tiny_arithmetic", "--config", "k1_first")
 
@@ -34,23 +33,13 @@ def job(fdllm: Command) -> int:
     return fdllm.raw("job", str(read_submission(folder).map), "0")
 
 
-def sending(number: int, doc: int) -> Callable[[int], None]:
-    """Sends this process a signal ahead of a document."""
-
-    def before(now: int) -> None:
-        if now == doc:
-            os.kill(os.getpid(), number)
-
-    return before
-
-
 def folder_of(fdllm: Command) -> Path:
     (folder,) = fdllm.root.glob("results/*/*/k1_first")
     return folder
 
 
 def test_warned_it_keeps_what_it_has_and_goes_on_in_its_next_life(fdllm: Command) -> None:
-    fdllm.machine = StubMachine(before=sending(signal.SIGUSR1, 2))
+    fdllm.machine = signal_at(2, signal.SIGUSR1)
     assert job(fdllm) == ENDED_EARLY
     assert not (folder_of(fdllm) / "summary.json").exists()
     assert not (folder_of(fdllm) / "failed.json").exists()
@@ -93,7 +82,7 @@ def test_warned_before_anything_is_done_it_is_not_requeued_for_ever(
 
 
 def test_cancelled_it_says_so_and_names_its_log(fdllm: Command) -> None:
-    fdllm.machine = StubMachine(before=sending(signal.SIGTERM, 3))
+    fdllm.machine = signal_at(3, signal.SIGTERM)
     assert job(fdllm) == 143
     failed = json.loads((folder_of(fdllm) / "failed.json").read_text())
     assert "cancelled" in failed["reason"]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -17,6 +16,7 @@ import pytest
 
 from fdllm.cluster.cluster_config import ClusterConfig, Resources
 from fdllm.cluster.render import ENDED_EARLY, PASSED_ON, Script, render
+from helpers import a_shell_reads
 
 GOLDEN = Path(__file__).parent / "scripts"
 HOSTILE = "/data/a b'c\"d/$(touch x)/`id`/%A;é*"
@@ -126,13 +126,7 @@ def test_the_whole_text(name: str) -> None:
 def test_a_shell_reads_it(name: str, tmp_path: Path) -> None:
     path = tmp_path / "job.sh"
     path.write_text(render(SCRIPTS[name]))
-    subprocess.run(["bash", "-n", str(path)], check=True)
-    shellcheck = shutil.which("shellcheck")
-    if shellcheck is None:
-        assert "FDLLM_REQUIRE_CLUSTER" not in os.environ, "shellcheck is not installed"
-        pytest.skip("shellcheck is not installed")
-    done = subprocess.run([shellcheck, str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    a_shell_reads(path)
 
 
 def test_nothing_of_a_path_stands_where_slurm_reads() -> None:

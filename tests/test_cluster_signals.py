@@ -14,7 +14,7 @@ from fdllm.cluster.signals import WARNING, Terminated, terminable, warned
 from fdllm.evaluate.machine import Machine
 from fdllm.evaluate.runner import Outcome, Runner
 from fdllm.plan import Planner, State
-from fdllm.record.journal import read_failure, read_journal, write_failure
+from fdllm.record.journal import read_journal, write_failure
 from fdllm.record.paths import Layout
 from fdllm.runs import Evaluating, ModelChoice, Run
 from helpers import ROOT
@@ -27,22 +27,13 @@ from stubs import (
     make_root,
     make_run,
     make_sweep,
+    signal_at,
 )
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return make_root(tmp_path / "root")
-
-
-def warn_at(doc: int) -> StubMachine:
-    """A machine whose process is warned while it works on one document."""
-
-    def before(now: int) -> None:
-        if now == doc:
-            os.kill(os.getpid(), WARNING)
-
-    return StubMachine(before=before)
 
 
 def do(root: Path, run: Run, machine: StubMachine, go_on: Callable[[], bool]) -> Outcome:
@@ -52,7 +43,7 @@ def do(root: Path, run: Run, machine: StubMachine, go_on: Callable[[], bool]) ->
 def test_a_warned_run_keeps_what_is_in_flight_and_goes_on_later(root: Path) -> None:
     run = make_run(root)
     with warned() as go_on:
-        outcome = do(root, run, warn_at(1), go_on)
+        outcome = do(root, run, signal_at(1, WARNING), go_on)
         assert not go_on()
     assert (outcome.state, outcome.num_computed) == (State.PARTIAL, 2)
     assert outcome.reason == f"asked to end early, 2 of {NUM_DOCS} requests kept"
@@ -74,7 +65,7 @@ def test_a_warning_ahead_of_the_model_loads_none(root: Path) -> None:
 
 def test_a_warning_behind_the_last_answer_changes_nothing(root: Path) -> None:
     with warned() as go_on:
-        outcome = do(root, make_run(root), warn_at(NUM_DOCS - 1), go_on)
+        outcome = do(root, make_run(root), signal_at(NUM_DOCS - 1, WARNING), go_on)
     assert outcome.state is State.DONE
 
 
@@ -87,13 +78,9 @@ def test_handlers_are_put_back() -> None:
     assert [signal.getsignal(number) for number in (WARNING, signal.SIGTERM)] == before
 
 
-def test_a_failure_is_read_as_it_was_written(root: Path) -> None:
+def test_a_failure_is_the_state(root: Path) -> None:
     run = make_run(root)
-    paths = make_planner(root).layout.run(run)
-    assert read_failure(paths) is None
-    paths.folder.mkdir(parents=True)
-    written = write_failure(paths, "cancelled", "logs/slurm_1.log")
-    assert read_failure(paths) == written
+    write_failure(make_planner(root).layout.run(run), "cancelled", "logs/slurm_1.log")
     state = make_planner(root).state(run)
     assert (state.state, state.reason, state.log) == (State.FAILED, "cancelled", "logs/slurm_1.log")
 

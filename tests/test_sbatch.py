@@ -14,7 +14,7 @@ from fdllm.cli import main
 from fdllm.evaluate.tasks import TASKS
 from fdllm.experiment import load_experiment
 from fdllm.presets.load import load_preset
-from helpers import ROOT
+from helpers import ROOT, a_shell_reads
 
 SCRIPTS = sorted((ROOT / "sbatch").glob("*.sh"))
 # As the manual prints them, and what it says of each.
@@ -38,6 +38,17 @@ MANUAL = {
 }
 
 
+def bash(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def asked(command: str, folder: Path, **environment: str) -> list[str]:
     """What a command line of the manual asks of ``fdllm``; ``sbatch`` runs a copy, as SLURM's."""
     (folder / "bin").mkdir()
@@ -51,14 +62,7 @@ def asked(command: str, folder: Path, **environment: str) -> list[str]:
         script = str(shutil.copy(ROOT / script, copy / "slurm_script"))
         environment |= {"SLURM_SUBMIT_DIR": str(ROOT)}
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", script, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PATH": path} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = bash(script, *arguments, PATH=path, **environment)
     assert done.returncode == 0, done.stderr
     return (folder / "asked").read_text().splitlines()
 
@@ -86,14 +90,8 @@ def test_the_help_names_every_task_and_config(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "fdllm").write_text('#!/bin/bash\necho "flags of $*"\n')
     (tmp_path / "bin" / "fdllm").chmod(0o755)
-    done = subprocess.run(
-        ["bash", "sbatch/run.sh", "--help"],
-        cwd=ROOT,
-        env=os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = bash("sbatch/run.sh", "--help", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert done.returncode == 0
     words = set(done.stdout.split())
     assert set(TASKS) <= words
     assert {cell.name for cell in load_experiment("00_baseline", ROOT).cells} <= words
@@ -135,26 +133,14 @@ def test_arguments_arrive_as_they_are(tmp_path: Path) -> None:
 
 def test_submitted_from_elsewhere_it_says_where_to(tmp_path: Path) -> None:
     script = shutil.copy(ROOT / "sbatch" / "baseline.sh", tmp_path / "slurm_script")
-    done = subprocess.run(
-        ["bash", script],
-        env=os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = bash(script, SLURM_SUBMIT_DIR=str(tmp_path))
     assert done.returncode == 2
     assert "submit it from the checkout" in done.stderr
 
 
 def test_without_fdllm_it_says_how_to_get_it(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "sbatch", tmp_path / "sbatch")
-    done = subprocess.run(
-        ["bash", str(tmp_path / "sbatch" / "run.sh")],
-        env={"PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = bash(str(tmp_path / "sbatch" / "run.sh"), PATH="/usr/bin:/bin")
     assert done.returncode == 2
     assert "nox -s validate" in done.stderr
 
@@ -163,9 +149,4 @@ def test_without_fdllm_it_says_how_to_get_it(tmp_path: Path) -> None:
 def test_a_shell_reads_it(script: Path) -> None:
     assert len(SCRIPTS) == 4
     assert os.access(script, os.X_OK)
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    if shutil.which("shellcheck") is None:
-        assert "FDLLM_REQUIRE_CLUSTER" not in os.environ, "shellcheck is not installed"
-        pytest.skip("shellcheck is not installed")
-    done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    a_shell_reads(script)

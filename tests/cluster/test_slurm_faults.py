@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import pytest
 from cluster.checkout import SLOW, Checkout
 from cluster.faults import FaultTable
 from cluster.slurm import wait_until
+from stubs import small_disk
 
 CONFIG = "k2_middle"
 ONE = ("--config", CONFIG)
@@ -52,36 +52,79 @@ def go_on(checkout: Checkout) -> None:
     assert checkout.states()[CONFIG] == "done", checkout.logs()
 
 
-def test_sigkill_of_the_process(checkout: Checkout, faults: FaultTable) -> None:
-    submit_and_hold(checkout)
+def limit(checkout: Checkout, job: str, minutes: int) -> None:
+    """Change a running job's time limit: a slow start of the job is no part of what is tested."""
+    checkout.slurm.ask("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
+
+
+def kill_process(checkout: Checkout, _: str) -> None:
     os.kill(int((checkout.root / "begun-k2").read_text().split()[-1]), signal.SIGKILL)
-    reason = failed(checkout)
-    go_on(checkout)
-    faults.add("SIGKILL of the process", f"{reason}; resubmitted", checkout, [CONFIG], most=1)
 
 
-def test_sigkill_of_the_whole_job(checkout: Checkout, faults: FaultTable) -> None:
-    job = submit_and_hold(checkout)
+def kill_job(checkout: Checkout, job: str) -> None:
     checkout.slurm.ask("scancel", "--full", "--signal=KILL", job)
+
+
+def run_out(checkout: Checkout, job: str) -> None:
+    limit(checkout, job, 1)  # the sample is longer than the warning
+
+
+def cancel(checkout: Checkout, job: str) -> None:
+    checkout.slurm.ask("scancel", job)
+
+
+@pytest.mark.parametrize(
+    ("fault", "strike", "says"),
+    [
+        ("SIGKILL of the process", kill_process, ""),
+        ("SIGKILL of the job", kill_job, ""),
+        ("time limit within a sample", run_out, "time limit of 00:01:00 reached"),
+        ("scancel", cancel, "cancel"),
+    ],
+)
+def test_what_ends_a_job_is_its_cells_reason(
+    fault: str,
+    strike: Callable[[Checkout, str], None],
+    says: str,
+    checkout: Checkout,
+    faults: FaultTable,
+) -> None:
+    strike(checkout, submit_and_hold(checkout))
     reason = failed(checkout)
+    assert says in reason.lower()
     go_on(checkout)
-    faults.add("SIGKILL of the job", f"{reason}; resubmitted", checkout, [CONFIG], most=1)
+    faults.add(fault, f"{reason}; resubmitted", checkout, [CONFIG], most=1)
 
 
-def test_requeue(checkout: Checkout, faults: FaultTable) -> None:
-    job = submit_and_hold(checkout)
+def requeue(checkout: Checkout, job: str) -> None:
     checkout.slurm.ask("scontrol", "requeue", job)
     checkout.slurm.await_requeued()
+
+
+def fail_node(checkout: Checkout, _: str) -> None:
+    checkout.slurm.fail_node()
+
+
+@pytest.mark.parametrize(
+    ("fault", "strike", "happened"),
+    [
+        ("scontrol requeue", requeue, "went on in a second life"),
+        ("node down", fail_node, "SLURM requeued it, went on"),
+    ],
+)
+def test_a_requeued_job_goes_on_in_a_second_life(
+    fault: str,
+    strike: Callable[[Checkout, str], None],
+    happened: str,
+    checkout: Checkout,
+    faults: FaultTable,
+) -> None:
+    strike(checkout, submit_and_hold(checkout))
     checkout.release()
     checkout.slurm.end_of_queue()
     assert checkout.states()[CONFIG] == "done", checkout.logs()
     assert len(checkout.lives(CONFIG)) == 2
-    faults.add("scontrol requeue", "went on in a second life", checkout, [CONFIG], most=1)
-
-
-def limit(checkout: Checkout, job: str, minutes: int) -> None:
-    """Change a running job's time limit: a slow start of the job is no part of what is tested."""
-    checkout.slurm.ask("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
+    faults.add(fault, happened, checkout, [CONFIG], most=1)
 
 
 def test_the_warning_before_the_time_limit(checkout: Checkout, faults: FaultTable) -> None:
@@ -102,34 +145,6 @@ def test_the_warning_before_the_time_limit(checkout: Checkout, faults: FaultTabl
     assert "Restarts=1" in checkout.slurm.ask("scontrol", "show", "job", job)
     happened = "ended after the sample in flight, requeued, went on"
     faults.add("time limit, warning signal", happened, checkout, [CONFIG], most=0)
-
-
-def test_the_time_limit_itself(checkout: Checkout, faults: FaultTable) -> None:
-    job = submit_and_hold(checkout)  # a sample that is longer than the warning
-    limit(checkout, job, 1)
-    reason = failed(checkout)
-    assert "time limit of 00:01:00 reached" in reason
-    go_on(checkout)
-    faults.add("time limit within a sample", f"{reason}; resubmitted", checkout, [CONFIG], most=1)
-
-
-def test_scancel(checkout: Checkout, faults: FaultTable) -> None:
-    job = submit_and_hold(checkout)
-    checkout.slurm.ask("scancel", job)
-    reason = failed(checkout)
-    assert "cancel" in reason.lower()
-    go_on(checkout)
-    faults.add("scancel", f"{reason}; resubmitted", checkout, [CONFIG], most=1)
-
-
-def test_a_node_that_fails(checkout: Checkout, faults: FaultTable) -> None:
-    submit_and_hold(checkout)
-    checkout.slurm.fail_node()
-    checkout.release()
-    checkout.slurm.end_of_queue()
-    assert checkout.states()[CONFIG] == "done", checkout.logs()
-    assert len(checkout.lives(CONFIG)) == 2
-    faults.add("node down", "SLURM requeued it, went on", checkout, [CONFIG], most=1)
 
 
 def test_slurmctld_is_down_at_submission(checkout: Checkout, faults: FaultTable) -> None:
@@ -163,20 +178,9 @@ def test_two_sweeps_at_once(checkout: Checkout, faults: FaultTable) -> None:
     faults.add("two sweeps at once", happened, checkout, ["k1_middle", CONFIG], most=0)
 
 
-@contextmanager
-def small_disk(place: Path) -> Iterator[Path]:
-    """A file system of its own that holds 128 KiB; a file that can fill it."""
-    place.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)]
-    subprocess.run(mount, check=True)
-    try:
-        yield place / "ballast"
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
 def test_a_full_disk(checkout: Checkout, faults: FaultTable) -> None:
-    with small_disk(checkout.root / "results") as ballast:
+    ballast = checkout.root / "results" / "ballast"
+    with small_disk(ballast.parent, size_kib=128):
         submit_and_hold(checkout)
         with suppress(OSError), ballast.open("wb", 0) as file:
             while True:
