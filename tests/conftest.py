@@ -15,6 +15,7 @@ from fdllm.report.stats import holm
 from helpers import shared_folder
 from hub.rows import all_repositories
 from hub.server import Hub
+from stubs import make_root
 
 # Models of the tests are far too small for a second thread; children of the tests inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -35,6 +36,12 @@ def hub(shared: Path) -> Iterator[Hub]:
     """A loopback Hub with every repository that the tests know."""
     with Hub(all_repositories(shared)) as running:
         yield running
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout: the baseline, and a model of which there is only an identity."""
+    return make_root(tmp_path / "root")
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from fdllm.evaluate.protocols import (
 from fdllm.evaluate.runner import Outcome, Runner
 from fdllm.experiment import Unmask
 from fdllm.plan import Planner, TaskFacts
-from fdllm.record.paths import Layout
+from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import PeakMemory, Summary
 from fdllm.runs import Evaluating, ModelChoice, Run, Sweep
 from helpers import ROOT
@@ -91,6 +91,17 @@ def make_run(root: Path, config: str = "k2_middle", **changes: Any) -> Run:
     """One run."""
     (run,) = make_planner(root).runs(make_sweep(root, configs=(config,), **changes))
     return run
+
+
+def paths_of(root: Path, run: Run) -> RunPaths:
+    """Where its files lie."""
+    return make_planner(root).layout.run(run)
+
+
+def change_code(root: Path) -> None:
+    """The baseline's code is another from now on."""
+    code = root / "experiments/00_baseline/generation_functions.py"
+    code.write_text(code.read_text() + "\n# changed\n")
 
 
 @dataclass
@@ -280,6 +291,12 @@ def stop_at(doc: int, error: BaseException) -> StubMachine:
             raise error
 
     return StubMachine(before=before)
+
+
+def interrupt(root: Path, run: Run, doc: int) -> None:
+    """Do a run that is interrupted ahead of one document."""
+    with pytest.raises(KeyboardInterrupt):
+        do_run(root, run, stop_at(doc, KeyboardInterrupt()))
 
 
 def without_times(summary: Summary) -> dict[str, Any]:

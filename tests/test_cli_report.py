@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from command import Command, summary_of
+from stubs import change_code
 
 pytestmark = pytest.mark.usefixtures("small_heap")
 
@@ -80,8 +81,7 @@ def test_results_whose_records_are_elsewhere_are_not_compared(fdllm: Command) ->
 
 def test_results_of_code_that_has_changed_are_not_compared(fdllm: Command) -> None:
     fdllm("report", *TASK)
-    code = fdllm.root / "experiments/00_baseline/generation_functions.py"
-    code.write_text(code.read_text() + "\n# changed\n")
+    change_code(fdllm.root)
     assert fdllm("report", "--check") == 0
     assert "results.md was not compared: 9 of its 9 cells are stale now" in fdllm.err
 

@@ -24,25 +24,19 @@ from stubs import (
     NUM_DOCS,
     Notes,
     StubMachine,
+    change_code,
     do_run,
+    interrupt,
     make_planner,
     make_root,
     make_run,
     make_sweep,
+    paths_of,
     stop_at,
     without_times,
 )
 
 COUNT = 3
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_root(tmp_path / "root")
-
-
-def paths_of(root: Path, run: Run) -> RunPaths:
-    return make_planner(root).layout.run(run)
 
 
 def do(root: Path, run: Run, machine: StubMachine | None = None, **how: Any) -> Outcome:
@@ -166,8 +160,7 @@ def test_a_local_run_takes_over_what_shards_have_answered(root: Path) -> None:
 
 def test_shards_use_what_the_whole_run_has_answered(root: Path) -> None:
     run = make_run(root)
-    with pytest.raises(KeyboardInterrupt):
-        do_run(root, run, stop_at(2, KeyboardInterrupt()))
+    interrupt(root, run, 2)
     assert [o.num_computed for o in shard_all(root, run)] == [0, 1, 2]
     assert do(root, run, merge=COUNT).state is State.DONE
 
@@ -175,8 +168,7 @@ def test_shards_use_what_the_whole_run_has_answered(root: Path) -> None:
 def test_a_stale_record_outlives_the_shards_and_is_then_moved_aside(root: Path) -> None:
     run = make_run(root)
     do_run(root, run)
-    code = root / "experiments" / "00_baseline" / "generation_functions.py"
-    code.write_text(code.read_text() + "\n# another version\n")
+    change_code(root)
     assert {outcome.state for outcome in shard_all(root, run)} == {State.DONE}
     assert make_planner(root).state(run).state is State.STALE
     assert do(root, run, merge=COUNT).state is State.DONE
@@ -188,8 +180,7 @@ def test_a_stale_record_outlives_the_shards_and_is_then_moved_aside(root: Path) 
 def test_answers_of_another_version_are_no_part_of_a_merge(root: Path) -> None:
     run = make_run(root)
     shard_all(root, run)
-    code = root / "experiments" / "00_baseline" / "generation_functions.py"
-    code.write_text(code.read_text() + "\n# another version\n")
+    change_code(root)
     outcome = do(root, run, merge=COUNT)
     assert outcome.state is State.FAILED
     assert "0 of 5 requests are there" in outcome.reason

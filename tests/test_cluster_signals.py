@@ -24,16 +24,10 @@ from stubs import (
     StubMachine,
     do_run,
     make_planner,
-    make_root,
     make_run,
     make_sweep,
     signal_at,
 )
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_root(tmp_path / "root")
 
 
 def do(root: Path, run: Run, machine: StubMachine, go_on: Callable[[], bool]) -> Outcome:

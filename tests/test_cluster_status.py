@@ -23,15 +23,18 @@ from fdllm.plan import CellState, State
 from fdllm.record.journal import write_failure
 from fdllm.record.lock import locked
 from fdllm.shard import Shard
-from stubs import NUM_DOCS, do_run, make_planner, make_root, make_run, make_sweep, stop_at
+from stubs import (
+    NUM_DOCS,
+    do_run,
+    interrupt,
+    make_planner,
+    make_run,
+    make_sweep,
+    stop_at,
+)
 
 CONFIGS = ("k1_first", "k2_middle", "k3_last")
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_root(tmp_path / "root")
 
 
 def submit(root: Path, job_id: str, *, ago: timedelta = HOUR, num_shards: int = 1) -> Submission:
@@ -80,8 +83,7 @@ def states(cells: Mapping[str, CellState]) -> list[State]:
 
 def test_the_queue_says_who_is_at_it(root: Path) -> None:
     submit(root, "7")
-    with pytest.raises(KeyboardInterrupt):
-        do_run(root, make_run(root, "k1_first"), stop_at(2, KeyboardInterrupt()))
+    interrupt(root, make_run(root, "k1_first"), 2)
     cells = look(root, queue_of(entry("7_0"), entry("7_1", "PENDING", "Priority"), entry("9_2")))
     assert states(cells) == [State.RUNNING, State.QUEUED, State.FAILED]
     running, waiting = cells["k1_first"], cells["k2_middle"]
@@ -115,8 +117,7 @@ def test_a_job_that_is_gone_without_a_record_has_failed(root: Path) -> None:
 
 def test_what_was_answered_before_the_end_is_said(root: Path) -> None:
     submit(root, "7", ago=-HOUR)  # behind the session that answered
-    with pytest.raises(KeyboardInterrupt):
-        do_run(root, make_run(root, "k1_first"), stop_at(2, KeyboardInterrupt()))
+    interrupt(root, make_run(root, "k1_first"), 2)
     cell = look(root, {})["k1_first"]
     assert cell.state is State.FAILED
     assert cell.reason.endswith(f"; 2 of {NUM_DOCS} requests kept")
@@ -167,8 +168,7 @@ def test_a_later_submission_counts(root: Path) -> None:
 
 def test_a_local_run_since_takes_over(root: Path) -> None:
     submit(root, "7")
-    with pytest.raises(KeyboardInterrupt):
-        do_run(root, make_run(root, "k1_first"), stop_at(2, KeyboardInterrupt()))
+    interrupt(root, make_run(root, "k1_first"), 2)
     assert look(root, {})["k1_first"].state is State.PARTIAL
     with locked(make_planner(root).layout.run(make_run(root, "k1_first"))):
         running = look(root, {})["k1_first"]

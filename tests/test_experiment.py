@@ -22,7 +22,6 @@ from fdllm.experiment import (
 )
 from fdllm.record.paths import find_root
 from helpers import ROOT
-from stubs import make_root
 
 CELLS = [
     (name, cell.name)
@@ -30,11 +29,6 @@ CELLS = [
     for cell in load_experiment(name, ROOT).cells
 ]
 SIZES = (12, 28, 36)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_root(tmp_path / "root")
 
 
 def make(root: Path, name: str, code: str, settings: str = "") -> None:

@@ -21,6 +21,7 @@ from fdllm.errors import FdllmError
 from fdllm.release.scrub import check_texts, scrub_summary
 from fdllm.report.records import load_records
 from helpers import ROOT
+from stubs import change_code
 
 pytestmark = pytest.mark.usefixtures("small_heap")
 
@@ -166,8 +167,7 @@ def test_places_are_refused_unless_asked_for(fdllm_command: Command, tmp_path: P
 
 
 def test_stale_records_need_asking_for(fdllm_command: Command, tmp_path: Path) -> None:
-    code = fdllm_command.root / "experiments/00_baseline/generation_functions.py"
-    code.write_text(code.read_text() + "\n# changed since\n")
+    change_code(fdllm_command.root)
     out = tmp_path / "release"
     assert export(fdllm_command, out) == 1
     assert "is stale: experiment: experiments/00_baseline/generation_functions.py" in (

@@ -15,11 +15,9 @@ from typing import Any
 
 import pytest
 
-from fdllm.errors import FdllmError
 from fdllm.plan import State
 from fdllm.record.journal import read_journal
 from fdllm.record.lock import locked
-from fdllm.record.paths import RunPaths
 from fdllm.record.summary import read_summary
 from fdllm.runs import Run
 from helpers import ROOT
@@ -28,34 +26,20 @@ from stubs import (
     StubMachine,
     do_run,
     do_sweep,
+    interrupt,
     make_planner,
     make_root,
     make_run,
     make_sweep,
+    paths_of,
     small_disk,
-    stop_at,
     without_times,
 )
 
 CONFIGS = ("k1_first", "k2_middle", "k3_last")
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_root(tmp_path / "root")
-
-
-def paths_of(root: Path, run: Run) -> RunPaths:
-    return make_planner(root).layout.run(run)
-
-
 # --- places that cannot be written --------------------------------------------------------------
-
-
-def test_a_results_folder_that_cannot_be_written(root: Path) -> None:
-    (root / "results").write_text("a file in the way")
-    with pytest.raises(FdllmError, match=r"cannot write .*results.*move it away"):
-        do_run(root, make_run(root))
 
 
 def test_a_disk_that_fills_up_loses_nothing(root: Path) -> None:
@@ -180,6 +164,5 @@ def test_asking_for_the_state_does_not_disturb_a_runner(root: Path) -> None:
 
 def test_the_total_is_known_as_soon_as_it_is_counted(root: Path) -> None:
     run = make_run(root)
-    with pytest.raises(KeyboardInterrupt):
-        do_run(root, run, stop_at(0, KeyboardInterrupt()))
+    interrupt(root, run, 0)
     assert read_journal(paths_of(root, run).journal).total == NUM_DOCS

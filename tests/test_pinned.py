@@ -50,7 +50,8 @@ def test_every_field_of_an_identity_counts() -> None:
         assert len(other.differences(one)) == len(one.differences(other)) == 1
         unknown = one.model_copy(update={"fields": fields | {name: None}})
         assert unknown.differences(one) == []
-        assert one.differences(unknown) == [f"{name}: unknown in the record"]
+        for other in (one, unknown):
+            assert other.differences(unknown) == [f"{name}: unknown in the record"]
         with pytest.raises(FdllmError, match=f"this run's {name} cannot be told"):
             unknown.known()
         fewer = one.model_copy(update={"fields": {k: v for k, v in fields.items() if k != name}})
@@ -63,8 +64,8 @@ def test_all_code_is_identified_but_what_only_plans_shows_and_keeps() -> None:
     inside = {Path(name).relative_to("src/fdllm") for name in source_hashes()}
     assert inside <= files
     assert {path.parts[0] for path in files - inside} == {
-        "bench", "cli", "report", "cluster", "doctor", "record", "release", "tiny", "trace",
-        "plan.py", "shard.py", "errors.py", "presets", "selftest",
+        "bench", "cli", "report", "cluster", "doctor", "record", "release", "tiny", "timing",
+        "trace", "plan.py", "shard.py", "errors.py", "presets", "selftest",
     }  # fmt: skip
     assert not {path.parts[0] for path in files - inside} & {path.parts[0] for path in inside}
     assert Path("fast/kernels.c") in inside

@@ -22,13 +22,7 @@ from fdllm.record.paths import Layout, model_slug
 from fdllm.runs import Cell, Evaluating, ModelChoice
 from helpers import ROOT
 from models import random_model, random_prompt
-from stubs import make_planner, make_root, make_run, make_sweep
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_root(tmp_path / "root")
-
+from stubs import make_planner, make_run, make_sweep
 
 # --- runs ---------------------------------------------------------------------------------------
 

@@ -12,21 +12,11 @@ from fdllm.core.reuse import PeriodicReuse
 from fdllm.plan import CellState, State
 from fdllm.record.journal import Journal, write_failure
 from fdllm.record.lock import locked
-from fdllm.record.paths import RunPaths
 from fdllm.runs import Run
 from fdllm.shard import Shard
-from stubs import do_run, make_planner, make_root, make_run, make_sweep
+from stubs import do_run, make_planner, make_run, make_sweep, paths_of
 
 THREE = [Shard(i, 3) for i in range(3)]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_root(tmp_path / "root")
-
-
-def paths_of(root: Path, run: Run) -> RunPaths:
-    return make_planner(root).layout.run(run)
 
 
 def state(root: Path, run: Run, **named: Any) -> CellState:

@@ -14,14 +14,9 @@ from fdllm.plan import Planner, State, TaskFacts
 from fdllm.presets.load import BUILT_IN, load_preset
 from fdllm.record.paths import Layout, TaskFolder
 from fdllm.runs import Cell, Evaluating, ModelChoice, Run, Sweep
-from stubs import do_run, make_root
+from stubs import do_run
 
 BENCHMARKS = ("mmlu", "gpqa_main_n_shot", "gsm8k", "minerva_math", "ifeval")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_root(tmp_path / "root")
 
 
 def facts(name: str) -> TaskFacts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fdllm.errors import FdllmError
-from fdllm.record.atomic import explained, write_json, write_text
+from fdllm.record.atomic import write_json, write_text
 from fdllm.record.identity import Fingerprint
 from fdllm.record.lock import LockedError, holder_of, locked
 from fdllm.record.paths import RunPaths
@@ -91,11 +90,6 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file where the folder should be")
     with pytest.raises(FdllmError, match=r"results.*move it away"):
         write_text(tmp_path / "results" / "x" / "summary.json", "text")
-
-
-def test_refusals_are_explained() -> None:
-    with pytest.raises(FdllmError, match="permission denied.*--results"), explained(Path("/x")):
-        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 # --- locks --------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import pytest
 from fdllm.errors import UsageError
 from fdllm.evaluate.runner import Runner, Worker
 from fdllm.plan import State
-from fdllm.record.paths import RunPaths
 from fdllm.record.summary import read_summary
 from fdllm.report.table import check_lines
 from fdllm.runs import ModelChoice, Run
@@ -19,24 +18,17 @@ from stubs import (
     NUM_DOCS,
     Notes,
     StubMachine,
+    change_code,
     do_run,
+    interrupt,
     make_planner,
     make_root,
     make_run,
     make_sweep,
+    paths_of,
     stop_at,
     without_times,
 )
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_root(tmp_path / "root")
-
-
-def paths_of(root: Path, run: Run) -> RunPaths:
-    return make_planner(root).layout.run(run)
-
 
 # --- the record ---------------------------------------------------------------------------------
 
@@ -133,13 +125,17 @@ def test_a_few_rows_without_reuse_are_a_record_with_a_warning(root: Path) -> Non
     assert check_lines([cell])[0].plain == f"! k2_middle: {cell.reason}"
 
 
-@pytest.mark.parametrize(("limit", "level"), [(None, "warning"), (5, "error")])
-def test_a_warning_is_for_a_few_rows_alone(root: Path, limit: int | None, level: str) -> None:
+@pytest.mark.parametrize(("limit", "level"), [(None, None), (None, "warning"), (5, "error")])
+def test_a_warning_is_for_a_few_rows_alone(
+    root: Path, limit: int | None, level: str | None
+) -> None:
     run = make_run(root, limit=limit)
     do_run(root, run)
     path = paths_of(root, run).summary
     record = json.loads(path.read_text())
     record["guards"][0] |= {"passed": False, "level": level}
+    if level is None:
+        del record["guards"][0]["level"]
     path.write_text(json.dumps(record))
     cell = make_planner(root).state(run)
     assert (cell.state, cell.reason) == (
@@ -190,8 +186,7 @@ def test_a_request_that_makes_no_sense_ends_the_sweep(root: Path) -> None:
 
 def test_an_interrupt_keeps_what_was_computed(root: Path) -> None:
     run = make_run(root)
-    with pytest.raises(KeyboardInterrupt):
-        do_run(root, run, stop_at(3, KeyboardInterrupt()))
+    interrupt(root, run, 3)
     assert not paths_of(root, run).failed.exists()
     assert do_run(root, run).num_computed == NUM_DOCS - 3
 
@@ -199,8 +194,7 @@ def test_an_interrupt_keeps_what_was_computed(root: Path) -> None:
 def test_a_resumed_record_equals_an_undisturbed_one(root: Path, tmp_path: Path) -> None:
     other = make_root(tmp_path / "other")
     run = make_run(root)
-    with pytest.raises(KeyboardInterrupt):
-        do_run(root, run, stop_at(3, KeyboardInterrupt()))
+    interrupt(root, run, 3)
     resumed = do_run(root, run).summary
     whole = do_run(other, make_run(other)).summary
     assert resumed is not None
@@ -253,8 +247,7 @@ def test_force_interrupted_goes_on_without_force(root: Path) -> None:
 def test_stale_is_computed_anew_and_kept_aside(root: Path) -> None:
     run = make_run(root)
     do_run(root, run)
-    code = root / "experiments/00_baseline/generation_functions.py"
-    code.write_text(code.read_text() + "\n# changed\n")
+    change_code(root)
     assert do_run(root, run).num_computed == NUM_DOCS
     assert "k2_middle/summary.json" in superseded(root, run)
     assert make_planner(root).state(run).state is State.DONE
@@ -276,8 +269,7 @@ def test_a_truncated_file_is_rebuilt_from_the_journal(root: Path, name: str) -> 
 
 def test_a_damaged_journal_is_moved_aside(root: Path) -> None:
     run = make_run(root)
-    with pytest.raises(KeyboardInterrupt):
-        do_run(root, run, stop_at(3, KeyboardInterrupt()))
+    interrupt(root, run, 3)
     journal = paths_of(root, run).journal
     lines = journal.read_bytes().split(b"\n")
     lines[2] = b"damaged"

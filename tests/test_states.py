@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fdllm.plan import State, TaskFacts
-from fdllm.record.lock import locked
 from fdllm.runs import Evaluating, ModelChoice, Run
 from helpers import move_hub
-from stubs import StubMachine, do_run, facts, make_planner, make_root, make_run
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_root(tmp_path / "root")
+from stubs import StubMachine, change_code, do_run, facts, make_planner, make_run
 
 
 def state_of(root: Path, run: Run) -> tuple[State, str]:
@@ -81,22 +74,10 @@ def test_invalid_says_what_is_wrong(root: Path, damage: Any, reason: str) -> Non
     assert reason in said
 
 
-def test_a_guard_that_did_not_pass_is_invalid(root: Path) -> None:
-    run = make_run(root)
-    do_run(root, run)
-    guards = [{"name": "reuse counters", "passed": False, "detail": ""}]
-    edit_json(make_planner(root).layout.run(run).summary, guards=guards)
-    assert state_of(root, run) == (
-        State.INVALID,
-        "summary.json: guard failed: reuse counters",
-    )
-
-
 def test_stale_names_the_file_of_the_experiment(root: Path) -> None:
     run = make_run(root)
     do_run(root, run)
-    code = root / "experiments/00_baseline/generation_functions.py"
-    code.write_text(code.read_text() + "\n# changed\n")
+    change_code(root)
     assert state_of(root, run) == (
         State.STALE,
         "experiment: experiments/00_baseline/generation_functions.py changed",
@@ -234,41 +215,6 @@ def test_what_a_record_does_not_know_equals_nothing(root: Path, field: str) -> N
     assert f"{field}: unknown in the record" in _stale(root, run)
 
 
-def test_partial_says_n_of_n(root: Path) -> None:
-    run = make_run(root)
-
-    def stop(doc: int) -> None:
-        if doc == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        do_run(root, run, StubMachine(before=stop))
-    cell = make_planner(root).state(run)
-    assert (cell.state, cell.reason) == (State.PARTIAL, "3 of 5 requests")
-    assert (cell.done, cell.total) == (3, 5)
-
-
-def test_a_lost_summary_is_partial_and_says_so(root: Path) -> None:
-    run = make_run(root)
-    do_run(root, run)
-    make_planner(root).layout.run(run).summary.unlink()
-    assert state_of(root, run) == (State.PARTIAL, "5 of 5 requests, the record is missing")
-
-
-def test_unfinished_under_other_code_is_stale(root: Path) -> None:
-    run = make_run(root)
-
-    def stop(doc: int) -> None:
-        if doc == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        do_run(root, run, StubMachine(before=stop))
-    code = root / "experiments/00_baseline/generation_functions.py"
-    code.write_text(code.read_text() + "\n# changed\n")
-    assert "generation_functions.py changed" in _stale(root, run)
-
-
 def test_failed_has_the_reason_and_the_log(root: Path) -> None:
     run = make_run(root)
 
@@ -282,21 +228,3 @@ def test_failed_has_the_reason_and_the_log(root: Path) -> None:
     assert cell.done == 2
     assert cell.log is not None
     assert "out of memory" in Path(cell.log).read_text()
-
-
-def test_running_while_somebody_holds_the_lock(root: Path) -> None:
-    run = make_run(root)
-    with locked(make_planner(root).layout.run(run)):
-        state, reason = state_of(root, run)
-        assert state is State.RUNNING
-        assert str(os.getpid()) in reason
-    assert state_of(root, run)[0] is State.PENDING
-
-
-def test_a_card_of_a_dead_process_means_nothing(root: Path) -> None:
-    run = make_run(root)
-    paths = make_planner(root).layout.run(run)
-    with locked(paths):
-        card = paths.holder.read_text()
-    paths.holder.write_text(card)
-    assert state_of(root, run)[0] is State.PENDING
