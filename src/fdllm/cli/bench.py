@@ -13,7 +13,7 @@ from rich.console import Console
 from fdllm import strictjson
 from fdllm.bench.options import Options as Settings
 from fdllm.bench.topics import SHAPE_NAMES, TOPICS, check_shapes, check_topics
-from fdllm.cli.options import DTYPES, Options, flag
+from fdllm.cli.options import DTYPES, Command, flag
 from fdllm.cli.output import complain, say
 from fdllm.errors import UsageError
 from fdllm.record.atomic import write_text
@@ -32,8 +32,8 @@ def _amount(text: str, usual: int) -> Any:  # noqa: ANN401 - as ``flag``
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions(Options):
-    """What ``bench`` is given: each flag says what it is for."""
+class BenchOptions(Command):
+    """How fast decoding is here, against its floor and its limits."""
 
     topics: tuple[str, ...] = flag(
         "what to measure (step), or all. "
@@ -86,6 +86,10 @@ class BenchOptions(Options):
     html: str | None = flag(
         "write the tables and curves as one page too", group="where", metavar="FILE"
     )
+
+    def run(self) -> int:
+        """See :func:`run_bench`."""
+        return run_bench(self)
 
 
 def run_bench(given: BenchOptions) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fdllm import strictjson
@@ -33,6 +34,17 @@ examples:
   fdllm compare k1_first published --preset published --task gsm8k
   fdllm compare results/00_baseline/gsm8k/k2_last results/02_residual/gsm8k/k2_last --strict
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand(CompareOptions):
+    """Is config B as good as config A, with an exit code."""
+
+    epilog = EPILOG
+
+    def run(self) -> int:
+        """See :func:`run_compare`."""
+        return run_compare(self)
 
 
 def run_compare(options: CompareOptions) -> int:

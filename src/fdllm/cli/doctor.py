@@ -31,8 +31,8 @@ _EXECUTORS = ("auto", "local", "slurm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorOptions(Computing):
-    """What ``doctor`` is given besides its runs."""
+class DoctorCommand(Computing):
+    """What is ready for a run, what is not, and what to do about it."""
 
     json: bool = flag("print JSON", default=False)
     image: Path | None = flag(
@@ -53,10 +53,22 @@ class DoctorOptions(Computing):
         "who is charged (the site file's)", group="the cluster", metavar="NAME"
     )
 
+    def run(self) -> int:
+        """Check, show, and answer with 1 where something that the runs need is missing."""
+        cluster = load_cluster_config(find_root()).changed(
+            {"partition": self.partition, "account": self.account}, image=self.image
+        )
+        asked = self.executor
+        there = asked == "slurm" or (asked == "auto" and why_no_cluster() is None)
+        request = read_request(self)
+        runs = request.runs
+        checkup = checkup_of(request, runs, cluster, "slurm" if there else "local")
+        return _answer(examine(checkup), as_json=self.json)
+
 
 @dataclass(frozen=True, kw_only=True)
-class PrefetchOptions(Selection):
-    """What ``prefetch`` is given besides its runs."""
+class PrefetchCommand(Selection):
+    """Fill the caches, for nodes without a network, and prove it offline."""
 
     json: bool = flag("print JSON", default=False)
     image: Path | None = flag(
@@ -65,26 +77,12 @@ class PrefetchOptions(Selection):
         metavar="FILE",
     )
 
-
-def run_doctor(options: DoctorOptions) -> int:
-    """Check, show, and answer with 1 where something that the runs need is missing."""
-    cluster = load_cluster_config(find_root()).changed(
-        {"partition": options.partition, "account": options.account}, image=options.image
-    )
-    asked = options.executor
-    there = asked == "slurm" or (asked == "auto" and why_no_cluster() is None)
-    request = read_request(options)
-    runs = request.runs
-    checkup = checkup_of(request, runs, cluster, "slurm" if there else "local")
-    return _answer(examine(checkup), as_json=options.json)
-
-
-def run_prefetch(options: PrefetchOptions) -> int:
-    """Fetch, prove it offline, and answer with 1 where something is still missing."""
-    cluster = load_cluster_config(find_root()).changed({}, image=options.image)
-    request = read_request(options)  # fetching runs no program, so all tasks where none is named
-    runs = request.runs
-    return _answer(prefetch(checkup_of(request, runs, cluster, "local")), as_json=options.json)
+    def run(self) -> int:
+        """Fetch, prove it offline, and answer with 1 where something is still missing."""
+        cluster = load_cluster_config(find_root()).changed({}, image=self.image)
+        request = read_request(self)  # fetching runs no program, so all tasks where none is named
+        runs = request.runs
+        return _answer(prefetch(checkup_of(request, runs, cluster, "local")), as_json=self.json)
 
 
 def _answer(findings: Sequence[Finding], *, as_json: bool) -> int:

@@ -9,14 +9,13 @@ from fdllm.cli import show
 from fdllm.cli.options import Selection, absolute_path, flag
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import make_planner
-from fdllm.evaluate.tasks import task_info
 from fdllm.record.provenance import versions
 from fdllm.release.choose import ALLOWANCES, Allowance
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(Selection):
-    """What ``export`` is given besides its records."""
+class ExportCommand(Selection):
+    """Write a folder that stands by itself: records, report, versions."""
 
     out: Path | None = flag(
         "folder to make (release/EXPERIMENT); it must not exist", type=absolute_path, metavar="DIR"
@@ -31,30 +30,27 @@ class ExportOptions(Selection):
         metavar="WHAT",
     )
 
+    def run(self) -> int:
+        """Write a release of an experiment's records."""
+        from fdllm.release.export import export  # noqa: PLC0415
 
-def run_export(options: ExportOptions) -> int:
-    """Write a release of an experiment's records."""
-    from fdllm.release.export import export  # noqa: PLC0415
-
-    planner = make_planner(options.results)
-    for task in options.task or ():
-        task_info(task)
-    sweeps = list(show.report_sweeps(planner, options))
-    covered = {planner.layout.task_folder(planner.runs(sweep)[0]) for sweep in sweeps}
-    others = sorted(
-        path.name
-        for path in (planner.layout.results / options.experiment).iterdir()
-        if path.is_dir() and not path.name.startswith(".") and path.name not in covered
-    )
-    out = options.out or Path("release", options.experiment).absolute()
-    release = export(
-        planner, sweeps, out, version=versions()["fdllm"], allowed=frozenset(options.allow)
-    )
-    for remark in release.remarks:
-        complain(f"note: {remark}")
-    if others:
-        complain(
-            f"note: not part of this selection: {', '.join(others)} (--task, --model, --limit)"
+        planner = make_planner(self)
+        sweeps = list(show.report_sweeps(planner, self))
+        covered = {planner.layout.task_folder(planner.runs(sweep)[0]) for sweep in sweeps}
+        others = sorted(
+            path.name
+            for path in (planner.layout.results / self.experiment).iterdir()
+            if path.is_dir() and not path.name.startswith(".") and path.name not in covered
         )
-    say(f"wrote {release.folder}: {release.num_cells} records; see its README.md")
-    return 0
+        out = self.out or Path("release", self.experiment).absolute()
+        release = export(
+            planner, sweeps, out, version=versions()["fdllm"], allowed=frozenset(self.allow)
+        )
+        for remark in release.remarks:
+            complain(f"note: {remark}")
+        if others:
+            complain(
+                f"note: not part of this selection: {', '.join(others)} (--task, --model, --limit)"
+            )
+        say(f"wrote {release.folder}: {release.num_cells} records; see its README.md")
+        return 0

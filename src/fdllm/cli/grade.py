@@ -13,8 +13,8 @@ from fdllm.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradeOptions(Consent):
-    """What ``grade`` is given besides its task."""
+class GradeCommand(Consent):
+    """Grade anyone's answers as a run's are graded."""
 
     answers: Path = flag(
         'a line a document: {"doc_id": 0, "text": "..."}, and "task" (the subtask) where the '
@@ -25,21 +25,20 @@ class GradeOptions(Consent):
     )
     json: bool = flag("print JSON", default=False)
 
+    def run(self) -> int:
+        """Grade a file; no model is loaded."""
+        if len(self.task or ()) != 1:
+            raise UsageError("answers belong to one task: --task gsm8k --answers FILE, say")
+        request = read_request(self, weights=False)
+        from fdllm.evaluate.grading import grade  # noqa: PLC0415 - the harness: seconds
 
-def run_grade(options: GradeOptions) -> int:
-    """Grade a file; no model is loaded."""
-    if len(options.task or ()) != 1:
-        raise UsageError("answers belong to one task: --task gsm8k --answers FILE, say")
-    request = read_request(options, weights=False)
-    from fdllm.evaluate.grading import grade  # noqa: PLC0415 - the harness: seconds
-
-    run = request.runs[0]
-    found = grade(run, options.answers)
-    if options.json:
-        say(strictjson.dumps(asdict(found), indent=2))
+        run = request.runs[0]
+        found = grade(run, self.answers)
+        if self.json:
+            say(strictjson.dumps(asdict(found), indent=2))
+            return 0
+        say(f"{run.task}: {found.metric} {found.value:.4f} over {found.num_samples} documents")
+        for name, value in found.metrics.items():
+            if name != found.metric:
+                say(f"  {name} {value:.4f}")
         return 0
-    say(f"{run.task}: {found.metric} {found.value:.4f} over {found.num_samples} documents")
-    for name, value in found.metrics.items():
-        if name != found.metric:
-            say(f"  {name} {value:.4f}")
-    return 0

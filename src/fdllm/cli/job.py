@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fdllm.cli import execute
-from fdllm.cli.options import Options, flag
+from fdllm.cli.options import Command, flag
 from fdllm.cli.output import complain
 from fdllm.cli.progress import GridProgress
 from fdllm.cli.request import task_facts
@@ -25,11 +25,16 @@ from fdllm.record.paths import Layout, find_root
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions(Options):
-    """What a job script gives."""
+class JobOptions(Command):
+    """What an array task runs: an assignment of a submission."""
 
+    hidden = True
     map: Path = flag("map.json of a submission", flags=("map",), type=Path, metavar="MAP")
     index: int = flag("number in the array", flags=("index",), type=int, metavar="INDEX")
+
+    def run(self) -> int:
+        """See :func:`run_job`."""
+        return run_job(self)
 
 
 def run_job(options: JobOptions) -> int:

@@ -6,34 +6,26 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from fdllm.cli.bench import BenchOptions, run_bench
-from fdllm.cli.compare import EPILOG, run_compare
-from fdllm.cli.doctor import DoctorOptions, PrefetchOptions, run_doctor, run_prefetch
-from fdllm.cli.export import ExportOptions, run_export
-from fdllm.cli.grade import GradeOptions, run_grade
-from fdllm.cli.job import JobOptions, run_job
-from fdllm.cli.new import NewOptions, run_new
-from fdllm.cli.options import CompareOptions, Options
+from fdllm.cli.bench import BenchOptions
+from fdllm.cli.compare import CompareCommand
+from fdllm.cli.doctor import DoctorCommand, PrefetchCommand
+from fdllm.cli.export import ExportCommand
+from fdllm.cli.grade import GradeCommand
+from fdllm.cli.job import JobOptions
+from fdllm.cli.new import NewCommand
+from fdllm.cli.options import Command
 from fdllm.cli.output import complain
-from fdllm.cli.prompts import PromptsOptions, run_prompts
-from fdllm.cli.report import ReportOptions, run_report
-from fdllm.cli.selftest import SelftestOptions, run_selftest
-from fdllm.cli.status import StatusOptions, run_status
-from fdllm.cli.sweep import (
-    EvalOptions,
-    SweepOptions,
-    ValidateOptions,
-    run_eval,
-    run_sweep,
-    run_validate,
-)
-from fdllm.cli.trace import TraceOptions, run_trace
+from fdllm.cli.prompts import PromptsOptions
+from fdllm.cli.report import ReportOptions
+from fdllm.cli.selftest import SelftestCommand
+from fdllm.cli.status import StatusCommand
+from fdllm.cli.sweep import EvalOptions, SweepOptions, ValidateOptions
+from fdllm.cli.trace import TraceCommand
 from fdllm.cluster.signals import Terminated
 from fdllm.errors import FdllmError, did_you_mean, first_line
 
@@ -59,71 +51,23 @@ examples:
   fdllm new adaptive_skip --from 00_baseline         the next experiment
 """
 
-OptionsT = TypeVar("OptionsT", bound=Options)
-
-
-@dataclass(frozen=True)
-class Command(Generic[OptionsT]):
-    """What stands behind ``fdllm``.
-
-    Attributes:
-        text: what it is for, in a line of ``fdllm --help``; empty where nobody types it.
-        options: what it is given.
-        run: does it; the exit code.
-        epilog: stands below its flags.
-    """
-
-    text: str
-    options: type[OptionsT]
-    run: Callable[[OptionsT], int]
-    epilog: str = ""
-
-
-COMMANDS: Mapping[str, Command[Any]] = {
-    "eval": Command("one run: one task, one config", EvalOptions, run_eval),
-    "sweep": Command("a grid of runs: only what is missing", SweepOptions, run_sweep),
-    "validate": Command(
-        "the whole grid on the embedded model, ten rows a task, offline",
-        ValidateOptions,
-        run_validate,
-    ),
-    "status": Command("the state of every cell", StatusOptions, run_status),
-    "report": Command(
-        "write results.md and an HTML report from the records, or check them",
-        ReportOptions,
-        run_report,
-    ),
-    "export": Command(
-        "write a folder that stands by itself: records, report, versions", ExportOptions, run_export
-    ),
-    "doctor": Command(
-        "what is ready for a run, what is not, and what to do about it", DoctorOptions, run_doctor
-    ),
-    "prefetch": Command(
-        "fill the caches, for nodes without a network, and prove it offline",
-        PrefetchOptions,
-        run_prefetch,
-    ),
-    "prompts": Command(
-        "what a run would send, without its model's weights", PromptsOptions, run_prompts
-    ),
-    "grade": Command("grade anyone's answers as a run's are graded", GradeOptions, run_grade),
-    "trace": Command("watch one document being decoded, step by step", TraceOptions, run_trace),
-    "selftest": Command(
-        "is every data type and path of this device right, against float32 on a CPU",
-        SelftestOptions,
-        run_selftest,
-    ),
-    "bench": Command(
-        "how fast decoding is here, against its floor and its limits", BenchOptions, run_bench
-    ),
-    "compare": Command(
-        "is config B as good as config A, with an exit code", CompareOptions, run_compare, EPILOG
-    ),
-    "new": Command(
-        "begin an experiment from the template or from another one", NewOptions, run_new
-    ),
-    "job": Command("", JobOptions, run_job),
+COMMANDS: Mapping[str, type[Command]] = {
+    "eval": EvalOptions,
+    "sweep": SweepOptions,
+    "validate": ValidateOptions,
+    "status": StatusCommand,
+    "report": ReportOptions,
+    "export": ExportCommand,
+    "doctor": DoctorCommand,
+    "prefetch": PrefetchCommand,
+    "prompts": PromptsOptions,
+    "grade": GradeCommand,
+    "trace": TraceCommand,
+    "selftest": SelftestCommand,
+    "bench": BenchOptions,
+    "compare": CompareCommand,
+    "new": NewCommand,
+    "job": JobOptions,
 }
 
 
@@ -138,8 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(arguments)
     try:
-        command = COMMANDS[args.command]
-        return command.run(command.options.read(args))
+        return COMMANDS[args.command].read(args).run()
     except FdllmError as error:
         if args.debug:
             traceback.print_exc()
@@ -200,12 +143,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        told: dict[str, Any] = {}
-        if command.text:
-            text = command.text
-            told = {"help": text, "description": f"{text[0].upper()}{text[1:]}."}
+        text = (command.__doc__ or "").partition("\n")[0]
+        shown = f"{text[:1].lower()}{text[1:].rstrip('.')}"
+        told: dict[str, Any] = {} if command.hidden else {"help": shown}
         flags = added.add_parser(
             name,
+            description=text,
             formatter_class=RawDescriptionRichHelpFormatter,
             allow_abbrev=False,
             epilog=command.epilog or None,
@@ -214,5 +157,5 @@ def build_parser() -> argparse.ArgumentParser:
         flags.add_argument(
             "--debug", action="store_true", help="show a traceback where something fails"
         )
-        command.options.add_flags(flags)
+        command.add_flags(flags)
     return parser

@@ -1,15 +1,16 @@
-"""What a command is given: one typed value, made at the door, whose fields are the flags."""
+"""A command: one typed value, made at the door, whose fields are its flags."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
 from fdllm.core.config import Estimator
 from fdllm.errors import UsageError
@@ -82,8 +83,20 @@ _how = partial(flag, group="how")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What every command's options share."""
+class Command(ABC):
+    """What stands behind ``fdllm``: its fields are its flags, its first line is its help.
+
+    Attributes:
+        hidden: nobody types it.
+        epilog: stands below its flags.
+    """
+
+    hidden: ClassVar[bool] = False
+    epilog: ClassVar[str] = ""
+
+    @abstractmethod
+    def run(self) -> int:
+        """Do it; the exit code."""
 
     @classmethod
     def add_flags(cls, parser: ArgumentParser) -> None:
@@ -119,7 +132,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection(Options):
+class Selection(Command):
     """Which runs are meant. What a command that computes nothing is not asked is at its default.
 
     Attributes:
@@ -228,7 +241,7 @@ class Computing(Consent):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(Options):
+class CompareOptions(Command):
     """Which records ``fdllm compare`` is about, and what it says of them."""
 
     a: str = flag("config or folder to compare with", flags=("a",), metavar="A")

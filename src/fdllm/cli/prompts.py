@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsOptions(Selection):
-    """What ``prompts`` is given besides its runs."""
+    """What a run would send, without its model's weights."""
 
     json: bool = flag("print every prompt and its tokens as JSON", default=False)
+
+    def run(self) -> int:
+        """See :func:`run_prompts`."""
+        return run_prompts(self)
 
 
 def run_prompts(options: PromptsOptions) -> int:

@@ -17,7 +17,6 @@ from fdllm.cli.options import Selection, absolute_path, flag
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import make_planner
 from fdllm.errors import FdllmError
-from fdllm.evaluate.tasks import task_info
 from fdllm.plan import SETTLED, Planner
 from fdllm.record.atomic import write_text
 
@@ -33,7 +32,7 @@ _SHOWN = 20  # differences; a changed sample changes many figures
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(Selection):
-    """What ``report`` is given besides its records."""
+    """Write results.md and an HTML report from the records, or check them."""
 
     stdout: bool = flag("print the Markdown, write nothing", default=False)
     html: Path | None = flag(
@@ -44,12 +43,14 @@ class ReportOptions(Selection):
     )
     json: bool = flag("with --check: print JSON", default=False)
 
+    def run(self) -> int:
+        """See :func:`run_report`."""
+        return run_report(self)
+
 
 def run_report(options: ReportOptions) -> int:
     """``experiments/NAME/results.md`` and the HTML report, from the records."""
-    planner = make_planner(options.results)
-    for task in options.task or ():
-        task_info(task)
+    planner = make_planner(options)
     if options.check:
         return _check(planner, options)
     report, text = _render(planner, options)
@@ -144,8 +145,8 @@ def _check_markdown(planner: Planner, options: Selection, path: Path) -> Recheck
         why = "is the checkout's own" if header else "was not written by fdllm report yet"
         return Recheck.only_noting(f"{path.name} was not compared: it {why}")
     parser = ArgumentParser()
-    Selection.add_flags(parser)
-    then = Selection.read(parser.parse_args(shlex.split(header["selection"])))
+    ReportOptions.add_flags(parser)
+    then = ReportOptions.read(parser.parse_args(shlex.split(header["selection"])))
     try:
         sweeps = list(show.report_sweeps(planner, then))
     except FdllmError as error:  # a clone has the file and not the records

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from fdllm.cli.options import Selection
 from fdllm.cli.output import complain
@@ -60,10 +59,18 @@ def task_facts(name: str) -> TaskFacts:
     return TaskFacts(info.kind, definition_hash(name), info.max_new_tokens, info.one_token)
 
 
-def make_planner(results: Path | None) -> Planner:
-    """A planner for the checkout and a results folder; None is the checkout's own."""
+def make_planner(options: Selection) -> Planner:
+    """A planner for the checkout and the folder of records.
+
+    Raises:
+        UsageError: the experiment or a task is unknown.
+    """
     root = find_root()
-    return Planner(root, Layout.of(root, results), task_facts)
+    planner = Planner(root, Layout.of(root, options.results), task_facts)
+    planner.experiment(options.experiment)
+    for task in options.task or ():
+        planner.task(task)
+    return planner
 
 
 def read_request(
@@ -79,10 +86,8 @@ def read_request(
     Raises:
         UsageError: a name is unknown; the message lists the valid ones and the nearest.
     """
-    planner = make_planner(options.results)
+    planner = make_planner(options)
     experiment = planner.experiment(options.experiment)
-    for task in options.task or ():
-        task_info(task)
     model = choose_model(options.model, options.task or ())
     preset = None if options.preset is None else load_preset(options.preset)
     for task in () if preset is None else preset.tasks:

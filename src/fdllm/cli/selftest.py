@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fdllm.cli.options import Options, flag
+from fdllm.cli.options import Command, flag
 from fdllm.cli.output import complain, say
 from fdllm.errors import FdllmError
 from fdllm.record import selftested
@@ -18,36 +18,35 @@ _HEADER = f"{'model':8}{'type':10}{'path':10}{'batch':>5}{'error':>10}{'bound':>
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelftestOptions(Options):
-    """What ``selftest`` is given."""
+class SelftestCommand(Command):
+    """Is every data type and path of this device right, against float32 on a CPU."""
 
     device: str = flag("cpu, cuda or cuda:N (a GPU if there is)", default="auto")
     json: bool = flag("print the checks as JSON", default=False)
 
+    def run(self) -> int:
+        """Check, show, remember; 1 where a check failed."""
+        from fdllm.core.checkpoint import resolve_device  # noqa: PLC0415 - torch comes in here
+        from fdllm.selftest import result  # noqa: PLC0415
 
-def run_selftest(options: SelftestOptions) -> int:
-    """Check, show, remember; 1 where a check failed."""
-    from fdllm.core.checkpoint import resolve_device  # noqa: PLC0415 - torch comes in here
-    from fdllm.selftest import result  # noqa: PLC0415
-
-    device = resolve_device(options.device)
-    if not options.json:
-        say(_HEADER)
-    found = result.run_selftest(device, (lambda _: None) if options.json else show)
-    try:
-        selftested.keep(found.accelerator, found.kept)
-    except FdllmError as error:
-        complain(f"fdllm selftest: records will not name this result: {error}")
-    if options.json:
-        say(json.dumps(found.as_dict(), indent=2, allow_nan=False))
-    else:
-        for dtype, ratios in found.graphs.items():
-            told = ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in ratios.items())
-            say(f"CUDA graphs, {dtype}: times a step without them: {told}")
-        if found.accelerator is not None:
-            say(found.kept.batch_words)
-        say(f"{found.device}: {len(found.checks)} checks, {found.kept.words}")
-    return int(bool(found.kept.failed))
+        device = resolve_device(self.device)
+        if not self.json:
+            say(_HEADER)
+        found = result.run_selftest(device, (lambda _: None) if self.json else show)
+        try:
+            selftested.keep(found.accelerator, found.kept)
+        except FdllmError as error:
+            complain(f"fdllm selftest: records will not name this result: {error}")
+        if self.json:
+            say(json.dumps(found.as_dict(), indent=2, allow_nan=False))
+        else:
+            for dtype, ratios in found.graphs.items():
+                told = ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in ratios.items())
+                say(f"CUDA graphs, {dtype}: times a step without them: {told}")
+            if found.accelerator is not None:
+                say(found.kept.batch_words)
+            say(f"{found.device}: {len(found.checks)} checks, {found.kept.words}")
+        return int(bool(found.kept.failed))
 
 
 def show(check: Check) -> None:

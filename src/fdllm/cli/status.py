@@ -26,8 +26,8 @@ _EVERY_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusOptions(Selection):
-    """What ``status`` is given besides its runs."""
+class StatusCommand(Selection):
+    """The state of every cell."""
 
     json: bool = flag("print JSON", default=False)
     watch: float | None = flag(
@@ -38,24 +38,23 @@ class StatusOptions(Selection):
         metavar="SECONDS",
     )
 
+    def run(self) -> int:
+        """Every cell's state.
 
-def run_status(options: StatusOptions) -> int:
-    """Every cell's state.
-
-    Raises:
-        UsageError: two ways to show it are asked for, or an interval of nothing.
-    """
-    if options.watch is not None and (options.json or options.watch <= 0):
-        raise UsageError(
-            "--watch shows a table every so many seconds, more than 0; --json prints once"
-        )
-    request = read_request(options)
-    show.overlaps(request, quiet=options.json)
-    if options.watch is not None:
-        _watch(request, options.watch)
-    else:
-        show_status(request, as_json=options.json)
-    return 0
+        Raises:
+            UsageError: two ways to show it are asked for, or an interval of nothing.
+        """
+        if self.watch is not None and (self.json or self.watch <= 0):
+            raise UsageError(
+                "--watch shows a table every so many seconds, more than 0; --json prints once"
+            )
+        request = read_request(self)
+        show.overlaps(request, quiet=self.json)
+        if self.watch is not None:
+            _watch(request, self.watch)
+        else:
+            show_status(request, as_json=self.json)
+        return 0
 
 
 def show_status(request: SweepRequest, *, as_json: bool) -> None:

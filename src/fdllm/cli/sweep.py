@@ -43,15 +43,19 @@ _ONLY_SLURM = ("max_jobs", "shards", "image", "partition", "account", "qos", "gr
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(Computing):
-    """What ``eval`` is given besides its run."""
+    """One run: one task, one config."""
 
     force: bool = flag("compute it anew; the old record is kept aside", default=False)
     json: bool = flag("print the cell as JSON", default=False)
 
+    def run(self) -> int:
+        """See :func:`run_eval`."""
+        return run_eval(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(Computing):
-    """What ``sweep`` and ``validate`` are given besides their runs.
+    """A grid of runs: only what is missing.
 
     Attributes:
         force: configs that are computed anew; empty forces the whole selection, None nothing.
@@ -80,16 +84,24 @@ class SweepOptions(Computing):
     gres: str | None = _place("gpu:1, say; '' asks for no GPU", metavar="G")
     time: int | None = _place("minutes until a requeue", metavar="MIN")
 
+    def run(self) -> int:
+        """See :func:`run_sweep`."""
+        return run_sweep(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateOptions(SweepOptions):
-    """What ``validate`` is given: those of ``sweep``, for ten rows on the embedded model."""
+    """The whole grid on the embedded model, ten rows a task, offline."""
 
     @classmethod
     def add_flags(cls, parser: ArgumentParser) -> None:
         """The same flags with other defaults."""
         super().add_flags(parser)
         parser.set_defaults(model="tiny", limit=10, executor="local")
+
+    def run(self) -> int:
+        """See :func:`run_validate`."""
+        return run_validate(self)
 
 
 def run_eval(options: EvalOptions) -> int:

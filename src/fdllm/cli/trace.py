@@ -25,8 +25,8 @@ _WIDE = 200  # columns of a log, which folds nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceOptions(Computing):
-    """What ``trace`` is given besides its run."""
+class TraceCommand(Computing):
+    """Watch one document being decoded, step by step."""
 
     doc: str = flag(
         "the document's number, from 0 (0); SUBTASK:N where the task is a group",
@@ -38,32 +38,31 @@ class TraceOptions(Computing):
         "compute how far each reused value is from a fresh one; changes no token", default=False
     )
 
+    def run(self) -> int:
+        """Decode one document as its run does, and show every forward."""
+        if len(self.task or ()) != 1 or len(self.config or ()) != 1:
+            raise UsageError(
+                "one trace needs one --task and one --config, for example --task tiny_arithmetic "
+                "--config k2_middle --doc 3"
+            )
+        request = read_request(self)
+        [run] = request.runs
+        _check_estimator(request.planner, run)
+        page = _page_path(self.html)
+        trace = compute_trace(request.planner, run, self)
+        _show(trace)
+        remark = against_record(request.planner.state(run), trace)
+        if remark is not None:
+            say(remark)
+        if page is not None:
+            from fdllm.trace.page import render_page  # noqa: PLC0415
 
-def run_trace(options: TraceOptions) -> int:
-    """Decode one document as its run does, and show every forward."""
-    if len(options.task or ()) != 1 or len(options.config or ()) != 1:
-        raise UsageError(
-            "one trace needs one --task and one --config, for example --task tiny_arithmetic "
-            "--config k2_middle --doc 3"
-        )
-    request = read_request(options)
-    [run] = request.runs
-    _check_estimator(request.planner, run)
-    page = _page_path(options.html)
-    trace = compute_trace(request.planner, run, options)
-    _show(trace)
-    remark = against_record(request.planner.state(run), trace)
-    if remark is not None:
-        say(remark)
-    if page is not None:
-        from fdllm.trace.page import render_page  # noqa: PLC0415
-
-        write_text(page, render_page(trace))
-        complain(f"wrote {page}")
-    return 0
+            write_text(page, render_page(trace))
+            complain(f"wrote {page}")
+        return 0
 
 
-def compute_trace(planner: Planner, run: Run, options: TraceOptions) -> Trace:
+def compute_trace(planner: Planner, run: Run, options: TraceCommand) -> Trace:
     """Load the model and decode; torch and the harness come in here."""
     from fdllm.core.unmask import by_threshold  # noqa: PLC0415
     from fdllm.evaluate.machine import Machine  # noqa: PLC0415
