@@ -80,12 +80,10 @@ def write_metadata(
 
 
 def _add(crate: ROCrate, identifier: str, kind: str, **properties: Any) -> ContextEntity:  # noqa: ANN401
-    plain = {key: value for key, value in properties.items() if isinstance(value, str)}
-    entity = ContextEntity(crate, identifier, properties={"@type": kind, **plain})
+    entity = ContextEntity(crate, identifier, properties={"@type": kind})
     crate.add(entity)
     for key, value in properties.items():
-        if key not in plain:
-            entity[key] = value
+        entity[key] = value
     return entity
 
 

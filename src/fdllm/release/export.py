@@ -13,15 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import Planner
-from fdllm.record.atomic import explained
+from fdllm.record.atomic import explained, write_text
 from fdllm.record.paths import Layout
 from fdllm.record.summary import Summary
 from fdllm.release.choose import Allowance, choose
 from fdllm.release.crate import write_metadata
-from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename, write
+from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename
 from fdllm.release.scrub import check_texts, places
 from fdllm.report.alternative import EXPERIMENT as ALTERNATIVE
 from fdllm.report.publish import html_path, make_report
+from fdllm.report.records import record_folders
 from fdllm.runs import Sweep
 
 _HOUSE = ("requirements.lock", "CITATION.cff", "LICENSE")
@@ -97,7 +98,9 @@ def _fill(
 ) -> list[str]:
     """Put records, code, pages and the report into the draft; what it lacks comes back."""
     results, experiment = planner.layout.results, sweeps[0].experiment
-    beside = rivals(results, experiment, folders)
+    # The report draws the experiment against records of the plain alternative.
+    tasks = {folder.parent.name for folder in folders} if experiment != ALTERNATIVE else ()
+    beside = [path for path in record_folders(results, ALTERNATIVE) if path.parent.name in tasks]
     remarks = [f"{path.relative_to(results)} is there for the report only" for path in beside]
     renamed: dict[str, str] = {}
     for path in (*folders, *beside):
@@ -113,23 +116,10 @@ def _fill(
     layout = Layout.of(draft)
     try:
         report = make_report(Planner(draft, layout, planner.task), sweeps, experiment)
-        write(html_path(layout, experiment), rename(report.render(), renamed))
+        write_text(html_path(layout, experiment), rename(report.render(), renamed))
     except FdllmError as error:
         remarks.append(f"there is no report: {error}")
     return remarks
-
-
-def rivals(results: Path, experiment: str, folders: Sequence[Path]) -> list[Path]:
-    """Records of the plain alternative that the experiment's report is drawn against."""
-    if experiment == ALTERNATIVE:
-        return []
-    tasks = dict.fromkeys(folder.parent.name for folder in folders)
-    return [
-        path.parent
-        for task in tasks
-        for path in sorted((results / ALTERNATIVE / task).glob("*/summary.json"))
-        if not path.parent.name.startswith(".")
-    ]
 
 
 def _describe(draft: Path, experiment: str, remarks: Sequence[str], version: str) -> None:
@@ -142,7 +132,7 @@ def _describe(draft: Path, experiment: str, remarks: Sequence[str], version: str
     sessions = [s for summary in runs.values() for s in summary.provenance.get("sessions", [])]
     images = {str(s["image_sha256"]) for s in sessions if s.get("image_sha256")}
     if images:
-        write(draft / "image.sha256", "".join(f"{one}\n" for one in sorted(images)))
+        write_text(draft / "image.sha256", "".join(f"{one}\n" for one in sorted(images)))
     templates = Environment(  # noqa: S701 - Markdown
         loader=PackageLoader("fdllm.release"),
         undefined=StrictUndefined,
@@ -152,7 +142,7 @@ def _describe(draft: Path, experiment: str, remarks: Sequence[str], version: str
     readme = templates.get_template("README.md.j2").render(
         experiment=experiment, runs=runs.values(), remarks=remarks, version=version, sums=SUMS
     )
-    write(draft / "README.md", readme)
+    write_text(draft / "README.md", readme)
     write_metadata(
         draft,
         names_in(draft),
@@ -166,4 +156,4 @@ def _describe(draft: Path, experiment: str, remarks: Sequence[str], version: str
         f"{hashlib.sha256((draft / name).read_bytes()).hexdigest()}  {name}\n"
         for name in names_in(draft)
     ]
-    write(draft / SUMS, "".join(sums))
+    write_text(draft / SUMS, "".join(sums))

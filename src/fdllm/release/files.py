@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fdllm import strictjson
+from fdllm.record.atomic import write_json, write_text
 from fdllm.release.scrub import scrub_session, scrub_summary
 
 _WHOLE = ("samples.jsonl", "results.json")
@@ -26,10 +27,10 @@ def copy_record(source: Path, target: Path) -> dict[str, str]:
             copy(source / name, target / name)
     journal = source / "journal.jsonl"
     if journal.is_file():
-        write(target / journal.name, "".join(_scrubbed_journal(journal)))
+        write_text(target / journal.name, "".join(_scrubbed_journal(journal)))
     summary = strictjson.loads((source / "summary.json").read_text(encoding="utf-8"))
     scrubbed = scrub_summary(summary)
-    write(target / "summary.json", strictjson.dumps(scrubbed, indent=2) + "\n")
+    write_json(target / "summary.json", scrubbed)
     old, new = str(summary["model"]), str(scrubbed["model"])
     return {} if old == new else {old: new}
 
@@ -51,10 +52,10 @@ def copy_pages(source: Path, target: Path, renamed: Mapping[str, str]) -> None:
         if not path.is_file() or path.suffix not in _PAGES or hidden:
             continue
         place = target / path.relative_to(source)
-        if path.suffix != ".md":
+        if path.suffix == ".md":
+            write_text(place, rename(path.read_text(encoding="utf-8"), renamed))
+        else:
             copy(path, place)
-            continue
-        write(place, rename(path.read_text(encoding="utf-8"), renamed))
 
 
 def rename(text: str, renamed: Mapping[str, str]) -> str:
@@ -74,9 +75,3 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file's content; its folder is made."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
