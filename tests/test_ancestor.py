@@ -95,7 +95,7 @@ def test_mmlu_is_nine_identical_cells() -> None:
     assert "66.55 %" in same.text
     assert "the reuse may never have reached this task" in same.text
     for one in compare_grid(cells[0], cells[3:]):
-        assert any("did the reuse reach this task?" in note for note in one.notes)
+        assert any("did the reuse" in note for note in one.notes)
 
 
 def test_twins_alone_may_be_identical() -> None:

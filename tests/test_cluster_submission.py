@@ -87,7 +87,7 @@ def test_jobs_leave_records_and_the_next_sweep_submits_only_what_is_missing(
     slurm.empty()
     assert set(fdllm.cells(*TASK).values()) == {"done"}
     assert fdllm("sweep", *TASK, *SLURM) == 0
-    assert "nothing to do: all 9 runs are done" in fdllm.out
+    assert "nothing to do" in fdllm.out
     summary_of(fdllm.root, "k3_last").unlink()
     assert fdllm("sweep", *TASK, *SLURM) == 0
     assert slurm.queue() == ["102_0"]

@@ -124,7 +124,7 @@ def test_one_program_that_gets_through_stops_the_scoring(mark: str, verdict: Ver
 
 
 def test_a_harmless_program_that_is_stopped_stops_the_scoring() -> None:
-    with pytest.raises(FdllmError, match=r"stops a harmless program \(killed by SIGKILL\)"):
+    with pytest.raises(FdllmError, match=r"killed by SIGKILL"):
         prove(scripted(TIGHT | {"kept": Verdict(False, "killed", "by SIGKILL")}))
 
 

@@ -209,7 +209,7 @@ def test_root_is_named_or_the_checkout(root: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FDLLM_ROOT", str(root))
     assert find_root() == root.resolve()
     monkeypatch.setenv("FDLLM_ROOT", str(root / "nowhere"))
-    with pytest.raises(UsageError, match="FDLLM_ROOT names"):
+    with pytest.raises(UsageError, match="FDLLM_ROOT"):
         find_root()
 
 

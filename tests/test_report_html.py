@@ -164,7 +164,8 @@ def test_collapsed_cells_are_not_praised(tmp_path: Path) -> None:
     cells = load(tmp_path / "results", grid, num_docs=200)
     page = build(tmp_path / "results", cells)
     text = render_html(page, [cells], {}, {})
-    assert "Collapsed, so that their speed is no merit: k3_last" in text
+    assert "Collapsed" in text
+    assert ": k3_last" in text
     assert "The fastest, k3_last" not in text
     assert page.verdict.word == "refuted"
 

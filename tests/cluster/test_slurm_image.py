@@ -58,7 +58,7 @@ def test_nine_done_cells_that_name_the_image(swept: Checkout, image: Image) -> N
         (session,) = summary["provenance"]["sessions"]
         assert session["image_sha256"] == image_digest(image.path)
         assert session["slurm_job_id"]
-    assert "nothing to do: all 9 runs are done" in swept.sweep(experiment=BASELINE)
+    assert "nothing to do" in swept.sweep(experiment=BASELINE)
 
 
 def test_no_token_in_any_file(swept: Checkout) -> None:

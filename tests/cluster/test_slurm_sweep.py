@@ -59,7 +59,7 @@ def test_the_records_are_those_of_a_local_sweep(swept: Checkout, local: Checkout
 
 def test_submitting_again_submits_nothing(swept: Checkout) -> None:
     before = swept.submitted()
-    assert "nothing to do: all 9 runs are done" in swept.sweep(experiment=BASELINE)
+    assert "nothing to do" in swept.sweep(experiment=BASELINE)
     assert not swept.slurm.queue()
     assert swept.submitted() == before
 
