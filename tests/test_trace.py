@@ -17,7 +17,7 @@ from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
 from fdllm.core.schedule import Phase, Step
 from fdllm.core.scorer import score_requests
 from fdllm.core.unmask import Unmask, by_threshold
-from fdllm.trace.steps import Forward, layer_letters, layer_names
+from fdllm.trace.steps import ForwardTrace, layer_letters, layer_names
 from fdllm.trace.watcher import Watcher, assemble
 from models import MASK, random_model, random_prompt
 
@@ -76,7 +76,7 @@ def decode(
     unmask: Unmask = by_threshold,
     decoding: Decoding = DECODING,
     length: int = 21,
-) -> tuple[Generation, tuple[Forward, ...]]:
+) -> tuple[Generation, tuple[ForwardTrace, ...]]:
     """One watched row."""
     watcher = Watcher(staleness)
     [found] = generate_requests(

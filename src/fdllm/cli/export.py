@@ -32,7 +32,7 @@ class ExportCommand(Selection):
 
     def run(self) -> int:
         """Write a release of an experiment's records."""
-        from fdllm.release.export import export  # noqa: PLC0415
+        from fdllm.release.release import export  # noqa: PLC0415
 
         planner = make_planner(self)
         sweeps = list(show.report_sweeps(planner, self))

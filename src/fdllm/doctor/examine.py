@@ -13,14 +13,14 @@ from typing import Literal
 
 from fdllm.caches import offline_by
 from fdllm.doctor import checks_here
-from fdllm.doctor.findings import Check, Checkup, Finding, blocking, fail, ok, run_checks, warn
+from fdllm.doctor.findings import Checker, Checkup, Finding, blocking, fail, ok, run_checks, warn
 from fdllm.doctor.remote import ask_node
 from fdllm.errors import UsageError
 from fdllm.evaluate.hub_errors import ask_access
 from fdllm.evaluate.tasks import task_info
 
-_IMAGE: Mapping[str, Check] = {"image": checks_here.image}
-_HERE: Mapping[str, Check] = {
+_IMAGE: Mapping[str, Checker] = {"image": checks_here.image}
+_HERE: Mapping[str, Checker] = {
     "consent": checks_here.consent,
     "disk": checks_here.disk,
     "scheduler": checks_here.scheduler,

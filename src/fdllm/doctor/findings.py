@@ -81,10 +81,10 @@ class Checkup:
 
 CHECKUP = TypeAdapter(Checkup)
 FINDINGS = TypeAdapter(list[Finding])
-Check = Callable[[Checkup], Iterator[Finding]]
+Checker = Callable[[Checkup], Iterator[Finding]]
 
 
-def run_checks(checks: Mapping[str, Check], checkup: Checkup) -> list[Finding]:
+def run_checks(checks: Mapping[str, Checker], checkup: Checkup) -> list[Finding]:
     """What checks find, in their order; that one broke down is a finding of its name."""
     found: list[Finding] = []
     for name, check in checks.items():

@@ -15,7 +15,7 @@ from functools import partial
 
 from fdllm.doctor.checks_model import check_device, check_model, fetch_model
 from fdllm.doctor.checks_node import check_task, fetch_task, folders, source, versions
-from fdllm.doctor.findings import CHECKUP, FINDINGS, Check, Checkup, run_checks
+from fdllm.doctor.findings import CHECKUP, FINDINGS, Checker, Checkup, run_checks
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     return 0
 
 
-def checks(mode: str, checkup: Checkup) -> dict[str, Check]:
+def checks(mode: str, checkup: Checkup) -> dict[str, Checker]:
     """What is looked for and tried on a node, or fetched, by the name of what breaks."""
     tasks = checkup.sweep.tasks
     if mode == "fetch":

@@ -15,7 +15,7 @@ from fdllm.core.unmask import Unmask
 from fdllm.evaluate.answer import Query
 from fdllm.evaluate.tokenizing import ending_at
 from fdllm.runs import Run
-from fdllm.trace.steps import Forward, RowTrace
+from fdllm.trace.steps import ForwardTrace, RowTrace
 from fdllm.trace.watcher import Watcher, assemble
 
 
@@ -108,7 +108,7 @@ class TracingAnswerer:
             )
             on_done(i, found)
 
-    def _forwards(self, watcher: Watcher) -> tuple[Forward, ...]:
+    def _forwards(self, watcher: Watcher) -> tuple[ForwardTrace, ...]:
         return assemble(
             watcher.seen,
             block_size=self.run.decoding.block_size,

@@ -59,7 +59,7 @@ class Staleness:
 
 
 @dataclass(frozen=True)
-class Forward:
+class ForwardTrace:
     """One forward of a row.
 
     Attributes:
@@ -116,7 +116,7 @@ class RowTrace:
 
     title: str
     prompt: tuple[int, ...]
-    forwards: tuple[Forward, ...]
+    forwards: tuple[ForwardTrace, ...]
     tokens: tuple[int, ...]
     text: str
     counts: dict[str, dict[str, Any]]
@@ -174,7 +174,7 @@ class Trace:
 
 
 def layer_letters(plan: LayerPlan) -> str:
-    """A letter a layer, see :attr:`Forward.layers`."""
+    """A letter a layer, see :attr:`ForwardTrace.layers`."""
     letters = [COMPUTED] * plan.n_layers
     for letter, runs in ((REUSED, plan.reuse), (PARTIAL, plan.partial)):
         for run in runs:

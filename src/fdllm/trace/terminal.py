@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fdllm.trace import words
-from fdllm.trace.steps import Forward, RowTrace, Trace
+from fdllm.trace.steps import ForwardTrace, RowTrace, Trace
 
 _BAR = {"c": ("\u2588", "cyan"), "r": ("\u2591", "yellow"), "p": ("\u2592", "magenta")}
 _MASK = "\u00b7"
@@ -54,7 +54,7 @@ def legend(console: Console, *, staleness: bool) -> Text:
 
 
 def _table(
-    trace: Trace, row: RowTrace, steps: list[tuple[int, Forward]], console: Console
+    trace: Trace, row: RowTrace, steps: list[tuple[int, ForwardTrace]], console: Console
 ) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("#", justify="right", style="dim")
@@ -81,14 +81,14 @@ def _table(
     return table
 
 
-def _bar(forward: Forward) -> Text:
+def _bar(forward: ForwardTrace) -> Text:
     bar = Text()
     for letter in forward.layers:
         bar.append(*_BAR[letter])
     return bar
 
 
-def _block(trace: Trace, row: RowTrace, forward: Forward, console: Console) -> Text:
+def _block(trace: Trace, row: RowTrace, forward: ForwardTrace, console: Console) -> Text:
     """The block's text behind a forward."""
     if not forward.before:
         return Text(f"{forward.columns[1]} tokens of the prompt", style="dim italic")

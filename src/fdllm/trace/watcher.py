@@ -20,7 +20,7 @@ from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
 from fdllm.core.row_task import CacheRow, ForwardRequest, Prediction, RowTask, Steps
 from fdllm.core.schedule import Phase, next_step_index
 from fdllm.core.unmask import Unmask
-from fdllm.trace.steps import Forward, Guess, Staleness, layer_letters
+from fdllm.trace.steps import ForwardTrace, Guess, Staleness, layer_letters
 
 T = TypeVar("T")
 DENOISING = (Phase.REFRESH, Phase.DENOISE)
@@ -146,7 +146,9 @@ class Watcher:
         return tuple(found)
 
 
-def assemble(seen: Sequence[Seen], *, block_size: int, refresh_reuse: bool) -> tuple[Forward, ...]:
+def assemble(
+    seen: Sequence[Seen], *, block_size: int, refresh_reuse: bool
+) -> tuple[ForwardTrace, ...]:
     """The forwards of one row, in order.
 
     Args:
@@ -154,7 +156,7 @@ def assemble(seen: Sequence[Seen], *, block_size: int, refresh_reuse: bool) -> t
         block_size: columns of a block.
         refresh_reuse: whether the strategy's step counter runs on through a REFRESH.
     """
-    forwards: list[Forward] = []
+    forwards: list[ForwardTrace] = []
     index: int | None = None
     block: tuple[int, ...] = ()
     for one in seen:
@@ -170,7 +172,7 @@ def assemble(seen: Sequence[Seen], *, block_size: int, refresh_reuse: bool) -> t
         stop = ask.start + (block_size if ask.phase is Phase.PREFILL else len(ask.ids))
         guesses = _guesses(one, block_size)
         forwards.append(
-            Forward(
+            ForwardTrace(
                 phase=ask.phase.value,
                 index=index,
                 block=one.length // block_size,
@@ -215,7 +217,7 @@ def _filled(block: tuple[int, ...], guesses: Sequence[Guess]) -> tuple[int, ...]
     return tuple(new.get(column, token) for column, token in enumerate(block))
 
 
-def _settled(forwards: list[Forward], unknown: Sequence[bool]) -> tuple[Forward, ...]:
+def _settled(forwards: list[ForwardTrace], unknown: Sequence[bool]) -> tuple[ForwardTrace, ...]:
     """Find what was unmasked where no rule was asked: in the rounds of a scored answer.
 
     The next forward of the block shows it: a column that was read and is filled by then.

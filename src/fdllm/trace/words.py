@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fdllm.trace.steps import Forward, RowTrace, Trace, layer_names
+from fdllm.trace.steps import ForwardTrace, RowTrace, Trace, layer_names
 
 _SHOWN = {"\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", " ": "\u2423", "": "\u2205"}
 PHASES = ("prefill", "refresh", "denoise", "commit")
@@ -17,13 +17,13 @@ def visible(piece: str) -> str:
     return piece
 
 
-def span(forward: Forward) -> str:
+def span(forward: ForwardTrace) -> str:
     """Columns that were fed, as people write them."""
     first, stop = forward.columns
     return f"{first}-{stop - 1}" if stop - first > 1 else f"{first}"
 
 
-def confidence(forward: Forward) -> str:
+def confidence(forward: ForwardTrace) -> str:
     """Confidence of what was unmasked: one number, or the lowest and the highest."""
     values = [guess.confidence for guess in forward.taken]
     if not values:
@@ -32,7 +32,7 @@ def confidence(forward: Forward) -> str:
     return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}-{high:.2f}"
 
 
-def staleness(forward: Forward) -> str:
+def staleness(forward: ForwardTrace) -> str:
     """Mean and largest relative distance of the reused values; empty where none were."""
     distances = [d for one in forward.stale for d in one.distances]
     if not distances:
@@ -40,7 +40,7 @@ def staleness(forward: Forward) -> str:
     return f"{sum(distances) / len(distances):.3f} (to {max(distances):.3f})"
 
 
-def layer_calls(forward: Forward) -> str:
+def layer_calls(forward: ForwardTrace) -> str:
     """What became of the layers, in words."""
     parts = [
         f"{verb} {names}"
@@ -50,7 +50,7 @@ def layer_calls(forward: Forward) -> str:
     return "; ".join(parts)
 
 
-def taken(forward: Forward, pieces: dict[int, str]) -> str:
+def taken(forward: ForwardTrace, pieces: dict[int, str]) -> str:
     """What was unmasked, column by column."""
     return ", ".join(
         f"{'next block' if g.column >= max(len(forward.before), 1) else g.column}: "
