@@ -42,7 +42,7 @@ def test_twins_agree_to_the_rounding_of_their_type(dtype: str) -> None:
         differ = [found.text for found in findings([one, other]) if found.kind == "twins-differ"]
         assert bool(differ) != equal
         if differ:
-            assert f"1 of 6 outputs differ (log-likelihoods to {allowed:g})" in differ[0]
+            assert f"1 of 6 samples differ (log-likelihoods to {allowed:g})" in differ[0]
 
 
 def test_the_coarsest_type_decides_and_an_unknown_one_is_held_to_the_strictest() -> None:

@@ -151,4 +151,4 @@ def test_twins_whose_outputs_differ_are_found() -> None:
     cells[2].samples[5]["output"] = "something else"
     (found,) = [one for one in findings(cells[1:3]) if one.kind == "twins-differ"]
     assert found.cells == ("k1_middle", "k1_last")
-    assert "1 of 1319 outputs differ" in found.text
+    assert "1 of 1319 samples differ" in found.text

@@ -191,17 +191,20 @@ def test_checks_are_told(root: Path) -> None:
     # Two runs show little of a noise: the floor, as on the page, is far above their spread of 5 %.
     assert "✓ A/A: k1_first = k1_last in all 5 samples; speeds 8.0, 8.4: noise floor 71.3 %" in text
     assert "- Note: subsets overlap on 12 layers (first and middle share 1)" in text
-    assert "agree in every output" not in text
+    assert "every output agrees" not in text
 
 
 def test_agreement_that_should_not_be_is_told(root: Path) -> None:
     same = StubMachine(answer=lambda _, doc: f"always {doc}")
     for config in DONE:
         do_run(root, make_run(root, config), same, force=True)
-    said = "- k1_first, k1_last, k2_middle agree in every output: did the reuse reach this task?"
-    assert said in page(root)
-    cells = states(root)
-    assert said.replace("- ", "! ") in [line.plain for line in check_lines(cells)]
+    said = (
+        "! three identical cells (k1_first, k1_last, k2_middle): every output agrees, at 40.00 %; "
+        "cells that reuse agree with cells that do not, so the reuse may never have reached this "
+        "task"
+    )
+    assert f"- {said}" in page(root)
+    assert said in [line.plain for line in check_lines(states(root))]
 
 
 def test_a_smoke_test_says_so_twice(root: Path) -> None:
@@ -282,6 +285,6 @@ def test_twins_that_differ_fail_the_check(root: Path) -> None:
     assert not twins_agree(cells)
     (line,) = check_lines(cells)
     assert line.plain == (
-        "✗ A/A: k1_first, k1_last are one computation, yet 1 of 5 samples differ: "
+        "✗ k1_first, k1_last are one computation, yet 1 of 5 samples differ: "
         "tiny_arithmetic row 3: k1_first against k1_last"
     )

@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
+from cells import make_cell
 from fdllm.record.summary import Headline
 from fdllm.report.alternative import Alternative
 from fdllm.report.build import TablePage
 from fdllm.report.compare_text import Comparison
 from fdllm.report.grid import Finding
 from fdllm.report.measured import Measured
-from fdllm.report.report_text import legend, notices, subject_rows, summary_sentence
+from fdllm.report.origin import Origin
+from fdllm.report.page_tables import page_tables
+from fdllm.report.report_text import notices, summary_sentence
+from fdllm.report.scatter import legend
 from fdllm.report.speed import Floor, Speed
 from fdllm.report.stats import Estimate
 from fdllm.report.table import percent, with_interval
@@ -33,6 +37,9 @@ def cell(name: str, **changes: Any) -> Measured:
         "speed": 40.0,
         "saved_share": 0.25,
         "made": 100.0,
+        "calls": {},
+        "possible": 1.0,
+        "tokens": 1,
         "repetition": 0.0,
         "subjects": {},
     }
@@ -139,24 +146,24 @@ def said(one: TablePage, overlap: str | None = None) -> list[tuple[str, str]]:
 
 def test_twins_that_agree_set_the_floor() -> None:
     good = (
-        "A/A check: k1_first = k1_last in every output, as they must. Their speeds (40.0, 41.0 "
-        "tokens/s) set the noise floor at 4.0 %; no speed-up below it is claimed."
+        "✓ A/A: k1_first = k1_last in every output; speeds 40.0, 41.0: noise floor 4.0 %, no "
+        "speed-up below it is claimed."
     )
     assert said(table(BASE)) == [(good, "good")]
     odd = table(BASE, floor=replace(FLOOR, odd="k1_last"))
     assert said(odd) == [(good, "")]
     far = table(BASE, floor=replace(FLOOR, floor=1.5))
-    assert "lie so far apart that nothing can be said about speed here." in said(far)[0][0]
+    assert "40.0, 41.0, so far apart that nothing can be said about speed here." in said(far)[0][0]
     edge = table(BASE, floor=replace(FLOOR, floor=1.0))
-    assert "set the noise floor at 100.0 %" in said(edge)[0][0]
+    assert "noise floor 100.0 %" in said(edge)[0][0]
 
 
 def test_twins_that_differ_are_no_good_news() -> None:
     wrong = Finding("twins-differ", ("k1_first", "k1_last"), "k1_first and k1_last differ")
-    assert said(table(BASE, findings=(wrong,))) == [("k1_first and k1_last differ.", "bad")]
+    assert said(table(BASE, findings=(wrong,))) == [("✗ k1_first and k1_last differ.", "bad")]
     other = Finding("identical", ("k1_first",), "two identical cells")
     found = said(table(BASE, findings=(other,)))
-    assert found[0] == ("Two identical cells.", "bad")
+    assert found[0] == ("! two identical cells.", "bad")
     assert found[1][1] == "good"
 
 
@@ -208,12 +215,21 @@ def test_subjects_stand_beside_the_baselines() -> None:
         cell("k1_first", subjects={"anatomy": (0.5, 10), "law": (0.25, 4)}),
         cell("k2_last", subjects={"anatomy": (0.75, 10), "zoology": (1.0, 3)}),
     )
-    assert subject_rows(one) == [
-        {"name": "anatomy", "n": 10, "cells": [(0.5, None), (0.75, 0.25)]},
-        {"name": "law", "n": 4, "cells": [(0.25, None), (0.0, -0.25)]},
-        {"name": "zoology", "n": 3, "cells": [(0.0, None), (1.0, None)]},
-    ]
-    assert subject_rows(replace(one, baseline="gone"))[0]["cells"] == [(0.5, None), (0.75, None)]
+    assert by_subject(one) == {
+        "Subject": ["anatomy", "law", "zoology"],
+        "n": ["10", "4", "3"],
+        "k1_first": ["50.0", "25.0", "0.0"],
+        "k2_last": ["75.0 [+25.0]", "0.0 [-25.0]", "100.0"],
+    }
+    assert by_subject(replace(one, baseline="gone"))["k2_last"] == ["75.0", "0.0", "100.0"]
+
+
+def by_subject(one: TablePage) -> dict[str, list[str]]:
+    whole = replace(one, origin=Origin({}, {}, ()))
+    records = [make_cell(cell.name, [1.0, 0.0]) for cell in one.cells]
+    found = page_tables(whole, records)["subjects"]
+    assert found is not None
+    return {column.name: list(column.texts) for column in found.columns}
 
 
 # --- figures in words -----------------------------------------------------------------------------

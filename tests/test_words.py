@@ -9,10 +9,12 @@ import pytest
 
 from cells import make_cell, share
 from fdllm.report.alternative import find_alternative
+from fdllm.report.build import TablePage
 from fdllm.report.compare import compare
 from fdllm.report.compare_text import Comparison, describe, points, smoke_mark
-from fdllm.report.flips import FlipSource, embed
+from fdllm.report.flips import embed
 from fdllm.report.origin import origin
+from fdllm.report.records import Record
 from fdllm.report.speed import Floor, Speed
 from fdllm.report.stats import Estimate
 
@@ -266,16 +268,19 @@ def test_no_alternative_says_why(tmp_path: Any) -> None:
 # --- flips ----------------------------------------------------------------------------------------
 
 
-def flip_source(outputs: list[Any], right: Any, task: str = "gsm8k") -> FlipSource:
-    base = make_cell("k1_first", share(6, 3), outputs=[f"base {i}" for i in range(6)], task=task)
-    other = make_cell("k2_last", right, outputs=outputs, task=task)
-    return FlipSource("t0", base, [(other, compare(base, other))])
+def flips(base: Record, other: Record, budget: int) -> dict[str, Any]:
+    values: dict[str, Any] = dict.fromkeys(TablePage.__dataclass_fields__)
+    against = {other.name: compare(base, other)}
+    values |= {"key": "t0", "baseline": base.name, "against": against}
+    found: dict[str, Any] = embed([TablePage(**values)], [[base, other]], budget)["t0"]
+    return found
 
 
 def test_flips_stand_side_by_side_and_long_texts_are_cut() -> None:
     outputs = [f"x{i}" * 4000 for i in range(6)]
-    source = flip_source(outputs, [0, 1, 1, 1, 0, 0])
-    whole = embed([source], 10**6)["t0"]
+    base = make_cell("k1_first", share(6, 3), outputs=[f"base {i}" for i in range(6)])
+    other = make_cell("k2_last", [0, 1, 1, 1, 0, 0], outputs=outputs)
+    whole = flips(base, other, 10**6)
     assert (whole["baseline"], whole["cells"]) == ("k1_first", ["k2_last"])
     assert whole["flips"] == [(0, 0, 0), (1, 0, 1)]
     assert [doc["id"] for doc in whole["docs"]] == ["gsm8k #0", "gsm8k #3"]
@@ -284,7 +289,7 @@ def test_flips_stand_side_by_side_and_long_texts_are_cut() -> None:
     shown = whole["docs"][0]["answers"][0]
     assert shown["text"] == f"{outputs[0][:6000]}\n[… 2,000 characters more, in samples.jsonl]"
     assert (whole["cut"], whole["left_out"]) == (2, 0)
-    small = embed([source], 3000)["t0"]
+    small = flips(base, other, 3000)
     assert small["docs"][0]["answers"][0]["text"].startswith(outputs[0][:800] + "\n[… 7,200 ")
 
 
@@ -292,9 +297,8 @@ def test_flips_are_left_out_where_cutting_is_not_enough() -> None:
     right = [0.0] * 400
     base = make_cell("k1_first", share(400, 400), outputs=["a" * 900] * 400)
     other = make_cell("k2_last", right, outputs=["b" * 900] * 400)
-    source = FlipSource("t0", base, [(other, compare(base, other))])
-    assert embed([source], 10**7)["t0"]["left_out"] == 0
-    few = embed([source], 100)["t0"]
+    assert flips(base, other, 10**7)["left_out"] == 0
+    few = flips(base, other, 100)
     assert len(few["flips"]) == 50
     assert few["left_out"] == 350
 
@@ -303,8 +307,7 @@ def test_a_scored_flip_shows_every_choice_and_the_one_that_was_taken() -> None:
     outputs = [[-2.0, -1.0, -3.0]] * 6
     base = make_cell("k1_first", share(6, 6), outputs=[[-0.5, -1.0, -3.0]] * 6, task="tiny_choice")
     other = make_cell("k2_last", share(6, 5), outputs=outputs, task="tiny_choice")
-    source = FlipSource("t0", base, [(other, compare(base, other))])
-    (doc,) = embed([source], 10**6)["t0"]["docs"]
+    (doc,) = flips(base, other, 10**6)["docs"]
     assert doc["base"]["text"].splitlines()[0] == "choice 1: log-likelihood -0.5000  ← chosen"
     assert doc["answers"][0]["text"].splitlines() == [
         "choice 1: log-likelihood -2.0000",

@@ -7,11 +7,10 @@ enough flips are left out, until they fit; what was cut is said, never hidden.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fdllm import strictjson
-from fdllm.report.compare_text import Comparison
+from fdllm.report.build import TablePage
 from fdllm.report.records import Record, SampleKey
 
 # Characters of a text and flips of a config, tried in this order until the page is small enough.
@@ -19,26 +18,14 @@ _ALL = 1 << 30
 _CUTS = ((6000, _ALL), (3000, _ALL), (1500, _ALL), (800, _ALL), (800, 400), (600, 150), (300, 50))
 
 
-@dataclass(frozen=True)
-class FlipSource:
-    """What the flips of one table are made of.
-
-    Attributes:
-        key: of the table on the page.
-        baseline: the cell on the left.
-        cells: the cells on the right, with their comparisons.
-    """
-
-    key: str
-    baseline: Record
-    cells: Sequence[tuple[Record, Comparison]]
-
-
-def embed(sources: Sequence[FlipSource], budget: int) -> dict[str, Any]:
+def embed(
+    tables: Sequence[TablePage], cells: Sequence[Sequence[Record]], budget: int
+) -> dict[str, Any]:
     """The flips of all tables, as small as it takes.
 
     Args:
-        sources: the tables.
+        tables: with their comparisons.
+        cells: the records of each.
         budget: bytes of JSON that all of them together may take.
 
     Returns:
@@ -46,32 +33,39 @@ def embed(sources: Sequence[FlipSource], budget: int) -> dict[str, Any]:
         list of document, cell and 1 where the config gained it; and how much was ``cut`` and
         ``left_out``.
     """
+    own = [{cell.name: cell for cell in records} for records in cells]
+    pairs = [pair for pair in zip(tables, own, strict=True) if pair[0].baseline in pair[1]]
     data: dict[str, Any] = {}
     for characters, most in _CUTS:
-        data = {source.key: _table(source, characters, most) for source in sources}
+        data = {table.key: _table(table, of, _Cutter(characters), most) for table, of in pairs}
         if len(strictjson.dumps(data).encode("utf-8", "replace")) <= budget:
             break
     return data
 
 
-def _table(source: FlipSource, characters: int, most: int) -> dict[str, Any]:
-    documents: dict[SampleKey, int] = {}
+def _table(
+    table: TablePage, cells: Mapping[str, Record], cutter: _Cutter, most: int
+) -> dict[str, Any]:
+    names = [name for name in cells if name in table.against]
+    baseline = cells[str(table.baseline)]
+    documents: list[dict[str, Any]] = []
+    numbers: dict[SampleKey, int] = {}
     flips: list[tuple[int, int, int]] = []
-    answers: dict[SampleKey, dict[int, SampleKey]] = {}
     left_out = 0
-    for index, (_, against) in enumerate(source.cells):
+    for index, name in enumerate(names):
+        against = table.against[name]
         both = [(key, 0) for key in against.losses] + [(key, 1) for key in against.gains]
         left_out += max(len(both) - most, 0)
         for key, gained in sorted(both)[:most]:
-            number = documents.setdefault(key, len(documents))
-            flips.append((number, index, gained))
-            answers.setdefault(key, {})[index] = key
-    cutter = _Cutter(characters)
-    docs = [_document(source, key, sorted(answers[key]), cutter) for key in documents]
+            if key not in numbers:
+                numbers[key] = len(documents)
+                documents.append(_document(baseline, key, cutter))
+            documents[numbers[key]]["answers"][index] = _answer(cells[name], key, cutter)
+            flips.append((numbers[key], index, gained))
     return {
-        "baseline": source.baseline.name,
-        "cells": [cell.name for cell, _ in source.cells],
-        "docs": docs,
+        "baseline": baseline.name,
+        "cells": names,
+        "docs": documents,
         "flips": flips,
         "cut": cutter.num_cut,
         "left_out": left_out,
@@ -94,25 +88,21 @@ class _Cutter:
         return f"{text[: self._characters]}\n[… {left:,} characters more, in samples.jsonl]"
 
 
-def _document(
-    source: FlipSource, key: SampleKey, cells: Sequence[int], cutter: _Cutter
-) -> dict[str, Any]:
-    sample = source.baseline.by_key[key]
+def _document(baseline: Record, key: SampleKey, cutter: _Cutter) -> dict[str, Any]:
+    sample = baseline.by_key[key]
     return {
         "id": f"{key[0]} #{key[1]}",
         "subject": sample.get("subject"),
         "prompt": cutter(_text(sample.get("prompt", ""))),
         "target": cutter(_text(sample.get("target", ""))),
-        "base": _answer(source.baseline, sample, cutter),
-        "answers": {
-            index: _answer(source.cells[index][0], source.cells[index][0].by_key[key], cutter)
-            for index in cells
-        },
+        "base": _answer(baseline, key, cutter),
+        "answers": {},
     }
 
 
-def _answer(cell: Record, sample: Mapping[str, Any], cutter: _Cutter) -> dict[str, Any]:
+def _answer(cell: Record, key: SampleKey, cutter: _Cutter) -> dict[str, Any]:
     """What the config said, and what the metric read in it."""
+    sample = cell.by_key[key]
     output = sample["output"]
     metric = cell.summary.headline.metric
     if cell.summary.kind == "generate":

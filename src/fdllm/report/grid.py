@@ -21,7 +21,7 @@ _BY_CELL = frozenset({"strategy", "decoding"})
 # scoring are refused with sentences of their own.
 _BETWEEN = _BY_CELL | {"experiment", "limit", "task", "scoring"}
 
-Kind = Literal["warning", "identical", "twins-differ", "twins-speed"]
+Kind = Literal["twins", "warning", "identical", "twins-differ", "twins-speed"]
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -31,9 +31,10 @@ class Finding:
     """Something about a grid that a reader must know ahead of its figures.
 
     Attributes:
-        kind: ``warning`` where a few rows did not pass a check, ``identical`` cells that should
-            differ, ``twins-differ`` where one computation gave several outputs, ``twins-speed``
-            where it took very different times.
+        kind: ``twins`` where one computation gave one output, as it must; ``warning`` where a few
+            rows did not pass a check, ``identical`` cells that should differ, ``twins-differ``
+            where one computation gave several outputs, ``twins-speed`` where it took very
+            different times.
         cells: the cells it is about.
         text: the sentence.
     """
@@ -41,6 +42,11 @@ class Finding:
     kind: Kind
     cells: tuple[str, ...]
     text: str
+
+    @property
+    def mark(self) -> str:
+        """A sign ahead of the sentence."""
+        return {"twins": "✓", "twins-differ": "✗"}.get(self.kind, "!")
 
 
 def check_grid(cells: Sequence[Record]) -> None:
@@ -162,43 +168,53 @@ class Twins:
     Attributes:
         names: the cells.
         num_samples: documents compared.
-        differing: documents whose outputs differ, at most three, as ``task 7: k1_first, k1_last``.
-        num_differing: how many there are.
+        differing: documents whose outputs differ, as ``task row 7: k1_first against k1_last``.
         tolerance: by how much log-likelihoods may differ, in nats; 0 where text is generated.
     """
 
     names: tuple[str, ...]
     num_samples: int
     differing: tuple[str, ...]
-    num_differing: int
     tolerance: float = 0.0
 
     @property
-    def equal(self) -> bool:
-        """Whether every sample agrees."""
-        return self.num_differing == 0
+    def agreement(self) -> str:
+        """In what they agree, where they do."""
+        return f"all {self.num_samples} samples{stated(self.tolerance)}"
+
+    @property
+    def finding(self) -> Finding | None:
+        """What is wrong where they do not agree, with the first three documents."""
+        if not self.differing:
+            return None
+        text = (
+            f"{', '.join(self.names)} are one computation, yet {len(self.differing)} of "
+            f"{self.num_samples} samples differ{stated(self.tolerance)}: "
+            f"{'; '.join(self.differing[:3])}"
+        )
+        return Finding("twins-differ", self.names, text)
 
 
 def twins(records: Sequence[Record]) -> list[Twins]:
-    """The A/A checks of one task."""
-    return [_compare(group) for group in _grouped(records, same_computation) if len(group) > 1]
-
-
-def _compare(group: Sequence[Record]) -> Twins:
-    first = group[0]
-    tolerance = tolerance_of(record.summary for record in group)
-    differing = []
-    for key, one in first.by_key.items():
-        others = [r.name for r in group[1:] if not agree(one, r.by_key.get(key), tolerance)]
+    """The A/A checks of one task, over the documents that all of its cells have."""
+    found = []
+    for group in _grouped(records, same_computation):
+        first, *others = group
+        tolerance = tolerance_of(record.summary for record in group)
+        keys = [key for key in first.by_key if all(key in other.by_key for other in others)]
+        odd = {
+            key: [o.name for o in others if not agree(first.by_key[key], o.by_key[key], tolerance)]
+            for key in keys
+        }
+        differing = (
+            f"{key[0]} row {key[1]}: {first.name} against {', '.join(names)}"
+            for key, names in odd.items()
+            if names
+        )
         if others:
-            differing.append(f"{key[0]} row {key[1]}: {first.name} against {', '.join(others)}")
-    return Twins(
-        names=tuple(record.name for record in group),
-        num_samples=len(first.by_key),
-        differing=tuple(differing[:3]),
-        num_differing=len(differing),
-        tolerance=tolerance,
-    )
+            names = tuple(record.name for record in group)
+            found.append(Twins(names, len(keys), tuple(differing), tolerance))
+    return found
 
 
 def identical(records: Sequence[Record]) -> list[tuple[str, ...]]:
@@ -228,62 +244,28 @@ def findings(records: Sequence[Record], odd: Finding | None = None) -> list[Find
         records: the grid.
         odd: the twin of another speed, if there is one (:attr:`fdllm.report.speed.Floor.finding`).
     """
-    found = [*_warnings(records), *_identical(records), *_twins_differ(records)]
-    return found if odd is None else [*found, odd]
-
-
-def _warnings(records: Sequence[Record]) -> list[Finding]:
-    return [
+    found = [
         Finding("warning", (cell.name,), f"{cell.name}: {text}")
         for cell in records
         for text in cell.summary.warnings
     ]
-
-
-def _identical(records: Sequence[Record]) -> list[Finding]:
-    found = []
     by_name = {cell.name: cell for cell in records}
     for group in identical(records):
+        cells = [by_name[name].summary for name in group]
         number = _NUMBERS[len(group)] if len(group) < len(_NUMBERS) else str(len(group))
-        value = by_name[group[0]].summary.headline.value
-        plain = [name for name in group if not by_name[name].summary.strategy.reuses]
-        agrees = f"every output agrees{stated(tolerance_of(by_name[n].summary for n in group))}"
         why = (
-            "cells that reuse agree with cells that do not, so the reuse may never have reached "
-            "this task"
-            if plain
-            else "they are one result, not several"
+            "they are one result, not several"
+            if all(cell.strategy.reuses for cell in cells)
+            else "cells that reuse agree with cells that do not, so the reuse may never have "
+            "reached this task"
         )
-        found.append(
-            Finding(
-                "identical",
-                group,
-                f"{number} identical cells ({', '.join(group)}): {agrees}, at "
-                f"{100 * value:.2f} %; {why}",
-            )
+        text = (
+            f"{number} identical cells ({', '.join(group)}): every output agrees"
+            f"{stated(tolerance_of(cells))}, at {100 * cells[0].headline.value:.2f} %; {why}"
         )
-    return found
-
-
-def _twins_differ(records: Sequence[Record]) -> list[Finding]:
-    found = []
-    for i, one in enumerate(records):
-        for other in records[i + 1 :]:
-            if not same_computation(one, other):
-                continue
-            shared = one.by_key.keys() & other.by_key.keys()
-            tolerance = tolerance_of((one.summary, other.summary))
-            number = sum(not agree(one.by_key[key], other.by_key[key], tolerance) for key in shared)
-            if number:
-                found.append(
-                    Finding(
-                        "twins-differ",
-                        (one.name, other.name),
-                        f"{one.name} and {other.name} are one computation, yet {number} of "
-                        f"{len(shared)} outputs differ{stated(tolerance)}",
-                    )
-                )
-    return found
+        found.append(Finding("identical", group, text))
+    others = [*(pair.finding for pair in twins(records)), odd]
+    return found + [one for one in others if one is not None]
 
 
 def overlap_sentence(pairs: Sequence[tuple[str, str, int]], n_layers: int) -> str | None:

@@ -15,7 +15,6 @@ from fdllm.report.grid import overlap_sentence
 from fdllm.report.html import render_html
 from fdllm.report.recheck import Mismatch, Recheck, check_page, check_records, embedded_tables
 from fdllm.report.records import NotComparableError, Record, finished, load_record
-from fdllm.report.report_text import Missing
 from fdllm.runs import Sweep
 
 
@@ -38,10 +37,10 @@ class Section:
     table: TablePage | None
 
     @property
-    def missing(self) -> tuple[Missing, ...]:
-        """Cells that are not done."""
+    def missing(self) -> tuple[str, ...]:
+        """Cells that are not done, and why."""
         return tuple(
-            Missing(cell.run.cell.name, cell.state.value, cell.reason)
+            f"{cell.run.cell.name}: {cell.state.value}{f' ({cell.reason})' if cell.reason else ''}"
             for cell in self.cells
             if cell.state is not State.DONE
         )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fdllm.report.columns import Column, Table
 from fdllm.report.measured import span
 from fdllm.report.origin import commit
 from fdllm.report.publish import Report, Section
 from fdllm.report.records import Record
 from fdllm.report.report_text import summary_sentence
-from fdllm.report.table import Column, counter_columns, figure_columns, identical_texts, twins_lines
+from fdllm.report.speed import checks
+from fdllm.report.table import LAYER_CALLS, figure_columns
 
-_LAYER_CALLS = (
-    "Layer calls saved: those not made, of the config's own. By k=1: those made in the end, by the "
-    "first config's that reuses nothing; above 1 where skipping costs more forwards than it saves."
-)
+_CALLS = ("computed", "reused")
 
 
 def render_results(report: Report, selection: str) -> str:
@@ -63,13 +62,10 @@ def render_section(section: Section) -> str:
     if sweep.limit is not None:
         lines += ["**Smoke test: so few rows say nothing about accuracy or speed.**", ""]
     if records:
-        lines += [*_figures(records), *_counters(records), *_checks(section)]
+        lines += [*_figures(records), *_checks(section)]
     if section.missing:
         lines += ["Not in the table:", ""]
-        lines += [
-            f"- {cell.name}: {cell.state}" + (f" ({cell.reason})" if cell.reason else "")
-            for cell in section.missing
-        ]
+        lines += [f"- {missing}" for missing in section.missing]
         lines.append("")
     if records:
         lines += _provenance(records)
@@ -79,41 +75,32 @@ def render_section(section: Section) -> str:
 def _figures(records: Sequence[Record]) -> list[str]:
     first = records[0].summary
     estimator = f", estimator {first.estimator_words}" if first.estimator else ""
+    names = Column("Config", [record.name for record in records], is_words=True)
+    numbers = [span(record.summary.strategy.layers) for record in records]
+    layers = Column("Layers", numbers, is_words=True)
     return [
         f"Metric `{first.headline.metric}`{estimator}, {first.headline.num_samples} rows.",
         "",
-        *_table(_names(records), figure_columns(records)),
+        *Table([names, *figure_columns(records)]).markdown(),
         "",
-        _LAYER_CALLS,
+        LAYER_CALLS,
         "",
-    ]
-
-
-def _counters(records: Sequence[Record]) -> list[str]:
-    n_layers = records[0].summary.strategy.n_layers
-    layers = Column("Layers", tuple(span(record.summary.strategy.layers) for record in records))
-    return [
-        f"Reuse counters ({n_layers} layers; layer calls computed + reused):",
+        f"Reuse counters ({first.strategy.n_layers} layers; layer calls computed + reused):",
         "",
-        *_table([*_names(records), layers], counter_columns(records)),
+        *Table([names, layers, *_counters(records)]).markdown(),
         "",
         *_scored(records),
     ]
 
 
-def _names(records: Sequence[Record]) -> list[Column]:
-    return [Column("Config", tuple(record.name for record in records))]
-
-
-def _table(words: Sequence[Column], figures: Sequence[Column]) -> list[str]:
-    """A Markdown table: columns of words to the left, figures to the right."""
-    columns = [*words, *figures]
-    rows = [
-        [column.name for column in columns],
-        ["---"] * len(words) + ["---:"] * len(figures),
-        *zip(*(column.texts for column in columns), strict=True),
-    ]
-    return ["| " + " | ".join(row) + " |" for row in rows]
+def _counters(records: Sequence[Record]) -> list[Column]:
+    every = [record.summary for record in records]
+    forwards = {
+        f"{phase} forwards": [one.counts.get(phase, {}).get("forwards", 0) for one in every]
+        for phase in ("prefill", "refresh", "denoise", "commit")
+    }
+    calls = {name: [getattr(one.layer_calls, name) for one in every] for name in _CALLS}
+    return [Column(name, [*map(str, numbers)]) for name, numbers in (forwards | calls).items()]
 
 
 def _scored(records: Sequence[Record]) -> list[str]:
@@ -132,10 +119,7 @@ def _scored(records: Sequence[Record]) -> list[str]:
 
 
 def _checks(section: Section) -> list[str]:
-    records = section.records
-    lines = [f"- {line.plain}" for line in twins_lines(records)]
-    lines += [f"- Warning: {r.name}: {text}" for r in records for text in r.summary.warnings]
-    lines += [f"- {text}" for text in identical_texts(records)]
+    lines = [f"- {one.mark} {one.text}" for one in checks(section.records)]
     if section.overlap:
         lines.append(f"- Note: {section.overlap}")
     return ["Checks:", "", *lines, ""] if lines else []

@@ -8,8 +8,14 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from fdllm.report.build import TablePage
+from fdllm.report.measured import Measured
 from fdllm.report.svg import CHARACTER, Drawing, decimals, ticks
+from fdllm.runs import CONFIG_NAME
 
+_SUBSETS = ("first", "middle", "last")
+_SHAPES = {1: ("circle", "●"), 2: ("square", "■"), 3: ("triangle", "▲")}
+_OTHER = ("diamond", "◆")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 40.0
 _HEIGHT = 11.0  # of a label
 
@@ -181,3 +187,67 @@ def _places(x: float, y: float, width: float) -> list[tuple[str, float, float, b
 
 def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+# --- of a table -----------------------------------------------------------------------------------
+
+
+def draw_scatter(table: TablePage, width: float, height: float, suffix: str) -> Markup:
+    """Accuracy against speed, at one width."""
+    points, curve = _points(table)
+    listed = "; ".join(f"{p.name} {p.y:.1f} % at {p.x:.1f} {table.unit}" for p in [*points, *curve])
+    return Scatter(
+        f"{table.key}-scatter-{suffix}",
+        "Accuracy against speed, with 95 % intervals",
+        points,
+        curve,
+        f"{table.unit} (model time)",
+        f"{listed}. On the frontier: {', '.join(frontier_names(table))}.",
+        width,
+        height,
+    ).render()
+
+
+def frontier_names(table: TablePage) -> list[str]:
+    """Configs, and thresholds beside them, that nothing beats in both speed and accuracy."""
+    points, curve = _points(table)
+    return [point.name for point in frontier([*points, *curve])]
+
+
+def _points(table: TablePage) -> tuple[list[Point], list[Point]]:
+    """The experiment's cells, and those of the alternative."""
+    cells = [_point(cell, *_look(cell)) for cell in table.cells]
+    return cells, [_point(cell, "cross", "s4") for cell in table.alternative.cells]
+
+
+def _look(cell: Measured) -> tuple[str, str]:
+    """Shape by period, colour by subset; what reuses nothing is plain."""
+    if not cell.reuses:
+        return "circle", "s0"
+    kind = f"s{_SUBSETS.index(cell.subset) + 1}" if CONFIG_NAME.match(cell.name) else "s1"
+    return _SHAPES.get(cell.k, _OTHER)[0], kind
+
+
+def _point(cell: Measured, shape: str, kind: str) -> Point:
+    ends = (None, None) if cell.interval is None else (cell.interval.low, cell.interval.high)
+    low, high = (None if end is None else 100 * end for end in ends)
+    return Point(cell.name, cell.speed, 100 * cell.accuracy, low, high, shape, kind)
+
+
+def legend(table: TablePage) -> list[tuple[str, str, str]]:
+    """Class, sign and text of the marks."""
+    entries = []
+    if any(not cell.reuses for cell in table.cells):
+        entries.append(("s0", "●", "no reuse"))
+    reusing = [cell for cell in table.cells if cell.reuses]
+    if reusing and all(CONFIG_NAME.match(cell.name) for cell in reusing):
+        subsets = {cell.subset for cell in reusing}
+        names = enumerate(_SUBSETS, 1)
+        entries += [(f"s{i}", "▬", name) for i, name in names if name in subsets]
+    elif reusing:
+        entries.append(("s1", "▬", "reuse"))
+    periods = sorted({cell.k for cell in reusing if cell.k > 1})
+    entries += [("soft", _SHAPES.get(k, _OTHER)[1], f"k = {k}") for k in periods]
+    if table.alternative.cells:
+        entries.append(("s4", "\N{MULTIPLICATION SIGN}", "threshold lowered instead"))
+    return entries

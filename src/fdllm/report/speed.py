@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from fdllm.record import measure
-from fdllm.report.grid import Finding, batch_sizes, find_twins
+from fdllm.report.grid import Finding, batch_sizes, find_twins, findings, twins
 from fdllm.report.records import Record
 from fdllm.report.stats import ALPHA, Estimate, Floats, bootstrap_t, log_ratio
 
@@ -59,6 +59,39 @@ class Floor:
             "busy or a path was slow. Compute it anew before any speed is compared with it"
         )
         return Finding("twins-speed", (self.odd,), text)
+
+
+def agreement_sentence(names: Sequence[str], where: str, floor: Floor | None) -> str:
+    """The A/A check of cells that agree, and the noise that their speeds show.
+
+    Args:
+        names: the cells.
+        where: in what they agree.
+        floor: of the grid; left out where other cells set it.
+    """
+    text = f"A/A: {' = '.join(names)} in {where}"
+    if floor is None or not {*floor.names} <= {*names}:
+        return text
+    text += f"; speeds {', '.join(f'{speed:.1f}' for speed in floor.speeds)}"
+    if floor.floor > 1:
+        return f"{text}, so far apart that nothing can be said about speed here"
+    return f"{text}: noise floor {100 * floor.floor:.1f} %, no speed-up below it is claimed"
+
+
+def checks(records: Sequence[Record]) -> list[Finding]:
+    """All that is known of a grid of one task ahead of its figures: what holds, and what does not.
+
+    Args:
+        records: the grid.
+    """
+    pairs = twins(records)
+    floor = noise_floor(records) if pairs else None
+    good = [
+        Finding("twins", one.names, agreement_sentence(one.names, one.agreement, floor))
+        for one in pairs
+        if not one.differing
+    ]
+    return good + findings(records, None if floor is None else floor.finding)
 
 
 @dataclass(frozen=True)

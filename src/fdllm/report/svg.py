@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 CHARACTER = 7.1
 """Width of a character of a label, in units of the drawing; labels are set in 11.5 units."""
+# Corners of a mark, its turn, and how far they reach: about equal areas.
+_CORNERS = {
+    "square": (4, math.pi / 4, 1.25),
+    "triangle": (3, -math.pi / 2, 1.35),
+    "diamond": (4, 0.0, 1.25),
+}
 
 
 class Drawing:
@@ -28,73 +34,45 @@ class Drawing:
         self.title, self.description = title, description
         self._parts: list[Markup] = []
 
+    def _add(self, tag: str, kind: str, content: str | None = None, **values: str | float) -> None:
+        """An element of a class; the text of its attributes is escaped."""
+        shown = {name: v if isinstance(v, str) else number(v) for name, v in values.items()}
+        words = Markup("").join(
+            Markup(' {}="{}"').format(name.replace("_", "-"), text)
+            for name, text in {**shown, "class": kind}.items()
+        )
+        end = "/>" if content is None else Markup(">{}</{}>").format(content, tag)
+        self._parts.append(Markup("<{}{}{}").format(Markup(tag), words, Markup(end)))  # noqa: S704
+
     def text(self, x: float, y: float, content: str, kind: str = "", anchor: str = "start") -> None:
         """A line of text; ``anchor`` is start, middle or end."""
-        self._add(
-            '<text x="{}" y="{}" class="{}" text-anchor="{}">{}</text>',
-            number(x),
-            number(y),
-            kind or "label",
-            anchor,
-            content,
-        )
-
-    def rectangle(
-        self, x: float, y: float, width: float, height: float, kind: str, *, shade: float = 1.0
-    ) -> None:
-        """A filled box; ``shade`` in [0, 1] is how strong its colour is."""
-        self._add(
-            '<rect x="{}" y="{}" width="{}" height="{}" class="{}" fill-opacity="{}"/>',
-            number(x),
-            number(y),
-            number(max(width, 0.0)),
-            number(height),
-            kind,
-            number(shade),
-        )
+        self._add("text", kind or "label", content, x=x, y=y, text_anchor=anchor)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
         """A straight line."""
-        self._add(
-            '<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>',
-            number(x1),
-            number(y1),
-            number(x2),
-            number(y2),
-            kind,
-        )
+        self._add("line", kind, x1=x1, y1=y1, x2=x2, y2=y2)
 
     def path(self, points: Sequence[tuple[float, float]], kind: str) -> None:
         """A line through points."""
         steps = " L ".join(f"{number(x)} {number(y)}" for x, y in points)
-        self._add('<path d="M {}" class="{}"/>', steps, kind)
+        self._add("path", kind, d=f"M {steps}")
 
     def mark(self, x: float, y: float, shape: str, kind: str, size: float = 4.5) -> None:
         """A point: ``circle``, ``square``, ``triangle``, ``diamond`` or ``cross``."""
         if shape == "circle":
-            self._add(
-                '<circle cx="{}" cy="{}" r="{}" class="{}"/>',
-                number(x),
-                number(y),
-                number(size),
-                kind,
-            )
-            return
-        corners = {"square": (4, math.pi / 4), "triangle": (3, -math.pi / 2), "diamond": (4, 0.0)}
-        if shape == "cross":
+            self._add("circle", kind, cx=x, cy=y, r=size)
+        elif shape == "cross":
             self.line(x - size, y - size, x + size, y + size, f"{kind} stroke")
             self.line(x - size, y + size, x + size, y - size, f"{kind} stroke")
-            return
-        count, turn = corners[shape]
-        reach = size * (1.35 if count == 3 else 1.25)  # noqa: PLR2004 - about equal areas
-        angles = [turn + 2 * math.pi * i / count for i in range(count)]
-        points = " ".join(
-            f"{number(x + reach * math.cos(a))},{number(y + reach * math.sin(a))}" for a in angles
-        )
-        self._add('<polygon points="{}" class="{}"/>', points, kind)
-
-    def _add(self, template: str, *values: str) -> None:
-        self._parts.append(Markup(template).format(*values))  # noqa: S704 - values are escaped
+        else:
+            count, turn, reach = _CORNERS[shape]
+            angles = [turn + 2 * math.pi * i / count for i in range(count)]
+            corners = (
+                (x + size * reach * math.cos(a), y + size * reach * math.sin(a)) for a in angles
+            )
+            self._add(
+                "polygon", kind, points=" ".join(f"{number(a)},{number(b)}" for a, b in corners)
+            )
 
     def render(self) -> Markup:
         """The element."""
@@ -136,8 +114,3 @@ def decimals(values: Sequence[float]) -> int:
         return 0
     step = abs(values[1] - values[0])
     return next((d for d in range(4) if abs(round(step, d) - step) < step / 100), 4)
-
-
-def escaped(text: str) -> str:
-    """Text that may stand in markup."""
-    return str(escape(text))

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from rich import box
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Headline, Summary
-from fdllm.report.agreement import stated
-from fdllm.report.grid import Twins, identical, mixtures, twins
+from fdllm.report.columns import Column, Table
+from fdllm.report.grid import mixtures, twins
 from fdllm.report.records import Record, finished
-
-if TYPE_CHECKING:  # numpy
-    from fdllm.report.speed import Floor
 
 _STYLE = {
     State.DONE: ("✓", "green"),
@@ -29,6 +23,14 @@ _STYLE = {
     State.STALE: ("!", "yellow"),
     State.INVALID: ("✗", "red"),
     State.NOT_APPLICABLE: ("-", "dim"),
+}
+LAYER_CALLS = (
+    "Layer calls saved: those not made, of the config's own. By k=1: those made in the end, by the "
+    "first config's that reuses nothing; above 1 where skipping costs more forwards than it saves."
+)
+_PACE = {
+    True: ("scored_tokens_per_second", "requests_per_second"),
+    False: ("tokens_per_second", "tokens_per_forward"),
 }
 
 
@@ -56,125 +58,80 @@ def requests_text(cell: CellState) -> str:
     return str(cell.done) if cell.state is State.DONE else f"{cell.done} of {total}"
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of figures, a text for each record.
-
-    Attributes:
-        name: its head.
-        texts: what stands below.
-        is_wide: left out where there is little room: in the terminal.
-    """
-
-    name: str
-    texts: tuple[str, ...]
-    is_wide: bool = False
-
-
 def figure_columns(records: Sequence[Record]) -> list[Column]:
-    """Figures of the records of one task: the table that the terminal and ``results.md`` show.
+    """Figures of the records of one task, the same in the terminal, ``results.md`` and the page.
 
     Layer calls stand twice: the share that a run saved of its own, and those it made in the end by
     those of the first run that reuses nothing. Speeds are by the mean of all of these.
     """
-    summaries = [record.summary for record in records]
-    plain = [one for one in summaries if not one.strategy.reuses]
-    speeds = [one.speed for one in plain]
-    mean = sum(speeds) / len(speeds) if speeds and all(speeds) else None
-    scored = bool(records) and summaries[0].kind == "loglikelihood"
+    every = [record.summary for record in records]
+    plain = [one for one in every if not one.strategy.reuses]
+    mean = sum(one.speed for one in plain) / len(plain) if plain else 0.0
+    timed = bool(mean) and all(one.speed for one in plain)
+    scored = bool(every) and every[0].kind == "loglikelihood"
 
-    def column(name: str, text: Callable[[Summary], str], *, is_wide: bool = False) -> Column:
-        return Column(name, tuple(text(one) for one in summaries), is_wide)
+    def column(name: str, text: Callable[[Summary], str], *, shown: bool = True) -> list[Column]:
+        wide = name in {"Change", "Speed by k=1"}
+        return [Column(name, [text(one) for one in every], is_wide=wide)] if shown else []
 
-    def pace(name: str, figure: str) -> Column:
+    def pace(name: str, figure: str) -> list[Column]:
         return column(name, lambda one: f"{getattr(one.throughput, figure) or 0.0:.2f}")
 
-    def quality(name: str, rate: str) -> Column:
-        return column(name, lambda one: _share(getattr(one.quality, rate, None)))
+    def quality(name: str, rate: str) -> list[Column]:
+        return column(name, lambda one: _share(getattr(one.quality, rate, None)), shown=not scored)
 
-    def beside_plain(text: Callable[[Summary, Summary], str]) -> Callable[[Summary], str]:
+    def by_plain(text: Callable[[Summary, Summary], str]) -> Callable[[Summary], str]:
         return lambda one: text(one, plain[0]) if plain else ""
 
-    def change(one: Summary, base: Summary) -> str:
-        return f"{100 * (one.headline.value - base.headline.value):+.1f}"
-
-    columns = [
-        column("Accuracy [95 %]", lambda one: with_interval(one.headline)),
-        column("Change", beside_plain(change), is_wide=True),
-    ]
-    if any(one.boxed_match is not None for one in summaries):
-        columns.append(column("boxed_match", lambda one: _share(one.boxed_match)))
-    if scored:
-        columns.append(pace("Scored tokens/s", "scored_tokens_per_second"))
-        columns.append(pace("Requests/s", "requests_per_second"))
-    else:
-        columns.append(pace("Tokens/s", "tokens_per_second"))
-        columns.append(pace("Tokens/forward", "tokens_per_forward"))
-    columns += [
-        column(
-            "Speed by k=1",
-            lambda one: "" if mean is None else f"{one.speed / mean:.2f}",
-            is_wide=True,
-        ),
-        column("Layer calls saved", lambda one: percent(one.layer_calls.saved_share)),
-        column(
-            "Layer calls by k=1",
-            beside_plain(lambda one, base: f"{one.layer_calls.made / base.layer_calls.made:.2f}"),
-        ),
-    ]
-    if not scored:
-        columns += [
-            quality("Truncated", "truncation_rate"),
-            quality("Repetitive", "repetition_rate"),
-        ]
-    return columns
-
-
-def counter_columns(records: Sequence[Record]) -> list[Column]:
-    """Which layers each record could skip, its forwards by phase, and its layer calls."""
-    summaries = [record.summary for record in records]
-    forwards = [
-        Column(
-            f"{phase} forwards",
-            tuple(str(one.counts.get(phase, {}).get("forwards", 0)) for one in summaries),
-        )
-        for phase in ("prefill", "refresh", "denoise", "commit")
-    ]
     return [
-        *forwards,
-        Column("computed", tuple(str(one.layer_calls.computed) for one in summaries)),
-        Column("reused", tuple(str(one.layer_calls.reused) for one in summaries)),
+        *column("Accuracy [95 %]", lambda one: with_interval(one.headline)),
+        *column(
+            "Change",
+            by_plain(lambda one, base: f"{100 * (one.headline.value - base.headline.value):+.1f}"),
+        ),
+        *column(
+            "boxed_match",
+            lambda one: _share(one.boxed_match),
+            shown=any(one.boxed_match is not None for one in every),
+        ),
+        *pace("Scored tokens/s" if scored else "Tokens/s", _PACE[scored][0]),
+        *pace("Requests/s" if scored else "Tokens/forward", _PACE[scored][1]),
+        *column("Speed by k=1", lambda one: f"{one.speed / mean:.2f}" if timed else ""),
+        *column("Layer calls saved", lambda one: percent(one.layer_calls.saved_share)),
+        *column(
+            "Layer calls by k=1",
+            by_plain(lambda one, base: f"{one.layer_calls.made / base.layer_calls.made:.2f}"),
+        ),
+        *quality("Truncated", "truncation_rate"),
+        *quality("Repetitive", "repetition_rate"),
     ]
 
 
-def figures_table(cells: Sequence[CellState]) -> Table:
+def figures_table(cells: Sequence[CellState]) -> RichTable:
     """Figures of each cell of one task.
 
     Returns:
         The table. Where the finished cells are not comparable its rows hold states only, and its
         caption says why.
     """
-    records = finished(cells)
-    table = Table(box=box.SIMPLE_HEAD)
+    records, caption = finished(cells), ""
     if problems := mixtures(records):
-        table.caption = (
+        caption = (
             "no figures: these records do not belong into one table. "
             + "; ".join(problems)
             + ". Compute them anew on one machine: fdllm sweep --force"
         )
-        table.caption_style = "red"
         records = []
-    columns = [column for column in figure_columns(records) if not column.is_wide]
-    table.add_column("config")
-    for column in columns:
-        table.add_column(column.name[:1].lower() + column.name[1:], justify="right")
-    table.add_column("state")
-    rows = zip(*(column.texts for column in columns), strict=True)
-    figures = dict(zip((record.name for record in records), rows, strict=True))
-    for cell in cells:
-        name = cell.run.cell.name
-        table.add_row(name, *figures.get(name, [""] * len(columns)), state_text(cell.state))
-    return table
+    at = {record.name: i for i, record in enumerate(records)}
+    names = [cell.run.cell.name for cell in cells]
+    columns = [Column("config", names, is_words=True)]
+    for one in figure_columns(records):
+        texts = [one.texts[at[name]] if name in at else "" for name in names]
+        columns.append(Column(one.name, texts, is_wide=one.is_wide))
+    states = [state_text(cell.state) for cell in cells]
+    shown = [state.plain for state in states]
+    columns.append(Column("state", shown, is_words=True, styles=[str(s.style) for s in states]))
+    return Table(columns, caption).terminal()
 
 
 def _share(value: float | None) -> str:
@@ -188,63 +145,23 @@ def percent(value: float, digits: int = 1) -> str:
 
 def with_interval(headline: Headline) -> str:
     """A headline figure with its interval, where it has one."""
-    from fdllm.report.stats import wilson  # noqa: PLC0415 - numpy; each command imports this
+    from fdllm.report.stats import wilson  # noqa: PLC0415 - scipy; each command imports this
 
     interval = wilson(headline)
-    if interval is None:
-        return percent(headline.value)
-    return f"{percent(headline.value)} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return percent(headline.value) if interval is None else interval.shown(100, ".1f", " %")
 
 
 def check_lines(cells: Sequence[CellState]) -> list[Text]:
     """The A/A check and the other findings of one task, a line each."""
+    from fdllm.report.speed import checks  # noqa: PLC0415 - scipy; each command imports this
+
     records = finished(cells)
-    if mixtures(records):
-        return []
-    lines = twins_lines(records)
-    lines += [Text(f"! {r.name}: {text}", "yellow") for r in records for text in r.summary.warnings]
-    return lines + [Text(f"! {text}", "yellow") for text in identical_texts(records)]
-
-
-def identical_texts(records: Sequence[Record]) -> list[str]:
-    """Cells that reuse differently and agree all the same, a sentence for each group."""
-    plain = {record.name for record in records if not record.summary.strategy.reuses}
-    return [
-        f"{', '.join(group)} agree in every output: "
-        + ("did the reuse reach this task?" if plain & {*group} else "one result, not several")
-        for group in identical(records)
-    ]
-
-
-def twins_lines(records: Sequence[Record]) -> list[Text]:
-    """The A/A check, a line for each set of cells that are one computation."""
-    from fdllm.report.speed import noise_floor  # noqa: PLC0415 - numpy; each command imports this
-
-    found = twins(records)
-    floor = noise_floor(records) if found else None
-    return [_twins_line(pair, floor) for pair in found]
-
-
-def _twins_line(pair: Twins, floor: Floor | None) -> Text:
-    names = " = ".join(pair.names)
-    if not pair.equal:
-        text = (
-            f"✗ A/A: {', '.join(pair.names)} are one computation, yet {pair.num_differing} of "
-            f"{pair.num_samples} samples differ{stated(pair.tolerance)}: "
-            f"{'; '.join(pair.differing)}"
-        )
-        return Text(text, style="red")
-    text = f"✓ A/A: {names} in all {pair.num_samples} samples{stated(pair.tolerance)}"
-    if floor is not None and set(floor.names) <= set(pair.names):
-        speeds = ", ".join(f"{speed:.1f}" for speed in floor.speeds)
-        text += (
-            f"; speeds {speeds}: noise floor {percent(floor.floor)}, no speed-up below it is "
-            "claimed"
-        )
-    return Text(text, style="green")
+    colours = {"✓": "green", "✗": "red", "!": "yellow"}
+    found = [] if mixtures(records) else checks(records)
+    return [Text(f"{one.mark} {one.text}", colours[one.mark]) for one in found]
 
 
 def twins_agree(cells: Sequence[CellState]) -> bool:
     """Whether the A/A check of one task holds, or there is nothing to check."""
     records = finished(cells)
-    return bool(mixtures(records)) or all(pair.equal for pair in twins(records))
+    return bool(mixtures(records)) or not any(pair.differing for pair in twins(records))

@@ -1,0 +1,71 @@
+"""A table as columns of texts, drawn where it is read: terminal, Markdown, or the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: its head.
+        texts: what stands below, a text for each row.
+        is_words: stands to the left and is folded; figures stand to the right.
+        is_wide: left out where there is little room: in the terminal.
+        styles: of each text: a colour of the terminal, a class of the page; empty where all are
+            plain.
+    """
+
+    name: str
+    texts: Sequence[str]
+    is_words: bool = False
+    is_wide: bool = False
+    styles: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length, and what stands over them: how to read the figures."""
+
+    columns: Sequence[Column]
+    caption: str = ""
+
+    @property
+    def rows(self) -> list[tuple[tuple[Column, str, str], ...]]:
+        """A row's texts, each with its column and its style."""
+        cells = (
+            [(one, text, style) for text, style in zip(one.texts, _styles(one), strict=True)]
+            for one in self.columns
+        )
+        return list(zip(*cells, strict=True))
+
+    def terminal(self) -> TerminalTable:
+        """For a terminal, without the wide columns; a caption is a warning there."""
+        narrow = Table([one for one in self.columns if not one.is_wide])
+        table = TerminalTable(box=box.SIMPLE_HEAD, caption=self.caption, caption_style="red")
+        for one in narrow.columns:
+            head, side = one.name[:1].lower() + one.name[1:], "left" if one.is_words else "right"
+            table.add_column(head, justify=side, overflow="fold")  # type: ignore[arg-type]
+        for row in narrow.rows:
+            table.add_row(*(Text(text, style) for _, text, style in row))
+        return table
+
+    def markdown(self) -> list[str]:
+        """The lines of a Markdown table."""
+        rows = [
+            [one.name for one in self.columns],
+            ["---" if one.is_words else "---:" for one in self.columns],
+            *([text for _, text, _ in row] for row in self.rows),
+        ]
+        return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _styles(column: Column) -> Iterable[str]:
+    return column.styles or [""] * len(column.texts)

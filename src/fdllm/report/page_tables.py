@@ -1,0 +1,205 @@
+"""The tables of the page: what was measured, what it means, where it went, where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from fdllm.record.measure import made
+from fdllm.report.build import TablePage
+from fdllm.report.columns import Column, Table
+from fdllm.report.compare_text import Comparison
+from fdllm.report.measured import Measured
+from fdllm.report.records import Record
+from fdllm.report.table import LAYER_CALLS, figure_columns
+from fdllm.report.verdict import Judgement
+
+_PHASES = ("prefill", "refresh", "denoise", "commit")
+VERDICTS = {"same-or-better": "met", "worse": "missed", "cannot-tell": "open"}
+"""The page's class of each verdict."""
+
+
+def page_tables(table: TablePage, records: Sequence[Record]) -> dict[str, Table | None]:
+    """The tables of one task by name; None where there is nothing to show.
+
+    Args:
+        table: its figures.
+        records: its cells.
+    """
+    written = [cell for cell in table.cells if cell.steps is not None]
+    sizes = [*map(str, range(1, 8)), "8+"]
+    tenths = [*map(str, range(1, 11))]
+    return {
+        "grid": _grid(table, records),
+        "saved": _saved(table),
+        "shares": _by_config(
+            written,
+            "How many tokens a denoising step unmasks, in percent of the steps.",
+            sizes,
+            lambda cell: (
+                [f"{100 * share:.0f}" for share in cell.steps.shares] if cell.steps else []
+            ),
+        ),
+        "tenths": _by_config(
+            written,
+            "Mean tokens a step unmasks, from the first tenth of an answer's steps to the last.",
+            tenths,
+            lambda cell: [_figure(mean) for mean in cell.steps.tenths] if cell.steps else [],
+        ),
+        "lengths": _by_config(
+            [cell for cell in table.cells if cell.lengths is not None],
+            "Tokens of an answer: the lengths below which so many answers stay, and the mean. "
+            "Speed is no merit where answers only grow longer. Truncated, in the grid: answers "
+            "that ended at their token limit. Repetitive: answers of which more than half of all "
+            "8-token windows have occurred before.",
+            ["5 %", "25 %", "half", "75 %", "95 %", "mean"],
+            lambda cell: [f"{number:.0f}" for number in vars(cell.lengths).values()],
+        ),
+        "subjects": _subjects(table),
+        "differing": Table(
+            [
+                _names(table.cells),
+                *(
+                    Column(name, [values[cell.name] for cell in table.cells], is_words=True)
+                    for name, values in table.origin.differing.items()
+                ),
+            ],
+            "What differs between the cells.",
+        ),
+        "same": Table(
+            [
+                Column("fact", list(table.origin.same), is_words=True),
+                Column("value", list(table.origin.same.values()), is_words=True),
+            ],
+            "What all cells share.",
+        ),
+    }
+
+
+def criteria_table(verdict: Judgement) -> Table:
+    """The criteria, cell by cell."""
+    found = [(*one.findings, None) for one in verdict.cells]
+    columns = [
+        Column("Config", [one.config for one in verdict.cells], is_words=True),
+        Column("Task", [one.task for one in verdict.cells], is_words=True),
+    ]
+    for judged in zip(*found, strict=True):
+        shown = [one or cell for one, cell in zip(judged, verdict.cells, strict=True)]
+        columns.append(
+            Column(
+                getattr(shown[0], "criterion", "Together"),
+                [" ".join((o.outcome, getattr(o, "text", ""))).strip() for o in shown],
+                is_words=True,
+                styles=[one.outcome for one in shown],
+            )
+        )
+    return Table(columns, "The criteria, cell by cell.")
+
+
+def _names(cells: Sequence[Measured]) -> Column:
+    return Column("Config", [cell.name for cell in cells], is_words=True)
+
+
+def _figure(value: float | None, form: str = ".1f") -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _by_config(
+    cells: Sequence[Measured],
+    caption: str,
+    heads: Sequence[str],
+    texts: Callable[[Measured], Sequence[str]],
+) -> Table | None:
+    """A row for each config; None where there is none."""
+    if not cells:
+        return None
+    columns = zip(heads, zip(*map(texts, cells), strict=True), strict=True)
+    return Table([_names(cells), *(Column(head, column) for head, column in columns)], caption)
+
+
+def _grid(table: TablePage, records: Sequence[Record]) -> Table:
+    """The figures that stand everywhere, and beside them what the comparisons say."""
+    against = [table.against.get(cell.name) for cell in table.cells]
+
+    def column(name: str, text: Callable[[Comparison], str]) -> Column:
+        return Column(name, ["" if one is None else text(one) for one in against])
+
+    def faster(one: Comparison) -> str:
+        return "-" if one.speed is None else one.speed.ratio.shown()
+
+    verdicts = ["" if one is None else one.verdict for one in against]
+    shown = [
+        "baseline" if cell.name == table.baseline else verdict.replace("-", " ")
+        for cell, verdict in zip(table.cells, verdicts, strict=True)
+    ]
+    accuracy, *figures = (one for one in figure_columns(records) if not one.is_wide)
+    columns = [
+        _names(table.cells),
+        Column("Layers", [cell.layers for cell in table.cells]),
+        accuracy,
+        column("Change [95 %]", lambda one: one.difference.shown(100, "+.1f")),
+        column("p (Holm)", lambda one: "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}"),  # noqa: PLR2004 - three places
+        column("Speed-up [95 %]", faster),
+        Column("Verdict", shown, styles=[VERDICTS.get(one, "soft") for one in verdicts]),
+        *figures,
+    ]
+    base = table.baseline or "the baseline"
+    text = (
+        f"{LAYER_CALLS} Change: accuracy less {base}'s, in points, on the same documents. "
+        f"Speed-up: model time on the same documents, {base}'s by the config's."
+    )
+    return Table(columns, text)
+
+
+def _saved(table: TablePage) -> Table | None:
+    """Ideal, possible and measured speed-up, and where the layer calls went."""
+    unit = "generated" if table.kind == "generate" else "scored"
+
+    def row(cell: Measured) -> list[str]:
+        against = table.against.get(cell.name)
+        speed = None if against is None else against.speed
+        tokens = max(cell.tokens, 1)
+        calls = [made(cell.calls.get(phase, {})) / tokens for phase in _PHASES]
+        saved = sum(_unmade(count) for count in cell.calls.values()) / tokens
+        return [
+            *((_figure(cell.ideal, ".2f"), f"{cell.possible:.2f}") if cell.reuses else ("", "")),
+            speed.ratio.shown() if cell.reuses and speed is not None else "",
+            *(f"{number:.2f}" for number in (*calls, sum(calls), saved)),
+        ]
+
+    return _by_config(
+        table.cells,
+        "Ideal speed-up: every step but each k-th skips the layers. Possible: time follows the "
+        f"layer calls that were really made. Measured: {table.baseline}'s model time on the same "
+        f"documents by the config's. Then layer calls for each {unit} token: made, by phase and "
+        "together, and reused.",
+        ["Ideal", "Possible", "Measured [95 %]", *_PHASES, "made", "reused"],
+        row,
+    )
+
+
+def _unmade(count: Mapping[str, float]) -> float:
+    return count.get("reused", 0) + count.get("trimmed", 0)
+
+
+def _subjects(table: TablePage) -> Table | None:
+    """Each config's accuracy by subject, and its change from the baseline."""
+    names = sorted({name for cell in table.cells for name in cell.subjects})
+    base = {} if table.base is None else table.base.subjects
+    if not names:
+        return None
+
+    def text(cell: Measured, name: str) -> str:
+        value = cell.subjects.get(name, (0.0, 0))[0]
+        if cell.name == table.baseline or name not in base:
+            return f"{100 * value:.1f}"
+        return f"{100 * value:.1f} [{100 * (value - base[name][0]):+.1f}]"
+
+    counts = [max(cell.subjects.get(n, (0.0, 0))[1] for cell in table.cells) for n in names]
+    return Table(
+        [
+            Column("Subject", names, is_words=True),
+            Column("n", [*map(str, counts)]),
+            *(Column(cell.name, [text(cell, name) for name in names]) for cell in table.cells),
+        ],
+        f"Accuracy, %. In brackets, points above or below {table.baseline or 'the baseline'}.",
+    )
