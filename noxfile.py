@@ -58,7 +58,7 @@ def types(session: nox.Session) -> None:
     """Static types, strictly; each script by itself, as experiments share their file names."""
     project = Environment(session).install("project", "types")
     project.python("mypy", *session.posargs, *CODE)
-    for folder in ("benchmarks", "experiments/*", "scripts"):
+    for folder in ("benchmarks", "benchmarks/*", "experiments/*", "scripts", "scripts/*"):
         for script in sorted(Path().glob(f"{folder}/*.py")):
             project.python("mypy", str(script))
 

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from statistics import median
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import fdllm
-from fdllm.bench.timing import Clock, interleave
-from fdllm.core.cache import RowCache, Window
-from fdllm.core.layerplan import LayerPlan
 from fdllm.fast.accelerators import Compiled
-from fdllm.fast.cuda_graphs import RECORD_FROM, Work
-
-LENGTH, CAPACITY, STEPS = 64, 256, 20
+from fdllm.fast.cuda_graphs import Work
+from fdllm.selftest.graphs import STEPS, steps_of
+from fdllm.timing.interleave import Rounds, interleave
+from fdllm_bench.tables import ratio, text
 
 
 def compiled(work: Work) -> Work:
@@ -46,51 +44,19 @@ def main() -> None:
     models["C kernels"].compile(asked=True)
     models["torch.compile"].network.use(Compiled(record=compiled))
     table = Table("columns", "by", "ms", "times torch's", "made in s")
-    with torch.inference_mode():
-        for width in (8, models["torch"].spec.block_size):
-            steps = {way: step_of(model, width) for way, model in models.items()}
-            made = {way: first_steps(work) for way, work in steps.items()}
-            done = interleave(Clock(torch.device("cpu")), steps, given.repeats)
-            for way, spread in done.items():
-                ratio = spread.over(done["torch"])
-                table.add_row(
-                    str(width),
-                    way,
-                    f"{spread.median / STEPS * 1e3:.2f}",
-                    f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
-                    f"{made[way]:.1f}",
-                )
+    for width in (8, models["torch"].spec.block_size):
+        works, made = {}, {}
+        for way, model in models.items():
+            began = time.perf_counter()
+            works[way] = steps_of(model, width)
+            made[way] = time.perf_counter() - began
+        done = interleave(works, torch.device("cpu"), Rounds(given.repeats))
+        for way, seconds in done.items():
+            over = text(ratio(seconds, done["torch"]))
+            table.add_row(
+                str(width), way, text(median(seconds) / STEPS * 1e3), over, text(made[way])
+            )
     Console().print(table)
-
-
-def first_steps(work: Callable[[], object]) -> float:
-    """Seconds until a way has made what it needs, a few steps included."""
-    began = time.perf_counter()
-    for _ in range(RECORD_FROM):
-        work()
-    return time.perf_counter() - began
-
-
-def step_of(model: fdllm.Model, width: int) -> Callable[[], object]:
-    """A step of so many columns behind a prefix, again and again at one place."""
-    spec, stepper, plan = model.spec, model.network.prepare(), LayerPlan(model.n_layers)
-    like = model.network.embedding.weight
-    cache = RowCache(
-        spec,
-        num_rows=1,
-        capacity=CAPACITY,
-        block_size=spec.block_size,
-        like=like,
-        fused=stepper.fused,
-    )
-    window = Window((0,), (LENGTH,), width, (LENGTH + spec.block_size,))
-    ids, columns = torch.arange(width), range(width)
-
-    def steps() -> None:
-        for _ in range(STEPS):
-            stepper.read(ids, cache, [window], plan, [0], columns=columns)
-
-    return steps
 
 
 if __name__ == "__main__":

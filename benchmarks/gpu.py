@@ -22,11 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,15 +30,7 @@ from typing import Any
 
 import torch
 
-from fdllm.bench.batching import bench_batch
-from fdllm.bench.growth import bench_growth
-from fdllm.bench.options import Options
-from fdllm.bench.results import Section
-from fdllm.bench.reuse import bench_reuse
-from fdllm.bench.run import Bench
-from fdllm.bench.shapes import Subject, make_subject
-from fdllm.bench.step import bench_step
-from fdllm.bench.topics import SHAPE_NAMES
+from fdllm.cli.bench import BenchCommand
 from fdllm.core.checkpoint import resolve_device
 from fdllm.errors import UsageError
 from fdllm.record import selftested
@@ -50,23 +38,32 @@ from fdllm.record.atomic import write_json
 from fdllm.record.provenance import utc_now
 from fdllm.selftest import run_selftest
 from fdllm.selftest.subjects import embedded, random_one
+from fdllm_bench.batch import bench_batch
+from fdllm_bench.growth import bench_growth
+from fdllm_bench.memory import apart
+from fdllm_bench.models import SHAPES, BenchModel, make_model
+from fdllm_bench.reuse import bench_reuse
+from fdllm_bench.run import machine
+from fdllm_bench.step import bench_step
+from fdllm_bench.tables import Section
 
 SCHEMA = 1
 GOOD = ("done", "passed")
-FULL = Options(repeats=3, new_tokens=32, requests=16, batch_size=16, max_blocks=2, stretch_ms=20)
-QUICK = Options(
+FULL = BenchCommand(
+    repeats=3, new_tokens=32, requests=16, batch_size=16, max_blocks=2, stretch_ms=20
+)
+QUICK = BenchCommand(
     repeats=1, prompt_blocks=1, new_tokens=8, requests=3, batch_size=2, max_blocks=1, stretch_ms=1
 )
-BATCHES = {False: (1, 2, 4, 8, 16, 32), True: (1, 2)}  # by whether it is a rehearsal
-PROMPTS = {False: (256, 2048), True: (64,)}
-
-Measured = Callable[[Subject, Options, bool], list[Section]]
+Measure = Callable[[BenchModel, BenchCommand], list[Section]]
 
 
-def measure_batch(subject: Subject, options: Options, quick: bool) -> list[Section]:  # noqa: FBT001
+def measure_batch(bench: BenchModel, options: BenchCommand) -> list[Section]:
     """Time against the batch and the prompt, and batches of requests of all lengths."""
-    grown = bench_growth(subject, options, PROMPTS[quick], BATCHES[quick], memory=())
-    return [*(section for section in grown if section.lines), *bench_batch(subject, options)]
+    quick = options is QUICK
+    prompts, batches = ((64,), (1, 2)) if quick else ((256, 2048), (1, 2, 4, 8, 16, 32))
+    grown = bench_growth(bench, options, prompts, batches, memory=())
+    return [*grown, *bench_batch(bench, options)]
 
 
 @dataclass(frozen=True)
@@ -80,26 +77,16 @@ class Part:
     """
 
     budget_s: float
-    measure: Measured | None
+    measure: Measure | None
     compiled: bool | None = None
-
-
-def measure_step(subject: Subject, options: Options, quick: bool) -> list[Section]:  # noqa: ARG001, FBT001
-    """Steps and a generation."""
-    return bench_step(subject, options)
-
-
-def measure_reuse(subject: Subject, options: Options, quick: bool) -> list[Section]:  # noqa: ARG001, FBT001
-    """Every subset and target, k=2 and k=3."""
-    return bench_reuse(subject, options)
 
 
 PARTS: dict[str, Part] = {
     "selftest": Part(120, None),
-    "step": Part(60, measure_step, compiled=False),
-    "step compiled": Part(60, measure_step, compiled=True),
-    "reuse": Part(110, measure_reuse, compiled=False),
-    "reuse compiled": Part(110, measure_reuse, compiled=True),
+    "step": Part(60, bench_step, compiled=False),
+    "step compiled": Part(60, bench_step, compiled=True),
+    "reuse": Part(110, bench_reuse, compiled=False),
+    "reuse compiled": Part(110, bench_reuse, compiled=True),
     "batch": Part(110, measure_batch),
 }
 
@@ -111,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="where JSON goes")
     parser.add_argument("--device", default="cuda", help="(cuda)")
-    parser.add_argument("--shape", choices=SHAPE_NAMES, help="(7B; of a rehearsal tiny)")
+    parser.add_argument("--shape", choices=SHAPES, help="(7B; of a rehearsal tiny)")
     parser.add_argument("--dtype", default="auto", help="(by device)")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="repeatable (all)")
     parser.add_argument("--quick", action="store_true", help="a rehearsal, with small figures")
@@ -119,27 +106,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     given.shape = given.shape or ("tiny" if given.quick else "7B")
     if given.inside:
-        write_json(given.out, inside(given.inside, given))
+        print(json.dumps(inside(given.inside, given)))
         return 0
     try:
         device = resolve_device(given.device)
     except UsageError as error:
         print(f"gpu.py: {error}", file=sys.stderr)
         return error.exit_code
+    about: dict[str, object] = dict(machine(device))
+    if device.type == "cuda":
+        about["cuda"] = torch.version.cuda
+        about["memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "started": utc_now(),
         "quick": given.quick,
         "shape": given.shape,
         "dtype": given.dtype,
-        "machine": machine_of(device),
+        "machine": about,
         "parts": {},
     }
+    told = ["--device", given.device, "--shape", given.shape, "--dtype", given.dtype]
+    told += ["--out", str(given.out), *(["--quick"] if given.quick else [])]
     for name in given.part or PARTS:
-        passed_on = ["--device", given.device, "--shape", given.shape, "--dtype", given.dtype]
-        told = [*passed_on, "--inside", name, *(["--quick"] if given.quick else [])]
-        done = apart([sys.executable, __file__, *told], PARTS[name].budget_s)
-        found["parts"][name] = done
+        budget_s = PARTS[name].budget_s
+        done = apart([__file__, *told, "--inside", name], budget_s)
+        found["parts"][name] = {**done, "budget_s": budget_s}
         write_json(given.out, found)
         print(f"{name}: {said(done)} ({done['seconds']:.0f} s)", flush=True)
     return int(any(said(done) not in GOOD for done in found["parts"].values()))
@@ -148,51 +140,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def said(done: Mapping[str, Any]) -> str:
     """How a part went, in a line."""
     return str(done["error"] if "error" in done else done["result"].get("verdict", GOOD[0]))
-
-
-def machine_of(device: torch.device) -> Mapping[str, object]:
-    """What it is measured on."""
-    about: dict[str, object] = dict(Bench(str(device), "auto", None, FULL).machine())
-    del about["compile"], about["repeats"]  # those are the parts'
-    if device.type == "cuda":
-        about["cuda"] = torch.version.cuda
-        about["memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
-    return about
-
-
-def apart(command: Sequence[str], budget_s: float) -> dict[str, Any]:
-    """Run a command that writes JSON into the file it is given last, behind ``--out``.
-
-    Args:
-        command: the program and its arguments, without ``--out``.
-        budget_s: seconds until it is ended.
-
-    Returns:
-        ``seconds``, ``budget_s``, and either ``result`` or ``error``, a line.
-    """
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "part.json"
-        told: dict[str, Any]
-        try:
-            done = subprocess.run(
-                [*command, "--out", str(out)],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=budget_s,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
-            if done.returncode:
-                lines = done.stderr.strip().splitlines()
-                told = {"error": lines[-1] if lines else f"exit code {done.returncode}"}
-            else:
-                told = {"result": json.loads(out.read_text(encoding="utf-8"))}
-        except subprocess.TimeoutExpired:
-            told = {"error": f"not done within its {budget_s:.0f} s"}
-        except (OSError, ValueError) as error:
-            told = {"error": f"wrote no JSON: {error}"}
-    return {"seconds": time.perf_counter() - began, "budget_s": budget_s, **told}
 
 
 def inside(name: str, given: argparse.Namespace) -> dict[str, object]:
@@ -204,15 +151,14 @@ def inside(name: str, given: argparse.Namespace) -> dict[str, object]:
         if not given.quick:
             selftested.keep(tested.accelerator, tested.kept)
         return tested.as_dict()
-    subject = make_subject(given.shape, given.device, given.dtype)
-    dtype = str(subject.model.dtype).removeprefix("torch.")
-    device = subject.model.device
+    bench = make_model(given.shape, given.device, given.dtype)
+    device = bench.model.device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    used = subject.model.compile(asked=selftested.choose(part.compiled, gpu, dtype))
-    sections = part.measure(subject, QUICK if given.quick else FULL, given.quick)
+    used = bench.model.compile(asked=selftested.choose(part.compiled, gpu, bench.dtype))
+    sections = part.measure(bench, QUICK if given.quick else FULL)
     return {
         "compile": used,
-        "dtype": dtype,
+        "dtype": bench.dtype,
         "sections": [section.as_dict() for section in sections],
     }
 

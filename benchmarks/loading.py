@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -23,10 +22,11 @@ import torch
 from safetensors.torch import save_file
 
 import fdllm
-from fdllm.bench.shapes import SHAPES
 from fdllm.core.checkpoint import hub_shapes
 from fdllm.core.checkpoint_files import INDEX
 from fdllm.core.model_spec import ModelSpec
+from fdllm_bench.memory import apart
+from fdllm_bench.models import SHAPES
 
 _SHARD = 120  # tensors; 7B's are 4 GB at most
 _EVERY_S = 0.002
@@ -34,21 +34,16 @@ _EVERY_S = 0.002
 
 def write(spec: ModelSpec, folder: Path) -> None:
     """A checkpoint of random weights; their values repeat, which no reader minds."""
-    shapes = hub_shapes(spec)
-    rows = max(torch.Size(shape).numel() for shape in shapes.values())
+    shapes = {name: torch.Size(shape) for name, shape in hub_shapes(spec).items()}
     values = (torch.randn(1 << 20) * 0.02).bfloat16()
-    values = values.repeat(-(-rows // len(values)))
-    names, number = iter(shapes), 0
+    values = values.repeat(-(-max(shape.numel() for shape in shapes.values()) // len(values)))
     index: dict[str, str] = {}
-    while part := list(islice(names, _SHARD)):
-        number += 1
-        file = f"model-{number:05}.safetensors"
-        tensors = {}
-        for name in part:
-            shape = torch.Size(shapes[name])
-            tensors[name] = values[: shape.numel()].view(shape).clone()
+    left = iter(shapes)
+    while names := list(islice(left, _SHARD)):
+        file = f"model-{len(index):05}.safetensors"
+        tensors = {n: values[: shapes[n].numel()].view(shapes[n]).clone() for n in names}
         save_file(tensors, folder / file)
-        index |= dict.fromkeys(part, file)
+        index |= dict.fromkeys(names, file)
     (folder / INDEX).write_text(json.dumps({"weight_map": index}))
     config = {
         "model_type": "qwen2",
@@ -76,17 +71,7 @@ def read(folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def child(folder: str, device: str, dtype: str) -> None:
-    """Load when told to; what came before is no part of it."""
-    fdllm.load_model("tiny", device, dtype)  # libraries that load themselves on first use
-    print("ready", flush=True)
-    sys.stdin.readline()
-    began = time.perf_counter()
-    model = fdllm.load_model(folder, device, dtype)
-    print(time.perf_counter() - began, model.spec.num_parameters, flush=True)
-
-
-def held(pid: int) -> int:
+def held(pid: int | str) -> int:
     """Bytes of a process that no file stands behind."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return sum(
@@ -94,34 +79,13 @@ def held(pid: int) -> int:
     )
 
 
-def measure(folder: Path, device: str, dtype: str) -> dict[str, float]:
-    """Load in a fresh process and watch its memory."""
-    command = [sys.executable, __file__, "--child", str(folder), "--device", device]
-    with subprocess.Popen(
-        [*command, "--dtype", dtype], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None  # noqa: S101
-        assert process.stdout is not None  # noqa: S101
-        process.stdout.readline()
-        peak = before = held(process.pid)
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        while process.poll() is None:
-            try:
-                peak = max(peak, held(process.pid))
-            except (OSError, ValueError):
-                break
-            time.sleep(_EVERY_S)
-        said = process.stdout.read().split()
-    if len(said) != 2:  # noqa: PLR2004 - seconds and parameters
-        sys.exit(f"loading {folder} failed with exit status {process.returncode}")
-    weights = int(said[1]) * getattr(torch, dtype).itemsize
-    return {
-        "seconds": float(said[0]),
-        "weights_gb": weights / 1e9,
-        "peak_gb": (peak - before) / 1e9,
-        "peak_to_weights": (peak - before) / weights,
-    }
+def load(folder: str, device: str, dtype: str) -> dict[str, float]:
+    """Load here; what came before is no part of it."""
+    fdllm.load_model("tiny", device, dtype)  # libraries that load themselves on first use
+    before, began = held("self"), time.perf_counter()
+    model = fdllm.load_model(folder, device, dtype)
+    weights = model.spec.num_parameters * model.dtype.itemsize
+    return {"seconds": time.perf_counter() - began, "before": before, "weights": weights}
 
 
 def main() -> None:
@@ -134,18 +98,35 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(given.child, given.device, given.dtype)
+        print(json.dumps(load(given.child, given.device, given.dtype)))
         return
     spec = SHAPES[given.shape]
     assert spec is not None  # noqa: S101 - the parser looked
-    folder = Path(tempfile.mkdtemp(dir=given.folder))
-    try:
-        write(spec, folder)
-        read_s = read(folder)
-        found = measure(folder, given.device, given.dtype)
-    finally:
-        shutil.rmtree(folder)
-    print(json.dumps({"shape": given.shape, "dtype": given.dtype, "read_seconds": read_s} | found))
+    peaks = [0]
+
+    def watch(pid: int) -> None:
+        with suppress(OSError, ValueError):  # it has ended
+            peaks.append(held(pid))
+
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        write(spec, Path(folder))
+        read_s = read(Path(folder))
+        command = [__file__, "--child", folder, "--device", given.device, "--dtype", given.dtype]
+        done = apart(command, watch=watch, every_s=_EVERY_S)
+    if "error" in done:
+        sys.exit(f"loading {given.shape} failed: {done['error']}")
+    found = done["result"]
+    peak = max(peaks) - found["before"]
+    result = {
+        "shape": given.shape,
+        "dtype": given.dtype,
+        "read_seconds": read_s,
+        "seconds": found["seconds"],
+        "weights_gb": found["weights"] / 1e9,
+        "peak_gb": peak / 1e9,
+        "peak_to_weights": peak / found["weights"],
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 import fdllm
-from fdllm.bench.shapes import small
 from fdllm.core import decoder_layer
 from fdllm.core.cache import RowCache, Window
 from fdllm.core.layerplan import LayerPlan
@@ -25,6 +24,7 @@ from fdllm.core.network import Network
 from fdllm.fast.accelerators import Compiled
 from fdllm.fast.cuda_graphs import RECORD_FROM
 from fdllm.fast.kernels import find_fused
+from fdllm.selftest.subjects import small
 from fdllm.tiny.tasks import rows
 from fdllm.tiny.vocabulary import decode, encode, encode_prompt
 from tape import Tape

@@ -28,7 +28,6 @@ LAYERS = (
         "doctor",
         "trace",
         "release",
-        "bench",
         "selftest",
         "timing",
         "tiny.*",

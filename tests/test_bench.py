@@ -3,111 +3,51 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from dataclasses import replace
 
 import pytest
-from torch import Tensor
+import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fdllm.bench.asks import SUB_BLOCK, decoding_of, denoise, extents, refresh, tokens
-from fdllm.bench.batching import bench_batch, compare, full_batches
-from fdllm.bench.dtypes import bench_dtypes
-from fdllm.bench.floor import Forward
-from fdllm.bench.generation import FixedUnmask, Load, forwards_of, generate, plain_generate
-from fdllm.bench.lanes import TURNS, Lane, Scene, measure
-from fdllm.bench.limits import Limits
-from fdllm.bench.options import Options
-from fdllm.bench.results import Section
-from fdllm.bench.reuse import bench_reuse, cells_of, ideal_speed_up, may_skip
-from fdllm.bench.shapes import Subject, make_subject, subject_of
-from fdllm.bench.step import bench_step
-from fdllm.bench.timing import Spread
-from fdllm.core.cache import RowCache, Window
-from fdllm.core.model_runner import Forwarded, Stepper
-from fdllm.core.sampler import GenerationRequest, generate_requests
+from fdllm.cli.bench import BenchCommand
+from fdllm.core.cache import RowCache
+from fdllm.core.network import Network
+from fdllm.core.sampler import GenerationRequest
 from fdllm.core.schedule import Phase
-from fdllm.errors import FdllmError, UsageError
+from fdllm.errors import FdllmError
+from fdllm.selftest.subjects import SUB_BLOCK
+from fdllm_bench.batch import bench_batch, compare, full_batches
+from fdllm_bench.floor import ForwardShape, Limits
+from fdllm_bench.growth import fit
+from fdllm_bench.loads import Load, forwards_of, generate
+from fdllm_bench.memory import cache_bytes
+from fdllm_bench.models import SHAPES, BenchModel, check_room, with_floor
+from fdllm_bench.reuse import bench_reuse, every_subset, ideal_speed_up, may_skip
+from fdllm_bench.step import bench_step
+from fdllm_bench.tables import Line, Section
 from models import random_model as tiny_random
 from models import random_prompt
 
-QUICK = Options(
+QUICK = BenchCommand(
     repeats=2, prompt_blocks=1, new_tokens=16, requests=5, batch_size=2, max_blocks=2, stretch_ms=1
 )
 LAYERS = 6
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
-    return subject_of("small", tiny_random(layers=LAYERS))
+def bench() -> BenchModel:
+    return with_floor("small", tiny_random(layers=LAYERS))
 
 
 def load_of(length: int = 20, new: int = 30, count: int = 2) -> Load:
-    return Load((GenerationRequest(tuple(random_prompt(1, length)), new),), FixedUnmask(count))
-
-
-# --- lanes ---------------------------------------------------------------------------------------
-
-
-def test_every_forward_of_a_lane_is_made_by_the_engine(subject: Subject) -> None:
-    done_work: list[int] = []
-    lanes = [
-        Lane("two", (denoise(subject), denoise(subject))),
-        Lane("refresh", (refresh(subject),)),
-        Lane("work", work=lambda: done_work.append(1)),
-    ]
-    scene = Scene(tokens(subject, 32), (refresh(subject),))
-    done = measure(
-        subject.model, decoding_of(subject), scene, lanes, Options(repeats=3, stretch_ms=2)
-    )
-
-    def passes(name: str) -> int:
-        return done.warm_ups + 3 * TURNS * done.passes[name]
-
-    assert done.counts["denoise"].forwards == 2 * passes("two")
-    assert done.counts["refresh"].forwards == passes("refresh") + 1
-    assert len(done_work) == passes("work")
-    assert done.counts["prefill"].tokens == 32
-    assert {name: len(spread.values) for name, spread in done.seconds.items()} == {
-        "two": 3,
-        "refresh": 3,
-        "work": 3,
-    }
-    assert all(value > 0 for spread in done.seconds.values() for value in spread.values)
-
-
-def test_rows_of_a_batch_share_each_forward(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows: list[int] = []
-    network = type(subject.model.network.prepare())
-    read = network.read
-
-    def spy(
-        self: Stepper, ids: Tensor, cache: RowCache, windows: list[Window], *rest: Any, **more: Any
-    ) -> Forwarded:
-        rows.extend(len(window.rows) for window in windows)
-        return read(self, ids, cache, windows, *rest, **more)
-
-    monkeypatch.setattr(network, "read", spy)
-    scene = Scene(tokens(subject, 16), (refresh(subject),), batch_size=3)
-    lanes = [Lane("step", (denoise(subject),))]
-    done = measure(
-        subject.model, decoding_of(subject), scene, lanes, Options(repeats=1, stretch_ms=1)
-    )
-    assert set(rows) == {3}
-    assert len(rows) == done.counts.forwards
-
-
-def test_no_repeats_are_refused() -> None:
-    with pytest.raises(UsageError, match="--repeats must be a whole number, 1 or more; got 0"):
-        Options(repeats=0)
+    return Load((GenerationRequest(tuple(random_prompt(1, length)), new),), count)
 
 
 # --- the floor -----------------------------------------------------------------------------------
 
 
-def floor_operators(subject: Subject, forward: Forward) -> Counter[str]:
-    work = subject.floor.prepare(forward)
+def floor_operators(bench: BenchModel, forward: ForwardShape) -> Counter[str]:
+    work = bench.floor.prepare(forward)
     with profile(activities=[ProfilerActivity.CPU]) as found:
         work()
     events = found.events()
@@ -117,9 +57,9 @@ def floor_operators(subject: Subject, forward: Forward) -> Counter[str]:
 
 @pytest.mark.parametrize("layers", [None, (0, 5)])
 def test_the_floor_is_products_attention_and_head_alone(
-    subject: Subject, layers: tuple[int, ...] | None
+    bench: BenchModel, layers: tuple[int, ...] | None
 ) -> None:
-    operators = floor_operators(subject, Forward(8, 48, 7, layers=layers))
+    operators = floor_operators(bench, ForwardShape(8, 48, 7, layers=layers))
     count = LAYERS if layers is None else len(layers)
     products = {"aten::linear", "mkldnn::_linear_pointwise"}
     assert operators["aten::scaled_dot_product_attention"] == count
@@ -127,83 +67,75 @@ def test_the_floor_is_products_attention_and_head_alone(
     assert set(operators) <= {*products, "aten::scaled_dot_product_attention"}
 
 
-def test_what_reads_nothing_has_no_head(subject: Subject) -> None:
-    operators = floor_operators(subject, Forward(16, 16, 0))
+def test_what_reads_nothing_has_no_head(bench: BenchModel) -> None:
+    operators = floor_operators(bench, ForwardShape(16, 16, 0))
     assert sum(operators.values()) == 5 * LAYERS - 4, "the last layer owes keys and values"
 
 
-def test_what_is_not_read_ends_ahead_of_the_last_products(subject: Subject) -> None:
-    whole, some = (subject.floor.cost(Forward(16, 16, reads)) for reads in (16, 4))
+def test_what_is_not_read_ends_ahead_of_the_last_products(bench: BenchModel) -> None:
+    whole, some = (bench.floor.cost(ForwardShape(16, 16, reads)) for reads in (16, 4))
     behind = 32 * 32 + 32 * 128 + 64 * 32
     assert whole.operations - some.operations == 2 * 12 * (behind + 48 * 32)
-    none = subject.floor.cost(Forward(16, 16, 0))
+    none = bench.floor.cost(ForwardShape(16, 16, 0))
     attention = 2 * 16 * 16 * 4 * 8 * 2
     head = 2 * 4 * 48 * 32
     assert some.operations - none.operations == 2 * 4 * behind + attention + head
 
 
-def test_cost_by_hand(subject: Subject) -> None:
+def test_cost_by_hand(bench: BenchModel) -> None:
     # 32 wide, 4 heads and 2 for keys and values of 8, 64 in the middle, vocabulary 48, float32.
     matrices = 32 * 64 + 32 * 32 + 32 * 128 + 64 * 32
-    cost = subject.floor.cost(Forward(8, 48, 7))
+    cost = bench.floor.cost(ForwardShape(8, 48, 7))
     assert cost.num_bytes == 4 * (LAYERS * (matrices + 2 * 48 * 2 * 8) + 48 * 32)
     attention = 2 * 8 * 48 * 4 * 8 * 2
     assert cost.operations == LAYERS * (2 * 8 * matrices + attention) + 2 * 7 * 48 * 32
-    two = subject.floor.cost(Forward(8, 48, 0, rows=2, layers=(1,)))
+    two = bench.floor.cost(ForwardShape(8, 48, 0, rows=2, layers=(1,)))
     assert two.num_bytes == 4 * (matrices + 2 * 2 * 48 * 2 * 8)
     assert two.operations == 2 * (2 * 8 * matrices + attention)
 
 
-def test_the_limit_is_the_slower_of_reading_and_arithmetic(subject: Subject) -> None:
-    cost = subject.floor.cost(Forward(8, 48, 7))
-    slow, fast = Spread((1.0,)), Spread((1e18,))
+def test_the_limit_is_the_slower_of_reading_and_arithmetic(bench: BenchModel) -> None:
+    cost = bench.floor.cost(ForwardShape(8, 48, 7))
+    slow, fast = 1.0, 1e18
     assert Limits(slow, fast).seconds(cost) == cost.num_bytes
     assert Limits(slow, fast).bound(cost) == "reading"
     assert Limits(fast, slow).seconds(cost) == cost.operations
     assert Limits(fast, slow).bound(cost) == "arithmetic"
 
 
-def test_freezing_leaves_the_floor_whole(subject: Subject) -> None:
-    assert set(subject.floor.layouts) == {"qkv", "o", "gate_up", "down", "head"}
-    subject.floor.prepare(Forward(8, 48, 7))()
+def test_freezing_leaves_the_floor_whole(bench: BenchModel) -> None:
+    assert set(bench.floor.layouts) == {"qkv", "o", "gate_up", "down", "head"}
+    bench.floor.prepare(ForwardShape(8, 48, 7))()
 
 
 # --- generations ---------------------------------------------------------------------------------
 
 
-def test_the_plain_sampler_is_the_sampler_without_a_block_cache(subject: Subject) -> None:
-    for length, new in ((20, 30), (16, 40), (3, 5)):
-        load = load_of(length, new)
-        decoding = decoding_of(subject).model_copy(update={"use_block_cache": False})
-        [expected] = generate_requests(subject.model, load.requests, decoding, unmask=load.unmask)
-        assert plain_generate(subject, load.requests[0], load.unmask) == expected.tokens
-
-
-def test_the_floor_goes_through_the_forwards_that_were_counted(subject: Subject) -> None:
+def test_the_floor_goes_through_the_forwards_that_were_counted(bench: BenchModel) -> None:
     load = load_of()
-    strategy = cells_of(LAYERS)[2].strategy(2, refresh_reuse=True)
-    watched = forwards_of(subject, load, strategy)
-    [row] = generate(subject, load, strategy)
-    assert Counter(ask.phase for ask in watched.asks) == {
+    strategy = every_subset(LAYERS)[2].strategy(2, refresh_reuse=True)
+    watched = forwards_of(bench, load, strategy)
+    [row] = generate(bench, load, strategy)
+    assert Counter(ask.phase for ask in watched.requests) == {
         phase: row.counts[phase].forwards for phase in Phase if row.counts[phase].forwards
     }
-    assert sum(forward.width for forward in watched.seen) == row.counts.tokens
+    assert sum(forward.width for forward in watched.shapes) == row.counts.tokens
     computed = sum(
-        LAYERS if forward.layers is None else len(forward.layers) for forward in watched.seen
+        LAYERS if forward.layers is None else len(forward.layers) for forward in watched.shapes
     )
     assert computed == row.counts.computed
     assert row.counts.reused > 0
 
 
-def test_unmasking_is_fixed(subject: Subject) -> None:
-    [row] = generate(subject, load_of(length=16, new=64, count=3))
+def test_unmasking_is_fixed(bench: BenchModel) -> None:
+    [row] = generate(bench, load_of(length=16, new=64, count=3))
     assert set(row.steps) <= {1, 2, 3}
     assert len(row.tokens) == 64
 
 
-def test_extents_are_what_a_query_sees(subject: Subject) -> None:
-    assert extents(denoise(subject), 32, 16) == Forward(SUB_BLOCK, 48, 7)
-    assert extents(refresh(subject), 32, 16, rows=3) == Forward(16, 48, 24, rows=3)
+def test_extents_are_what_a_query_sees(bench: BenchModel) -> None:
+    assert bench.shape_of(bench.denoise(), 32) == ForwardShape(SUB_BLOCK, 48, 7)
+    assert bench.shape_of(bench.refresh(), 32, rows=3) == ForwardShape(16, 48, 24, rows=3)
 
 
 # --- reuse ---------------------------------------------------------------------------------------
@@ -217,8 +149,8 @@ def test_ideal_speed_up(k: int, fraction: float, expected: float) -> None:
     assert ideal_speed_up(12 / 28, k, fraction) == pytest.approx(expected, abs=0.005)
 
 
-def test_a_blocks_first_step_and_its_commit_may_not_skip(subject: Subject) -> None:
-    asks = forwards_of(subject, load_of(length=33, new=40)).asks
+def test_a_blocks_first_step_and_its_commit_may_not_skip(bench: BenchModel) -> None:
+    asks = forwards_of(bench, load_of(length=33, new=40)).requests
     may = may_skip(asks)
     first = [i for i, ask in enumerate(asks) if i == 0 or asks[i - 1].phase is Phase.COMMIT]
     for i, ask in enumerate(asks):
@@ -229,8 +161,8 @@ def test_a_blocks_first_step_and_its_commit_may_not_skip(subject: Subject) -> No
     assert not all(may)
 
 
-def test_reuse_measures_every_subset_and_target(subject: Subject) -> None:
-    steps, whole, machinery = bench_reuse(subject, QUICK)
+def test_reuse_measures_every_subset_and_target(bench: BenchModel) -> None:
+    steps, whole, machinery = bench_reuse(bench, QUICK)
     cells = [f"{s} {t}" for s in ("first", "middle", "last") for t in ("output", "residual")]
     assert [line.label for line in steps.lines] == [
         f"{cell}, {name}" for cell in cells for name in ("k=1", "k=2", "k=3", "skip")
@@ -246,19 +178,21 @@ def test_reuse_measures_every_subset_and_target(subject: Subject) -> None:
 # --- batches -------------------------------------------------------------------------------------
 
 
-def test_batching_gives_every_row_the_same_tokens(subject: Subject) -> None:
-    [section] = bench_batch(subject, QUICK)
+def test_batching_gives_every_row_the_same_tokens(bench: BenchModel) -> None:
+    [section] = bench_batch(bench, QUICK)
     assert "tokens identical in all 5 rows" in section.notes
     check(section)
 
 
-def test_other_tokens_in_a_batch_are_a_fault(subject: Subject) -> None:
+def test_other_tokens_in_a_batch_are_a_fault(bench: BenchModel) -> None:
     with pytest.raises(FdllmError, match=r"rows \[1\] depend on how they are batched"):
-        compare(subject, {"a": [[1], [2]], "b": [[1], [3]]})
+        compare(bench, {"a": [[1], [2]], "b": [[1], [3]]})
 
 
 def test_full_batches_hold_every_forward_once() -> None:
-    forwards = [Forward(8, 64, 3)] * 5 + [Forward(8, 96, 2)] + [Forward(32, 64, 8)] * 2
+    forwards = (
+        [ForwardShape(8, 64, 3)] * 5 + [ForwardShape(8, 96, 2)] + [ForwardShape(32, 64, 8)] * 2
+    )
     batches = full_batches(forwards, 2)
     rows = Counter[tuple[int, int]]()
     for batch, count in batches.items():
@@ -277,24 +211,67 @@ def check(*sections: Section) -> None:
     for section in sections:
         assert section.lines
         for line in section.lines:
-            repeats = len(line.measured.values)
+            repeats = len(line.measured)
             assert repeats >= QUICK.repeats
-            assert len(line.over_floor.values) == repeats
-            assert (line.baseline is None) == (section.baseline is None)
-            assert line.speed_up is None or len(line.speed_up.values) == repeats
+            assert {len(values) for values in line.ratios.values()} == {repeats}
+            assert ("speed_up" in line.ratios) == (section.baseline is not None)
 
 
-def test_steps_of_both_phases_and_a_generation(subject: Subject) -> None:
-    steps, whole = bench_step(subject, QUICK)
+def test_steps_of_both_phases_and_a_generation(bench: BenchModel) -> None:
+    steps, whole = bench_step(bench, QUICK)
     assert [line.label.split(",")[0] for line in steps.lines] == ["DENOISE", "REFRESH"]
     assert all("limit ms" in line.extra for line in steps.lines)
-    assert whole.baseline == "the plain sampler (no caches, no batching)"
     check(steps, whole)
 
 
-def test_types_stand_next_to_each_other() -> None:
-    made = {dtype: make_subject("tiny", "cpu", dtype) for dtype in ("float32", "bfloat16")}
-    [section] = bench_dtypes(made, QUICK)
-    labels = [line.label for line in section.lines]
-    assert [label.rsplit(", ", 1)[1] for label in labels] == ["float32", "bfloat16"] * 3
-    check(section)
+# --- formulas -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if SHAPES[name] is not None])
+def test_weights_by_formula(name: str) -> None:
+    spec = SHAPES[name]
+    assert spec is not None
+    with torch.device("meta"):
+        network = Network(spec)
+    assert spec.num_parameters == sum(p.numel() for p in network.parameters())
+
+
+def test_caches_by_formula() -> None:
+    spec = tiny_random().spec
+    like = torch.zeros((), dtype=torch.float32)
+    cache = RowCache(spec, num_rows=3, capacity=64, block_size=16, like=like)
+    expected = (cache.keys.numel() + cache.values.numel()) * 4
+    assert cache_bytes(spec, 4, 50, 3) == expected
+
+
+def test_the_large_shapes_are_the_published_ones() -> None:
+    spec = SHAPES["7B"]
+    assert spec is not None
+    assert (spec.num_layers, spec.hidden_size, spec.intermediate_size) == (28, 3584, 18944)
+    assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (28, 4, 128)
+    assert spec.vocab_size == 152064
+    assert 2 * spec.num_parameters == pytest.approx(15.2e9, rel=0.01)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_made() -> None:
+    spec = SHAPES["7B"]
+    assert spec is not None
+    huge = replace(spec, num_layers=28_000)
+    with pytest.raises(FdllmError, match="huge in float32 needs about .* choose a smaller --shape"):
+        check_room("huge", huge, torch.device("cpu"), torch.float32)
+
+
+def test_a_fit_finds_what_made_the_numbers() -> None:
+    at = [64.0, 128.0, 512.0, 4096.0]
+    assert fit(at, [3 + 0.5 * n for n in at], ("1", "n")) == pytest.approx([3, 0.5])
+    squares = [1 + 0.1 * n + 0.01 * n * n for n in at]
+    assert fit(at, squares, ("1", "n", "n²")) == pytest.approx([1, 0.1, 0.01])
+    assert fit([1.0, 2.0, 4.0], [5.0, 4.0, 3.5], ("1/n", "1")) == pytest.approx([2, 3])
+
+
+def test_ratios_are_taken_repeat_by_repeat() -> None:
+    line = Line("x", (2.0, 8.0, 3.0), (1.0, 4.0, 3.0), (4.0, 4.0, 9.0), {"y": (1.0, 3.0)})
+    assert line.ratios == {"over_floor": (2.0, 2.0, 1.0), "speed_up": (2.0, 0.5, 3.0)}
+    told = line.as_dict()
+    assert told["over_floor"] == {"median": 2.0, "low": 1.0, "high": 2.0, "values": [2.0, 2.0, 1.0]}
+    assert told["extra"] == {"y": {"median": 2.0, "low": 1.0, "high": 3.0, "values": [1.0, 3.0]}}

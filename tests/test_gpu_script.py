@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from helpers import ROOT
+import gpu
+from fdllm_bench.memory import apart
 
-SCRIPT = ROOT / "benchmarks" / "gpu.py"
 QUICK = ["--quick", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu"] = module  # where dataclasses look for its names
-    spec.loader.exec_module(module)
-    return module
-
-
 def child(code: str) -> list[str]:
-    """A part's process; it is given ``--out FILE``."""
-    return [sys.executable, "-c", f"import sys, time; from pathlib import Path; {code}"]
+    """A part's process."""
+    return ["-c", f"import sys, time; {code}"]
 
 
-def test_a_part_s_figures(script: ModuleType) -> None:
-    done = script.apart(child("Path(sys.argv[2]).write_text('[1]')"), 30)
+def test_a_part_s_figures() -> None:
+    done = apart(child("print('some words'); print([1])"), 30)
     assert done["result"] == [1]
-    assert done.keys() == {"seconds", "budget_s", "result"}
+    assert done.keys() == {"seconds", "result"}
 
 
 @pytest.mark.parametrize(
@@ -46,19 +32,16 @@ def test_a_part_s_figures(script: ModuleType) -> None:
         ("sys.exit(7)", 30, "exit code 7"),
         ("time.sleep(60)", 0.3, "not done within its 0 s"),
         ("pass", 30, "wrote no JSON: "),
-        ("Path(sys.argv[2]).write_text('{')", 30, "wrote no JSON: "),
+        ("print('{')", 30, "wrote no JSON: {"),
     ],
 )
-def test_a_part_that_fails_is_an_error(
-    script: ModuleType, code: str, budget_s: float, error: str
-) -> None:
-    done = script.apart(child(code), budget_s)
+def test_a_part_that_fails_is_an_error(code: str, budget_s: float, error: str) -> None:
+    done = apart(child(code), budget_s)
     assert done["error"].startswith(error)
     assert "result" not in done
 
 
 def test_the_rest_goes_on(
-    script: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -68,46 +51,46 @@ def test_the_rest_goes_on(
 
     def apart(command: list[str], budget_s: float) -> dict[str, Any]:
         seen.append((command[command.index("--inside") + 1], out.exists()))
+        assert budget_s == gpu.PARTS[seen[-1][0]].budget_s
         more: dict[str, Any] = (
             {"error": "no"} if seen[-1][0] == "step" else {"result": {"sections": []}}
         )
-        return {"seconds": 1.0, "budget_s": budget_s, **more}
+        return {"seconds": 1.0, **more}
 
-    monkeypatch.setattr(script, "apart", apart)
-    assert script.main([*QUICK, "--out", str(out)]) == 1
-    assert seen == [(name, i > 0) for i, name in enumerate(script.PARTS)]
+    monkeypatch.setattr(gpu, "apart", apart)
+    assert gpu.main([*QUICK, "--out", str(out)]) == 1
+    assert seen == [(name, i > 0) for i, name in enumerate(gpu.PARTS)]
     parts = json.loads(out.read_text())["parts"]
-    assert list(parts) == list(script.PARTS)
+    assert list(parts) == list(gpu.PARTS)
     assert [name for name, part in parts.items() if "error" in part] == ["step"]
     assert "step: no (1 s)" in capsys.readouterr().out
 
 
-def test_a_selftest_that_fails_is_told(script: ModuleType) -> None:
-    assert script.said({"result": {"verdict": "failed: tiny"}}) == "failed: tiny"
-    assert script.said({"result": {"verdict": "passed"}}) in script.GOOD
-    assert script.said({"result": {}}) in script.GOOD
+def test_a_selftest_that_fails_is_told() -> None:
+    assert gpu.said({"result": {"verdict": "failed: tiny"}}) == "failed: tiny"
+    assert gpu.said({"result": {"verdict": "passed"}}) in gpu.GOOD
+    assert gpu.said({"result": {}}) in gpu.GOOD
 
 
-def test_it_fits_into_ten_minutes(script: ModuleType) -> None:
-    assert sum(part.budget_s for part in script.PARTS.values()) < 600
+def test_it_fits_into_ten_minutes() -> None:
+    assert sum(part.budget_s for part in gpu.PARTS.values()) < 600
 
 
 def test_without_a_gpu_it_says_so_at_once(
-    script: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert script.main(["--out", str(tmp_path / "gpu.json")]) == 2
+    assert gpu.main(["--out", str(tmp_path / "gpu.json")]) == 2
     assert "asks for a GPU and torch sees none" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_part_in_its_own_process(script: ModuleType, tmp_path: Path) -> None:
+def test_a_part_in_its_own_process(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    assert script.main([*QUICK, "--part", "step compiled", "--out", str(out)]) == 0
+    assert gpu.main([*QUICK, "--part", "step compiled", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found["machine"]["device"] == "cpu"
     result = found["parts"]["step compiled"]["result"]
@@ -117,9 +100,9 @@ def test_a_part_in_its_own_process(script: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_rehearsal_of_everything(script: ModuleType, tmp_path: Path) -> None:
+def test_a_rehearsal_of_everything(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    assert script.main([*QUICK, "--out", str(out)]) == 0
+    assert gpu.main([*QUICK, "--out", str(out)]) == 0
     parts = json.loads(out.read_text())["parts"]
     assert not [name for name, part in parts.items() if "error" in part]
     told = json.dumps(parts["reuse"])

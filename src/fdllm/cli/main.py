@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from fdllm.cli.bench import BenchOptions
+from fdllm.cli.bench import BenchCommand
 from fdllm.cli.compare import CompareCommand
 from fdllm.cli.doctor import DoctorCommand, PrefetchCommand
 from fdllm.cli.export import ExportCommand
@@ -64,7 +64,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "grade": GradeCommand,
     "trace": TraceCommand,
     "selftest": SelftestCommand,
-    "bench": BenchOptions,
+    "bench": BenchCommand,
     "compare": CompareCommand,
     "new": NewCommand,
     "job": JobOptions,

@@ -24,7 +24,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fdllm.bench.asks import SUB_BLOCK
 from fdllm.core.cache import RowCache, Window
 from fdllm.core.checkpoint import Model
 from fdllm.core.decoder_layer import can_pack
@@ -36,7 +35,16 @@ from fdllm.errors import FdllmError, first_line
 from fdllm.fast.accelerators import Compiled
 from fdllm.fast.cuda_graphs import RECORD_FROM, cuda_graph
 from fdllm.fast.kernels import find_fused
-from fdllm.selftest.subjects import CPU, ROWS, Subject, copied, embedded, mask_of, random_one
+from fdllm.selftest.subjects import (
+    CPU,
+    ROWS,
+    SUB_BLOCK,
+    Subject,
+    copied,
+    embedded,
+    mask_of,
+    random_one,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BATCHES = (1, 3, ROWS)

@@ -8,17 +8,17 @@ from operator import truediv
 
 import torch
 
-from fdllm.bench.asks import SUB_BLOCK, decoding_tokens
 from fdllm.core.cache import RowCache, Window
 from fdllm.core.checkpoint import Model
 from fdllm.core.layerplan import LayerPlan
 from fdllm.fast.accelerators import Compiled
 from fdllm.fast.cuda_graphs import RECORD_FROM
-from fdllm.selftest.subjects import copied
+from fdllm.selftest.subjects import SUB_BLOCK, copied, decoding_tokens
 from fdllm.timing.interleave import Rounds, interleave
 
 _AHEAD = 4  # blocks of prefix
-_STEPS = 20  # in one measurement
+STEPS = 20
+"""In one measurement."""
 _REPEATS = 5
 
 
@@ -41,15 +41,15 @@ def time_graphs(
     ratios = {}
     for phase, width in (("DENOISE", SUB_BLOCK), ("REFRESH", model.spec.block_size)):
         works: dict[str, Callable[[], object]] = {
-            way: _steps(one, width) for way, one in models.items()
+            way: steps_of(one, width) for way, one in models.items()
         }
         done = interleave(works, device, Rounds(_REPEATS))
         ratios[phase] = statistics.median(map(truediv, done["recorded"], done["plain"]))
     return ratios
 
 
-def _steps(model: Model, width: int) -> Callable[[], object]:
-    """The same step again and again, already recorded where it will be."""
+def steps_of(model: Model, width: int) -> Callable[[], object]:
+    """A step of so many columns, :data:`STEPS` times; already recorded where it will be."""
     spec, stepper, plan = model.spec, model.network.prepare(), LayerPlan(model.n_layers)
     length = _AHEAD * spec.block_size
     cache = RowCache(
@@ -69,4 +69,4 @@ def _steps(model: Model, width: int) -> Callable[[], object]:
             stepper.read(ids, cache, [window], plan, [0], columns=range(width))
 
     run(RECORD_FROM + 1)
-    return lambda: run(_STEPS)
+    return lambda: run(STEPS)

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 
 from fdllm import tiny
-from fdllm.bench.asks import SUB_BLOCK, decoding_tokens
-from fdllm.bench.shapes import SHAPES, TINY, random_model
 from fdllm.core.checkpoint import Model, load_model
 from fdllm.core.config import Decoding
 from fdllm.core.model_spec import ModelSpec
@@ -19,10 +17,12 @@ from fdllm.core.network import Network
 from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy, subset_bounds
 from fdllm.tiny.vocabulary import END_ID, encode, encode_prompt
 
-RANDOM = "28x512"
+SUB_BLOCK = 8
 ROWS = 17
 """Rows of a subject: one more than what narrow kernels take of the embedded model's sub-blocks."""
 CPU = torch.device("cpu")
+_VOCABULARY = 4096
+_SPREAD = 0.02  # of the weights, as such models are initialised
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Subject:
 
 def embedded() -> Subject:
     """The embedded model, asked what it was trained for."""
-    model = load_model(TINY, CPU, torch.float32, freeze=False)
+    model = load_model("tiny", CPU, torch.float32, freeze=False)
     lines = (tiny.TASKS / "arithmetic.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines[:ROWS]]
     prompts = [tuple(encode_prompt(row["question"])) for row in rows]
@@ -74,10 +74,8 @@ def embedded() -> Subject:
 
 def random_one() -> Subject:
     """A random model: what is packed and fused in large ones only."""
-    spec = SHAPES[RANDOM]
-    if spec is None:
-        raise ValueError(f"{RANDOM} has weights of its own")
-    model = random_model(RANDOM, spec, "cpu", "float32")
+    spec = small(28, 512)
+    model = random_model("28x512", spec, CPU, torch.float32)
     texts = [decoding_tokens(spec, 2 * spec.block_size, i) for i in range(ROWS)]
     # Prompts that end in the middle of a sub-block: one REFRESH, then a few DENOISE.
     lengths = [SUB_BLOCK // 2 + SUB_BLOCK * (i % 5) for i in range(ROWS)]
@@ -92,6 +90,45 @@ def random_one() -> Subject:
     )
 
 
+def small(layers: int, width: int) -> ModelSpec:
+    """Qwen-like proportions: 64 wide heads, a quarter for keys and values, SwiGLU of 2.75 widths.
+
+    Args:
+        layers: transformer layers.
+        width: hidden size, a multiple of 64.
+    """
+    heads = width // 64
+    return ModelSpec(
+        vocab_size=_VOCABULARY,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=max(1, heads // 4),
+        intermediate_size=width * 11 // 4,
+        max_positions=8192,
+        mask_id=_VOCABULARY - 1,
+    )
+
+
+def random_model(name: str, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Model:
+    """A model of random weights, made on its device in its type, not laid out for decoding."""
+    network = _empty(spec, device, dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for key, parameter in network.named_parameters():
+            if "norm" in key:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, _SPREAD, generator=generator)
+    return Model(network, spec, None, name, device, dtype)
+
+
+def decoding_tokens(spec: ModelSpec, count: int, seed: int = 0) -> tuple[int, ...]:
+    """Tokens below a shape's mask, the same for the same seed."""
+    last = spec.mask_id or spec.vocab_size
+    return tuple((17 + seed * 101 + i * 31) % last for i in range(count))
+
+
 def copied(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
     """The same weights elsewhere or in another type; none is shared.
 
@@ -100,12 +137,16 @@ def copied(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
         device: where the copy lies.
         dtype: its type.
     """
-    with torch.device("meta"):
-        network = Network(model.spec)
-    network = network.to(dtype).to_empty(device=device)
+    network = _empty(model.spec, device, dtype)
     network.load_state_dict(model.network.state_dict())
-    network.eval().requires_grad_(requires_grad=False)
     return Model(network, model.spec, model.folder, model.name, device, dtype)
+
+
+def _empty(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Network:
+    with torch.device("meta"):
+        network = Network(spec)
+    network = network.to(dtype).to_empty(device=device)
+    return network.eval().requires_grad_(requires_grad=False)
 
 
 def mask_of(spec: ModelSpec) -> int:
