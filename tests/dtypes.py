@@ -1,13 +1,13 @@
 """Every data type on every kernel path: the embedded model's answers, a deeper model's error.
 
-``python tests/dtypes.py`` prints both as tables. A GPU's branches run on a CPU here: products that
+A GPU's branches run on a CPU here: products that
 are not packed, attention by torch's kernels, and forwards over fixed buffers that a graph replays.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -184,40 +184,3 @@ class Deep:
                 return self.error(run.head(done.hidden).float(), exact)
 
             return forward(0, BLOCK), forward(8, 8)
-
-
-def tables(limit: int = 40, say: Callable[[str], None] = print) -> None:
-    """Accuracy by type, path and batch on both tiny tasks; error of the deep model."""
-    say(
-        "| type | path | batch | tiny_arithmetic | tiny_choice | tokens, choices that differ from "
-        "batch 1 | largest difference of a score |"
-    )
-    say("|---|---|---|---|---|---|---|")
-    for case in CASES:
-        alone = answers(case, 1, limit, limit)
-        for batch in BATCHES:
-            got = alone if batch == 1 else answers(case, batch, limit, limit)
-            moved = sum(a != b for a, b in zip(got.tokens, alone.tokens, strict=True))
-            turned = sum(a != b for a, b in zip(got.choices, alone.choices, strict=True))
-            say(
-                f"| {str(case[1])[6:]} | {case[0]} | {batch} | {got.right / limit:.1%} | "
-                f"{got.right_choices / limit:.1%} | {moved}, {turned} | "
-                f"{float((got.scores - alone.scores).abs().max()):.1e} |"
-            )
-    deep = Deep()
-    plain = {dtype: deep.error(deep.eager(dtype), deep.exact) for dtype in TYPES}
-    say(f"\n28 x 512, root mean square of a logit {float(deep.exact.square().mean().sqrt()):.3f}\n")
-    say("| type | path | batch | REFRESH | DENOISE | plain eager model | ratio |")
-    say("|---|---|---|---|---|---|---|")
-    for case in CASES:
-        for batch in BATCHES:
-            refresh, denoise = deep.path_error(case, batch)
-            ratio = max(refresh, denoise) / plain[case[1]] if plain[case[1]] else 0.0
-            say(
-                f"| {str(case[1])[6:]} | {case[0]} | {batch} | {refresh:.2e} | {denoise:.2e} | "
-                f"{plain[case[1]]:.2e} | {ratio:.2f} |"
-            )
-
-
-if __name__ == "__main__":
-    tables()

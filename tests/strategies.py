@@ -14,6 +14,11 @@ def of(experiment: str, **params: Any) -> ReuseStrategy[Any]:
     return fdllm.load_strategy(experiment, k=2, subset="middle", n_layers=6, **params)
 
 
+FEW: list[ReuseStrategy[Any]] = [
+    NoReuse(),
+    PeriodicReuse(2, 2, 4),
+    PeriodicReuse(3, 1, 4, "residual"),
+]
 STRATEGIES: dict[str, ReuseStrategy[Any]] = {
     "none": NoReuse(),
     "k1": PeriodicReuse(1, 2, 4),

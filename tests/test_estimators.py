@@ -11,21 +11,16 @@ import pytest
 
 import fdllm
 from fdllm.core.config import Estimator
-from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.reuse import NoReuse, ReuseStrategy
 from fdllm.core.scorer import score_requests
 from fdllm.errors import FdllmError, UsageError
 from hub.checkpoint import byte_tokenizer
 from models import MASK, VOCAB, random_model, random_prompt
 from reference import reference_denoise_score
+from strategies import FEW
 
 BLOCK = 16
 DECODING = fdllm.Decoding(block_size=BLOCK, small_block_size=4, mask_id=MASK, stop_token=2)
-STRATEGIES: list[ReuseStrategy[Any]] = [
-    NoReuse(),
-    PeriodicReuse(2, 2, 4),
-    PeriodicReuse(3, 1, 4, "residual"),
-]
-every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
 def total(
@@ -38,7 +33,7 @@ def total(
     return sum(math.exp(score.loglikelihood) for score in scores)
 
 
-@every_strategy
+@pytest.mark.parametrize("strategy", FEW)
 @pytest.mark.parametrize("at", [5, 16, 31])  # inside a block, at its first column, across its end
 def test_chain_is_normalised_over_the_answers_of_a_length(
     strategy: ReuseStrategy[Any], at: int
@@ -51,7 +46,7 @@ def test_first_token_is_not_normalised_over_them() -> None:
     assert abs(total(random_prompt(1, 5), 2, NoReuse(), "first-token") - VOCAB) < 1e-2
 
 
-@every_strategy
+@pytest.mark.parametrize("strategy", FEW)
 @pytest.mark.parametrize(("prefix", "target"), [(5, 1), (5, 4), (15, 3), (16, 2), (30, 21)])
 def test_chain_equals_the_oracle_without_rounds(
     strategy: ReuseStrategy[Any], prefix: int, target: int

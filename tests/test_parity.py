@@ -51,6 +51,7 @@ RULED = {
     for task, shots, chat in (
         ("gsm8k", 0, True),
         ("gsm8k", 5, False),
+        ("gsm8k", 5, True),
         ("minerva_math", 0, True),
         ("minerva_math", 4, False),
     )

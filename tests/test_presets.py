@@ -292,16 +292,8 @@ def test_without_the_block_cache_every_step_is_a_refresh(root: Path) -> None:
         for run in planner(root).runs(sweep(root, "tiny_arithmetic", "published"))
     ]
     assert [c.state for c in cells] == [State.PENDING] * 3 + [State.NOT_APPLICABLE] * 6
-    assert "without the block cache every step is a REFRESH" in cells[-1].reason
     ancestor = planner(root).runs(sweep(root, "tiny_arithmetic", "ancestor"))
     assert {planner(root).state(run).state for run in ancestor} == {State.PENDING}
-
-
-def test_a_strategy_that_reuses_in_a_refresh_is_applicable(root: Path) -> None:
-    run = run_of(root, "tiny_arithmetic", "published", "k2_middle")
-    assert planner(root).not_applicable(run)
-    reusing = run.model_copy(update={"params": {"refresh_reuse": True}})
-    assert not planner(root).not_applicable(reusing)
 
 
 # --- what is refused ----------------------------------------------------------------------------

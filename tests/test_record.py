@@ -133,15 +133,3 @@ with locked(RunPaths(base / "task" / "k2_middle", base / "artifacts", base / "lo
     assert holder_of(paths) is None
     with locked(paths):
         pass
-
-
-def test_superseding_keeps_the_files_and_the_lock(tmp_path: Path) -> None:
-    paths = paths_in(tmp_path)
-    with locked(paths):
-        write_text(paths.summary, "old")
-        write_text(paths.journal, "old journal")
-        aside = paths.supersede()
-        assert aside is not None
-        assert sorted(p.name for p in aside.iterdir()) == ["journal.jsonl", "summary.json"]
-        assert holder_of(paths) is not None
-        assert paths.supersede() is None

@@ -14,10 +14,11 @@ from fdllm.core.cache import RowCache, Window
 from fdllm.core.config import Estimator
 from fdllm.core.model_runner import Stepper
 from fdllm.core.prefix_cache import ROOT, PrefixPool
-from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.reuse import NoReuse, ReuseStrategy
 from fdllm.core.scorer import Score, score_requests
 from fdllm.errors import UsageError
 from models import MASK, STOP, random_model, random_prompt
+from strategies import FEW
 
 DECODING = fdllm.Decoding(
     block_size=16, small_block_size=4, stop_token=STOP, mask_id=MASK, scoring_steps=3
@@ -25,11 +26,6 @@ DECODING = fdllm.Decoding(
 GIB_PER_BLOCK = (
     6 * 2 * 2 * 16 * 8 * 4 / 2**30
 )  # layers, k and v, kv heads, block, head dim, float32
-STRATEGIES: list[ReuseStrategy[Any]] = [
-    NoReuse(),
-    PeriodicReuse(2, 2, 4),
-    PeriodicReuse(3, 1, 4, "residual"),
-]
 
 
 def score_all(
@@ -71,7 +67,7 @@ def request_sets(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
 @given(
     pairs=request_sets(),
     scoring=st.sampled_from(get_args(Estimator)),
-    strategy=st.sampled_from(STRATEGIES),
+    strategy=st.sampled_from(FEW),
     batch_size=st.sampled_from([1, 3, 8]),
     pool_blocks=st.sampled_from([0, 1, 2, 50]),
     order=st.randoms(use_true_random=False),
@@ -116,7 +112,7 @@ def test_four_choices_cost_one_forward() -> None:
         assert len({s.loglikelihood for s in scores}) == 4
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", FEW)
 def test_prefixes_of_any_length_and_their_last_blocks_share_a_forward(
     strategy: ReuseStrategy[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

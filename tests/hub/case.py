@@ -30,7 +30,6 @@ from fdllm.evaluate.harness import evaluate, oracle
 from fdllm.evaluate.tasks import task_info
 from fdllm.runs import Evaluating
 from hub.checkpoint import MemoryStore, Tally, random_model
-from hub.plain import prompts_of_the_harness
 from hub.spoken import speaking
 
 
@@ -67,7 +66,7 @@ def run(
 
     Args:
         task: the task.
-        by: ``oracle``, ``model``, ``texts`` or ``harness`` (its own evaluator's prompts, alone).
+        by: ``oracle``, ``model`` or ``texts``.
         limit: documents of a leaf task.
         repeat: evaluate again from the same store.
         token: the user's token from here on.
@@ -98,11 +97,6 @@ def run(
         "code_execution": code_execution,
         "answerer": known,
     }
-    if by == "harness":
-        sent = prompts_of_the_harness(
-            task, model.tokenizer, num_fewshot=how.num_fewshot, limit=limit, chat=how.chat_template
-        )
-        return {"prompts": sent}
     try:
         found = evaluate(model, task, how, progress=first, **settings)
         again = evaluate(model, task, how, progress=second, **settings) if repeat else found

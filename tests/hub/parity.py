@@ -25,6 +25,7 @@ import transformers
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from fdllm.core.checkpoint import Model, load_model
@@ -34,10 +35,10 @@ from fdllm.evaluate import harness
 from fdllm.evaluate.boxed import METRIC
 from fdllm.evaluate.documents import LoadedTask, load_task, muted
 from fdllm.evaluate.samples import plain
+from fdllm.evaluate.tasks import definition_paths
 from fdllm.runs import Evaluating, Instruction
 from helpers import shared_folder
 from hub.checkpoint import MemoryStore, Tally
-from hub.plain import own_tasks
 from models import SPEC, hub_shape
 
 END = 151645
@@ -79,6 +80,12 @@ def checkpoint(folder: Path) -> Path:
     for path in (shared_folder() / "qwen_tokenizer").iterdir():
         shutil.copy(path, folder)
     return folder
+
+
+def own_tasks(task: str) -> TaskManager:
+    """The harness's own definition of a task, and none of its others, whose reading takes long."""
+    folders = {path if path.is_dir() else path.parent for path in definition_paths(task)}
+    return TaskManager(include_path=sorted(map(str, folders)), include_defaults=False)
 
 
 @cache
