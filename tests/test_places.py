@@ -124,7 +124,7 @@ def test_a_model_has_a_folder_of_its_own_unless_it_is_the_tasks(tmp_path: Path) 
     run = make_run(make_root(tmp_path / "root"))
     tiny, hub = ModelChoice(name="tiny"), ModelChoice(name="org/some.model")
     folders = {
-        Layout.task_folder(run.model_copy(update={"model": model, "limit": limit}))
+        str(TaskFolder.of(run.model_copy(update={"model": model, "limit": limit})))
         for model in (tiny, hub)
         for limit in (None, 7)
     }

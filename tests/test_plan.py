@@ -18,7 +18,7 @@ from fdllm.errors import UsageError
 from fdllm.experiment.repeats import repeats
 from fdllm.plan import State, TaskFacts
 from fdllm.record.identity import model_identity
-from fdllm.record.paths import Layout, model_slug
+from fdllm.record.paths import Layout, TaskFolder, model_slug
 from fdllm.runs import Cell, Evaluating, ModelChoice
 from helpers import ROOT
 from models import random_model, random_prompt
@@ -164,7 +164,7 @@ def test_models_never_share_a_place(root: Path, tmp_path: Path) -> None:
     names = ["tiny", str(root / "model"), str(twin), "org/name", "org/name-2", "a/org--name"]
     run = make_run(root)
     folders = {
-        Layout.task_folder(run.model_copy(update={"model": ModelChoice(name=name)}))
+        str(TaskFolder.of(run.model_copy(update={"model": ModelChoice(name=name)})))
         for name in names
     }
     assert len(folders) == len(names)

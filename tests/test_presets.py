@@ -196,7 +196,7 @@ def test_a_preset_is_part_of_the_path(root: Path) -> None:
     assert layout.run(own).folder == root / "results" / there
     assert layout.run(own).artifacts == root / "artifacts" / there
     assert layout.run(own).logs == root / "logs" / there
-    assert layout.task_folder(run).startswith("tiny_arithmetic_limit_10+published@model-")
+    assert str(TaskFolder.of(run)).startswith("tiny_arithmetic_limit_10+published@model-")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from fdllm.errors import UsageError
-from fdllm.experiment.criteria import Criteria
-from fdllm.experiment.settings import read_settings
+from fdllm.experiment.settings import Criteria, read_settings
 from fdllm.report.build import Page, build_page
 from fdllm.report.html import render_html
 from fdllm.report.measured import ideal_speedup, measured

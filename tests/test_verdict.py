@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fdllm.experiment.criteria import Criteria
+from fdllm.experiment.settings import Criteria
 from fdllm.report.compare_text import Comparison
 from fdllm.report.measured import Measured
 from fdllm.report.speed import Floor, Speed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,18 +144,19 @@ class TaskFacts:
 class Planner:
     """Answers what a sweep consists of and how far it is.
 
+    Experiments and tasks are asked for by name, found once, and a UsageError where there is none.
+
     Args:
         root: the checkout.
         layout: where records lie.
-        facts: what is known of a task by its name; raises UsageError for an unknown one.
+        facts: what is known of a task by its name.
     """
 
     def __init__(self, root: Path, layout: Layout, facts: Callable[[str], TaskFacts]) -> None:
         self.root = root
         self.layout = layout
-        self._facts = facts
-        self._tasks: dict[str, TaskFacts] = {}
-        self._experiments: dict[str, Experiment] = {}
+        self.experiment: Callable[[str], Experiment] = cache(partial(load_experiment, root=root))
+        self.task: Callable[[str], TaskFacts] = cache(facts)
         self._models: dict[ModelChoice, ModelIdentity] = {}
 
     def runs(self, sweep: Sweep) -> list[Run]:
@@ -190,18 +192,6 @@ class Planner:
             exceptions=() if sweep.preset is None else sweep.preset.exceptions,
             code_execution=sweep.code_execution,
         )
-
-    def experiment(self, name: str) -> Experiment:
-        """An experiment, read once."""
-        if name not in self._experiments:
-            self._experiments[name] = load_experiment(name, self.root)
-        return self._experiments[name]
-
-    def task(self, name: str) -> TaskFacts:
-        """A task's facts, found once."""
-        if name not in self._tasks:
-            self._tasks[name] = self._facts(name)
-        return self._tasks[name]
 
     def model(self, choice: ModelChoice) -> ModelIdentity:
         """A checkpoint's identity, found once; :meth:`forget_model` where a download changed it."""

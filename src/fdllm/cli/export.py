@@ -9,6 +9,7 @@ from fdllm.cli import show
 from fdllm.cli.options import Selection, absolute_path, flag
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import make_planner
+from fdllm.record.paths import TaskFolder
 from fdllm.record.provenance import versions
 from fdllm.release.choose import ALLOWANCES, Allowance
 
@@ -36,7 +37,7 @@ class ExportCommand(Selection):
 
         planner = make_planner(self)
         sweeps = list(show.report_sweeps(planner, self))
-        covered = {planner.layout.task_folder(planner.runs(sweep)[0]) for sweep in sweeps}
+        covered = {str(TaskFolder.of(planner.runs(sweep)[0])) for sweep in sweeps}
         others = sorted(
             path.name
             for path in (planner.layout.results / self.experiment).iterdir()

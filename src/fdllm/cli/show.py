@@ -19,7 +19,7 @@ from fdllm.errors import FdllmError
 from fdllm.evaluate.runner import Outcome
 from fdllm.plan import SETTLED, CellState, Planner, State
 from fdllm.presets.load import load_preset
-from fdllm.record.paths import model_slug
+from fdllm.record.paths import TaskFolder, model_slug
 from fdllm.report.grid import overlap_sentence
 from fdllm.report.table import check_lines, figures_table, heading, twins_agree
 from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, Sweep, home_model
@@ -123,7 +123,7 @@ def overlaps(request: SweepRequest, *, quiet: bool = False) -> None:
 def elsewhere(request: SweepRequest) -> None:
     """Point at records that this selection does not cover."""
     sweep, layout = request.sweep, request.planner.layout
-    covered = {layout.task_folder(run) for run in request.runs}
+    covered = {str(TaskFolder.of(run)) for run in request.runs}
     hints = []
     for folder in layout.task_folders(sweep.experiment):
         limit = "" if folder.limit is None else f" --limit {folder.limit}"

@@ -31,6 +31,7 @@ from fdllm.doctor.findings import blocking
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.tasks import task_info
+from fdllm.record.paths import TaskFolder
 
 _PLACE = (
     "where it is computed\nwhat stays the same from one sweep to the next stands in fdllm.toml "
@@ -222,7 +223,7 @@ def _submit(request: SweepRequest, options: SweepOptions) -> int:
         show.print_json(request.survey())
         return 0
     for submission in made:
-        say(_told(request, submission))
+        say(_told(submission))
     if made:
         say("fdllm status --watch follows them; scancel JOB ends one, the same sweep goes on")
     else:
@@ -255,11 +256,11 @@ def _show_scripts(submissions: Sequence[Submission]) -> None:
             say(f"\n# {one.folder / name}\n{text}")
 
 
-def _told(request: SweepRequest, submission: Submission) -> str:
+def _told(submission: Submission) -> str:
     """A line about what was submitted."""
     first = submission.assignments[0].run
     num_runs = len({one.run.cell.name for one in submission.assignments})
-    task = request.planner.layout.task_folder(first)
+    task = TaskFolder.of(first)
     parts = sum(one.merge is None for one in submission.assignments)
     split = "" if parts == num_runs else f" in {parts} shards, merged by {submission.merge_job_id}"
     log = submission.log_folder(0).parent / "*" / f"slurm_{submission.job_id}_*.log"

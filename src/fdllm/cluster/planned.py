@@ -24,7 +24,7 @@ from fdllm.cluster.submission import (
 from fdllm.errors import UsageError
 from fdllm.plan import Planner
 from fdllm.record.image import SHA256, image_digest
-from fdllm.record.paths import utc_stamp
+from fdllm.record.paths import TaskFolder, utc_stamp
 from fdllm.runs import Run
 
 _CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "NLTK_DATA")
@@ -109,7 +109,7 @@ def _scripts(
         return render(
             Script(
                 cluster=cluster,
-                name=f"fdllm-{run.experiment}-{planner.layout.task_folder(run)}",
+                name=f"fdllm-{run.experiment}-{TaskFolder.of(run)}",
                 resources=resources,
                 logs={one.index: submission.log_folder(one.index) for one in assignments},
                 ended=submission.folder / "ended",

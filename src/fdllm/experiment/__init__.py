@@ -1,10 +1,10 @@
 """Experiments: folders ``experiments/NN_name`` with the code and the grid of one study."""
 
-from fdllm.experiment.create import create_experiment
 from fdllm.experiment.load import (
     CODE_FILE,
     Experiment,
     Unmask,
+    create_experiment,
     list_experiments,
     load_experiment,
     load_strategy,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fdllm import strictjson
+from fdllm.caches import own_cache
 from fdllm.errors import FdllmError
 
 _REASONS = {
@@ -78,6 +79,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:  # noqa: ANN401 - any JSON value
     """Put ``data`` under ``path`` as indented JSON; see :func:`write_text` and ``strictjson``."""
     write_text(path, strictjson.dumps(data, indent=2) + "\n")
+
+
+def read_cache(name: str) -> dict[str, Any]:
+    """What :func:`write_cache` kept; empty where that cannot be read."""
+    try:
+        data = strictjson.loads((own_cache() / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def write_cache(name: str, data: dict[str, Any]) -> None:
+    """Remember ``data`` on this machine, for other processes; see :func:`write_text`."""
+    write_json(own_cache() / name, data)
 
 
 def sync_folder(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -17,10 +18,9 @@ from typing import Any, Self
 from pydantic import Field
 
 from fdllm import tiny
-from fdllm.caches import own_cache
 from fdllm.core.checkpoint_files import cached_snapshot, files_read
 from fdllm.errors import FdllmError, UsageError
-from fdllm.record.atomic import write_json
+from fdllm.record.atomic import read_cache, write_cache
 from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, ModelChoice
 from fdllm.spec import Spec
 
@@ -161,14 +161,15 @@ def locked_versions() -> str:
     Local labels (``+cpu``) are left out: the kind of machine stands in the provenance, and a
     table over two kinds is refused there.
     """
-    found = []
-    for name in _LOCKED:
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            version = "absent"
-        found.append(f"{name} {version.partition('+')[0]}")
-    return ", ".join(found)
+    return ", ".join(f"{name} {installed(name, 'absent').partition('+')[0]}" for name in _LOCKED)
+
+
+def installed(name: str, otherwise: str) -> str:
+    """The version of a library that is installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return otherwise
 
 
 @dataclass(frozen=True)
@@ -239,19 +240,9 @@ def _cached_hash(path: Path) -> str:
     if status.st_size < _SMALL:
         return _hash(path)
     key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-    known = _read_cache()
+    known = read_cache(_HASHES)
     if key not in known:
         known[key] = _hash(path)
-        try:
-            write_json(own_cache() / _HASHES, known)
-        except Exception:  # noqa: BLE001 - a cache that cannot be written costs time, nothing else
-            return known[key]
-    return known[key]
-
-
-def _read_cache() -> dict[str, str]:
-    try:
-        data = json.loads((own_cache() / _HASHES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}
+        with suppress(Exception):  # a cache that cannot be written costs time, nothing else
+            write_cache(_HASHES, known)
+    return str(known[key])

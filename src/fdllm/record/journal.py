@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -306,8 +306,7 @@ def write_failure(paths: RunPaths, reason: str, log: str | None) -> Failure:
     """
     failure = Failure(reason, log, utc_now())
     with suppress(FdllmError):
-        content = {"reason": failure.reason, "log": failure.log, "time": failure.time}
-        write_json(paths.failed, content)
+        write_json(paths.failed, asdict(failure))
     return failure
 
 

@@ -220,14 +220,9 @@ class Layout:
 
     def run(self, run: Run) -> RunPaths:
         """The files of ``run``."""
-        part = Path(run.experiment, self.task_folder(run), run.cell.name)
+        part = Path(run.experiment, str(TaskFolder.of(run)), run.cell.name)
         # A log belongs to a place in the table, so it has the limit and the model in its path too.
         return RunPaths(self.results / part, self.artifacts / part, self.logs / part)
-
-    @staticmethod
-    def task_folder(run: Run) -> str:
-        """``<task>[_limit_N][+preset][@model]``."""
-        return str(TaskFolder.of(run))
 
     def task_folders(self, experiment: str) -> Iterator[TaskFolder]:
         """Task folders of an experiment that hold anything."""

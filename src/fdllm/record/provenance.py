@@ -12,10 +12,10 @@ import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fdllm.record.identity import installed
 from fdllm.record.image import own_image_digest
 
 _PACKAGES = (
@@ -63,13 +63,7 @@ def utc_now() -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions, local labels included."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {name: installed(name, "not installed") for name in _PACKAGES}
 
 
 def cpu_name() -> str:

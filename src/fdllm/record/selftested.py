@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from fdllm.caches import own_cache
-from fdllm.record.atomic import write_json
+from fdllm.record.atomic import read_cache, write_cache
 from fdllm.record.identity import digest_of, source_hashes
 from fdllm.record.provenance import cpu_name
 
 NOT_RUN = "not run"
+_FILE = "selftest.json"
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,12 @@ def keep(accelerator: str | None, found: Selftested) -> None:
     Raises:
         FdllmError: the cache cannot be written.
     """
-    write_json(_file(), _read() | {_key(accelerator): asdict(found)})
+    write_cache(_FILE, read_cache(_FILE) | {_key(accelerator): asdict(found)})
 
 
 def last(accelerator: str | None) -> Selftested | None:
     """The device's last outcome with this torch and this source; None where there is none."""
-    kept: Any = _read().get(_key(accelerator))
+    kept: Any = read_cache(_FILE).get(_key(accelerator))
     try:
         return Selftested(
             tuple(map(str, kept["failed"])),
@@ -96,15 +94,3 @@ def _key(accelerator: str | None) -> str:
     device = cpu_name() if accelerator is None else accelerator
     source = digest_of(source_hashes())[:12]
     return f"{device}, torch {metadata.version('torch')}, source {source}"
-
-
-def _file() -> Path:
-    return own_cache() / "selftest.json"
-
-
-def _read() -> dict[str, Any]:
-    try:
-        data = json.loads(_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}

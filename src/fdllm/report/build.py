@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fdllm.experiment.criteria import Criteria
+from fdllm.experiment.settings import Criteria
 from fdllm.report.alternative import Alternative, find_alternative
 from fdllm.report.compare import compare_grid
 from fdllm.report.compare_text import Comparison

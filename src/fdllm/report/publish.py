@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fdllm.errors import FdllmError
-from fdllm.experiment.criteria import Criteria
+from fdllm.experiment.settings import Criteria
 from fdllm.plan import CellState, Planner, State
 from fdllm.record.paths import Layout
 from fdllm.report.build import Page, TablePage, build_page

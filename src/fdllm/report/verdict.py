@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fdllm.experiment.criteria import Criteria
+from fdllm.experiment.settings import Criteria
 from fdllm.report.compare_text import Comparison
 from fdllm.report.measured import Measured
 from fdllm.report.stats import Estimate
