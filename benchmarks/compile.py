@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fdllm
-from fdllm.fast.accelerators import Compiled
-from fdllm.fast.cuda_graphs import Work
+from fdllm.fast.cuda_graphs import CudaGraphs, Work
 from fdllm.selftest.graphs import STEPS, steps_of
 from fdllm.timing.interleave import Rounds, interleave
 from fdllm_bench.tables import ratio, text
@@ -42,7 +41,7 @@ def main() -> None:
     models = {way: fdllm.load_model(given.model, device="cpu", dtype="float32") for way in ways}
     models["torch"].compile(asked=False)
     models["C kernels"].compile(asked=True)
-    models["torch.compile"].network.use(Compiled(record=compiled))
+    models["torch.compile"].accelerator = CudaGraphs(compiled)
     table = Table("columns", "by", "ms", "times torch's", "made in s")
     for width in (8, models["torch"].spec.block_size):
         works, made = {}, {}

@@ -17,16 +17,17 @@ from torch import Tensor
 
 import fdllm
 from fdllm.core import decoder_layer
-from fdllm.core.cache import RowCache, Window
+from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.layerplan import LayerPlan
 from fdllm.core.layers import block_causal_mask
 from fdllm.core.network import Network
-from fdllm.fast.accelerators import Compiled
-from fdllm.fast.cuda_graphs import RECORD_FROM
-from fdllm.fast.kernels import find_fused
+from fdllm.core.torch_backend import Accelerator
+from fdllm.fast.accelerators import kernels_on
+from fdllm.fast.cuda_graphs import RECORD_FROM, CudaGraphs
 from fdllm.selftest.subjects import small
 from fdllm.tiny.tasks import rows
 from fdllm.tiny.vocabulary import decode, encode, encode_prompt
+from models import model_of
 from tape import Tape
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ Case = tuple[str, torch.dtype]
 def exists(path: str, dtype: torch.dtype) -> bool:
     """Whether this machine has a path for a type: float16 is neither packed nor compiled."""
     able = "packed" not in path or decoder_layer.can_pack(torch.zeros(1, dtype=dtype))
-    return able and ("compiled" not in path or find_fused(CPU, dtype) is not None)
+    return able and ("compiled" not in path or kernels_on(CPU, dtype) is not None)
 
 
 CASES: list[Case] = [(path, dtype) for dtype in TYPES for path in PATHS if exists(path, dtype)]
@@ -53,16 +54,18 @@ def named(case: Case) -> str:
 
 
 @contextmanager
-def laid_out(network: Network, case: Case) -> Iterator[None]:
+def laid_out(model: fdllm.Model, case: Case) -> Iterator[None]:
     """Decode on one path; matrices of any size are packed, or none."""
     path, dtype = case
     before = decoder_layer.PACK_FROM
     decoder_layer.PACK_FROM = 1 if path.startswith(("packed", "plain, ")) else 1 << 62
     try:
         if "plain, " not in path:  # what is not frozen is not packed
-            network.freeze()
-        fused = find_fused(CPU, dtype) if "compiled" in path else None
-        network.use(Compiled(fused, Tape() if path == "recorded" else None))
+            model.freeze()
+        kernels = kernels_on(CPU, dtype) if "compiled" in path else None
+        model.accelerator = kernels or Accelerator()
+        if path == "recorded":
+            model.accelerator = CudaGraphs(Tape())
         yield
     finally:
         decoder_layer.PACK_FROM = before
@@ -94,7 +97,7 @@ def answers(case: Case, batch_size: int, num_sums: int, num_choices: int) -> Ans
     asked = list(rows.arithmetic()["test"].select(range(num_sums)))
     chosen = list(rows.choice()["test"].select(range(num_choices)))
     model = fdllm.load_model("tiny", device="cpu", dtype=case[1], freeze=False)
-    with laid_out(model.network, case):
+    with laid_out(model, case):
         prompts = [encode_prompt(row["question"]) for row in asked]
         outs = fdllm.generate(
             model, prompts, fdllm.Decoding(max_new_tokens=56), batch_size=batch_size
@@ -152,35 +155,29 @@ class Deep:
     @torch.inference_mode()
     def path_error(self, case: Case, batch: int) -> tuple[float, float]:
         """Of REFRESH and of DENOISE against exact logits, for rows of three lengths."""
-        network = self.network(case[1])
-        with laid_out(network, case):
-            run = network.prepare()
-            cache = RowCache(
-                self.spec,
-                num_rows=batch,
-                capacity=4 * BLOCK,
-                block_size=BLOCK,
-                like=network.embedding.weight,
-                fused=run.fused,
-            )
+        model = model_of(self.network(case[1]))
+        with laid_out(model, case):
+            run, plan = model.runner(), LayerPlan(self.spec.num_layers)
+            backend = model.backend(num_rows=batch, capacity=4 * BLOCK)
             text = [row % 3 for row in range(batch)]
             length = [BLOCK * (1 + row % 3) for row in range(batch)]
-            plan = LayerPlan(self.spec.num_layers)
             for row, stop in enumerate(length):
                 window = Window((row,), (0,), stop, (stop,), causal_block=BLOCK)
-                run.forward(self.ids[text[row], :stop], cache, window, plan, [0])
+                run.forward(self.ids[text[row], :stop], backend, ForwardBatch((window,)), plan)
 
             def forward(first: int, width: int) -> float:
                 """A forward is recorded when it comes for the third time."""
                 starts = tuple(stop + first for stop in length)
                 extents = tuple(stop + BLOCK for stop in length)
-                window = Window(tuple(range(batch)), starts, width, extents)
+                columns = (first,) * batch
+                window = Window(tuple(range(batch)), starts, width, extents, first_columns=columns)
+                where = ForwardBatch((window,))
                 at = [(one, slice(s, s + width)) for one, s in zip(text, starts, strict=True)]
-                ids = torch.stack([self.ids[spot] for spot in at])
+                ids = torch.cat([self.ids[spot] for spot in at])
                 for _ in range(RECORD_FROM - 1 if case[0] == "recorded" else 0):
-                    run.forward(ids, cache, window, plan, [first] * batch)
-                done = run.forward(ids, cache, window, plan, [first] * batch)
-                exact = torch.stack([self.exact[spot] for spot in at])
+                    run.forward(ids, backend, where, plan)
+                done = run.forward(ids, backend, where, plan)
+                exact = torch.cat([self.exact[spot] for spot in at])
                 return self.error(run.head(done.hidden).float(), exact)
 
             return forward(0, BLOCK), forward(8, 8)

@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 import fdllm
+from fdllm.core.forward_batch import ForwardBatch, Window
+from fdllm.core.layerplan import LayerPlan
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.network import Network
+from fdllm.fast.accelerators import accelerator_on
 
 VOCAB = 48
 MASK, STOP = VOCAB - 1, 2
@@ -55,8 +58,29 @@ def random_model(
                 scale = 1.0 if name.startswith(("embedding", "head")) else 1.5 / width**0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     network.eval().requires_grad_(requires_grad=False)
-    cpu = torch.device("cpu")
-    return fdllm.Model(network, spec, None, f"random-{seed}", cpu, torch.float32)
+    return model_of(network, f"random-{seed}")
+
+
+def model_of(network: Network, name: str = "made") -> fdllm.Model:
+    """A network on a CPU, with the accelerators that a checkpoint is loaded with."""
+    dtype, cpu = network.embedding.weight.dtype, torch.device("cpu")
+    return fdllm.Model(network, network.spec, None, name, cpu, dtype, accelerator_on)
+
+
+def forward_all(model: fdllm.Model, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of whole sequences [rows, columns] as decoding has them: each token sees those ahead.
+
+    Args:
+        model: laid out for decoding or not.
+        ids: tokens.
+    """
+    rows, columns = ids.shape
+    backend = model.backend(num_rows=rows, capacity=columns)
+    window = Window(tuple(range(rows)), (0,) * rows, columns, (columns,) * rows, causal_block=1)
+    runner, plan = model.runner(), LayerPlan(model.n_layers)
+    with torch.inference_mode():
+        hidden = runner.forward(ids.view(-1), backend, ForwardBatch((window,)), plan).hidden
+        return runner.head(hidden).view(rows, columns, -1)
 
 
 def random_prompt(seed: int, length: int) -> list[int]:

@@ -61,8 +61,8 @@ class PlainModel:
             for layer in range(plan.layer):
                 x = self._layer(layer, x, positions, visible)
             before, x = x, self._layer(plan.layer, x, positions, visible)
-            slot = plan.run.slot
-            old = torch.stack([self.stored[slot, p] for p in positions])
+            key = plan.run.key
+            old = torch.stack([self.stored[key, p] for p in positions])
             self.change = float(torch.linalg.norm(x - before - old) / torch.linalg.norm(old))
             calm = self.change < plan.threshold
             if not calm:
@@ -107,15 +107,15 @@ class PlainModel:
 
     def _store(self, run: LayerRun, positions: list[int], x: Tensor) -> None:
         for i, p in enumerate(positions):
-            if (run.slot, p) in self.stored:
-                self.older[run.slot, p] = self.stored[run.slot, p]
-            self.stored[run.slot, p] = x[i]
+            if (run.key, p) in self.stored:
+                self.older[run.key, p] = self.stored[run.key, p]
+            self.stored[run.key, p] = x[i]
 
     def _value(self, run: LayerRun, position: int) -> Tensor:
-        new = self.stored[run.slot, position]
+        new = self.stored[run.key, position]
         if not run.extrapolate:
             return new
-        return new + run.extrapolate * (new - self.older[run.slot, position])
+        return new + run.extrapolate * (new - self.older[run.key, position])
 
     def _layer(self, index: int, x: Tensor, positions: list[int], visible: int) -> Tensor:
         spec, weights = self.model.spec, dict(self.model.network.named_parameters())

@@ -134,7 +134,7 @@ def test_a_profile_has_every_phase(made: dict[str, Any]) -> None:
     for one in profiles:
         names = [operator["name"] for operator in one["operators"]]
         assert "outside of operators" in names
-        attention = {"kernels::mix", "aten::_scaled_dot_product_flash_attention_for_cpu"}
+        attention = {"kernels::attend", "aten::_scaled_dot_product_flash_attention_for_cpu"}
         assert attention & set(names)
         shares = [operator["share"] for operator in one["operators"]]
         assert shares == sorted(shares, reverse=True)

@@ -18,13 +18,14 @@ import fdllm
 import models
 from fdllm.core.checkpoint import hub_names, hub_shapes
 from fdllm.core.checkpoint_files import INDEX, WEIGHTS, files_read, unread_weights
+from fdllm.core.model_runner import ModelRunner
 from fdllm.core.network import Network
 from fdllm.core.pretrained import read_spec
 from fdllm.errors import FdllmError
 from fdllm.evaluate.machine import Machine
 from fdllm.record.identity import model_identity
 from fdllm.runs import Evaluating, ModelChoice
-from models import hub_config, save_shards
+from models import forward_all, hub_config, save_shards
 
 END_OF_TEXT, END_OF_TURN = 151643, 151645
 SPEC = replace(models.SPEC, num_layers=3)
@@ -281,12 +282,10 @@ def test_what_is_not_loaded_is_in_no_identity(folder: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_frozen_layer_by_layer_or_whole_the_answers_are_equal(folder: Path, dtype: str) -> None:
     ids = torch.randint(3, 39, (1, 32), generator=torch.Generator().manual_seed(2))
-    seen, positions = torch.ones(32, 32, dtype=torch.bool), torch.arange(32)
-    streamed = fdllm.load_model(folder, device="cpu", dtype=dtype).network
-    whole = fdllm.load_model(folder, device="cpu", dtype=dtype, freeze=False).network
+    streamed = fdllm.load_model(folder, device="cpu", dtype=dtype)
+    whole = fdllm.load_model(folder, device="cpu", dtype=dtype, freeze=False)
     whole.freeze()
-    want = whole.dense(ids, positions, seen)
-    assert torch.equal(streamed.dense(ids, positions, seen), want)
+    assert torch.equal(forward_all(streamed, ids), forward_all(whole, ids))
 
 
 def test_at_most_one_layer_is_held_in_two_layouts() -> None:
@@ -302,7 +301,7 @@ def test_at_most_one_layer_is_held_in_two_layouts() -> None:
             for name, empty in list(owner.named_parameters(recurse=False)):
                 setattr(owner, name, nn.Parameter(torch.ones(empty.shape), requires_grad=False))
 
-    network.freeze(fill)
+    ModelRunner(network, freeze=True, fill=fill)
     embedding, layer = 300 * 256, sum(p.numel() for p in Network(wide).stack[0].parameters())
     # The embedding, the last norm, the head; then the layers, of which small ones stay.
     assert held[:3] == [0, embedding, embedding + 256]

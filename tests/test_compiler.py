@@ -12,9 +12,9 @@ import torch
 
 import fdllm
 from fdllm.errors import UsageError
-from fdllm.fast.accelerators import compiled_on
+from fdllm.fast.accelerators import accelerator_on
 from fdllm.fast.build import CompilerError
-from fdllm.fast.kernels import load_fused
+from fdllm.fast.kernels import load_kernels
 from models import DECODING, random_model, random_prompt
 
 CPU = torch.device("cpu")
@@ -25,9 +25,9 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of its own, and nothing loaded; the folder that libraries go to."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
-    load_fused.cache_clear()
+    load_kernels.cache_clear()
     yield tmp_path / "cache" / "fdllm"
-    load_fused.cache_clear()
+    load_kernels.cache_clear()
 
 
 def script(path: Path, lines: Sequence[str]) -> str:
@@ -36,14 +36,14 @@ def script(path: Path, lines: Sequence[str]) -> str:
     return str(path)
 
 
-def test_compiled_once(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerator_once(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     counting = script(tmp_path / "counting", [f"env >>{log}", f"echo call >>{log}", 'exec cc "$@"'])
     monkeypatch.setenv("CC", f"{counting} -DANYTHING")
     for _ in range(2):
-        load_fused(torch.float32)
-        load_fused.cache_clear()  # as another process
+        load_kernels(torch.float32)
+        load_kernels.cache_clear()  # as another process
     told = log.read_text(encoding="utf-8")
     assert told.splitlines().count("call") == 1
     assert "hf_secret" not in told
@@ -53,14 +53,14 @@ def test_compiled_once(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"no library")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    load_fused(torch.float32)
+    load_kernels(torch.float32)
     assert log.read_text(encoding="utf-8").splitlines().count("call") == 2
     assert damaged.read_bytes() == library.read_bytes()
 
 
 def test_a_cache_that_cannot_be_written(fresh: Path) -> None:
     fresh.parent.write_text("a file, no folder", encoding="utf-8")
-    tokens, _ = load_fused(torch.float32).choose(torch.eye(4), 0)
+    tokens, _ = load_kernels(torch.float32).choose(torch.eye(4), 0)
     assert tokens == [1, 1, 2, 3]
 
 
@@ -83,9 +83,9 @@ def test_without_a_compiler(
         path = named if isinstance(named, str) else script(tmp_path / "broken", named)
         monkeypatch.setenv("CC", path)
     with pytest.raises(CompilerError, match=re.escape(said)):
-        load_fused(torch.float32)
+        load_kernels(torch.float32)
     # Nobody asked: torch's kernels serve, and the record says so.
-    assert str(compiled_on(CPU, torch.float32)) == "no"
+    assert accelerator_on(CPU, torch.float32).name == "no"
     model = random_model(3)
     assert fdllm.generate(model, [random_prompt(1, 7)], DECODING, fdllm.NoReuse())[0].tokens
     # Somebody did.

@@ -14,8 +14,7 @@ import torch
 
 import fdllm
 from fdllm.core.reuse import ReuseStrategy
-from fdllm.fast.accelerators import Compiled
-from fdllm.fast.cuda_graphs import EXTENT_STEP, Record, cuda_graph
+from fdllm.fast.cuda_graphs import EXTENT_STEP, CudaGraphs, Record, cuda_graph
 from models import DECODING, PROMPTS, random_model, random_prompt
 from strategies import STRATEGIES, every_strategy
 from tape import Tape
@@ -23,12 +22,12 @@ from tape import Tape
 
 @contextmanager
 def recording(model: fdllm.Model, record: Record) -> Iterator[None]:
-    model.network.freeze()
-    model.network.use(Compiled(record=record))
+    model.freeze()
+    model.accelerator = CudaGraphs(record)
     try:
         yield
     finally:
-        model.network.use(Compiled())
+        model.compile(asked=False)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

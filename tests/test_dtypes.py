@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dtypes import BATCHES, CASES, TYPES, Case, Deep, answers, named
-from fdllm.core.workspace import pairs_of
+from fdllm.core.torch_backend import pairs_of
 
 # More than the largest batch, so that freed rows are taken by others; four choices a question.
 SUMS, QUESTIONS = 18, 5

@@ -80,15 +80,15 @@ def test_contract(experiment: str, cell: str, n_layers: int) -> None:
         done = plan
         if isinstance(plan, ProbePlan):
             done = plan.calm if index % 2 else plan.otherwise
-            assert plan.run.slot in stored, "a probe compares with what was stored"
+            assert plan.run.key in stored, "a probe compares with what was stored"
         assert isinstance(done, LayerPlan)
         assert done.n_layers == n_layers
         assert done.num_computed + done.num_reused == n_layers
         for run in (*done.reuse, *done.partial):
             assert index > 0, "a block's first forward has nothing to reuse"
-            assert run.slot in stored, "only what was stored can be reused"
+            assert run.key in stored, "only what was stored can be reused"
             assert set(range(run.start, run.stop)) <= allowed
-        stored |= {run.slot for run in done.store}
+        stored |= {run.key for run in done.store}
         num_reused += done.num_reused + len(done.partial)
         seen = Observation(done, num_masked=4, num_unmasked=1, confidence=(0.99,))
         state = strategy.observe(step, seen, state)

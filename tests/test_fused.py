@@ -11,15 +11,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 import fdllm
-from fdllm.core.cache import RowCache, Window
+from fdllm.core.attention import AttentionBackend, Norm
+from fdllm.core.cache import RowCache
+from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.layerplan import LayerPlan, LayerRun
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.reuse import ReuseStrategy
+from fdllm.core.torch_backend import TorchBackend
 from fdllm.core.unmask import choose_greedy
 from fdllm.errors import UsageError
-from fdllm.fast.accelerators import compiled_on
-from fdllm.fast.kernels import FusedBuffers, FusedPlace, load_fused
-from models import DECODING, PROMPTS, random_model, random_prompt, wide_network
+from fdllm.fast.accelerators import accelerator_on
+from fdllm.fast.kernels import CpuKernelBackend, load_kernels
+from models import DECODING, PROMPTS, model_of, random_model, random_prompt, wide_network
 from strategies import STRATEGIES, every_strategy
 
 CPU = torch.device("cpu")
@@ -37,6 +40,20 @@ def spec_of(hidden: int = 96, inner: int = 250) -> ModelSpec:
     return ModelSpec(50, hidden, 2, 4, 2, inner)
 
 
+def backend_of(
+    spec: ModelSpec, like: torch.Tensor, columns: int, rows: int = 1
+) -> CpuKernelBackend:
+    """Ready for so many columns."""
+    cache = RowCache(spec, num_rows=rows, capacity=200, block_size=16, like=like)
+    backend = CpuKernelBackend(cache, load_kernels(like.dtype))
+    backend.resize(columns)
+    return backend
+
+
+def plain(x: torch.Tensor) -> torch.Tensor:
+    raise AssertionError(f"torch's norm of {x.shape}")
+
+
 # --- each kernel ----------------------------------------------------------------------------------
 
 
@@ -46,12 +63,12 @@ def test_norm(dtype: torch.dtype, columns: int) -> None:
     spec = spec_of()
     x = (torch.randn(columns, spec.hidden_size) * torch.logspace(-3, 3, columns)[:, None]).to(dtype)
     scale = torch.rand(spec.hidden_size).to(dtype) + 0.5
-    buffers = FusedBuffers(load_fused(dtype), spec, rows=1, width=columns, like=x)
+    backend = backend_of(spec, x, columns)
     root = spec.hidden_size**0.5 if dtype == torch.float32 else 1.0
     want = scale * F.rms_norm(x.float(), x.shape[-1:], None, spec.rms_norm_eps).to(dtype)
-    assert_near(buffers.norm(x, scale) * root, want, NEAR[dtype])
+    assert_near(backend.norm(x, Norm(plain, scale)) * root, want, NEAR[dtype])
     bare = F.rms_norm(x.float(), x.shape[-1:], None, spec.rms_norm_eps).to(dtype)
-    assert_near(buffers.norm(x, None) * root, bare, NEAR[dtype])
+    assert_near(backend.norm(x, Norm(plain, None)) * root, bare, NEAR[dtype])
 
 
 @TYPES
@@ -60,20 +77,20 @@ def test_gate(dtype: torch.dtype) -> None:
     both = (torch.randn(9, 2 * spec.intermediate_size) * 20).to(dtype)
     both[0, :8] = torch.tensor([0.0, -0.0, 88.0, -88.0, 1e4, -1e4, 1e-30, -1e-30])
     gate, up = both.chunk(2, -1)
-    made = FusedBuffers(load_fused(dtype), spec, rows=3, width=3, like=both).gate(both)
+    made = backend_of(spec, both, 9).gate(both)
     assert_near(made, F.silu(gate) * up, NEAR[dtype])
 
 
 @TYPES
 def test_choice(dtype: torch.dtype) -> None:
-    fused = load_fused(dtype)
+    kernels = load_kernels(dtype)
     logits = (torch.randn(40, 77) * torch.logspace(-2, 2, 40)[:, None]).to(dtype)
     logits[3] = 1.0  # all equal: the first of them
     logits[4, 12] = logits[4, 60] = 500.0
     logits[5, 7] = 1000.0  # the barred one is by far the most probable
     logits[6, ::2] = torch.finfo(dtype).min
     for barred in (0, 7, 76):
-        tokens, confidence = fused.choose(logits, barred)
+        tokens, confidence = kernels.choose(logits, barred)
         want, sure = choose_greedy(logits.clone(), barred)
         assert tokens == want.tolist()
         assert_near(torch.tensor(confidence), sure, (1e-5, 1e-30))
@@ -82,7 +99,7 @@ def test_choice(dtype: torch.dtype) -> None:
 @TYPES
 def test_choice_tells_of_a_logit_that_is_not_finite(dtype: torch.dtype) -> None:
     """Wherever it stands, behind the best token or in the barred one's place; of no other row."""
-    fused, barred = load_fused(dtype), 5
+    kernels, barred = load_kernels(dtype), 5
     for seed in range(200):
         generator = torch.Generator().manual_seed(seed)
         logits = torch.randn(3, 20, generator=generator).to(dtype)
@@ -91,7 +108,7 @@ def test_choice_tells_of_a_logit_that_is_not_finite(dtype: torch.dtype) -> None:
         logits[1, int(torch.randint(20, (), generator=generator))] = odd
         logits[2, barred] = odd
         for tokens, confidence in (
-            fused.choose(logits, barred),
+            kernels.choose(logits, barred),
             [part.tolist() for part in choose_greedy(logits.clone(), barred)],
         ):
             assert tokens[0] == want[0]
@@ -113,83 +130,91 @@ WINDOWS = {
 }
 
 
-def caches(model: fdllm.Model, dtype: torch.dtype) -> list[RowCache]:
-    """Without compiled kernels and with them, and the same in both."""
-    like = model.network.embedding.weight
-    made = [
-        RowCache(model.spec, num_rows=3, capacity=64, block_size=16, like=like, fused=fused)
-        for fused in (None, load_fused(dtype))
-    ]
-    for cache in made:
+def backends(model: fdllm.Model) -> list[AttentionBackend[Any]]:
+    """Torch's and that of the kernels, over caches that hold the same."""
+    made = []
+    for asked in (False, True):
+        model.compile(asked=asked)
+        backend = model.backend(num_rows=3, capacity=64, block_size=16)
         torch.manual_seed(7)
-        cache.keys.normal_()
-        cache.values.normal_()
+        backend.cache.keys.normal_()
+        backend.cache.values.normal_()
+        made.append(backend)
+    assert [type(backend) for backend in made] == [TorchBackend, CpuKernelBackend]
     return made
+
+
+def assert_same_caches(
+    made: list[AttentionBackend[Any]], near: tuple[float, float] = FORWARD_NEAR[torch.float32]
+) -> None:
+    plain, compiled = (backend.cache for backend in made)
+    assert_near(compiled.keys, plain.keys, near)
+    assert_near(compiled.values, plain.values, near)
 
 
 @TYPES
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
 @torch.inference_mode()
 def test_forwards_are_the_same(window: Window, dtype: torch.dtype) -> None:
-    network = wide_network(dtype)
-    model = fdllm.Model(network, network.spec, None, "wide", CPU, dtype)
-    network.freeze()
-    stepper = network.prepare()
-    ids = torch.arange(3, 3 + len(window.rows) * window.width) % 290
-    plan, starts = LayerPlan(model.n_layers), [0] * len(window.rows)
+    model = model_of(wide_network(dtype))
+    model.freeze()
+    runner, batch = model.runner(), ForwardBatch((window,))
+    ids = torch.arange(3, 3 + window.num_columns) % 290
+    plan = LayerPlan(model.n_layers)
     for columns in (range(ids.numel()), range(3)):
-        plain, fused = caches(model, dtype)
-        done = [
-            stepper.read(ids, cache, [window], plan, starts, columns=columns)
-            for cache in (plain, fused)
-        ]
+        made = backends(model)
+        done = [runner.forward(ids, backend, batch, plan, columns) for backend in made]
         assert_near(done[1].hidden, done[0].hidden, FORWARD_NEAR[dtype])
-        assert_near(fused.keys, plain.keys, FORWARD_NEAR[dtype])
-        assert_near(fused.values, plain.values, FORWARD_NEAR[dtype])
+        assert_same_caches(made, FORWARD_NEAR[dtype])
+
+
+@torch.inference_mode()
+def test_windows_of_several_widths_share_a_forward() -> None:
+    """Each as it is alone; a window sees what those ahead of it write."""
+    model = random_model(2)
+    runner, plan = model.runner(), LayerPlan(model.n_layers)
+    prompt, tail = Window((1,), (0,), 32, (32,), causal_block=16), Window((1,), (32,), 16, (48,))
+    other = Window((0, 2), (16, 3), 16, (32, 20))
+    ids = torch.arange(3, 3 + 32 + 16 + 32) % 40
+    for together, apart in zip(backends(model), backends(model), strict=True):
+        done = runner.forward(ids, together, ForwardBatch((prompt, tail, other)), plan)
+        parts = [
+            runner.forward(part, apart, ForwardBatch((window,)), plan).hidden.clone()
+            for window, part in zip((prompt, tail, other), ids.split((32, 16, 32)), strict=True)
+        ]
+        assert_near(done.hidden, torch.cat(parts), FORWARD_NEAR[torch.float32])
+        assert_near(together.cache.keys, apart.cache.keys, FORWARD_NEAR[torch.float32])
 
 
 @torch.inference_mode()
 def test_a_run_computed_in_part_and_one_that_owes_keys_alone() -> None:
     model = random_model(2)
-    stepper = model.network.prepare()
-    window = Window((1,), (16,), 16, (32,))
+    runner, batch = model.runner(), ForwardBatch((Window((1,), (16,), 16, (32,)),))
     run = LayerRun(1, 4, "output", columns=(2, 3, 9))
     whole = LayerPlan(model.n_layers, store=(LayerRun(1, 4, "output"),))
     part = LayerPlan(model.n_layers, partial=(run,))
-    plain, fused = caches(model, torch.float32)
+    made = backends(model)
     for plan, ids in ((whole, torch.arange(3, 19)), (part, torch.arange(13, 29))):
-        done = [
-            stepper.read(ids, cache, [window], plan, [0], columns=range(16))
-            for cache in (plain, fused)
-        ]
+        done = [runner.forward(ids, backend, batch, plan) for backend in made]
         assert_near(done[1].hidden, done[0].hidden, FORWARD_NEAR[torch.float32])
-        assert_near(fused.keys, plain.keys, FORWARD_NEAR[torch.float32])
+        assert_same_caches(made)
 
 
 @TYPES
 @torch.inference_mode()
 def test_a_row_s_numbers_do_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
     """Bit for bit, however many rows share a forward: a near tie would fall otherwise."""
-    network = wide_network(dtype)
-    network.freeze()
-    network.use(compiled_on(CPU, dtype, asked=True))
-    stepper, spec = network.prepare(), network.spec
-    plan, told = LayerPlan(spec.num_layers), []
+    model = model_of(wide_network(dtype))
+    model.freeze()
+    model.compile(asked=True)
+    runner, plan, told = model.runner(), LayerPlan(model.n_layers), []
     for rows in (1, 40):
-        cache = RowCache(
-            spec,
-            num_rows=rows,
-            capacity=16,
-            block_size=16,
-            like=network.embedding.weight,
-            fused=stepper.fused,
-        )
+        backend = model.backend(num_rows=rows, capacity=16, block_size=16)
         window = Window(tuple(range(rows)), (0,) * rows, 16, (16,) * rows)
         ids = torch.arange(16 * rows) % 40
-        hidden = stepper.read(ids, cache, [window], plan, [0] * rows, columns=range(16)).hidden
-        assert stepper.fused is not None
-        logits = stepper.head(hidden).repeat(rows, 1)
-        told.append((hidden, stepper.fused.choose(logits, 1)[1][:16]))
+        hidden = runner.forward(ids, backend, ForwardBatch((window,)), plan, range(16)).hidden
+        logits = runner.head(hidden).repeat(rows, 1)
+        told.append((hidden, backend.choose(logits, 1)[1][:16]))
     assert torch.equal(told[0][0], told[1][0])
     assert told[0][1] == told[1][1]
 
@@ -201,7 +226,6 @@ def test_the_same_tokens(strategy: ReuseStrategy[Any], batch_size: int) -> None:
     done = []
     for asked, said in ((False, "no"), (True, "C kernels")):
         assert model.compile(asked=asked) == said
-        assert (model.network.prepare().fused is not None) == asked
         done.append(fdllm.generate(model, PROMPTS, DECODING, strategy, batch_size=batch_size))
     assert [one.tokens for one in done[0]] == [one.tokens for one in done[1]]
     assert [one.counts for one in done[0]] == [one.counts for one in done[1]]
@@ -209,7 +233,7 @@ def test_the_same_tokens(strategy: ReuseStrategy[Any], batch_size: int) -> None:
 
 def test_the_same_scores() -> None:
     model = random_model(2)
-    model.network.freeze()
+    model.freeze()
     pairs = [(random_prompt(n, n), random_prompt(n + 9, 3)) for n in (5, 20, 33, 47)]
     decoding = fdllm.Decoding(block_size=16, small_block_size=4, mask_id=46, scoring_steps=4)
     done = []
@@ -226,20 +250,16 @@ def test_threads_change_nothing(dtype: torch.dtype) -> None:
     x = torch.randn(5 * 33, spec.hidden_size).to(dtype)
     both = torch.randn(5 * 33, 2 * spec.intermediate_size).to(dtype)
     heads = torch.randn(5 * 33, 14 * 32).to(dtype)
-    buffers = FusedBuffers(load_fused(dtype), spec, rows=5, width=33, like=x)
-    kv = (torch.randn(2, 5, 2, 200, 32).to(dtype), torch.randn(2, 5, 2, 200, 32).to(dtype))
-    place = FusedPlace(
-        buffers,
-        kv,
-        factors=torch.polar(torch.ones(33, 1, 16), torch.randn(33, 1, 16)),
-        slots=range(5),
-        positions=[range(n, n + 33) for n in (0, 7, 60, 90, 160)],
-        extents=[33, 40, 101, 150, 200],
-    )
+    backend = backend_of(spec, x, 5 * 33, rows=5)
+    backend.cache.keys.normal_()
+    backend.cache.values.normal_()
+    starts, extents = (0, 7, 60, 90, 160), (33, 40, 101, 150, 200)
+    backend.prepare(ForwardBatch((Window((0, 1, 2, 3, 4), starts, 33, extents),)))
     made, before = [], torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        parts = [buffers.norm(x, None), buffers.gate(both), place.mix(1, heads)]
+        norm = backend.norm(x, Norm(plain, None))
+        parts = [norm, backend.gate(both), backend.attend(1, heads)]
         made.append([part.clone() for part in parts])
     torch.set_num_threads(before)
     for parts in made[1:]:
@@ -248,21 +268,28 @@ def test_threads_change_nothing(dtype: torch.dtype) -> None:
 
 def test_rows_that_are_not_one_behind_the_other_are_refused() -> None:
     spec = spec_of()
-    buffers = FusedBuffers(load_fused(torch.float32), spec, rows=4, width=1, like=torch.empty(0))
+    backend = backend_of(spec, torch.empty(0), 4)
     with pytest.raises(ValueError, match="not strides"):
-        buffers.norm(torch.randn(spec.hidden_size, 4).t(), None)
+        backend.norm(torch.randn(spec.hidden_size, 4).t(), Norm(plain, None))
+
+
+def test_kernels_of_another_type_are_refused() -> None:
+    spec = spec_of()
+    cache = RowCache(spec, num_rows=1, capacity=16, block_size=16, like=torch.empty(0))
+    with pytest.raises(ValueError, match=r"kernels of torch.bfloat16 on a CPU cannot read torch.f"):
+        load_kernels(torch.bfloat16).backend(cache)
 
 
 def test_a_type_without_kernels() -> None:
-    assert str(compiled_on(CPU, torch.float16)) == "no"
+    assert accelerator_on(CPU, torch.float16).name == "no"
     with pytest.raises(UsageError, match="for float32 and bfloat16, not for torch.float16"):
-        compiled_on(CPU, torch.float16, asked=True)
+        accelerator_on(CPU, torch.float16, asked=True)
     with pytest.raises(UsageError, match="for a CPU or CUDA, and the model is on 'meta'"):
-        compiled_on(torch.device("meta"), torch.float32, asked=True)
+        accelerator_on(torch.device("meta"), torch.float32, asked=True)
 
 
 def test_small_numbers_stay_on() -> None:
-    load_fused(torch.float32)
+    load_kernels(torch.float32)
     tiny = torch.tensor([1e-40])
     assert (tiny * 0.5).item() > 0.0
 
@@ -276,7 +303,7 @@ def test_a_profiler_sees_each_function_by_its_name_and_changes_nothing() -> None
         yield
         seen.append(f"{name} ends")
 
-    fused = load_fused(torch.float32)
+    kernels = load_kernels(torch.float32)
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    assert fused.marked(mark).choose(logits, 3) == fused.choose(logits, 3)
+    assert kernels.marked(mark).choose(logits, 3) == kernels.choose(logits, 3)
     assert seen == ["kernels::choose begins", "kernels::choose ends"]

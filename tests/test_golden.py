@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import fdllm
-from fdllm.core.cache import RowCache, Window
+from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.layers import block_causal_mask
 from fdllm.core.reuse import LayerPlan
 
@@ -34,7 +35,8 @@ def cases(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return loaded
 
 
-def test_dense_logits(model: fdllm.Model, folder: Path) -> None:
+def test_dense_logits(folder: Path) -> None:
+    model = fdllm.load_model(folder, device="cpu", dtype="float32", freeze=False)
     want = load_file(folder / "forward.safetensors")
     mask = block_causal_mask(64, 64, 32, torch.device("cpu"))
     with torch.inference_mode():
@@ -46,22 +48,24 @@ def test_dense_logits(model: fdllm.Model, folder: Path) -> None:
 def test_cached_logits(model: fdllm.Model, folder: Path) -> None:
     """PREFILL of two blocks, REFRESH on top, DENOISE of columns 16..23: every logits tensor."""
     want = load_file(folder / "forward.safetensors")
-    network, plan = model.network, LayerPlan(model.n_layers)
-    like = network.embedding.weight
-    cache = RowCache(model.spec, num_rows=2, capacity=96, block_size=32, like=like)
-    both = (0, 1)
-    prefill = Window(both, (0, 0), 64, (64, 64), causal_block=32)
-    hidden = network(want["input_ids"], cache, prefill, plan, [0, 0]).hidden
-    torch.testing.assert_close(network.head(hidden), want["prefill_logits"], atol=TOLERANCE, rtol=0)
+    runner, plan, both = model.runner(), LayerPlan(model.n_layers), (0, 1)
+    backend = model.backend(num_rows=2, capacity=96)
+
+    def logits(name: str, window: Window) -> Tensor:
+        ids = want[f"{name}_ids"]
+        done = runner.forward(ids.view(-1), backend, ForwardBatch((window,)), plan)
+        return runner.head(done.hidden).view(*ids.shape, -1)
+
+    def check(name: str, got: Tensor) -> None:
+        torch.testing.assert_close(got, want[f"{name}_logits"], atol=TOLERANCE, rtol=0)
+
+    want["prefill_ids"] = want["input_ids"]
+    check("prefill", logits("prefill", Window(both, (0, 0), 64, (64, 64), causal_block=32)))
     for row in both:
-        cache.commit(row, 64)
-    hidden = network(
-        want["block_ids"], cache, Window(both, (64, 64), 32, (96, 96)), plan, [0, 0]
-    ).hidden
-    torch.testing.assert_close(network.head(hidden), want["block_logits"], atol=TOLERANCE, rtol=0)
-    small = Window(both, (80, 80), 8, (96, 96))
-    hidden = network(want["small_ids"], cache, small, plan, [16, 16]).hidden
-    torch.testing.assert_close(network.head(hidden), want["small_logits"], atol=TOLERANCE, rtol=0)
+        backend.cache.commit(row, 64)
+    check("block", logits("block", Window(both, (64, 64), 32, (96, 96))))
+    small = Window(both, (80, 80), 8, (96, 96), first_columns=(16, 16))
+    check("small", logits("small", small))
 
 
 def _comparable(case: dict[str, Any]) -> list[int]:

@@ -16,7 +16,7 @@ import fdllm
 from fdllm.core.hub_config import HubConfig
 from fdllm.core.model_spec import ModelSpec
 from fdllm.errors import FdllmError
-from models import MASK, SPEC, STOP, hub_shape
+from models import MASK, SPEC, STOP, forward_all, hub_shape
 
 SHAPE = hub_shape(replace(SPEC, num_layers=4))
 OURS = {"mask_token_id": MASK, "eos_token_id": STOP}
@@ -110,10 +110,8 @@ def save(folder: Path, config: dict[str, Any], **told: Any) -> Qwen2ForCausalLM:
 
 def log_p(folder: Path) -> Tensor:
     """Ours, in the causal limit."""
-    ids, positions = tokens(), torch.arange(LENGTH)
-    network = fdllm.load_model(folder, device="cpu", dtype="float32").network
-    seen = positions[None, :] <= positions[:, None]
-    return network.dense(ids, positions, seen).log_softmax(-1)
+    model = fdllm.load_model(folder, device="cpu", dtype="float32")
+    return forward_all(model, tokens()).log_softmax(-1)
 
 
 def tokens() -> Tensor:

@@ -9,36 +9,39 @@ import fdllm
 from fdllm.core.decoder_layer import PACK_FROM, can_pack
 from fdllm.core.network import Network
 from fdllm.core.reuse import PeriodicReuse
-from models import wide_network
+from models import forward_all, model_of, wide_network
 
-CPU = torch.device("cpu")
+IDS = torch.arange(3, 67).view(2, 32)
 
 
-def logits(network: Network) -> torch.Tensor:
-    ids = torch.arange(3, 67).view(2, 32)
+@torch.inference_mode()
+def defined(network: Network) -> torch.Tensor:
+    """Logits by the definition."""
     mask = torch.ones(32, 32, dtype=torch.bool).tril()
-    return network.dense(ids, torch.arange(32), mask).float()
+    return network.dense(IDS, torch.arange(32), mask).float()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-@torch.inference_mode()
-def test_frozen_equals_the_definition(*, tied: bool) -> None:
+def test_frozen_equals_the_definition(*, tied: bool, compiled: bool) -> None:
     network = wide_network(tied=tied)
-    want = logits(network)
-    network.freeze()
-    torch.testing.assert_close(logits(network), want, atol=1e-4, rtol=1e-4)
-    network.freeze()  # nothing is laid out twice
-    torch.testing.assert_close(logits(network), want, atol=1e-4, rtol=1e-4)
+    want, model = defined(network), model_of(network)
+    model.compile(asked=compiled)
+    model.freeze()
+    torch.testing.assert_close(forward_all(model, IDS), want, atol=1e-4, rtol=1e-4)
+    model.freeze()  # nothing is laid out twice
+    torch.testing.assert_close(forward_all(model, IDS), want, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="laid out for decoding; load them with freeze=False"):
+        defined(network)
 
 
-@torch.inference_mode()
 def test_bfloat16_stays_as_near_as_its_definition() -> None:
     """Frozen bfloat16 is no further from float32 than bfloat16 by the definition is."""
-    want = logits(wide_network())
+    want = defined(wide_network())
     network = wide_network(torch.bfloat16)
-    plain = (logits(network) - want).abs().mean()
-    network.freeze()
-    frozen = (logits(network) - want).abs().mean()
+    plain, model = (defined(network) - want).abs().mean(), model_of(network)
+    model.freeze()
+    frozen = (forward_all(model, IDS).float() - want).abs().mean()
     assert frozen < 1.1 * plain
 
 
@@ -48,7 +51,7 @@ def test_packed_weights_are_kept_once() -> None:
     if not can_pack(network.embedding.weight):
         pytest.skip("this build of torch has no oneDNN")
     before = {name: p.numel() for name, p in network.named_parameters()}
-    network.freeze()
+    model_of(network).freeze()
     for name, parameter in network.named_parameters():
         packed = before[name] >= PACK_FROM and "embedding" not in name
         assert parameter.numel() == (0 if packed else before[name]), name
@@ -62,10 +65,9 @@ def test_frozen_decodes_as_before(batch_size: int) -> None:
     for strategy in (fdllm.NoReuse(), PeriodicReuse(2, 1, 3), PeriodicReuse(2, 1, 3, "residual")):
         outs = []
         for freeze in (False, True):
-            network = wide_network()
+            model = model_of(wide_network())
             if freeze:
-                network.freeze()
-            model = fdllm.Model(network, network.spec, None, "wide", CPU, torch.float32)
+                model.freeze()
             done = fdllm.generate(model, prompts, decoding, strategy, batch_size=batch_size)
             outs.append([one.tokens for one in done])
         assert outs[0] == outs[1]
@@ -74,7 +76,7 @@ def test_frozen_decodes_as_before(batch_size: int) -> None:
 def test_weights_may_change_between_runs_until_they_are_frozen() -> None:
     """Training looks at its model between steps: what it decodes is what it has learnt by then."""
     network = wide_network()
-    model = fdllm.Model(network, network.spec, None, "wide", CPU, torch.float32)
+    model = model_of(network)
     decoding = fdllm.Decoding(max_new_tokens=8)
     fdllm.generate(model, [[5]], decoding)
     with torch.no_grad():

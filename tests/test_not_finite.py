@@ -27,7 +27,7 @@ from fdllm.record.journal import Journal, read_journal
 from fdllm.record.summary import describe_file
 from fdllm.report.grid import twins
 from fdllm.report.records import Record, finished
-from models import DECODING, MASK, VOCAB, random_model, random_prompt
+from models import DECODING, MASK, VOCAB, model_of, random_model, random_prompt
 from stubs import StubMachine, do_run, make_planner, make_root, make_run
 
 NAN, INF = float("nan"), float("inf")
@@ -119,9 +119,8 @@ def test_a_draw_tells_of_a_logit_that_is_not_finite(odd: float) -> None:
 def test_float16_is_told_from_damaged_weights() -> None:
     """Logits beyond 65,504 in float16 are none; float32 has room for them."""
     for dtype, fails in ((torch.float16, True), (torch.float32, False)):
-        model = random_model(1)
-        model.network.to(dtype).get_parameter("head.weight").mul_(20_000)
-        model.dtype = dtype
+        model = model_of(random_model(1).network.to(dtype))
+        model.network.get_parameter("head.weight").mul_(20_000)
         if not fails:
             assert fdllm.generate(model, [[5, 6]], DECODING)[0].tokens
             continue

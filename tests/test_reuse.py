@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fdllm
-from fdllm.core.cache import RowCache, Window
+from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.layer_output_cache import NeverWrittenError
 from fdllm.core.reuse import (
     LayerPlan,
@@ -93,6 +93,9 @@ def test_period_must_be_positive() -> None:
     assert not NoReuse().reuses
 
 
+BLOCK = ForwardBatch((Window((0,), (0,), 16, (16,)),))
+
+
 @pytest.mark.parametrize(
     ("target", "idle", "kv_only"), [("output", {2, 3}, {1}), ("residual", {2, 3}, set())]
 )
@@ -105,12 +108,10 @@ def test_skipped_layers_do_not_run(target: Target, idle: set[int], kv_only: set[
     are computed.
     """
     model = random_model(0)
-    network = model.network
-    like = network.embedding.weight
-    cache = RowCache(model.spec, num_rows=1, capacity=16, block_size=16, like=like)
-    run = (LayerRun(2, 4, target),)
-    window, ids = Window((0,), (0,), 16, (16,)), torch.zeros(1, 16, dtype=torch.long)
-    network(ids, cache, window, LayerPlan(6, store=run), [0])
+    network, ids = model.network, torch.zeros(16, dtype=torch.long)
+    backend, run = model.backend(num_rows=1, capacity=16), (LayerRun(2, 4, target),)
+    cache = backend.cache
+    model.runner().forward(ids, backend, BLOCK, LayerPlan(6, store=run))
 
     def runs(names: tuple[str, ...]) -> set[int]:
         """Layers whose weights of these names matter to what a reuse step gives and keeps."""
@@ -120,7 +121,7 @@ def test_skipped_layers_do_not_run(target: Target, idle: set[int], kv_only: set[
             for name in names:
                 layer.get_parameter(name).fill_(float("nan"))
             keys = cache.keys.clone()
-            hidden = network(ids, cache, window, LayerPlan(6, reuse=run), [0]).hidden
+            hidden = model.runner().forward(ids, backend, BLOCK, LayerPlan(6, reuse=run)).hidden
             if hidden.isnan().any() or cache.keys.isnan().any():
                 found.add(layer.index)
             cache.keys.copy_(keys)
@@ -138,14 +139,12 @@ def test_skipped_layers_do_not_run(target: Target, idle: set[int], kv_only: set[
 def test_reuse_of_unchanged_input_is_exact() -> None:
     """Where nothing changed since it was stored, either target gives the computed result back."""
     model = random_model(0)
-    like = model.network.embedding.weight
-    ids = torch.arange(3, 19)[None]
+    runner, ids = model.runner(), torch.arange(3, 19)
     targets: tuple[Target, ...] = ("output", "residual")
     for target in targets:
-        cache = RowCache(model.spec, num_rows=1, capacity=16, block_size=16, like=like)
-        window, run = Window((0,), (0,), 16, (16,)), (LayerRun(1, 4, target),)
-        want = model.network(ids, cache, window, LayerPlan(6, store=run), [0])
-        got = model.network(ids, cache, window, LayerPlan(6, reuse=run), [0])
+        backend, run = model.backend(num_rows=1, capacity=16), (LayerRun(1, 4, target),)
+        want = runner.forward(ids, backend, BLOCK, LayerPlan(6, store=run))
+        got = runner.forward(ids, backend, BLOCK, LayerPlan(6, reuse=run))
         torch.testing.assert_close(got.hidden, want.hidden)
 
 
@@ -164,21 +163,23 @@ def test_k2_differs_between_output_and_residual() -> None:
 def test_what_a_block_stored_is_gone_with_it(end: str, keep: int) -> None:
     """A finished block, and a row that changes hands, leave nothing that a step could reuse."""
     model = random_model(0)
-    like = model.network.embedding.weight
-    cache = RowCache(model.spec, num_rows=3, capacity=48, block_size=16, like=like)
+    cache = model.backend(num_rows=3, capacity=48).cache
+    outputs = cache.outputs
     run = LayerRun(1, 4, "residual", keep=keep, extrapolate=float(keep == 2))
     rows, columns = (0, 1, 2), (range(16),) * 3
     for n in range(keep):
-        cache.slots.write(run, rows, columns, torch.full((3, 16, 32), n + 1.0))
+        outputs.note(run, rows, columns)
+        outputs.write(run, rows, columns, torch.full((3, 16, 32), n + 1.0))
     cache.lengths[:] = [16, 16, 16]
-    assert cache.slots.read(run, rows, columns).mean() == keep + (keep == 2)
+    assert outputs.read(run, rows, columns).mean() == keep + (keep == 2)
     if end == "forget":
-        cache.slots.forget(1)
+        outputs.forget(1)
     elif end == "reset":
         cache.reset(1)
     else:
         cache.commit(1, 16)
     assert cache.lengths == [16, {"forget": 16, "reset": 0, "commit": 32}[end], 16]
     with pytest.raises(NeverWrittenError, match=r"columns 3\.\.3 of row 1"):
-        cache.slots.read(run, (1,), ([3],))
-    assert cache.slots.read(run, (0, 2), (range(16),) * 2).mean() == keep + (keep == 2)
+        outputs.check(run, (1,), ([3],))
+    outputs.check(run, (0, 2), (range(16),) * 2)
+    assert outputs.read(run, (0, 2), (range(16),) * 2).mean() == keep + (keep == 2)

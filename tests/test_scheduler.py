@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from fdllm.core.cache import Window
-from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
-from fdllm.core.plan_steps import Segment, segments
+from fdllm.core.forward_batch import ForwardBatch, Window
+from fdllm.core.layerplan import LayerPlan, LayerRun, PlanStep, ProbePlan, plan_steps
 from fdllm.core.row_task import NOTHING, ForwardRequest, Prediction, prefill
 from fdllm.core.schedule import Phase, num_blocks, num_full_blocks
-from fdllm.core.scheduler import Running, Scheduled, answers_of, next_batches, windows_of
+from fdllm.core.scheduler import Running, Scheduled, answers_of, forward_batch, next_batches
 
 BLOCK = 4
 WHOLE = LayerPlan(6)
@@ -206,7 +205,9 @@ def test_rows_of_one_width_are_one_window() -> None:
         Scheduled(row(2, denoise(), length=4), denoise()),
     ]
     group[0] = Scheduled(group[0].running, group[0].running.request)
-    assert windows_of(group, BLOCK) == [Window((1, 2), (10, 4), 2, (12, 8), None, stores=True)]
+    assert forward_batch(group, BLOCK) == ForwardBatch(
+        (Window((1, 2), (10, 4), 2, (12, 8), None, stores=True, first_columns=(2, 0)),)
+    )
 
 
 def test_prefills_of_several_blocks_see_their_own_and_earlier_ones() -> None:
@@ -217,20 +218,24 @@ def test_prefills_of_several_blocks_see_their_own_and_earlier_ones() -> None:
         Scheduled(first, first.request),
         Scheduled(second, second.request),
     ]
-    assert windows_of(group, BLOCK) == [
-        Window((2,), (0,), 4, (4,), None, stores=False),
-        Window((0,), (0,), 8, (8,), 4, stores=False),
-        Window((1,), (4,), 8, (12,), 4, stores=False),
-    ]
+    assert forward_batch(group, BLOCK) == ForwardBatch(
+        (
+            Window((2,), (0,), 4, (4,), None, stores=False),
+            Window((0,), (0,), 8, (8,), 4, stores=False),
+            Window((1,), (4,), 8, (12,), 4, stores=False),
+        )
+    )
 
 
 def test_tails_have_windows_behind_their_prefills() -> None:
     rows = [lazy(0, REFRESH), lazy(1, REFRESH)]
     (group,) = next_batches(rows, BLOCK, pooled=False)
-    assert windows_of(group, BLOCK) == [
-        Window((0, 1), (0, 0), 8, (8, 8), 4, stores=False),
-        Window((0, 1), (8, 8), 4, (12, 12), None, stores=True),
-    ]
+    assert forward_batch(group, BLOCK) == ForwardBatch(
+        (
+            Window((0, 1), (0, 0), 8, (8, 8), 4, stores=False),
+            Window((0, 1), (8, 8), 4, (12, 12), None, stores=True),
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,60 +293,60 @@ LAST = LayerRun(4, 6)
 @pytest.mark.parametrize(
     ("plan", "first", "found"),
     [
-        (WHOLE, 0, [Segment("compute", 0, 6)]),
-        (WHOLE, 5, [Segment("compute", 5, 6)]),
+        (WHOLE, 0, [PlanStep("compute", 0, 6)]),
+        (WHOLE, 5, [PlanStep("compute", 5, 6)]),
         (WHOLE, 6, []),
         (
             STORING,
             0,
             [
-                Segment("compute", 0, 2),
-                Segment("compute", 2, 4, RUN),
-                Segment("compute", 4, 6),
+                PlanStep("compute", 0, 2),
+                PlanStep("compute", 2, 4, RUN),
+                PlanStep("compute", 4, 6),
             ],
         ),
         (
             REUSING,
             0,
             [
-                Segment("compute", 0, 2, kv_only=True),
-                Segment("reuse", 2, 4, RUN),
-                Segment("compute", 4, 6),
+                PlanStep("compute", 0, 2, kv_only=True),
+                PlanStep("reuse", 2, 4, RUN),
+                PlanStep("compute", 4, 6),
             ],
         ),
         (
             LayerPlan(6, reuse=(RESIDUAL,)),
             0,
             [
-                Segment("compute", 0, 2),
-                Segment("reuse", 2, 4, RESIDUAL),
-                Segment("compute", 4, 6),
+                PlanStep("compute", 0, 2),
+                PlanStep("reuse", 2, 4, RESIDUAL),
+                PlanStep("compute", 4, 6),
             ],
         ),
         (
             LayerPlan(6, reuse=(RUN, LAST)),
             0,
             # What stands right ahead of a reused output is read by nobody.
-            [Segment("compute", 0, 2, kv_only=True), Segment("reuse", 4, 6, LAST)],
+            [PlanStep("compute", 0, 2, kv_only=True), PlanStep("reuse", 4, 6, LAST)],
         ),
         (
             LayerPlan(6, reuse=(LAST,), store=(RUN,)),
             1,
             [
-                Segment("compute", 1, 2),
-                Segment("compute", 2, 4, RUN),
-                Segment("reuse", 4, 6, LAST),
+                PlanStep("compute", 1, 2),
+                PlanStep("compute", 2, 4, RUN),
+                PlanStep("reuse", 4, 6, LAST),
             ],
         ),
         (
             LayerPlan(6, partial=(RUN,), reuse=(LAST,)),
             2,
-            [Segment("partial", 2, 4, RUN), Segment("reuse", 4, 6, LAST)],
+            [PlanStep("partial", 2, 4, RUN), PlanStep("reuse", 4, 6, LAST)],
         ),
     ],
 )
-def test_a_plan_is_cut_into_stretches(plan: LayerPlan, first: int, found: list[Segment]) -> None:
-    assert list(segments(plan, first)) == found
+def test_a_plan_is_cut_into_stretches(plan: LayerPlan, first: int, found: list[PlanStep]) -> None:
+    assert list(plan_steps(plan, first)) == found
 
 
 def test_layer_calls_of_a_plan_add_up() -> None:
@@ -356,7 +361,7 @@ def test_layer_calls_of_a_plan_add_up() -> None:
 def test_what_is_extrapolated_keeps_two(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="extrapolation keeps two values"):
         LayerRun(1, 2, **changes)
-    assert LayerRun(1, 2, keep=2, extrapolate=0.5).slot == (1, 2, "output", 2)
+    assert LayerRun(1, 2, keep=2, extrapolate=0.5).key == (1, 2, "output", 2)
 
 
 @pytest.mark.parametrize(

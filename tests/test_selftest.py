@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from fdllm.cli import main
-from fdllm.core.workspace import Scratch
+from fdllm.core.torch_backend import TorchBackend, TorchWindow
 from fdllm.evaluate.machine import Machine
-from fdllm.fast.accelerators import Compiled
-from fdllm.fast.cuda_graphs import Work
+from fdllm.fast.cuda_graphs import CudaGraphs, Work
 from fdllm.record import identity, selftested
 from fdllm.record.selftested import Selftested
 from fdllm.runs import Evaluating
@@ -41,7 +40,7 @@ def short() -> Subject:
 
 def recording(device: torch.device, dtype: torch.dtype) -> list[Path]:  # noqa: ARG001
     """A GPU's paths: here the work stands in for its replay."""
-    return [Path("plain"), Path("graphs", frozen=True, compiled=Compiled(record=lambda w: w))]
+    return [Path("plain"), Path("graphs", frozen=True, accelerator=CudaGraphs(lambda w: w))]
 
 
 def plain(device: torch.device, dtype: torch.dtype) -> list[Path]:  # noqa: ARG001
@@ -68,15 +67,15 @@ def test_right_arithmetic_passes_by_rounding_alone(recorded: Result) -> None:
 
 def test_a_copy_where_a_view_is_needed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 the pairs of a projection are a view of it; kept, they are right there alone."""
-    split = Scratch.split
-    kept: dict[Scratch, tuple[Tensor, ...]] = {}
+    pairs = TorchBackend._pairs  # noqa: SLF001
+    kept: dict[object, Tensor] = {}
 
-    def keeping(self: Scratch, heads: Tensor) -> tuple[Tensor, ...]:
-        if heads is not self.heads:
-            return split(self, heads)
-        return kept.setdefault(self, split(self, heads))
+    def keeping(self: TorchBackend, at: TorchWindow, heads: Tensor) -> Tensor:
+        if heads is not self.work.heads:
+            return pairs(self, at, heads)
+        return kept.setdefault((self, at.query_out.shape), pairs(self, at, heads))
 
-    monkeypatch.setattr(Scratch, "split", keeping)
+    monkeypatch.setattr(TorchBackend, "_pairs", keeping)
     full, half = (list(run_checks(CPU, [short], plain, [t])) for t in (torch.float32, HALF))
     assert {c.verdict for c in full} == {"passed"}
     assert {c.verdict for c in half} == {"failed"}
@@ -88,7 +87,7 @@ def test_a_replay_that_gives_an_old_answer_fails() -> None:
         return lambda: old * 1.01
 
     def paths(device: torch.device, dtype: torch.dtype) -> list[Path]:  # noqa: ARG001
-        return [Path("graphs", frozen=True, compiled=Compiled(record=stale))]
+        return [Path("graphs", frozen=True, accelerator=CudaGraphs(stale))]
 
     found = run_selftest(CPU, lambda _: None, [short], paths, [HALF])
     assert found.kept.failed

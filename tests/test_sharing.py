@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fdllm
-from fdllm.core.cache import RowCache, Window
+from fdllm.core.attention import AttentionBackend
+from fdllm.core.cache import RowCache
 from fdllm.core.config import Estimator
-from fdllm.core.model_runner import Stepper
+from fdllm.core.forward_batch import ForwardBatch, Window
+from fdllm.core.model_runner import ModelRunner
 from fdllm.core.prefix_cache import ROOT, PrefixPool
 from fdllm.core.reuse import NoReuse, ReuseStrategy
 from fdllm.core.scorer import Score, score_requests
@@ -117,13 +119,13 @@ def test_prefixes_of_any_length_and_their_last_blocks_share_a_forward(
     strategy: ReuseStrategy[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths: list[list[int]] = []
-    read = Stepper.read
+    forward = ModelRunner.forward
 
-    def spy(self: Stepper, ids: Any, cache: RowCache, windows: Any, *rest: Any, **more: Any) -> Any:
-        widths.append([len(w.rows) * w.width for w in windows])
-        return read(self, ids, cache, windows, *rest, **more)
+    def spy(self: ModelRunner, ids: Any, backend: Any, batch: ForwardBatch, *rest: Any) -> Any:
+        widths.append([len(w.rows) * w.width for w in batch.windows])
+        return forward(self, ids, backend, batch, *rest)
 
-    monkeypatch.setattr(Stepper, "read", spy)
+    monkeypatch.setattr(ModelRunner, "forward", spy)
     pairs = [(random_prompt(n, n), [5]) for n in (20, 33, 60, 61)]
     together = score_all(pairs, "denoise", strategy, batch_size=4)
     assert widths[0] == [16, 32, 48 * 2, 16, 16, 16 * 2], "four PREFILLs, then four REFRESHes"
@@ -136,19 +138,19 @@ def test_prefixes_of_any_length_and_their_last_blocks_share_a_forward(
 
 
 def test_masks_of_prompts_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    caches: list[RowCache] = []
-    make = RowCache.__init__
+    backends: list[AttentionBackend[Any]] = []
+    make = AttentionBackend.__init__
 
-    def spy(self: RowCache, *arguments: Any, **named: Any) -> None:
-        caches.append(self)
-        make(self, *arguments, **named)
+    def spy(self: AttentionBackend[Any], cache: RowCache) -> None:
+        backends.append(self)
+        make(self, cache)
 
-    monkeypatch.setattr(RowCache, "__init__", spy)
+    monkeypatch.setattr(AttentionBackend, "__init__", spy)
     score_all([(random_prompt(n, 50 + n), [5]) for n in range(4)], "denoise", NoReuse())
-    [cache] = caches
-    kept = cast("list[tuple[Window, int]]", list(cache.places))
+    [backend] = backends
+    kept: list[Window] = list(backend._kept)  # noqa: SLF001 - what it holds on to
     assert kept
-    assert all(window.causal_block is None for window, *_ in kept)
+    assert all(window.causal_block is None for window in kept)
 
 
 def test_a_common_text_is_prefilled_once() -> None:

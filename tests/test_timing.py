@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fdllm.core.cache import RowCache, Window
 from fdllm.core.config import Decoding
+from fdllm.core.forward_batch import ForwardBatch
 from fdllm.core.layerplan import LayerPlan
-from fdllm.core.model_runner import Forwarded, Stepper
+from fdllm.core.model_runner import Forwarded, ModelRunner
 from fdllm.core.row_task import ForwardRequest
 from fdllm.core.schedule import Phase
 from fdllm.timing.engine import Scene, time_forwards
@@ -107,16 +107,15 @@ def test_every_forward_of_a_lane_is_made_by_the_engine() -> None:
 
 def test_rows_of_a_batch_share_each_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    network = type(MODEL.network.prepare())
-    read = network.read
+    forward = ModelRunner.forward
 
     def spy(
-        self: Stepper, ids: Tensor, cache: RowCache, windows: list[Window], *rest: Any, **more: Any
+        self: ModelRunner, ids: Tensor, backend: Any, batch: ForwardBatch, *rest: Any
     ) -> Forwarded:
-        rows.extend(len(window.rows) for window in windows)
-        return read(self, ids, cache, windows, *rest, **more)
+        rows.extend(len(window.rows) for window in batch.windows)
+        return forward(self, ids, backend, batch, *rest)
 
-    monkeypatch.setattr(network, "read", spy)
+    monkeypatch.setattr(ModelRunner, "forward", spy)
     scene = Scene(tuple(random_prompt(3, BLOCK)), (REFRESH,), batch_size=3)
     done = time_forwards(MODEL, DECODING, scene, [Lane("step", (DENOISE,))], Rounds(1))
     assert set(rows) == {3}

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from fdllm.core.checkpoint import Model, load_model, resolve_device, resolve_dtype
+from fdllm.core.checkpoint import Model, resolve_device, resolve_dtype
 from fdllm.core.config import Decoding
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.sampler import GenerationRequest, generate_requests
 from fdllm.errors import FdllmError
+from fdllm.fast.accelerators import load_model
 from fdllm.selftest.subjects import decoding_tokens, random_model, small
 from fdllm_bench.models import SHAPES
 
@@ -118,7 +119,7 @@ def measure_here(shape: str, device: str, dtype: str, prompt: int, rows: int) ->
     model = (
         load_model(shape, device, dtype) if spec is None else random_model(shape, spec, where, kind)
     )
-    model.network.freeze()
+    model.freeze()
     loading = gauge.peak()
     gauge.reset()
     _decode(model, prompt, rows)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from fdllm.core.checkpoint import Model, load_model, resolve_device, resolve_dtype
+from fdllm.core.checkpoint import Model, resolve_device, resolve_dtype
 from fdllm.core.config import Decoding
 from fdllm.core.layerplan import LayerPlan
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.row_task import ForwardRequest
 from fdllm.core.schedule import Phase
 from fdllm.errors import FdllmError
+from fdllm.fast.accelerators import load_model
 from fdllm.selftest.subjects import SUB_BLOCK, decoding_tokens, random_model, small
 from fdllm_bench.floor import Floor, ForwardShape
 
@@ -123,7 +124,7 @@ def with_floor(name: str, model: Model) -> BenchModel:
     The floor takes the weights first: freezing gives up the layout that it packs from.
     """
     floor = Floor(model)
-    model.network.freeze()
+    model.freeze()
     return BenchModel(name, model, floor)
 
 

@@ -18,6 +18,7 @@ from fdllm.core.engine import Engine
 from fdllm.core.layerplan import LayerPlan
 from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps
 from fdllm.core.schedule import Phase
+from fdllm.fast.kernels import Kernels
 from fdllm.timing.interleave import Clock
 from fdllm_bench.floor import seconds
 from fdllm_bench.models import BenchModel
@@ -101,13 +102,12 @@ def profile_model(bench: BenchModel, options: BenchCommand, path: Path) -> list[
     activities = [ProfilerActivity.CPU]
     if bench.model.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    stepper = bench.model.network.prepare()
-    fused = stepper.fused
-    if fused is not None:  # which are no operators of torch
-        stepper.fused = fused.marked(record_function)
+    plain = bench.model.accelerator
+    if isinstance(plain, Kernels):  # which are no operators of torch
+        bench.model.accelerator = plain.marked(record_function)
     with profile(activities=activities) as found:
         marked.run()
-    stepper.fused = fused
+    bench.model.accelerator = plain
     found.export_chrome_trace(str(path))
     events: Sequence[Any] = list(found.events() or [])
     return [

@@ -13,10 +13,11 @@ from fdllm.core.config import Decoding
 from fdllm.core.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ReuseStrategy
 
 if TYPE_CHECKING:
-    from fdllm.core.checkpoint import Model, load_model
+    from fdllm.core.checkpoint import Model
     from fdllm.core.sampler import Generation, generate
     from fdllm.core.scorer import Score, score
     from fdllm.experiment import load_strategy
+    from fdllm.fast.accelerators import load_model
     from fdllm.report.frames import results, samples
 
 __version__ = "0.1.0"
@@ -26,7 +27,7 @@ _LAZY = {
     "Model": "fdllm.core.checkpoint",
     "Score": "fdllm.core.scorer",
     "generate": "fdllm.core.sampler",
-    "load_model": "fdllm.core.checkpoint",
+    "load_model": "fdllm.fast.accelerators",
     "load_strategy": "fdllm.experiment",
     "results": "fdllm.report.frames",
     "samples": "fdllm.report.frames",

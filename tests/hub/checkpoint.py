@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fdllm.core.checkpoint import Model
 from fdllm.core.network import Network
+from fdllm.fast.accelerators import accelerator_on
 from models import SPEC
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "|<MASK>|")
@@ -72,7 +73,14 @@ def random_model(
             parameter.data.fill_(1.0)
     network.eval().requires_grad_(requires_grad=False)
     return Model(
-        network, spec, None, "random", torch.device("cpu"), torch.float32, _tokenizer=tokenizer
+        network,
+        spec,
+        None,
+        "random",
+        torch.device("cpu"),
+        torch.float32,
+        accelerator_on,
+        _tokenizer=tokenizer,
     )
 
 

@@ -28,7 +28,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from fdllm.core.checkpoint import Model, load_model
+from fdllm import Model, load_model
 from fdllm.core.config import Decoding, Estimator
 from fdllm.core.reuse import NoReuse
 from fdllm.evaluate import harness

@@ -1,117 +1,189 @@
-"""Attention by torch's kernels: of a cache's places, and of whole sequences without a cache."""
+"""What a forward does between its matrix products: attention over a cache, norms, activations.
+
+A backend belongs to one cache and owns every buffer that forwards over it pass through. What it
+makes of a window serves every layer, and every later forward over the same window: its views into
+the cache stay valid, as the cache's buffers are never moved.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from fdllm.core.cache import RowCache
+from fdllm.core.forward_batch import ForwardBatch, Window
+from fdllm.core.layerplan import LayerPlan
+from fdllm.core.layers import rotary_table
 from fdllm.core.model_spec import ModelSpec
-from fdllm.core.workspace import Scratch, pairs_of
+
+Compute = Callable[[Tensor, Sequence[int]], Tensor]
+"""Carries out a plan at what is prepared: tokens, and which columns are read, to hidden states."""
+_MOST = 64  # windows and sizes remembered: a block has one for each sub-block, REFRESH and COMMIT
+At = TypeVar("At")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
-class DenseAttention:
-    """Attention among the given columns alone, under an explicit mask (training, tests)."""
+class Norm(NamedTuple):
+    """A root-mean-square norm.
 
-    def __init__(self, mask: Tensor | None, group: int) -> None:
-        self.mask = None if mask is None else mask.repeat(*[1] * (mask.dim() - 2), group, 1)
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
-
-
-class TorchAttention:
-    """Attention by torch's own kernels."""
-
-    scratch: Scratch
-    factors: Tensor
-
-    def prepare(self, mask: Tensor | None) -> None:
-        """Views that every layer shares.
-
-        Args:
-            mask: True where a query may see a key; None for everywhere.
-        """
-        self._query_factors = self.factors.unsqueeze(-2)
-        self._mask = None if mask is None else _additive(mask, self.scratch.query.dtype)
-
-    def mix(self, layer: int, heads: Tensor) -> Tensor:
-        """As :meth:`Place.mix`."""
-        query, keys, values = self.scratch.split(heads)
-        rotate_pairs(query, self._query_factors, self.scratch.query_out)
-        self._write(layer, keys, values)
-        seen = self._attend(layer).transpose(1, 2)
-        return seen.reshape(-1, self.scratch.q_size)
-
-    def keep(self, layer: int, heads: Tensor) -> None:
-        """As :meth:`Place.keep`."""
-        self._write(layer, *self.scratch.split(heads)[-2:])
-
-    def _see(self, keys: Tensor, values: Tensor) -> Tensor:
-        """What the queries see, [rows, kv heads, columns * group, head dim]."""
-        query, mask = self.scratch.query, self._mask
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-
-    def _write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        raise NotImplementedError
-
-    def _attend(self, layer: int) -> Tensor:
-        raise NotImplementedError
-
-
-class DensePlace(TorchAttention):
-    """Whole sequences without a cache, under an explicit mask: each layer sees its own columns.
-
-    Args:
-        spec: the model's shape.
-        factors: rotary factors, as :class:`Place` takes them.
-        shape: rows and columns.
-        like: a tensor of the weights' type and device.
-        mask: True where a query may see a key, as :meth:`fdllm.core.network.Network.dense`.
+    Attributes:
+        plain: by torch's kernels.
+        scale: its weight; None where that went into the matrix behind it.
     """
 
-    def __init__(
+    plain: Callable[[Tensor], Tensor]
+    scale: Tensor | None
+
+
+class Kept(dict[Key, Value]):
+    """What is made when it is first asked for, and forgotten all at once where it is too much."""
+
+    def __init__(self, make: Callable[[Key], Value]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: Key) -> Value:
+        if len(self) >= _MOST:
+            self.clear()  # windows that are still used hold their own
+        made = self[key] = self._make(key)
+        return made
+
+
+class Workspace:
+    """Buffers of a forward of so many columns; each layer overwrites what is in them."""
+
+    def __init__(self, spec: ModelSpec, columns: int, like: Tensor) -> None:
+        self._spec, self._columns, self._like = spec, columns, like
+
+    @cached_property
+    def heads(self) -> Tensor:
+        """Queries, keys and values as they are projected, [columns, heads * head dim]."""
+        size = (self._spec.num_heads + 2 * self._spec.num_kv_heads) * self._spec.head_dim
+        return self._like.new_empty(self._columns, size)
+
+    @cached_property
+    def gates(self) -> Tensor:
+        """Gate and up as they are projected, [columns, 2 * inner]."""
+        return self._like.new_empty(self._columns, 2 * self._spec.intermediate_size)
+
+    @cached_property
+    def query(self) -> Tensor:
+        """Rotated queries, [columns, heads * head dim] numbers."""
+        return self._like.new_empty(self._columns, self._spec.num_heads * self._spec.head_dim)
+
+    @cached_property
+    def fresh(self) -> Tensor:
+        """Keys and values on their way to rows apart, [2, columns, kv heads * head dim] numbers."""
+        return self._like.new_empty(2, self._columns, self._spec.num_kv_heads * self._spec.head_dim)
+
+
+class AttentionBackend(ABC, Generic[At]):
+    """Attention over one cache, and what else stands between the products of a forward.
+
+    Args:
+        cache: keys and values of all rows; written in place.
+
+    Attributes:
+        cache: the same.
+        work: buffers of the forward at hand.
+        factors: rotary factors of every position, complex, [capacity, 1, head dim / 2].
+    """
+
+    work: Workspace
+
+    def __init__(self, cache: RowCache) -> None:
+        self.cache, self.spec = cache, cache.spec
+        cos, sin = rotary_table(self.spec, cache.capacity, cache.keys.device)
+        half = self.spec.head_dim // 2
+        self.factors = torch.complex(cos[:, :half], sin[:, :half])[:, None]
+        self._kept = Kept(self._lay_out)
+        self._at: list[At] = []
+        self._sizes: list[int] = []
+
+    def forward(
         self,
-        spec: ModelSpec,
-        factors: Tensor,
-        shape: Sequence[int],
-        like: Tensor,
-        mask: Tensor | None,
-    ) -> None:
-        rows, columns = shape
-        group = spec.num_heads // spec.num_kv_heads
-        grouped = None if mask is None else mask.repeat_interleave(group, -2)
-        self.scratch, self.factors = Scratch(spec, rows, columns, like), factors
-        self.prepare(grouped)
-        fresh = like.new_empty(2, rows, spec.num_kv_heads, columns, spec.head_dim)
-        self._kv = fresh.unbind(0)
-        self._kv_out = pairs_of(fresh.transpose(2, 3)).unbind(0)
+        compute: Compute,
+        ids: Tensor,
+        batch: ForwardBatch,
+        plan: LayerPlan,  # noqa: ARG002 - keys what a backend records
+        columns: Sequence[int],
+    ) -> Tensor:
+        """Hidden states of the columns that are read; a backend may replay what it has recorded.
 
-    def _write(self, layer: int, keys: Tensor, values: Tensor) -> None:  # noqa: ARG002 - any layer's
-        rotate_pairs(keys, self.factors, self._kv_out[0])
-        copy_pairs(values, self._kv_out[1])
+        Args:
+            compute: the forward's layers.
+            ids: tokens [columns].
+            batch: where they stand.
+            plan: what each layer does.
+            columns: those that are read.
+        """
+        self.prepare(batch)
+        return compute(ids, columns)
 
-    def _attend(self, layer: int) -> Tensor:  # noqa: ARG002
-        return self._see(*self._kv)
+    def prepare(self, batch: ForwardBatch) -> None:
+        """Stand at the windows of a forward, until the next call."""
+        # A prompt's mask is large, and seldom comes again.
+        self._at = [
+            self._kept[window] if window.causal_block is None else self._lay_out(window)
+            for window in batch.windows
+        ]
+        self._sizes = [window.num_columns for window in batch.windows]
+        self.resize(sum(self._sizes))
 
+    def attend(self, layer: int, heads: Tensor) -> Tensor:
+        """Write a layer's keys and values, and attend.
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as attention adds it: 0 where a key is seen. Made once, not once a layer."""
-    unseen = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return unseen.masked_fill_(~mask, float("-inf"))
+        Args:
+            layer: its index.
+            heads: queries, keys and values, not yet rotated, [columns, heads * head dim].
 
+        Returns:
+            What each column sees, its heads group by group, [columns, heads * head dim]; good
+            until the next call.
+        """
+        if len(self._at) == 1:
+            return self._attend(self._at[0], layer, heads)
+        mixed = heads.new_empty(heads.shape[0], self.spec.num_heads * self.spec.head_dim)
+        parts = zip(self._at, heads.split(self._sizes), mixed.split(self._sizes), strict=True)
+        for at, part, out in parts:
+            out.copy_(self._attend(at, layer, part))  # before the next overwrites it
+        return mixed
 
-def rotate_pairs(x: Tensor, factors: Tensor, out: Tensor) -> None:
-    """Rotary embedding of complex pairs ``x`` [rows, columns, ..., head dim / 2] into ``out``."""
-    if out.is_complex():
-        torch.mul(x, factors, out=out)
-    else:
-        out.copy_(torch.view_as_real(x * factors).flatten(-2))
+    def write_kv(self, layer: int, heads: Tensor) -> None:
+        """Write a layer's keys and values, given alone or behind its queries."""
+        for at, part in zip(self._at, heads.split(self._sizes), strict=True):
+            self._write_kv(at, layer, part)
 
+    @abstractmethod
+    def resize(self, columns: int) -> None:
+        """Take buffers for so many columns as :attr:`work`."""
 
-def copy_pairs(x: Tensor, out: Tensor) -> None:
-    """Complex pairs ``x`` into ``out``."""
-    out.copy_(x if out.is_complex() else torch.view_as_real(x).flatten(-2))
+    @abstractmethod
+    def norm(self, x: Tensor, norm: Norm) -> Tensor:
+        """The norm of ``x`` [columns, hidden], good until the next."""
+
+    @abstractmethod
+    def gate(self, both: Tensor) -> Tensor:
+        """``silu(gate) * up`` of both side by side, [columns, 2 * inner], good until the next."""
+
+    @abstractmethod
+    def choose(self, logits: Tensor, mask_id: int) -> tuple[list[int], list[float]]:
+        """As :func:`fdllm.core.unmask.choose_greedy`, onto the host."""
+
+    @abstractmethod
+    def _lay_out(self, window: Window) -> At:
+        """What every layer and every forward over a window needs."""
+
+    @abstractmethod
+    def _attend(self, at: At, layer: int, heads: Tensor) -> Tensor:
+        """As :meth:`attend`, of one window."""
+
+    @abstractmethod
+    def _write_kv(self, at: At, layer: int, heads: Tensor) -> None:
+        """As :meth:`write_kv`, of one window."""

@@ -1,25 +1,21 @@
-"""The state of a batch inside the model: keys, values and reuse slots, with one owner.
+"""The state of a batch inside the model: keys, values and layer outputs, with one owner.
 
-A row of the batch is a *slot*. Its keys and values lie in one buffer: the prefix cache in
-positions ``0 .. length - 1`` (exact) and right behind it the block cache (approximate between
-refreshes). A COMMIT therefore writes where the block cache stood and only moves ``length``.
+A row's keys and values lie in one buffer: the prefix cache in positions ``0 .. length - 1`` (exact)
+and right behind it the block cache (approximate between refreshes). A COMMIT therefore writes where
+the block cache stood and only moves ``length``.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Hashable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fdllm.core.layer_output_cache import ReuseSlots, SavedSlots
+from fdllm.core.layer_output_cache import LayerOutputCache, SavedOutputs
 from fdllm.core.model_spec import ModelSpec
-from fdllm.fast.kernels import Fused
 
 
 @dataclass(frozen=True)
@@ -30,28 +26,24 @@ class Snapshot:
         length: tokens of the prefix.
         keys: the block cache's keys [layers, kv heads, block, head dim].
         values: its values.
-        slots: what the reuse slots held.
+        outputs: what the layer outputs' cache held.
     """
 
     length: int
     keys: Tensor
     values: Tensor
-    slots: SavedSlots
+    outputs: SavedOutputs
 
 
 class RowCache:
-    """Keys, values and reuse slots of every row, preallocated.
+    """Keys, values and layer outputs of every row, preallocated.
 
     Attributes:
         keys: [layers, rows, kv heads, capacity, head dim].
         values: the same shape.
         lengths: tokens in each row's prefix cache.
-        slots: stored values of skipped runs.
-        places: views into the buffers that a forward over a window needs, made once for each.
-        scratch: what a forward of so many rows and columns only passes through.
-        recordings: forwards that are replayed, see :mod:`fdllm.fast.cuda_graphs`.
-        sightings: how often each of them was asked for before.
-        fused: compiled kernels that its forwards go through, where there are some.
+        outputs: stored values of skipped runs.
+        spec: the model's shape.
     """
 
     def __init__(
@@ -62,7 +54,6 @@ class RowCache:
         capacity: int,
         block_size: int,
         like: Tensor,
-        fused: Fused | None = None,
     ) -> None:
         shape = (spec.num_layers, num_rows, spec.num_kv_heads, capacity, spec.head_dim)
         # Zeros, not empty: attention multiplies masked-out positions by 0, and 0 * NaN is NaN.
@@ -70,12 +61,8 @@ class RowCache:
         self.values = zeros(shape, like)
         self.lengths = [0] * num_rows
         self.block_size = block_size
-        self.slots = ReuseSlots(num_rows, block_size, spec.hidden_size, like)
-        self.places: dict[Hashable, Any] = {}
-        self.scratch: dict[tuple[int, int], Any] = {}
-        self.recordings: dict[Hashable, Any] = {}
-        self.sightings: Counter[Hashable] = Counter()
-        self.fused = fused
+        self.outputs = LayerOutputCache(num_rows, block_size, spec.hidden_size, like)
+        self.spec = spec
 
     @property
     def num_rows(self) -> int:
@@ -88,14 +75,14 @@ class RowCache:
         return self.keys.shape[3]
 
     def reset(self, row: int) -> None:
-        """Hand the slot to a new request."""
+        """Hand the row to a new request."""
         self.lengths[row] = 0
-        self.slots.forget(row)
+        self.outputs.forget(row)
 
     def commit(self, row: int, num_tokens: int) -> None:
         """Count ``num_tokens`` more tokens as prefix; the row's block is finished."""
         self.lengths[row] += num_tokens
-        self.slots.forget(row)
+        self.outputs.forget(row)
 
     def save(self, row: int) -> Snapshot:
         """Copy a row's current block."""
@@ -104,7 +91,7 @@ class RowCache:
             self.lengths[row],
             self.keys[:, row, :, at].clone(),
             self.values[:, row, :, at].clone(),
-            self.slots.save(row),
+            self.outputs.save(row),
         )
 
     def restore(self, row: int, saved: Snapshot) -> None:
@@ -113,7 +100,7 @@ class RowCache:
         self.lengths[row] = saved.length
         self.keys[:, row, :, at] = saved.keys
         self.values[:, row, :, at] = saved.values
-        self.slots.restore(row, saved.slots)
+        self.outputs.restore(row, saved.outputs)
 
 
 def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -126,35 +113,3 @@ def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
         return like.new_zeros(shape)
     num_bytes = math.prod(shape) * like.element_size()
     return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(like.dtype).view(shape)
-
-
-@dataclass(frozen=True)
-class Window:
-    """Where one forward reads and writes: which rows, and which positions of each.
-
-    Attributes:
-        rows: slots of the cache.
-        starts: first position written, one a row.
-        width: positions written, the same for all rows.
-        extents: keys visible to every query of the row: positions ``0 .. extent - 1``.
-        causal_block: block size where queries see only their own and earlier blocks *within* the
-            window (PREFILL of several blocks); None where they see all of it.
-        stores: whether a plan's runs are stored for these columns.
-    """
-
-    rows: tuple[int, ...]
-    starts: tuple[int, ...]
-    width: int
-    extents: tuple[int, ...]
-    causal_block: int | None = None
-    stores: bool = True
-    adjacent: bool = field(init=False)
-    """The rows stand side by side in the cache, so that their keys need no copy."""
-    uniform: bool = field(init=False)
-    """And have equal starts and extents, so that they need no mask."""
-
-    def __post_init__(self) -> None:
-        adjacent = self.rows == tuple(range(self.rows[0], self.rows[0] + len(self.rows)))
-        object.__setattr__(self, "adjacent", adjacent)
-        same = len(set(self.starts)) == 1 and len(set(self.extents)) == 1
-        object.__setattr__(self, "uniform", adjacent and same)

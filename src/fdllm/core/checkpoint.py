@@ -16,13 +16,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fdllm.core.attention import AttentionBackend
+from fdllm.core.cache import RowCache
 from fdllm.core.checkpoint_files import TensorHeader, tensor_headers, weight_files
-from fdllm.core.model_runner import Fill
+from fdllm.core.model_runner import Fill, ModelRunner, nothing
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.network import Network
 from fdllm.core.pretrained import has_tokenizer, load_tokenizer, locate, read_spec
+from fdllm.core.torch_backend import Accelerator, Accelerators, no_accelerator
 from fdllm.errors import FdllmError, UsageError
-from fdllm.fast.accelerators import compiled_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +49,8 @@ class Model:
         name: what the user asked for.
         device: where the weights are.
         dtype: their type.
+        accelerators: what decoding may take besides torch's kernels; none by default.
+        accelerator: what it takes, as :meth:`compile` has chosen.
     """
 
     network: Network
@@ -55,7 +59,13 @@ class Model:
     name: str
     device: torch.device
     dtype: torch.dtype
+    accelerators: Accelerators = no_accelerator
+    accelerator: Accelerator = field(init=False)
+    _runner: ModelRunner | None = field(default=None, init=False, repr=False)
     _tokenizer: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.compile()
 
     def compile(self, *, asked: bool | None = None) -> str:
         """Choose what decoding runs besides torch's kernels, see :mod:`fdllm.fast.accelerators`.
@@ -70,9 +80,31 @@ class Model:
         Raises:
             UsageError: it was asked for, and cannot be had here.
         """
-        chosen = compiled_on(self.device, self.dtype, asked=asked)
-        self.network.use(chosen)
-        return str(chosen)
+        self.accelerator = self.accelerators(self.device, self.dtype, asked=asked)
+        return self.accelerator.name
+
+    def freeze(self, fill: Fill = nothing) -> None:
+        """Lay the weights out for decoding, once and for all; see :class:`ModelRunner`."""
+        if self._runner is None:
+            self._runner = ModelRunner(self.network, freeze=True, fill=fill)
+
+    def runner(self) -> ModelRunner:
+        """The network as decoding runs it, from the weights as they are now."""
+        return self._runner or ModelRunner(self.network)
+
+    def backend(
+        self, *, num_rows: int, capacity: int, block_size: int | None = None
+    ) -> AttentionBackend[Any]:
+        """A cache of so many rows and tokens a row, and what attends over it."""
+        return self.accelerator.backend(
+            RowCache(
+                self.spec,
+                num_rows=num_rows,
+                capacity=capacity,
+                block_size=block_size or self.spec.block_size,
+                like=self.network.embedding.weight,
+            )
+        )
 
     @property
     def n_layers(self) -> int:
@@ -106,8 +138,9 @@ def load_model(
     *,
     revision: str | None = None,
     freeze: bool = True,
+    accelerators: Accelerators = no_accelerator,
 ) -> Model:
-    """Load a checkpoint.
+    """Load a checkpoint; :func:`fdllm.load_model` is this with all accelerators there are.
 
     Args:
         path: ``tiny`` (the embedded model), a folder, or a Hub id.
@@ -115,8 +148,9 @@ def load_model(
         dtype: ``float32``, ``bfloat16``, ``float16``; ``auto`` goes by the device: bfloat16 from
             compute capability 8.0, float16 on 7.x, float32 on CPU.
         revision: branch, tag or commit of a Hub id.
-        freeze: lay the weights out for decoding, see :meth:`Network.freeze`; without it they stay
+        freeze: lay the weights out for decoding, see :class:`ModelRunner`; without it they stay
             as the checkpoint has them, and decoding on a CPU is slower.
+        accelerators: see :class:`Model`.
 
     Raises:
         UsageError: the path, device or dtype names nothing.
@@ -130,11 +164,15 @@ def load_model(
     with torch.device("meta"):
         network = Network(spec)
     network.eval().requires_grad_(requires_grad=False)
+    model, fill = (
+        Model(network, spec, folder, str(path), where, kind, accelerators),
+        source.filler(network),
+    )
     if freeze:
-        network.freeze(source.filler(network))
+        model.freeze(fill)
     else:
-        source.filler(network)(network)
-    return Model(network, spec, folder, str(path), where, kind)
+        fill(network)
+    return model
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

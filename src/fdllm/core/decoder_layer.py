@@ -5,7 +5,7 @@ fewer steps. Rotary embedding multiplies complex numbers, so the rows of the que
 projections are reordered to bring the two halves of each pair together; a dot product does not
 mind the order. On a CPU large matrices are packed into oneDNN's own layout, which reads weights
 about twice as fast for eight rows, and takes sums along; and what stands between the products of a
-forward is compiled (:mod:`fdllm.fast.kernels`).
+forward is the backend's (:mod:`fdllm.core.attention`).
 """
 
 from __future__ import annotations
@@ -14,34 +14,23 @@ import ctypes
 import math
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from fdllm.core.attention import AttentionBackend, Norm
 from fdllm.core.layers import Layer, RMSNorm
-from fdllm.core.workspace import Scratch
 
 PACK_FROM = 1 << 16
 """Weights of a matrix that is worth packing: below, oneDNN's fixed cost per call is more."""
 _ROWS = 32  # a layout for blocks of 32 columns serves eight and five hundred as well
 
 Linear = Callable[[Tensor], Tensor]
-Fused = Callable[[Tensor, Tensor], Tensor]
-Scratched = Callable[[Tensor, Scratch], Tensor]
-
-
-class AnyPlace(Protocol):
-    """Where a layer's columns stand; see :mod:`fdllm.core.place`."""
-
-    scratch: Scratch
-
-    def mix(self, layer: int, heads: Tensor) -> Tensor:
-        """Write keys and values, attend; what each column sees."""
-
-    def keep(self, layer: int, heads: Tensor) -> None:
-        """Write keys and values."""
+LinearAdd = Callable[[Tensor, Tensor], Tensor]
+Backend = AttentionBackend[Any]
+BackendLinear = Callable[[Tensor, Backend], Tensor]
 
 
 def pairwise_rows(num_heads: int, head_dim: int) -> Tensor:
@@ -51,7 +40,7 @@ def pairwise_rows(num_heads: int, head_dim: int) -> Tensor:
     return (torch.arange(num_heads)[:, None] * head_dim + one).reshape(-1)
 
 
-class FastLayer:
+class DecoderLayer:
     """A layer's weights, ready to run.
 
     Args:
@@ -66,8 +55,8 @@ class FastLayer:
         rotated = layer.q_size + layer.kv_size
         order[:rotated] = pairwise_rows(rotated // layer.head_dim, layer.head_dim)
         order = order.to(layer.qkv.weight.device)
-        self._norm_in, qkv = norm_ahead(layer.input_norm, layer.qkv.weight.data[order])
-        self._norm_out, gate_up = norm_ahead(layer.post_norm, layer.gate_up.weight.data)
+        self._norm_in, qkv = norm(layer.input_norm, layer.qkv.weight.data[order])
+        self._norm_out, gate_up = norm(layer.post_norm, layer.gate_up.weight.data)
         bias = layer.qkv.bias.data[order]
         # Attention gives a column's heads group by group.
         o = layer.o.weight.data.unflatten(1, (layer.num_kv_heads, layer.group, -1))
@@ -87,40 +76,39 @@ class FastLayer:
                 if packs(part.weight, pack=pack):
                     part.weight.data = part.weight.data.new_empty(0)
 
-    def __call__(self, x: Tensor, place: AnyPlace) -> Tensor:
+    def __call__(self, x: Tensor, backend: Backend) -> Tensor:
         """The hidden state behind the layer.
 
         Args:
-            x: hidden state [rows * columns, hidden]; left alone.
-            place: where the columns stand.
+            x: hidden state [columns, hidden]; left alone.
+            backend: prepared for these columns.
         """
-        scratch = place.scratch
-        heads = self._qkv(self._norm_in(x, scratch), scratch)
-        x = self._o(place.mix(self.index, heads), x)
-        return self._down(self._gated(self._norm_out(x, scratch), scratch), x)
+        heads = self._qkv(backend.norm(x, self._norm_in), backend)
+        x = self._o(backend.attend(self.index, heads), x)
+        return self._down(self._gated(backend.norm(x, self._norm_out), backend), x)
 
-    def read(self, x: Tensor, place: AnyPlace, columns: Tensor, scratch: Scratch) -> Tensor:
+    def read(self, x: Tensor, backend: Backend, columns: Tensor) -> Tensor:
         """The hidden state behind the layer where it is read; keys and values everywhere.
 
         Args:
-            x: hidden state [rows * columns, hidden].
-            place: where the columns stand.
+            x: hidden state [columns, hidden].
+            backend: prepared for these columns; from here on, for those that are read.
             columns: which of them are read.
-            scratch: of one row and as many columns.
         """
-        heads = self._qkv(self._norm_in(x, place.scratch), place.scratch)
-        mixed = place.mix(self.index, heads)
+        heads = self._qkv(backend.norm(x, self._norm_in), backend)
+        mixed = backend.attend(self.index, heads)
         x = self._o(mixed.index_select(0, columns), x.index_select(0, columns))
-        return self._down(self._gated(self._norm_out(x, scratch), scratch), x)
+        backend.resize(x.shape[0])
+        return self._down(self._gated(backend.norm(x, self._norm_out), backend), x)
 
-    def keep_kv(self, x: Tensor, place: AnyPlace) -> None:
+    def write_kv(self, x: Tensor, backend: Backend) -> None:
         """Only the keys and values that the layer owes, where its output reaches nothing."""
-        normed = self._norm_in(x, place.scratch)
-        heads = self._kv(normed) if self._kv is not None else self._qkv(normed, place.scratch)
-        place.keep(self.index, heads)
+        normed = backend.norm(x, self._norm_in)
+        heads = self._kv(normed) if self._kv is not None else self._qkv(normed, backend)
+        backend.write_kv(self.index, heads)
 
 
-def norm(definition: RMSNorm, weight: Tensor) -> tuple[Linear, Tensor]:
+def norm(definition: RMSNorm, weight: Tensor) -> tuple[Norm, Tensor]:
     """Root-mean-square norm in float32, and the matrix that is applied to what it gives.
 
     Args:
@@ -128,36 +116,29 @@ def norm(definition: RMSNorm, weight: Tensor) -> tuple[Linear, Tensor]:
         weight: the matrix behind it, [out, hidden].
 
     Returns:
-        The norm as a function, and ``weight``, into which the norm's own weight may have gone.
+        The norm, and ``weight``, into which the norm's own weight may have gone.
     """
     scale, eps, size = definition.weight.data, definition.eps, definition.weight.shape[0]
     if scale.device.type != "cpu":
         if scale.dtype == torch.float32:
-            return lambda x: F.rms_norm(x, (size,), scale, eps), weight
-        return lambda x: scale * F.rms_norm(x.float(), (size,), None, eps).to(x.dtype), weight
+            return Norm(lambda x: F.rms_norm(x, (size,), scale, eps), scale), weight
+        return Norm(
+            lambda x: scale * F.rms_norm(x.float(), (size,), None, eps).to(x.dtype), scale
+        ), weight
     # hypot(|x|, sqrt(n * eps)) = sqrt(n) * sqrt(mean(x^2) + eps): three kernels instead of seven.
     length, root = torch.linalg.vector_norm, math.sqrt(size)
     least = torch.tensor(math.sqrt(size * eps))
     if scale.dtype == torch.float32:
         folded = weight * (scale * root)
-        return lambda x: x.div(torch.hypot(length(x, dim=-1, keepdim=True), least)), folded
+        return Norm(
+            lambda x: x.div(torch.hypot(length(x, dim=-1, keepdim=True), least)), None
+        ), folded
 
     def narrow(x: Tensor) -> Tensor:
         total = length(x, dim=-1, keepdim=True, dtype=torch.float32)
         return (x * (root / torch.hypot(total, least))).to(scale.dtype).mul_(scale)
 
-    return narrow, weight
-
-
-def norm_ahead(definition: RMSNorm, weight: Tensor) -> tuple[Scratched, Tensor]:
-    """:func:`norm`, by the compiled kernel where the forward has one."""
-    plain, behind = norm(definition, weight)
-    scale = None if behind is not weight else definition.weight.data
-
-    def run(x: Tensor, scratch: Scratch) -> Tensor:
-        return plain(x) if scratch.fused is None else scratch.fused.norm(x, scale)
-
-    return run, behind
+    return Norm(narrow, scale), weight
 
 
 def final_norm(definition: RMSNorm) -> Linear:
@@ -165,8 +146,8 @@ def final_norm(definition: RMSNorm) -> Linear:
     scale = definition.weight.data
     bare, one = norm(definition, torch.ones((), dtype=scale.dtype, device=scale.device))
     if one.dim() == 0:
-        return bare
-    return lambda x: bare(x).mul_(one)
+        return bare.plain
+    return lambda x: bare.plain(x).mul_(one)
 
 
 def linear(weight: Tensor, bias: Tensor | None, *, pack: bool) -> Linear:
@@ -177,16 +158,16 @@ def linear(weight: Tensor, bias: Tensor | None, *, pack: bool) -> Linear:
     return lambda x: F.linear(x, weight, bias)
 
 
-def projection(weight: Tensor, bias: Tensor, *, pack: bool) -> Scratched:
-    """``x @ weight.T + bias`` to queries, keys and values; of a small matrix into the scratch."""
+def projection(weight: Tensor, bias: Tensor, *, pack: bool) -> BackendLinear:
+    """``x @ weight.T + bias`` to queries, keys and values; of a small matrix into a buffer."""
     if weight.numel() >= PACK_FROM:
         whole = linear(weight, bias, pack=pack)
         return lambda x, _: whole(x)
     across = weight.t()
-    return lambda x, scratch: torch.addmm(bias, x, across, out=scratch.heads)
+    return lambda x, backend: torch.addmm(bias, x, across, out=backend.work.heads)
 
 
-def linear_add(weight: Tensor, *, pack: bool) -> Fused:
+def linear_add(weight: Tensor, *, pack: bool) -> LinearAdd:
     """``x @ weight.T + other``."""
     if packs(weight, pack=pack):
         packed, product = _packed(weight), torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001
@@ -195,30 +176,14 @@ def linear_add(weight: Tensor, *, pack: bool) -> Fused:
     return lambda x, other: torch.addmm(other, x, across)
 
 
-def gated(gate_up: Tensor, *, pack: bool) -> Scratched:
+def gated(gate_up: Tensor, *, pack: bool) -> BackendLinear:
     """SwiGLU's ``silu(x @ gate.T) * (x @ up.T)`` of one matrix that holds both."""
     if gate_up.numel() >= PACK_FROM:
         # One product of both: oneDNN's own SiLU and product along with it were slower for a block.
         product = linear(gate_up, None, pack=pack)
-
-        def whole(x: Tensor, scratch: Scratch) -> Tensor:
-            both = product(x)
-            if scratch.fused is not None:
-                return scratch.fused.gate(both)
-            gate, up = both.chunk(2, -1)
-            return F.silu(gate).mul_(up)
-
-        return whole
+        return lambda x, backend: backend.gate(product(x))
     across = gate_up.t()
-
-    def small(x: Tensor, scratch: Scratch) -> Tensor:
-        both, gate, up = scratch.gates
-        torch.mm(x, across, out=both)
-        if scratch.fused is not None:
-            return scratch.fused.gate(both)
-        return F.silu(gate).mul_(up)
-
-    return small
+    return lambda x, backend: backend.gate(torch.mm(x, across, out=backend.work.gates))
 
 
 def packs(weight: Tensor, *, pack: bool) -> bool:

@@ -13,19 +13,21 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from fdllm.core.attention import AttentionBackend
 from fdllm.core.cache import RowCache
 from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding
 from fdllm.core.layerplan import LayerPlan
+from fdllm.core.model_runner import ModelRunner
 from fdllm.core.prefix_cache import PrefixPool
 from fdllm.core.pretrained import no_end_token
 from fdllm.core.row_task import NOTHING, CacheRow, Prediction, RowTask
 from fdllm.core.schedule import Phase, num_blocks
-from fdllm.core.scheduler import Batch, Running, answers_of, next_batches, windows_of
+from fdllm.core.scheduler import Batch, Running, answers_of, forward_batch, next_batches
 from fdllm.core.unmask import sample_tokens
 from fdllm.errors import FdllmError, UsageError
 
@@ -123,7 +125,6 @@ class Engine:
         self.decoding = decoding
         self.mask_id = decoding.mask_id
         self.batch_size = batch_size
-        self._stepper = model.network.prepare()
         self.pool: PrefixPool | None = None
         if prefix_cache_gib:
             like = model.network.embedding.weight
@@ -147,8 +148,8 @@ class Engine:
         """
         if not tasks:
             return
-        cache = self._cache(tasks)
-        self._stepper = self.model.network.prepare()
+        backend, runner = self._backend(tasks), self.model.runner()
+        cache = backend.cache
         waiting = iter(enumerate(tasks))
         free = list(range(cache.num_rows))[::-1]
         running: list[Running[T]] = []
@@ -160,7 +161,7 @@ class Engine:
             asking = [one for one in running if one.index not in answers]
             pooled = self.pool is not None
             for batch in next_batches(asking, self.decoding.block_size, pooled=pooled):
-                answers |= self._forward(batch, cache)
+                answers |= self._forward(batch, runner, backend)
             for one in running:
                 one.waited += 1
             for one in [one for one in running if one.index in answers]:
@@ -192,7 +193,7 @@ class Engine:
                 free.append(row.index)
                 yield index, end.value
 
-    def _cache(self, tasks: list[RowTask[T]]) -> RowCache:
+    def _backend(self, tasks: list[RowTask[T]]) -> AttentionBackend[Any]:
         block, spec = self.decoding.block_size, self.model.spec
         capacity = num_blocks(max(task.capacity for task in tasks), block) * block
         if capacity > spec.max_positions:
@@ -200,14 +201,8 @@ class Engine:
                 f"a sequence needs {capacity} positions and model '{self.model.name}' has "
                 f"{spec.max_positions}; shorten the prompt or lower max_new_tokens"
             )
-        return RowCache(
-            spec,
-            num_rows=min(self.batch_size, len(tasks)),
-            capacity=capacity,
-            block_size=block,
-            like=self.model.network.embedding.weight,
-            fused=self._stepper.fused,
-        )
+        rows = min(self.batch_size, len(tasks))
+        return self.model.backend(num_rows=rows, capacity=capacity, block_size=block)
 
     def _answer_from_pool(
         self, running: list[Running[T]], cache: RowCache
@@ -237,14 +232,15 @@ class Engine:
                 answers[one.index] = NOTHING
         return answers
 
-    def _forward(self, batch: Batch[T], cache: RowCache) -> dict[int, Prediction]:
+    def _forward(
+        self, batch: Batch[T], runner: ModelRunner, backend: AttentionBackend[Any]
+    ) -> dict[int, Prediction]:
         """One forward, timed to the moment the host has the numbers; answers by row."""
-        began = self._now()
+        began, cache = self._now(), backend.cache
         requests = [one.request for one in batch]
-        windows = windows_of(batch, self.decoding.block_size)
+        at = forward_batch(batch, self.decoding.block_size)
         flat = [token for request in requests for token in request.ids]
         ids = torch.tensor(flat, device=self.model.device)
-        starts = [request.start for request in requests]
         read, first = list[int](), 0
         for one in batch:
             read += [first + column for column in one.request.read]
@@ -252,11 +248,10 @@ class Engine:
             if one.request.phase in (Phase.PREFILL, Phase.COMMIT):
                 # Now, as it ends the block: what a tail stores in this forward is the next one's.
                 cache.commit(one.running.row.index, len(one.request.ids))
-        done = self._stepper.read(ids, cache, windows, requests[-1].plan, starts, columns=read)
+        done = runner.forward(ids, backend, at, requests[-1].plan, read)
         reading = [(one.request, one.running.task.rng) for one in batch]
-        head, fused = self._stepper.head, self._stepper.fused
         predictions = sample_tokens(
-            head, done.hidden, reading, self.decoding, self.mask_id, fused=fused
+            runner.head, done.hidden, reading, self.decoding, self.mask_id, choose=backend.choose
         )
         for one, told in zip(batch, predictions, strict=True):
             if math.isnan(sum(told.confidence)):

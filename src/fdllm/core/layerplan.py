@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import zip_longest
 from typing import Literal
 
 Target = Literal["output", "residual"]
@@ -40,7 +41,7 @@ class LayerRun:
         return self.stop - self.start
 
     @property
-    def slot(self) -> tuple[int, int, Target, int]:
+    def key(self) -> tuple[int, int, Target, int]:
         """Where its values are kept: runs that differ in what they ask for share it."""
         return self.start, self.stop, self.target, self.keep
 
@@ -126,8 +127,58 @@ class ProbePlan:
 
     @property
     def run(self) -> LayerRun:
-        """The probe's own slot; a step that stores the skipped layers must store it too."""
+        """The probe's own run; a step that stores the skipped layers must store it too."""
         return LayerRun(self.layer, self.layer + 1, "residual")
 
 
 AnyPlan = LayerPlan | ProbePlan
+
+
+StepKind = Literal["compute", "reuse", "partial"]
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """A stretch of the layer loop.
+
+    Attributes:
+        kind: layers to compute, one run to take from what is stored, or one to compute in part.
+        start: its first layer.
+        stop: one past its last.
+        run: the run that is stored, reused or computed in part; None where nothing is kept.
+        kv_only: the output of the last layer reaches nothing; only its keys and values are owed.
+    """
+
+    kind: StepKind
+    start: int
+    stop: int
+    run: LayerRun | None = None
+    kv_only: bool = False
+
+
+@lru_cache(maxsize=4096)
+def plan_steps(plan: LayerPlan, first: int = 0) -> tuple[PlanStep, ...]:
+    """A plan from layer ``first`` on, cut into the steps of the layer loop: one a run, not a layer.
+
+    Nothing ahead of a reused *output* reaches the logits: a run that stands right ahead of one is
+    not read at all, and of computed layers right ahead of one the last gives only its keys and
+    values.
+    """
+    steps: list[PlanStep] = []
+    at = first
+    for run in plan.runs:
+        if at < run.start:
+            steps.append(PlanStep("compute", at, run.start))
+        kind: StepKind = "reuse" if run in plan.reuse else "compute"
+        kind = "partial" if run in plan.partial else kind
+        steps.append(PlanStep(kind, run.start, run.stop, run))
+        at = run.stop
+    if at < plan.n_layers:
+        steps.append(PlanStep("compute", at, plan.n_layers))
+    out: list[PlanStep] = []
+    for step, after in zip_longest(steps, steps[1:]):
+        reused = None if after is None or after.kind != "reuse" else after.run
+        replaced = reused is not None and reused.target == "output"
+        if not (replaced and step.kind == "reuse"):
+            out.append(replace(step, kv_only=replaced and step.run is None))
+    return tuple(out)

@@ -6,31 +6,11 @@ is bound by the number of products it makes; :mod:`fdllm.core.checkpoint` maps t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from fdllm.core.model_spec import ModelSpec
-
-
-class Attend(Protocol):
-    """Attention against whatever keys a forward may see."""
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend.
-
-        Args:
-            q: [rows, kv heads, group * columns, head dim]; a group's heads stand one behind the
-                other, so that keys need no copy for each of them.
-            k: [rows, kv heads, columns, head dim], the new columns alone.
-            v: as k.
-
-        Returns:
-            A tensor shaped as ``q``.
-        """
 
 
 class RMSNorm(nn.Module):
@@ -46,21 +26,6 @@ class RMSNorm(nn.Module):
         if x.dtype == torch.float32:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return self.weight * F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
-
-
-class Head(nn.Linear):
-    """The output projection; its weight may be given up for the same product in another layout."""
-
-    _product: Callable[[Tensor], Tensor] | None = None
-
-    def replace(self, product: Callable[[Tensor], Tensor]) -> None:
-        """Compute by ``product`` from now on."""
-        self._product = product
-        self.weight.data = self.weight.data.new_empty(0)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        """Logits of hidden states."""
-        return super().forward(input) if self._product is None else self._product(input)
 
 
 class Layer(nn.Module):
@@ -81,21 +46,23 @@ class Layer(nn.Module):
         self.gate_up = nn.Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=False)
         self.down = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         """Run the layer.
 
         Args:
             x: hidden state [rows, columns, hidden].
             cos: rotary cosines, [columns, head dim] or [rows, 1, columns, head dim].
             sin: rotary sines, shaped as ``cos``.
-            attend: the forward's attention.
+            mask: True where a query may see a key, [..., group * columns, columns]; None for all.
 
         Returns:
             The hidden state behind the layer, shaped as ``x``; ``x`` itself is left alone.
         """
         rows, columns, _ = x.shape
         q, k, v = self._qkv(x, cos, sin)
-        mixed = attend(q.reshape(rows, self.num_kv_heads, -1, self.head_dim), k, v)
+        # A group's heads stand one behind the other, so that keys need no copy for each of them.
+        grouped = q.reshape(rows, self.num_kv_heads, -1, self.head_dim)
+        mixed = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask)
         mixed = mixed.reshape(rows, self.num_kv_heads * self.group, columns, self.head_dim)
         x = x + self.o(mixed.transpose(1, 2).reshape(rows, columns, self.q_size))
         gate, up = self.gate_up(self.post_norm(x)).chunk(2, dim=-1)

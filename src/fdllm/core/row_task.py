@@ -91,7 +91,8 @@ class CacheRow:
         Raises:
             NeverWrittenError: nothing is stored for one of them.
         """
-        return self._cache.slots.read(run, (self.index,), (columns,))[0]
+        self._cache.outputs.check(run, (self.index,), (columns,))
+        return self._cache.outputs.read(run, (self.index,), (columns,))[0]
 
     @property
     def length(self) -> int:

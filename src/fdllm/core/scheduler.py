@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Generic, TypeVar
 
-from fdllm.core.cache import Window
+from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.layerplan import LayerPlan, ProbePlan
 from fdllm.core.row_task import (
     NOTHING,
@@ -164,13 +164,13 @@ def answers_of(batch: Batch[T], predictions: Sequence[Prediction]) -> dict[int, 
     return answers
 
 
-def windows_of(batch: Batch[T], block: int) -> list[Window]:
+def forward_batch(batch: Batch[T], block: int) -> ForwardBatch:
     """Where the requests of a batch read and write: one window, or one for each shape."""
     width = len(batch[0].request.ids)
     if width <= block and all(len(one.request.ids) == width and not one.ahead for one in batch):
-        return [_window(batch, block)]
+        return ForwardBatch((_window(batch, block),))
     shapes = groupby(batch, lambda one: (one.ahead > 0, *one.shape))
-    return [_window(list(alike), block) for _, alike in shapes]
+    return ForwardBatch(tuple(_window(list(alike), block) for _, alike in shapes))
 
 
 def _window(batch: Batch[T], block: int) -> Window:
@@ -183,4 +183,5 @@ def _window(batch: Batch[T], block: int) -> Window:
         tuple(n + max(width, block) for n in lengths),
         causal_block=block if width > block else None,
         stores=batch[0].request.phase is not Phase.PREFILL,
+        first_columns=tuple(one.request.start for one in batch),
     )

@@ -12,7 +12,8 @@ from fdllm.core.config import Decoding
 from fdllm.core.layerplan import AnyPlan, ProbePlan
 from fdllm.core.reuse import Observation
 from fdllm.core.row_task import ForwardRequest, Prediction
-from fdllm.fast.kernels import Fused
+
+Choose = Callable[[Tensor, int], tuple[list[int], list[float]]]
 
 
 class Unmask(Protocol):
@@ -56,7 +57,7 @@ def sample_tokens(
     decoding: Decoding,
     mask_id: int,
     *,
-    fused: Fused | None = None,
+    choose: Choose,
 ) -> list[Prediction]:
     """Apply the head to the columns that are read, and to no others.
 
@@ -66,7 +67,7 @@ def sample_tokens(
         requests: what each row reads, and its generator where sampling is on.
         decoding: temperature and top-p.
         mask_id: the mask token.
-        fused: compiled kernels, where there are some.
+        choose: the greedy choice, see :meth:`fdllm.core.attention.AttentionBackend.choose`.
 
     Returns:
         One prediction a row. The confidence is NaN where a logit is not finite.
@@ -78,10 +79,8 @@ def sample_tokens(
     # Ahead of the choice, which bars the mask token.
     logprobs = _logprobs(logits, [request for request, _ in requests]) if scoring else []
     greedy = decoding.temperature == 0.0 or scoring
-    if greedy and fused is not None:
-        tokens, sure = fused.choose(logits, mask_id)
-    elif greedy:
-        tokens, sure = (part.tolist() for part in choose_greedy(logits, mask_id))
+    if greedy:
+        tokens, sure = choose(logits, mask_id)
     else:
         draws = [torch.rand(len(r.read), generator=rng, dtype=torch.float64) for r, rng in requests]
         uniform = torch.cat(draws).to(logits.device)

@@ -116,13 +116,13 @@ def _check_compiler(choice: ModelChoice) -> Iterator[Finding]:
 
     from fdllm.core.checkpoint import resolve_dtype  # noqa: PLC0415
     from fdllm.fast.build import CompilerError  # noqa: PLC0415
-    from fdllm.fast.kernels import load_fused  # noqa: PLC0415
+    from fdllm.fast.kernels import load_kernels  # noqa: PLC0415
 
     dtype = resolve_dtype(choice.dtype, torch.device("cpu"))
     if choice.device.startswith("cuda") or dtype == torch.float16:
         return
     try:
-        load_fused(dtype)
+        load_kernels(dtype)
         yield ok("compiler", "the C kernels of a CPU are compiled for this machine")
     except CompilerError as error:
         remedy = "install gcc or clang, load the site's module, or set CC; without it a step on a "

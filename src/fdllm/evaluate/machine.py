@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fdllm.core.checkpoint import Model, load_model
+from fdllm.core.checkpoint import Model
 from fdllm.core.checkpoint_files import unread_weights
 from fdllm.core.engine import NotFiniteError
 from fdllm.core.memory import max_batch_size
@@ -20,7 +20,7 @@ from fdllm.core.unmask import Unmask, by_threshold
 from fdllm.evaluate.answer import ModelAnswerer
 from fdllm.evaluate.harness import evaluate
 from fdllm.evaluate.protocols import WHOLE, Evaluation, Part, Progress, Store
-from fdllm.fast.accelerators import compiled_on
+from fdllm.fast.accelerators import accelerator_on, load_model
 from fdllm.record import selftested
 from fdllm.record.summary import PeakMemory
 from fdllm.runs import Evaluating, ModelChoice, Run
@@ -58,7 +58,7 @@ class Machine:
         """What a session's provenance says of it."""
         cuda = self.model.device.type == "cuda"
         tested = selftested.last(self._accelerator)
-        chosen = compiled_on(self.model.device, self.model.dtype, asked=self._compile(asked))
+        chosen = accelerator_on(self.model.device, self.model.dtype, asked=self._compile(asked))
         folder = self.model.folder
         unread = "" if folder is None else unread_weights(folder)
         facts: dict[str, str | int | None] = {
@@ -69,7 +69,7 @@ class Machine:
             "cuda": torch.version.cuda if cuda else None,
             "batch_size": max_batch_size(self.model, asked.batch_size),
             "score_batch_size": max_batch_size(self.model, asked.score_batch_size),
-            "compile": str(chosen),
+            "compile": chosen.name,
             "selftest": selftested.NOT_RUN if tested is None else tested.words,
             "selftest_batch": tested.batch_words if tested is not None and cuda else None,
         }

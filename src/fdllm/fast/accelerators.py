@@ -10,58 +10,65 @@ What torch's own compiler writes for a CPU was measured to be slower than either
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from fdllm.core import checkpoint
+from fdllm.core.checkpoint import Model
+from fdllm.core.torch_backend import Accelerator
 from fdllm.errors import UsageError
 from fdllm.fast.build import CompilerError
-from fdllm.fast.cuda_graphs import Record, cuda_graph
-from fdllm.fast.kernels import Fused, find_fused, load_fused
+from fdllm.fast.cuda_graphs import CudaGraphs
+from fdllm.fast.kernels import load_kernels
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """What decoding runs besides torch's own kernels.
+def load_model(
+    path: str | Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    *,
+    revision: str | None = None,
+    freeze: bool = True,
+) -> Model:
+    """Load a checkpoint, to be decoded with what pays on its device.
 
-    Attributes:
-        fused: C kernels between the products on a CPU.
-        record: how forwards are recorded on a GPU.
+    Arguments and errors are those of :func:`fdllm.core.checkpoint.load_model`.
     """
-
-    fused: Fused | None = None
-    record: Record | None = None
-
-    def __str__(self) -> str:
-        """As a record's provenance names it."""
-        if self.fused is not None:
-            return "C kernels"
-        return "no" if self.record is None else "CUDA graphs"
+    return checkpoint.load_model(
+        path, device, dtype, revision=revision, freeze=freeze, accelerators=accelerator_on
+    )
 
 
-def compiled_on(device: torch.device, dtype: torch.dtype, *, asked: bool | None = None) -> Compiled:
-    """What is used on a device.
+def accelerator_on(
+    device: torch.device, dtype: torch.dtype, *, asked: bool | None = None
+) -> Accelerator:
+    """As :class:`fdllm.core.torch_backend.Accelerators` declares it.
 
-    Args:
-        device: where the weights are.
-        dtype: their type.
-        asked: what the user said; None takes C kernels where they can be had, and no graphs.
-
-    Raises:
-        UsageError: it was asked for, and there is none.
+    Where nobody says: C kernels where they can be had, and no graphs.
     """
     if asked is None:
-        return Compiled(find_fused(device, dtype))
+        return kernels_on(device, dtype) or Accelerator()
     if not asked:
-        return Compiled()
+        return Accelerator()
     if device.type == "cuda":
-        return Compiled(record=cuda_graph)
+        return CudaGraphs()
     if device.type != "cpu":
         raise UsageError(f"--compile is for a CPU or CUDA, and the model is on '{device}'")
     try:
-        return Compiled(load_fused(dtype))
+        return load_kernels(dtype)
     except CompilerError as error:
         raise UsageError(
             f"--compile: {error}; install gcc or clang (or load the site's module), or leave "
             "--compile out: decoding then takes torch's own kernels and is slower"
         ) from None
+
+
+def kernels_on(device: torch.device, dtype: torch.dtype) -> Accelerator | None:
+    """The compiled kernels for a device and a type; None where they cannot be had."""
+    if device.type != "cpu":
+        return None
+    try:
+        return load_kernels(dtype)
+    except CompilerError:
+        return None

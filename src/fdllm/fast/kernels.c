@@ -41,8 +41,8 @@ typedef struct {
   float *query;           /* [rows, kv_heads, tiles, dim, LANES] */
   element *keys, *values; /* where the first layer's begin */
   int64_t layer_step, row_step, head_step;
-  const int64_t *slots, *positions, *extents; /* [rows], [rows, width], [rows] */
-} place;
+  const int64_t *cache_rows, *positions, *extents; /* [rows], [rows, width], [rows] */
+} window;
 
 /* Queries that attention takes together, side by side. */
 #define LANES 16
@@ -53,7 +53,7 @@ typedef float vector __attribute__((vector_size(4 * LANES / VECTORS), aligned(4)
 /* Multiplications of attention, and numbers of a pass, from which a second thread pays. */
 #define WORTH_A_TEAM (1 << 18)
 #define NUMBERS_FOR_A_TEAM (1 << 14)
-static inline int64_t tiles(const place *at) { return (at->width * at->group + LANES - 1) / LANES; }
+static inline int64_t tiles(const window *at) { return (at->width * at->group + LANES - 1) / LANES; }
 
 /* Root-mean-square norm: x * root / sqrt(sum(x^2) + least), times the scale where there is one. */
 void norm(const element *restrict x, const element *restrict scale, const buffers *at) {
@@ -120,11 +120,11 @@ static inline void turn(const element *restrict x, const float *restrict factors
 }
 
 /* A column's keys, rotated, and values, to their position in the cache. */
-static inline void store(const element *x, const place *at, int64_t layer, int64_t row,
+static inline void store(const element *x, const window *at, int64_t layer, int64_t row,
                          int64_t column) {
   const int64_t one = row * at->width + column, dim = at->dim;
   const int64_t to =
-      layer * at->layer_step + at->slots[row] * at->row_step + at->positions[one] * dim;
+      layer * at->layer_step + at->cache_rows[row] * at->row_step + at->positions[one] * dim;
   for (int64_t head = 0; head < at->kv_heads; head++) {
     element *key = at->keys + to + head * at->head_step;
     turn(x + head * dim, at->factors + one * dim, key, dim);
@@ -134,7 +134,7 @@ static inline void store(const element *x, const place *at, int64_t layer, int64
 }
 
 /* A column's queries, rotated and scaled, to their lanes. */
-static void load_queries(const element *x, const place *at, int64_t row, int64_t column) {
+static void load_queries(const element *x, const window *at, int64_t row, int64_t column) {
   const int64_t dim = at->dim, group = at->group, size = tiles(at) * LANES;
   const float *factors = at->factors + (row * at->width + column) * dim;
   const float scale = 1.0f / sqrtf((float)dim);
@@ -186,10 +186,10 @@ static inline const float *widen(const element *x, float *copy, int64_t count) {
 #endif
 
 /* Attention of LANES queries to the keys of their row, KEYS at a time with a running maximum. */
-static void attend(const place *at, int64_t layer, int64_t row, int64_t head, int64_t tile,
+static void attend_tile(const window *at, int64_t layer, int64_t row, int64_t head, int64_t tile,
                    element *out) {
   const int64_t dim = at->dim, queries = at->width * at->group, extent = at->extents[row];
-  const int64_t row_at = layer * at->layer_step + at->slots[row] * at->row_step;
+  const int64_t row_at = layer * at->layer_step + at->cache_rows[row] * at->row_step;
   const int64_t from = row_at + head * at->head_step;
   const vector *query =
       (const vector *)(at->query + ((row * at->kv_heads + head) * tiles(at) + tile) * dim * LANES);
@@ -246,7 +246,7 @@ static void attend(const place *at, int64_t layer, int64_t row, int64_t head, in
 /* Keys and values to the cache, then attention. heads: [rows * width, (kv_heads * group + 2 *
    kv_heads) * dim], queries first; out: [rows * width, group * kv_heads * dim]. Every query of a
    row sees the keys of its extent. */
-void mix(const element *heads, const place *at, int64_t layer, element *out) {
+void attend(const element *heads, const window *at, int64_t layer, element *out) {
   const int64_t queries = at->kv_heads * at->group, columns = at->rows * at->width;
   const int64_t units = at->rows * at->kv_heads * tiles(at);
   int64_t keys = 0;
@@ -263,13 +263,13 @@ void mix(const element *heads, const place *at, int64_t layer, element *out) {
 #pragma omp for schedule(static)
     for (int64_t one = 0; one < units; one++) {
       const int64_t head = one / tiles(at) % at->kv_heads;
-      attend(at, layer, one / tiles(at) / at->kv_heads, head, one % tiles(at), out);
+      attend_tile(at, layer, one / tiles(at) / at->kv_heads, head, one % tiles(at), out);
     }
   }
 }
 
 /* Keys and values alone; skipped: query heads that stand ahead of them in a column. */
-void place_kv(const element *heads, const place *at, int64_t layer, int64_t skipped) {
+void write_kv(const element *heads, const window *at, int64_t layer, int64_t skipped) {
   const int64_t step = (skipped + 2 * at->kv_heads) * at->dim;
   for (int64_t one = 0; one < at->rows * at->width; one++) {
     const element *x = heads + one * step + skipped * at->dim;

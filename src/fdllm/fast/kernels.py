@@ -17,11 +17,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fdllm.core.attention import AttentionBackend, Kept, Norm, Workspace
+from fdllm.core.cache import RowCache
+from fdllm.core.forward_batch import Window
 from fdllm.core.model_spec import ModelSpec
+from fdllm.core.torch_backend import Accelerator
 from fdllm.fast.build import CompilerError, load_library
 
 MOST_DIM = 256
@@ -41,25 +46,28 @@ class _Buffers(ctypes.Structure):
     )
 
 
-class _Place(ctypes.Structure):
+class _Window(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "width", "kv_heads", "group", "dim")),
         *((name, ctypes.c_void_p) for name in ("factors", "query", "keys", "values")),
         *((name, ctypes.c_int64) for name in ("layer_step", "row_step", "head_step")),
-        *((name, ctypes.c_void_p) for name in ("slots", "positions", "extents")),
+        *((name, ctypes.c_void_p) for name in ("cache_rows", "positions", "extents")),
     )
 
 
-class Fused:
+class Kernels(Accelerator):
     """The compiled functions for one type of weights.
 
     Args:
         library: ``kernels.c``, compiled for it.
+        dtype: the type.
         mark: what each call stands in, by its name, so that a profiler sees it; None for nothing.
     """
 
-    def __init__(self, library: ctypes.PyDLL, mark: Mark | None = None) -> None:
-        self._library = library
+    name = "C kernels"
+
+    def __init__(self, library: ctypes.PyDLL, dtype: torch.dtype, mark: Mark | None = None) -> None:
+        self._library, self._dtype = library, dtype
         pointer, number = ctypes.c_void_p, ctypes.c_int64
 
         def function(name: str, *arguments: type) -> Callable[..., None]:
@@ -69,13 +77,26 @@ class Fused:
 
         self.norm = function("norm", pointer, pointer, pointer)
         self.gate = function("gate", pointer, pointer)
-        self.mix = function("mix", pointer, pointer, number, pointer)
-        self.place_kv = function("place_kv", pointer, pointer, number, number)
+        self.attend = function("attend", pointer, pointer, number, pointer)
+        self.write_kv = function("write_kv", pointer, pointer, number, number)
         self._choose = function("choose", pointer, number, number, number, pointer, pointer)
 
-    def marked(self, mark: Mark) -> Fused:
+    def backend(self, cache: RowCache) -> AttentionBackend[Any]:
+        """As declared; larger heads are left to torch.
+
+        Raises:
+            ValueError: the cache is of another type, or not in the machine's memory.
+        """
+        if cache.keys.dtype != self._dtype or cache.keys.device.type != "cpu":
+            found = f"{cache.keys.dtype} on {cache.keys.device}"
+            raise ValueError(f"kernels of {self._dtype} on a CPU cannot read {found}")
+        if cache.spec.head_dim > MOST_DIM:
+            return super().backend(cache)
+        return CpuKernelBackend(cache, self)
+
+    def marked(self, mark: Mark) -> Kernels:
         """The same functions for a profiler."""
-        return Fused(self._library, mark)
+        return Kernels(self._library, self._dtype, mark)
 
     def choose(self, logits: Tensor, mask_id: int) -> tuple[list[int], list[float]]:
         """As :func:`fdllm.core.unmask.choose_greedy`, onto the host; leaves ``logits`` alone.
@@ -98,136 +119,127 @@ def _marked(function: Callable[..., None], mark: Mark, name: str) -> Callable[..
     return call
 
 
-class FusedBuffers:
-    """What a forward of so many columns passes through: norms, activations, attention.
-
-    Args:
-        fused: the functions.
-        spec: the model's shape.
-        rows: of the forward.
-        width: columns of each row.
-        like: a tensor of the weights' type.
+class KernelWorkspace(Workspace):
+    """Buffers of a forward of so many columns, and where the functions find them.
 
     Attributes:
-        mixed: what each column sees, [rows * width, heads * head dim].
+        normed: [columns, hidden].
+        gated: [columns, inner].
+        mixed: what each column sees, [columns, heads * head dim].
+        address: of the struct that holds them.
     """
 
-    def __init__(
-        self, fused: Fused, spec: ModelSpec, *, rows: int, width: int, like: Tensor
-    ) -> None:
-        size, columns = spec.hidden_size, rows * width
-        self.functions = fused
-        self._norm, self._gate = fused.norm, fused.gate
-        self._normed = like.new_empty(columns, size)
-        self._gated = like.new_empty(columns, spec.intermediate_size)
+    def __init__(self, spec: ModelSpec, columns: int, like: Tensor) -> None:
+        super().__init__(spec, columns, like)
+        size, inner = spec.hidden_size, spec.intermediate_size
+        self.normed = like.new_empty(columns, size)
+        self.gated = like.new_empty(columns, inner)
         self.mixed = like.new_empty(columns, spec.num_heads * spec.head_dim)
-        self._queries: dict[tuple[int, ...], Tensor] = {}
         # In float32 the root went into the matrix behind the norm, with the norm's own weight.
         root = 1.0 if like.dtype == torch.float32 else math.sqrt(size)
-        self._at = _Buffers(
-            *(columns, size, spec.intermediate_size),
-            *(size * spec.rms_norm_eps, root),
-            *(self._normed.data_ptr(), self._gated.data_ptr()),
+        self._struct = _Buffers(
+            *(columns, size, inner, size * spec.rms_norm_eps, root),
+            *(self.normed.data_ptr(), self.gated.data_ptr()),
         )
-        self._address = ctypes.addressof(self._at)
-
-    def norm(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        """The norm of ``x`` [columns, hidden], good until the next.
-
-        Args:
-            x: hidden state.
-            scale: the norm's weight; None where that went into the matrix behind it.
-        """
-        self._norm(_address(x), None if scale is None else scale.data_ptr(), self._address)
-        return self._normed
-
-    def queries(self, rows: int, kv_heads: int, tiles: int, dim: int) -> Tensor:
-        """Where rotated queries go, in tiles of :data:`LANES`: [rows, kv heads, tiles, dim, lanes].
-
-        Windows of one shape share them.
-        """
-        shape = (rows, kv_heads, tiles, dim, LANES)
-        if shape not in self._queries:
-            self._queries[shape] = torch.zeros(shape)
-        return self._queries[shape]
-
-    def gate(self, both: Tensor) -> Tensor:
-        """``silu(gate) * up`` of both side by side, [columns, 2 * inner]; good until the next."""
-        self._gate(_address(both), self._address)
-        return self._gated
+        self.address = ctypes.addressof(self._struct)
 
 
-class FusedPlace:
-    """Attention of a window: where its keys and values go, and which each of its rows sees.
+class KernelWindow:
+    """Where a window's keys and values go, and which each of its rows sees.
 
     Args:
-        buffers: of the forward.
-        kv: keys and values of the cache, [layers, rows, kv heads, capacity, head dim].
-        factors: rotary factors, complex, that expand to [rows, columns, 1, head dim / 2].
-        slots: each row's row of the cache; blocks of one prompt are rows that share theirs.
-        positions: of each row's columns.
-        extents: keys that each row sees.
+        struct: as the functions take it.
+        mixed: what each column sees, [rows * columns, heads * head dim].
+        held: what the struct points into, for as long as it is used.
     """
 
-    def __init__(
-        self,
-        buffers: FusedBuffers,
-        kv: tuple[Tensor, Tensor],
-        *,
-        factors: Tensor,
-        slots: Sequence[int],
-        positions: Sequence[Sequence[int]],
-        extents: Sequence[int],
-    ) -> None:
-        (keys, values), dim = kv, factors.shape[-1] * 2
-        rows, width, heads = len(slots), len(positions[0]), keys.shape[2]
-        functions = buffers.functions
-        self._mix, self._kv, self._mixed = functions.mix, functions.place_kv, buffers.mixed
-        every = torch.view_as_real(factors.expand(rows, width, 1, dim // 2)).contiguous()
-        where = [torch.tensor(part) for part in (slots, positions, extents)]
-        group = buffers.mixed.shape[1] // (heads * dim)
-        queries = buffers.queries(rows, heads, math.ceil(width * group / LANES), dim)
-        self._held = (every, buffers, kv, where)  # for as long as their addresses are used
-        self._at = _Place(
-            *(rows, width, heads, group, dim),
-            *(part.data_ptr() for part in (every, queries, keys, values)),
-            *(keys.stride(i) for i in range(3)),
-            *(part.data_ptr() for part in where),
+    def __init__(self, struct: _Window, mixed: Tensor, held: Sequence[Tensor]) -> None:
+        self.mixed = mixed
+        self.addresses = ctypes.addressof(struct), mixed.data_ptr()
+        self._held = (struct, held)
+
+
+class CpuKernelBackend(AttentionBackend[KernelWindow]):
+    """Attention, norms and activations by compiled functions.
+
+    Args:
+        cache: of a CPU, of the functions' type; heads of at most :data:`MOST_DIM`.
+        kernels: the functions.
+    """
+
+    work: KernelWorkspace
+
+    def __init__(self, cache: RowCache, kernels: Kernels) -> None:
+        super().__init__(cache)
+        self._kernels = kernels
+        self._works = Kept[int, KernelWorkspace](
+            lambda columns: KernelWorkspace(self.spec, columns, cache.keys)
         )
-        self._addresses = ctypes.addressof(self._at), buffers.mixed.data_ptr()
-        self._sizes = (2 * heads * dim, dim)
+        self._queries = Kept[tuple[int, ...], Tensor](torch.zeros)
 
-    def mix(self, layer: int, heads: Tensor) -> Tensor:
-        """As :meth:`fdllm.core.place.Place.mix`; good until the next of this size."""
-        at, mixed = self._addresses
-        self._mix(_address(heads), at, layer, mixed)
-        return self._mixed
+    def resize(self, columns: int) -> None:
+        """As declared."""
+        self.work = self._works[columns]
 
-    def keep(self, layer: int, heads: Tensor) -> None:
-        """As :meth:`fdllm.core.place.Place.keep`."""
-        kv, dim = self._sizes
-        self._kv(_address(heads), self._addresses[0], layer, (heads.shape[1] - kv) // dim)
+    def norm(self, x: Tensor, norm: Norm) -> Tensor:
+        """As declared."""
+        scale = None if norm.scale is None else norm.scale.data_ptr()
+        self._kernels.norm(_address(x), scale, self.work.address)
+        return self.work.normed
+
+    def gate(self, both: Tensor) -> Tensor:
+        """As declared."""
+        self._kernels.gate(_address(both), self.work.address)
+        return self.work.gated
+
+    def choose(self, logits: Tensor, mask_id: int) -> tuple[list[int], list[float]]:
+        """As declared."""
+        return self._kernels.choose(logits, mask_id)
+
+    def _attend(self, at: KernelWindow, layer: int, heads: Tensor) -> Tensor:
+        struct, mixed = at.addresses
+        self._kernels.attend(_address(heads), struct, layer, mixed)
+        return at.mixed
+
+    def _write_kv(self, at: KernelWindow, layer: int, heads: Tensor) -> None:
+        skipped = heads.shape[1] // self.spec.head_dim - 2 * self.spec.num_kv_heads
+        self._kernels.write_kv(_address(heads), at.addresses[0], layer, skipped)
+
+    def _lay_out(self, window: Window) -> KernelWindow:
+        keys, values, spec = self.cache.keys, self.cache.values, self.spec
+        columns, group = len(window.offsets), spec.num_heads // spec.num_kv_heads
+        mixed = self._works[window.num_columns].mixed
+        starts, offsets = torch.tensor(window.starts), torch.tensor(list(window.offsets))
+        rows, extents = torch.tensor(window.rows), torch.tensor(window.extents)
+        positions = starts[:, None] + offsets  # [rows, columns]
+        if window.causal_block is not None:
+            # Of a prompt each block is a row, which sees the keys up to its own end.
+            rows = rows.repeat_interleave(columns // window.causal_block)
+            positions = positions.view(len(rows), -1)
+            extents = positions[:, -1] + 1
+        width = positions.shape[1]
+        factors = torch.view_as_real(self.factors[positions])  # [rows, width, 1, head dim / 2, 2]
+        tiles = math.ceil(width * group / LANES)
+        # Windows of one shape share them.
+        query = self._queries[len(rows), spec.num_kv_heads, tiles, spec.head_dim, LANES]
+        struct = _Window(
+            *(len(rows), width, spec.num_kv_heads, group, spec.head_dim),
+            *(part.data_ptr() for part in (factors, query, keys, values)),
+            *keys.stride()[:3],
+            *(part.data_ptr() for part in (rows, positions, extents)),
+        )
+        return KernelWindow(struct, mixed, (factors, query, rows, positions, extents))
 
 
 def _address(x: Tensor) -> int:
     """Where ``x`` begins; it is only read, row behind row."""
     if not x.is_contiguous():
-        raise ValueError(f"a fused kernel reads one row behind the other, not strides {x.stride()}")
+        raise ValueError(f"a kernel reads one row behind the other, not strides {x.stride()}")
     return x.data_ptr()
 
 
-def find_fused(device: torch.device, dtype: torch.dtype) -> Fused | None:
-    """The functions for a device and a type; None where they cannot be had."""
-    if device.type != "cpu" or dtype not in _TYPES:
-        return None
-    try:
-        return load_fused(dtype)
-    except CompilerError:
-        return None
-
-
 @cache
-def load_fused(dtype: torch.dtype) -> Fused:
+def load_kernels(dtype: torch.dtype) -> Kernels:
     """The functions for a type of weights, compiled where no earlier process has done it.
 
     Raises:
@@ -235,4 +247,4 @@ def load_fused(dtype: torch.dtype) -> Fused:
     """
     if dtype not in _TYPES:
         raise CompilerError(f"there are compiled kernels for float32 and bfloat16, not for {dtype}")
-    return Fused(load_library(_SOURCE, _TYPES[dtype]))
+    return Kernels(load_library(_SOURCE, _TYPES[dtype]), dtype)

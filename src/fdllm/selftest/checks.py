@@ -20,21 +20,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fdllm.core.cache import RowCache, Window
+from fdllm.core.attention import AttentionBackend
 from fdllm.core.checkpoint import Model
 from fdllm.core.decoder_layer import can_pack
+from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.layerplan import LayerPlan
 from fdllm.core.layers import block_causal_mask
 from fdllm.core.sampler import generate
 from fdllm.core.scorer import score
+from fdllm.core.torch_backend import Accelerator
 from fdllm.errors import FdllmError, first_line
-from fdllm.fast.accelerators import Compiled
-from fdllm.fast.cuda_graphs import RECORD_FROM, cuda_graph
-from fdllm.fast.kernels import find_fused
+from fdllm.fast.accelerators import kernels_on
+from fdllm.fast.cuda_graphs import RECORD_FROM, CudaGraphs
 from fdllm.selftest.subjects import (
     CPU,
     ROWS,
@@ -68,24 +70,24 @@ class Path:
         name: ``plain`` (torch's kernels on weights as a checkpoint has them), ``packed`` (weights
             laid out for decoding), ``compiled`` (C kernels beside that), ``graphs`` (CUDA graphs).
         frozen: whether the weights are laid out for decoding.
-        compiled: what decoding runs besides torch's own kernels.
+        accelerator: what decoding runs besides torch's own kernels.
     """
 
     name: str
     frozen: bool = False
-    compiled: Compiled = field(default_factory=Compiled)
+    accelerator: Accelerator = field(default_factory=Accelerator)
 
 
 def paths_of(device: torch.device, dtype: torch.dtype) -> list[Path]:
     """What there is on a device for a type; weights that are laid out stay so."""
     found = [Path("plain")]
     if device.type == "cuda":
-        return [*found, Path("graphs", frozen=True, compiled=Compiled(record=cuda_graph))]
+        return [*found, Path("graphs", frozen=True, accelerator=CudaGraphs())]
     if can_pack(torch.empty(0, dtype=dtype, device=device)):
         found.append(Path("packed", frozen=True))
-    fused = find_fused(device, dtype)
-    if fused is not None:
-        found.append(Path("compiled", frozen=True, compiled=Compiled(fused)))
+    kernels = kernels_on(device, dtype)
+    if kernels is not None:
+        found.append(Path("compiled", frozen=True, accelerator=kernels))
     return found
 
 
@@ -164,7 +166,6 @@ class Tried:
         exact = copied(copied(subject.model, CPU, dtype), CPU, torch.float32)
         self.subject, self.model = subject, copied(subject.model, device, dtype)
         self.logits, self.scores = _dense(exact, subject.sequences), _defined_scores(subject, exact)
-        exact.network.use(Compiled())
         full, self.on_cpu = dtype == torch.float32, device.type == "cpu"
         self.bound = FLOAT32 * _rms(self.logits)
         if not full:
@@ -178,9 +179,9 @@ class Tried:
     def on(self, path: Path) -> Iterator[Check]:
         """A check for each batch size."""
         if path.frozen:
-            self.model.network.freeze()
-        self.model.network.use(path.compiled)
-        times = 1 if path.compiled.record is None else RECORD_FROM + 1
+            self.model.freeze()
+        self.model.accelerator = path.accelerator
+        times = RECORD_FROM + 1 if isinstance(path.accelerator, CudaGraphs) else 1
         alone: Texts = []
         for batch in BATCHES:
             rows = list(range(ROWS)) if batch == ROWS else list(_FEW)
@@ -274,39 +275,32 @@ def _stepped(subject: Subject, model: Model, rows: list[int], batch: int, times:
     Returns:
         Logits of the block's columns and then of the sub-block's, [rows, columns, vocabulary].
     """
-    spec, block, whole = model.spec, model.spec.block_size, LayerPlan(model.n_layers)
-    stepper, like = model.network.prepare(), model.network.embedding.weight
-    out = []
+    block, whole = model.spec.block_size, LayerPlan(model.n_layers)
+    runner, out = model.runner(), []
+
+    def forward(
+        backend: AttentionBackend[Any], window: Window, ids: Sequence[int], read: Sequence[int]
+    ) -> Tensor:
+        given = torch.tensor(ids, device=model.device)
+        return runner.forward(given, backend, ForwardBatch((window,)), whole, read).hidden
+
     for at in range(0, len(rows), batch):
         some = [subject.sequences[row] for row in rows[at : at + batch]]
-        slots, ahead = tuple(range(len(some))), [len(ids) - block for ids in some]
-        cache = RowCache(
-            spec,
-            num_rows=len(some),
-            capacity=max(map(len, some)),
-            block_size=block,
-            like=like,
-            fused=stepper.fused,
-        )
-        for slot, length in enumerate(ahead):
+        ahead = [len(ids) - block for ids in some]
+        backend = model.backend(num_rows=len(some), capacity=max(map(len, some)))
+
+        for row, length in enumerate(ahead):
             if length:
                 causal = block if length > block else None
-                window = Window((slot,), (0,), length, (length,), causal)
-                ids = torch.tensor(some[slot][:length], device=model.device)
-                stepper.read(ids, cache, [window], whole, [0], columns=[])
+                window = Window((row,), (0,), length, (length,), causal)
+                forward(backend, window, some[row][:length], [])
         parts = []
         for start, width in ((0, block), (SUB_BLOCK, SUB_BLOCK)):
             starts = tuple(length + start for length in ahead)
-            window = Window(slots, starts, width, tuple(map(len, some)))
+            window = Window(tuple(range(len(some))), starts, width, tuple(map(len, some)))
             fed = [t for ids, n in zip(some, starts, strict=True) for t in ids[n : n + width]]
-            ids = torch.tensor(fed, device=model.device)
-            hidden = torch.empty(0)
-            for _ in range(times):
-                done = stepper.read(
-                    ids, cache, [window], whole, [start] * len(some), columns=range(len(fed))
-                )
-                hidden = done.hidden
-            parts.append(stepper.head(hidden).float().cpu().view(len(some), width, -1))
+            hidden = [forward(backend, window, fed, range(len(fed))) for _ in range(times)][-1]
+            parts.append(runner.head(hidden).float().cpu().view(len(some), width, -1))
         out.append(torch.cat(parts, 1))
     return torch.cat(out)
 

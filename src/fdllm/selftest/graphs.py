@@ -8,10 +8,10 @@ from operator import truediv
 
 import torch
 
-from fdllm.core.cache import RowCache, Window
 from fdllm.core.checkpoint import Model
+from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.layerplan import LayerPlan
-from fdllm.fast.accelerators import Compiled
+from fdllm.core.torch_backend import Accelerator
 from fdllm.fast.cuda_graphs import RECORD_FROM
 from fdllm.selftest.subjects import SUB_BLOCK, copied, decoding_tokens
 from fdllm.timing.interleave import Rounds, interleave
@@ -23,7 +23,7 @@ _REPEATS = 5
 
 
 def time_graphs(
-    model: Model, device: torch.device, dtype: torch.dtype, compiled: Compiled
+    model: Model, device: torch.device, dtype: torch.dtype, recorded: Accelerator
 ) -> dict[str, float]:
     """A step's time with recordings by its time without, batch 1, by phase; medians.
 
@@ -31,13 +31,13 @@ def time_graphs(
         model: not laid out for decoding yet; it is copied.
         device: where to measure.
         dtype: in which type.
-        compiled: how forwards are recorded.
+        recorded: how forwards are recorded.
     """
-    ways = {"plain": Compiled(), "recorded": compiled}
+    ways = {"plain": Accelerator(), "recorded": recorded}
     models = {way: copied(model, device, dtype) for way in ways}
     for way, one in models.items():
-        one.network.use(ways[way])
-        one.network.freeze()
+        one.accelerator = ways[way]
+        one.freeze()
     ratios = {}
     for phase, width in (("DENOISE", SUB_BLOCK), ("REFRESH", model.spec.block_size)):
         works: dict[str, Callable[[], object]] = {
@@ -50,23 +50,16 @@ def time_graphs(
 
 def steps_of(model: Model, width: int) -> Callable[[], object]:
     """A step of so many columns, :data:`STEPS` times; already recorded where it will be."""
-    spec, stepper, plan = model.spec, model.network.prepare(), LayerPlan(model.n_layers)
+    spec, runner, plan = model.spec, model.runner(), LayerPlan(model.n_layers)
     length = _AHEAD * spec.block_size
-    cache = RowCache(
-        spec,
-        num_rows=1,
-        capacity=length + spec.block_size,
-        block_size=spec.block_size,
-        like=model.network.embedding.weight,
-        fused=stepper.fused,
-    )
-    window = Window((0,), (length,), width, (length + spec.block_size,))
+    backend = model.backend(num_rows=1, capacity=length + spec.block_size)
+    batch = ForwardBatch((Window((0,), (length,), width, (length + spec.block_size,)),))
     ids = torch.tensor(decoding_tokens(spec, width), device=model.device)
 
     @torch.inference_mode()
     def run(times: int) -> None:
         for _ in range(times):
-            stepper.read(ids, cache, [window], plan, [0], columns=range(width))
+            runner.forward(ids, backend, batch, plan)
 
     run(RECORD_FROM + 1)
     return lambda: run(STEPS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fdllm.fast.cuda_graphs import CudaGraphs
 from fdllm.record.provenance import cpu_name
 from fdllm.record.selftested import Selftested
 from fdllm.selftest.checks import DTYPES, Check, Path, name_of, paths_of, run_checks
@@ -84,11 +85,13 @@ def run_selftest(
         on_check(check)
     graphs = {}
     for dtype in dtypes:
-        recording = [path for path in paths(device, dtype) if path.compiled.record is not None]
+        recording = [
+            path for path in paths(device, dtype) if isinstance(path.accelerator, CudaGraphs)
+        ]
         for path in recording:
             mine = [c for c in checks if c.path == path.name and c.dtype == name_of(dtype)]
             if not any(check.problems for check in mine):
                 model = subjects[-1]().model
-                graphs[name_of(dtype)] = time_graphs(model, device, dtype, path.compiled)
+                graphs[name_of(dtype)] = time_graphs(model, device, dtype, path.accelerator)
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return Result(accelerator, tuple(checks), graphs)

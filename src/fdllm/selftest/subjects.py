@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from fdllm import tiny
-from fdllm.core.checkpoint import Model, load_model
+from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.network import Network
 from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy, subset_bounds
+from fdllm.fast.accelerators import accelerator_on, load_model
 from fdllm.tiny.vocabulary import END_ID, encode, encode_prompt
 
 SUB_BLOCK = 8
@@ -120,7 +121,7 @@ def random_model(name: str, spec: ModelSpec, device: torch.device, dtype: torch.
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, _SPREAD, generator=generator)
-    return Model(network, spec, None, name, device, dtype)
+    return Model(network, spec, None, name, device, dtype, accelerator_on)
 
 
 def decoding_tokens(spec: ModelSpec, count: int, seed: int = 0) -> tuple[int, ...]:
