@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from checkups import checkup, fdllm, of
-from fdllm.doctor import checks_here
 from fdllm.doctor.checks_model import check_model, weight_bytes
 from fdllm.doctor.checks_node import folders, source, versions
 from fdllm.doctor.findings import Finding
@@ -129,13 +128,6 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     assert (results.name, results.state) == ("folder results", "fail")
     assert "--results" in results.remedy
     assert (artifacts.name, artifacts.state) == ("folder yet", "ok")
-
-
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    for free, state in ((1 << 20, "fail"), (1 << 30, "warn"), (1 << 40, "ok")):
-        monkeypatch.setattr(shutil, "disk_usage", lambda _, f=free: usage._replace(free=f))
-        assert [finding.state for finding in checks_here.disk(of(tmp_path))] == [state]
 
 
 def model(folder: Path) -> Finding:

@@ -87,12 +87,6 @@ def test_a_prompt_of_another_document_is_never_scored() -> None:
     check_prompt(sample, task, "shuffled")
 
 
-def test_a_network_that_is_down_is_explained() -> None:
-    error = explain_access(ConnectionError("Couldn't reach hf_x"), "gsm8k", "openai/gsm8k", "main")
-    assert "needs dataset openai/gsm8k (main)" in str(error)
-    assert "cannot be reached" in str(error)
-
-
 def test_a_token_in_a_client_error_is_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     error = explain_access(ValueError("bad header hf_secret"), "gsm8k", "openai/gsm8k", None)

@@ -9,13 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from fdllm.errors import FdllmError
-from fdllm.evaluate.humaneval import Programs, prove
+from fdllm.evaluate.humaneval import prove
 from fdllm.sandbox.confinement import Sandbox, Verdict
 from fdllm.sandbox.support import Isolation, Limits
 from helpers import ROOT
@@ -109,33 +108,16 @@ def test_what_runs_can_be_stopped() -> None:
 
 # --- where a kernel lacks a part ----------------------------------------------------------------
 
-NO_LANDLOCK = Isolation("Linux", "x86_64", 0)
-
 
 def test_without_consent_nothing_runs() -> None:
     with pytest.raises(FdllmError, match="--allow-code-execution"):
         Sandbox("refused").run(RIGHT, TESTS)
 
 
-@pytest.mark.parametrize(
-    ("isolation", "says"),
-    [
-        (NO_LANDLOCK, r"no Landlock.*read every file.*--allow-readable-files"),
-        (
-            Isolation("Linux", "riscv64", 7),
-            r"only be confined on Linux, on x86_64 or aarch64.*risc",
-        ),
-        (Isolation("Darwin", "arm64", 0), "Darwin on arm64"),
-    ],
-)
-def test_what_cannot_be_confined_is_refused(isolation: Isolation, says: str) -> None:
-    with pytest.raises(FdllmError, match=says):
-        Sandbox("confined", isolation=isolation).run(RIGHT, TESTS)
-
-
-def test_no_flag_helps_where_nothing_confines() -> None:
-    with pytest.raises(FdllmError, match="only be confined on Linux"):
-        Sandbox("readable", isolation=Isolation("Darwin", "arm64", 0)).run(RIGHT, TESTS)
+def test_what_cannot_be_confined_is_refused() -> None:
+    sandbox = Sandbox("confined", isolation=Isolation("Linux", "x86_64", 0))
+    with pytest.raises(FdllmError, match=r"no Landlock.*read every file.*--allow-readable-files"):
+        sandbox.run(RIGHT, TESTS)
 
 
 def test_a_kernel_that_refuses_the_filter_gives_no_verdict() -> None:
@@ -162,37 +144,11 @@ def test_without_landlock_programs_write_nowhere(tmp_path: Path) -> None:
     assert sandbox.run("import socket\nsocket.socket()", "").reason == "forbidden call"
 
 
-@dataclass(frozen=True)
-class Broken(Sandbox):
-    """A sandbox on a machine where every program ends the same."""
-
-    passes: bool = True
-
-    def run(self, program: str, tests: str) -> Verdict:
-        del program, tests
-        return Verdict(self.passes, "passed" if self.passes else "failed")
-
-
-def test_the_confinement_is_tried_before_it_is_believed() -> None:
+def test_the_confinement_here_is_tight() -> None:
     prove(CONFINED)
-    with pytest.raises(FdllmError, match="not tight: a program that opened a socket"):
-        Programs(Broken("confined")).prepare([(RIGHT, TESTS)])
-    with pytest.raises(FdllmError, match="stops a harmless program"):
-        Programs(Broken("confined", passes=False)).prepare([(RIGHT, TESTS)])
 
 
-# --- several at once ----------------------------------------------------------------------------
-
-
-def test_equal_programs_run_once_and_are_counted_apart() -> None:
-    programs = Programs(CONFINED)
-    wrong = "def answer():\n    return 0\n"
-    found = programs.pass_at_k([TESTS, TESTS], [[RIGHT, wrong], [wrong, wrong]], [1, 2])
-    assert found == {"pass@1": 0.25, "pass@2": 0.5}
-    assert programs.outcomes()["outcomes"] == {"failed": 1, "passed": 1}
-    assert programs.pass_at_k([TESTS], [[RIGHT]], [1]) == {"pass@1": 1.0}
-    with pytest.raises(FdllmError, match=r"pass@2 needs 2 programs"):
-        programs.pass_at_k([TESTS], [[RIGHT]], [2])
+# --- ended from outside --------------------------------------------------------------------------
 
 
 INTERRUPTED = """
