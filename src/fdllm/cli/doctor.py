@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from fdllm.cli.options import Computing, Selection, absolute_path, flag
-from fdllm.cli.output import say
+from fdllm import strictjson
+from fdllm.cli.options import Computing, Selection, flag
+from fdllm.cli.output import console, say
 from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import binds
@@ -24,10 +23,6 @@ from fdllm.record.paths import find_root
 from fdllm.runs import Run
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
-_WIDE = 200  # columns of a log, which folds nothing
-
-
-_EXECUTORS = ("auto", "local", "slurm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +32,13 @@ class DoctorCommand(Computing):
     json: bool = flag("print JSON", default=False)
     image: Path | None = flag(
         "look inside this image, as its runs will (the site file's)",
-        type=absolute_path,
         metavar="FILE",
     )
     executor: str = flag(
         "what the runs are meant for (auto: slurm where there is an sbatch)",
         default="auto",
         group="the cluster",
-        choices=_EXECUTORS,
+        choices=("auto", "local", "slurm"),
     )
     partition: str | None = flag(
         "where jobs go (the site file's)", group="the cluster", metavar="NAME"
@@ -61,9 +55,8 @@ class DoctorCommand(Computing):
         asked = self.executor
         there = asked == "slurm" or (asked == "auto" and why_no_cluster() is None)
         request = read_request(self)
-        runs = request.runs
-        checkup = checkup_of(request, runs, cluster, "slurm" if there else "local")
-        return _answer(examine(checkup), as_json=self.json)
+        checkup = checkup_of(request, request.runs, cluster, "slurm" if there else "local")
+        return _show(examine(checkup), as_json=self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +66,6 @@ class PrefetchCommand(Selection):
     json: bool = flag("print JSON", default=False)
     image: Path | None = flag(
         "look inside this image, as its runs will (the site file's)",
-        type=absolute_path,
         metavar="FILE",
     )
 
@@ -81,13 +73,8 @@ class PrefetchCommand(Selection):
         """Fetch, prove it offline, and answer with 1 where something is still missing."""
         cluster = load_cluster_config(find_root()).changed({}, image=self.image)
         request = read_request(self)  # fetching runs no program, so all tasks where none is named
-        runs = request.runs
-        return _answer(prefetch(checkup_of(request, runs, cluster, "local")), as_json=self.json)
-
-
-def _answer(findings: Sequence[Finding], *, as_json: bool) -> int:
-    show_findings(findings, as_json=as_json)
-    return int(bool(blocking(findings)))
+        checkup = checkup_of(request, request.runs, cluster, "local")
+        return _show(prefetch(checkup), as_json=self.json)
 
 
 def checkup_of(
@@ -122,37 +109,25 @@ def checkup_of(
     )
 
 
-def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
-    """A table for people, or JSON."""
+def _show(findings: Sequence[Finding], *, as_json: bool) -> int:
+    """A table for people, or JSON; 1 where something that the runs need is missing."""
     failed = len(blocking(findings))
     if as_json:
         ready = {"ready": not failed, "findings": [asdict(finding) for finding in findings]}
-        say(json.dumps(ready, indent=2, allow_nan=False))
-        return
-    table = Table(title="check-up", title_justify="left", show_lines=False)
+        say(strictjson.dumps(ready, indent=2))
+        return int(bool(failed))
+    table = Table(title="check-up", title_justify="left")
     for column in ("check", "state", "what was found", "what to do"):
         # Names and states are short, and a cut one says nothing.
         table.add_column(column, no_wrap=column in ("check", "state"), overflow="fold")
     for finding in findings:
-        colour = _COLOURS[finding.state]
-        table.add_row(
-            escape(finding.name),
-            f"[{colour}]{finding.state}[/{colour}]",
-            escape(finding.found),
-            escape(finding.remedy),
-        )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDE)
-    console.print(table)
-    say(verdict(findings))
-
-
-def verdict(findings: Sequence[Finding]) -> str:
-    """The whole table in a line."""
-    failed = len(blocking(findings))
+        state = Text(finding.state, style=_COLOURS[finding.state])
+        table.add_row(Text(finding.name), state, Text(finding.found), Text(finding.remedy))
+    console(200).print(table)
     warned = sum(finding.state == "warn" for finding in findings)
     warnings = f", {warned} to keep in mind" if warned else ""
     if failed:
-        return f"not ready: {failed} of {len(findings)} checks failed{warnings}"
-    return f"ready: {len(findings)} checks{warnings}"
+        say(f"not ready: {failed} of {len(findings)} checks failed{warnings}")
+    else:
+        say(f"ready: {len(findings)} checks{warnings}")
+    return int(bool(failed))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fdllm.cli import show
-from fdllm.cli.options import Selection, absolute_path, flag
+from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import make_planner
 from fdllm.record.paths import TaskFolder
@@ -18,9 +18,7 @@ from fdllm.release.choose import ALLOWANCES, Allowance
 class ExportCommand(Selection):
     """Write a folder that stands by itself: records, report, versions."""
 
-    out: Path | None = flag(
-        "folder to make (release/EXPERIMENT); it must not exist", type=absolute_path, metavar="DIR"
-    )
+    out: Path | None = flag("folder to make (release/EXPERIMENT); it must not exist", metavar="DIR")
     allow: tuple[Allowance, ...] = flag(
         "take what would be refused: stale or mixed records as they are, without the invalid ones, "
         "texts that name places of this machine. The release says so",

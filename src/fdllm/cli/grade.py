@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fdllm import strictjson
-from fdllm.cli.options import Consent, absolute_path, flag
+from fdllm.cli.options import Consent, flag
 from fdllm.cli.output import say
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
@@ -20,7 +20,6 @@ class GradeCommand(Consent):
         'a line a document: {"doc_id": 0, "text": "..."}, and "task" (the subtask) where the '
         "task is a group; documents without an answer are left out",
         required=True,
-        type=absolute_path,
         metavar="FILE",
     )
     json: bool = flag("print JSON", default=False)

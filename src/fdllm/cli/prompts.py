@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from fdllm import strictjson
-from fdllm.cli import show
 from fdllm.cli.options import Selection, flag
-from fdllm.cli.output import say
+from fdllm.cli.output import console, say
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
 
@@ -68,8 +67,7 @@ def _show(run: Run, queries: Sequence[Query]) -> None:
             _answer(rows, run),
             ", ".join(map(repr, rows[0].until)) or "-",
         )
-    console = show.console()
-    console.print(table)
+    console().print(table)
     first = queries[0]
     say(f"\nthe first, document {first.doc_id} of {first.task}:\n\n{first.prompt}")
     for query in queries:

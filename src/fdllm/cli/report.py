@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fdllm import strictjson
 from fdllm.cli import show
-from fdllm.cli.options import Selection, absolute_path, flag
+from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import make_planner
 from fdllm.errors import FdllmError
@@ -35,9 +35,7 @@ class ReportOptions(Selection):
     """Write results.md and an HTML report from the records, or check them."""
 
     stdout: bool = flag("print the Markdown, write nothing", default=False)
-    html: Path | None = flag(
-        "the HTML file (results/EXPERIMENT/report.html)", type=absolute_path, metavar="PATH"
-    )
+    html: Path | None = flag("the HTML file (results/EXPERIMENT/report.html)", metavar="PATH")
     check: bool = flag(
         "compute every figure anew from the samples; exit code 1 where one differs", default=False
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from fdllm import strictjson
 from fdllm.cli.options import Selection
-from fdllm.cli.output import say
+from fdllm.cli.output import console, say
 from fdllm.cli.request import SweepRequest, default_tasks, read_request
 from fdllm.cli.work import Work
 from fdllm.errors import FdllmError
@@ -24,18 +23,7 @@ from fdllm.report.grid import overlap_sentence
 from fdllm.report.table import check_lines, figures_table, heading, twins_agree
 from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, Sweep, home_model
 
-_WIDE = 150  # columns of a log, which folds nothing
 JSON_VERSION = 1
-
-
-def console() -> Console:
-    """Standard output; as wide as a table needs where nobody looks at it."""
-    found = Console()
-    return found if found.is_terminal else Console(width=max(_WIDE, _columns()))
-
-
-def _columns() -> int:
-    return shutil.get_terminal_size((_WIDE, 24)).columns
 
 
 def by_task(cells: Sequence[CellState]) -> Iterator[list[CellState]]:

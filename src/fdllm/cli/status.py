@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fdllm.cli import show
 from fdllm.cli.options import Selection, flag
-from fdllm.cli.output import complain
+from fdllm.cli.output import complain, console
 from fdllm.cli.progress import duration
 from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cluster.queue import SlurmError
@@ -63,7 +63,7 @@ def show_status(request: SweepRequest, *, as_json: bool) -> None:
     if as_json:
         show.print_json(cells)
         return
-    show.console().print(_view(cells))
+    console().print(_view(cells))
     show.elsewhere(request)
 
 
@@ -116,15 +116,15 @@ def _queue_texts(job: JobFacts) -> tuple[str, ...]:
 
 def _watch(request: SweepRequest, every_s: float) -> None:
     """Show the states until somebody leaves; a log gets them one below the other."""
-    console = show.console()
+    out = console()
     try:
-        with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
             while True:
                 view = _view(_states(request))
-                if console.is_terminal:
+                if out.is_terminal:
                     live.update(view, refresh=True)
                 else:
-                    console.print(view)
+                    out.print(view)
                 time.sleep(every_s)
     except KeyboardInterrupt:
         return
