@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +56,26 @@ def make_command(
 ) -> Command:
     """A checkout in ``folder``, and the command that works there."""
     command = Command(make_root(folder / "root"), capsys)
-    monkeypatch.setenv("FDLLM_ROOT", str(command.root))
-    monkeypatch.delenv("FDLLM_MODEL", raising=False)
-    monkeypatch.setattr("fdllm.cli.execute.load_machine", command.load)
+    work_in(command.root, monkeypatch, command.load)
     return command
+
+
+def work_in(root: Path, patch: pytest.MonkeyPatch, load: Callable[..., StubMachine]) -> None:
+    """Let commands work in this checkout, with models that ``load`` gives."""
+    patch.setenv("FDLLM_ROOT", str(root))
+    patch.delenv("FDLLM_MODEL", raising=False)
+    patch.setattr("fdllm.cli.execute.load_machine", load)
+
+
+def make_swept(root: Path) -> Path:
+    """A checkout whose grid is done on one task; beside it ``kept``, a copy."""
+    make_root(root)
+    with pytest.MonkeyPatch.context() as patch:
+        work_in(root, patch, lambda *_: StubMachine())
+        model = ("--model", str(root / "model"))
+        assert main(["sweep", "--task", "tiny_arithmetic", *model]) == 0
+    shutil.copytree(root, root.with_name("kept"))
+    return root
 
 
 def summary_of(root: Path, config: str, task: str = "tiny_arithmetic") -> Path:

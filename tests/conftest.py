@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from command import Command, make_command
+from command import Command, make_command, make_swept, work_in
 from fdllm.report.stats import holm
 from helpers import shared_folder
 from hub.rows import all_repositories
@@ -50,6 +51,25 @@ def fdllm(
 ) -> Command:
     """``fdllm`` in an empty checkout, with a model that answers at once."""
     return make_command(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The grid that :func:`finished` hands out, computed once."""
+    return make_swept(tmp_path_factory.mktemp("swept") / "root")
+
+
+@pytest.fixture
+def finished(fdllm: Command, swept: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """``fdllm`` where the whole grid of tiny_arithmetic is done, to be tampered with.
+
+    Always at the same place, because records name their model by its folder.
+    """
+    shutil.rmtree(swept, ignore_errors=True)
+    shutil.copytree(swept.with_name("kept"), swept)
+    fdllm.root = swept
+    work_in(swept, monkeypatch, fdllm.load)
+    return fdllm
 
 
 @pytest.fixture

@@ -15,91 +15,84 @@ pytestmark = pytest.mark.usefixtures("small_heap")
 TASK = ("--task", "tiny_arithmetic")
 
 
-@pytest.fixture
-def fdllm(fdllm: Command) -> Command:
-    """The whole grid of one task is done."""
-    assert fdllm("sweep", *TASK) == 0, fdllm.err
-    return fdllm
-
-
-def test_both_files_are_written_and_hold(fdllm: Command) -> None:
-    assert fdllm("report", *TASK) == 0, fdllm.err
-    page = fdllm.root / "results/00_baseline/report.html"
+def test_both_files_are_written_and_hold(finished: Command) -> None:
+    assert finished("report", *TASK) == 0, finished.err
+    page = finished.root / "results/00_baseline/report.html"
     assert page.read_text().startswith("<!doctype html>")
-    assert str(page) in fdllm.out
-    assert (fdllm.root / "experiments/00_baseline/results.md").exists()
-    assert fdllm("report", "--check") == 0, fdllm.out
-    assert "9 records computed anew: every one as written" in fdllm.out
+    assert str(page) in finished.out
+    assert (finished.root / "experiments/00_baseline/results.md").exists()
+    assert finished("report", "--check") == 0, finished.out
+    assert "9 records computed anew: every one as written" in finished.out
 
 
-def test_the_page_goes_where_it_is_told(fdllm: Command, tmp_path: Path) -> None:
+def test_the_page_goes_where_it_is_told(finished: Command, tmp_path: Path) -> None:
     place = tmp_path / "elsewhere" / "page.html"
-    assert fdllm("report", *TASK, "--html", str(place)) == 0
+    assert finished("report", *TASK, "--html", str(place)) == 0
     assert place.exists()
-    assert not (fdllm.root / "results/00_baseline/report.html").exists()
+    assert not (finished.root / "results/00_baseline/report.html").exists()
 
 
-def test_a_tampered_summary_fails_the_check(fdllm: Command) -> None:
-    path = summary_of(fdllm.root, "k2_last")
+def test_a_tampered_summary_fails_the_check(finished: Command) -> None:
+    path = summary_of(finished.root, "k2_last")
     data = json.loads(path.read_text())
     data["throughput"]["tokens_per_second"] *= 2
     path.write_text(json.dumps(data))
-    assert fdllm("report", "--check") == 1
-    assert "k2_last/summary.json: throughput.tokens_per_second is" in fdllm.out
-    assert fdllm("report", "--check", "--json") == 1
+    assert finished("report", "--check") == 1
+    assert "k2_last/summary.json: throughput.tokens_per_second is" in finished.out
+    assert finished("report", "--check", "--json") == 1
     assert "throughput.tokens_per_second" in {
-        difference["figure"] for difference in json.loads(fdllm.out)["differences"]
+        difference["figure"] for difference in json.loads(finished.out)["differences"]
     }
 
 
-def test_a_tampered_page_fails_the_check(fdllm: Command) -> None:
-    fdllm("report", *TASK)
-    page = fdllm.root / "results/00_baseline/report.html"
+def test_a_tampered_page_fails_the_check(finished: Command) -> None:
+    finished("report", *TASK)
+    page = finished.root / "results/00_baseline/report.html"
     page.write_text(page.read_text().replace('"num_samples":5', '"num_samples":500', 1))
-    assert fdllm("report", "--check") == 1
-    assert "cells[k1_first].num_samples is 500, the samples give 5" in fdllm.out
+    assert finished("report", "--check") == 1
+    assert "cells[k1_first].num_samples is 500, the samples give 5" in finished.out
 
 
-def test_tampered_results_fail_the_check(fdllm: Command) -> None:
-    fdllm("report", *TASK)
-    path = fdllm.root / "experiments/00_baseline/results.md"
+def test_tampered_results_fail_the_check(finished: Command) -> None:
+    finished("report", *TASK)
+    path = finished.root / "experiments/00_baseline/results.md"
     lines = path.read_text().splitlines()
     number = next(i for i, line in enumerate(lines) if line.startswith("| k2_last |"))
     lines[number] = lines[number].replace("%", "0 %", 1)
     path.write_text("\n".join(lines) + "\n")
-    assert fdllm("report", "--check") == 1
-    assert f"results.md: line {number + 1} is '| k2_last |" in fdllm.out
+    assert finished("report", "--check") == 1
+    assert f"results.md: line {number + 1} is '| k2_last |" in finished.out
 
 
-def test_results_whose_records_are_elsewhere_are_not_compared(fdllm: Command) -> None:
+def test_results_whose_records_are_elsewhere_are_not_compared(finished: Command) -> None:
     """As in a clone: git has results.md, and not the records it was written from."""
-    path = fdllm.root / "experiments/00_baseline/results.md"
+    path = finished.root / "experiments/00_baseline/results.md"
     path.write_text("Written by `fdllm report --experiment 00_baseline --model gone/away` from\n")
-    assert fdllm("report", "--check") == 0
-    assert "results.md was not compared: experiment '00_baseline' has no records" in fdllm.err
+    assert finished("report", "--check") == 0
+    assert "results.md was not compared: experiment '00_baseline' has no records" in finished.err
 
 
-def test_results_of_code_that_has_changed_are_not_compared(fdllm: Command) -> None:
-    fdllm("report", *TASK)
-    change_code(fdllm.root)
-    assert fdllm("report", "--check") == 0
-    assert "results.md was not compared: 9 of its 9 cells are stale now" in fdllm.err
+def test_results_of_code_that_has_changed_are_not_compared(finished: Command) -> None:
+    finished("report", *TASK)
+    change_code(finished.root)
+    assert finished("report", "--check") == 0
+    assert "results.md was not compared: 9 of its 9 cells are stale now" in finished.err
 
 
-def test_a_record_that_the_page_lacks_is_noted(fdllm: Command) -> None:
-    fdllm("report", *TASK, "--config", "k1_first", "k1_last")
-    assert fdllm("report", "--check") == 0
-    assert "not in report.html: " in fdllm.err
+def test_a_record_that_the_page_lacks_is_noted(finished: Command) -> None:
+    finished("report", *TASK, "--config", "k1_first", "k1_last")
+    assert finished("report", "--check") == 0
+    assert "not in report.html: " in finished.err
 
 
-def test_criteria_must_name_configs_that_exist(fdllm: Command) -> None:
-    settings = fdllm.root / "experiments/00_baseline/experiment.toml"
+def test_criteria_must_name_configs_that_exist(finished: Command) -> None:
+    settings = finished.root / "experiments/00_baseline/experiment.toml"
     known = settings.read_text().partition("[criteria]")[0]
     settings.write_text(known + '\n[criteria]\nmin_speedup = 1.1\nconfigs = ["k2_midle"]\n')
-    assert fdllm("report", *TASK) == 2
-    assert "did you mean 'k2_middle'?" in fdllm.err
+    assert finished("report", *TASK) == 2
+    assert "did you mean 'k2_middle'?" in finished.err
 
 
-def test_nothing_to_check_is_an_error(fdllm: Command) -> None:
-    assert fdllm("report", "--check", "--task", "gsm8k") == 1
-    assert "no finished records of this selection" in fdllm.err
+def test_nothing_to_check_is_an_error(finished: Command) -> None:
+    assert finished("report", "--check", "--task", "gsm8k") == 1
+    assert "no finished records of this selection" in finished.err

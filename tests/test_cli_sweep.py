@@ -26,29 +26,26 @@ def test_sweep_computes_the_grid_and_shows_the_table(fdllm: Command) -> None:
     assert fdllm.loads == 1
 
 
-def test_a_second_sweep_has_nothing_to_do(fdllm: Command) -> None:
-    fdllm("sweep", *TASK)
-    fdllm.loads = 0
-    assert fdllm("sweep", *TASK) == 0
-    assert "nothing to do: all 9 runs are done" in fdllm.out
-    assert fdllm.loads == 0
+def test_a_second_sweep_has_nothing_to_do(finished: Command) -> None:
+    assert finished("sweep", *TASK) == 0
+    assert "nothing to do: all 9 runs are done" in finished.out
+    assert finished.loads == 0
 
 
-def test_sweep_computes_only_what_is_missing(fdllm: Command) -> None:
-    fdllm("sweep", *TASK)
-    summary_of(fdllm.root, "k2_last").unlink()
-    path = summary_of(fdllm.root, "k3_first")
+def test_sweep_computes_only_what_is_missing(finished: Command) -> None:
+    summary_of(finished.root, "k2_last").unlink()
+    path = summary_of(finished.root, "k3_first")
     path.write_text(path.read_text()[:-50])
-    assert fdllm("sweep", *TASK, "--dry-run") == 0
-    lines = fdllm.out.splitlines()
+    assert finished("sweep", *TASK, "--dry-run") == 0
+    lines = finished.out.splitlines()
     assert len(lines) == 10
     assert sum(line.startswith("run ") for line in lines) == 2
-    assert "k2_last: goes on: 5 of 5 requests, the record is missing" in fdllm.out
-    assert "k3_first: invalid: summary.json is truncated" in fdllm.out
-    assert "skip 00_baseline / tiny_arithmetic / k1_first: done" in fdllm.out
+    assert "k2_last: goes on: 5 of 5 requests, the record is missing" in finished.out
+    assert "k3_first: invalid: summary.json is truncated" in finished.out
+    assert "skip 00_baseline / tiny_arithmetic / k1_first: done" in finished.out
     assert lines[-1] == "would run 2 of 9; nothing was run"
-    assert fdllm("sweep", *TASK) == 0
-    assert "[2/2]" in fdllm.err
+    assert finished("sweep", *TASK) == 0
+    assert "[2/2]" in finished.err
 
 
 @pytest.mark.parametrize(
@@ -60,14 +57,13 @@ def test_sweep_computes_only_what_is_missing(fdllm: Command) -> None:
         (("--config", "k1_first", "--force"), 1),
     ],
 )
-def test_force(fdllm: Command, force: tuple[str, ...], num_runs: int) -> None:
-    fdllm("sweep", *TASK)
-    assert fdllm("sweep", *TASK, *force, "--dry-run") == 0
-    assert fdllm.out.count("forced") == num_runs
-    assert fdllm("sweep", *TASK, *force) == 0
-    assert f"[{num_runs}/{num_runs}]" in fdllm.err
-    assert f"{NUM_DOCS} computed" in fdllm.err
-    aside = list(fdllm.root.glob("results/00_baseline/*/.superseded/*"))
+def test_force(finished: Command, force: tuple[str, ...], num_runs: int) -> None:
+    assert finished("sweep", *TASK, *force, "--dry-run") == 0
+    assert finished.out.count("forced") == num_runs
+    assert finished("sweep", *TASK, *force) == 0
+    assert f"[{num_runs}/{num_runs}]" in finished.err
+    assert f"{NUM_DOCS} computed" in finished.err
+    aside = list(finished.root.glob("results/00_baseline/*/.superseded/*"))
     assert len(aside) == num_runs
 
 
@@ -153,18 +149,18 @@ def test_identical_cells_are_flagged(fdllm: Command) -> None:
     assert "so the reuse may never have reached this task" in " ".join(fdllm.out.split())
 
 
-def test_no_figures_over_mixed_machines(fdllm: Command) -> None:
-    fdllm("sweep", *TASK)
-    path = summary_of(fdllm.root, "k2_last")
+def test_no_figures_over_mixed_machines(finished: Command) -> None:
+    path = summary_of(finished.root, "k2_last")
     data = json.loads(path.read_text())
     data["provenance"]["sessions"][0]["machine"] = "another GPU"
     path.write_text(json.dumps(data))
-    fdllm("sweep", *TASK)
-    assert "no figures: these records do not belong into one table" in " ".join(fdllm.out.split())
-    assert "40.0 %" not in fdllm.out
-    assert fdllm("report", *TASK) == 1
-    assert "machine differs" in fdllm.err
-    assert "k2_last: another GPU" in fdllm.err
+    finished("sweep", *TASK)
+    shown = " ".join(finished.out.split())
+    assert "no figures: these records do not belong into one table" in shown
+    assert "40.0 %" not in finished.out
+    assert finished("report", *TASK) == 1
+    assert "machine differs" in finished.err
+    assert "k2_last: another GPU" in finished.err
 
 
 def test_validate_is_offline_and_says_what_is_next(

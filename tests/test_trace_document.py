@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,26 +18,11 @@ from fdllm.plan import CellState, State
 from fdllm.record.paths import RunPaths
 from fdllm.runs import Cell, ModelChoice, Run
 from fdllm.trace.document import Document, trace_document
+from hub.checkpoint import MemoryStore, Tally
 
 pytestmark = pytest.mark.slow
 STRATEGY = PeriodicReuse(2, 4, 8)
 DOCUMENT = 2
-
-
-class Nothing:
-    """A store without memory, and a progress that nobody watches."""
-
-    def get(self, key: str) -> dict[str, Any] | None:  # noqa: ARG002
-        return None
-
-    def put(self, key: str, entry: dict[str, Any]) -> None:
-        pass
-
-    def begin(self, total: int, done: int) -> None:
-        pass
-
-    def advance(self, entry: dict[str, Any]) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +48,8 @@ def evaluated(model: fdllm.Model, run: Run) -> Evaluation:
         decoding=run.decoding,
         strategy=STRATEGY,
         limit=DOCUMENT + 1,
-        store=Nothing(),
-        progress=Nothing(),
+        store=MemoryStore(),
+        progress=Tally(),
     )
 
 
