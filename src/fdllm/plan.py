@@ -54,50 +54,33 @@ BUSY = frozenset({State.RUNNING, State.QUEUED})
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What a queue says of a cell, and how fast it gets on.
+    """What a queue says of a cell, and how fast it gets on."""
 
-    Attributes:
-        job_id: ``12_3`` in the queue; several, comma-separated, where the run is split. None where
-            no queue has it.
-        node: the machines, comma-separated; None where it waits.
-        elapsed_s: seconds since the job started; the longest of several.
-        limit_left_s: seconds until the queue ends it; the shortest of several. None is unlimited.
-        time_left_s: seconds of work left at the speed so far; None before the first answer.
-        tokens_per_second: generated or scored tokens by model time, so far.
-    """
-
+    # ``12_3`` in the queue; several, comma-separated, where the run is split. None where no queue
+    # has it.
     job_id: str | None
-    node: str | None = None
-    elapsed_s: int | None = None
+    node: str | None = None  # the machines, comma-separated; None where it waits
+    elapsed_s: int | None = None  # seconds since the job started; the longest of several
+    # seconds until the queue ends it; the shortest of several. None is unlimited.
     limit_left_s: int | None = None
+    # seconds of work left at the speed so far; None before the first answer
     time_left_s: int | None = None
-    tokens_per_second: float | None = None
+    tokens_per_second: float | None = None  # generated or scored tokens by model time, so far
 
 
 @dataclass(frozen=True)
 class CellState:
-    """A run and what has become of it.
-
-    Attributes:
-        run: the run.
-        state: its state.
-        reason: why, in a few words; empty where the state says it all.
-        paths: its files.
-        done: requests answered, where that is known.
-        total: requests of the run, where that is known.
-        log: log of the attempt that failed.
-        summary: the record, where it is done or stale.
-        job: what the queue says of it, where it was asked; see :mod:`fdllm.cluster.status`.
-    """
+    """A run and what has become of it."""
 
     run: Run
     state: State
-    reason: str
-    paths: RunPaths
-    done: int | None = None
-    total: int | None = None
-    log: str | None = None
-    summary: Summary | None = None
+    reason: str  # why, in a few words; empty where the state says it all
+    paths: RunPaths  # its files
+    done: int | None = None  # requests answered, where that is known
+    total: int | None = None  # requests of the run, where that is known
+    log: str | None = None  # log of the attempt that failed
+    summary: Summary | None = None  # the record, where it is done or stale
+    # what the queue says of it, where it was asked; see :mod:`fdllm.cluster.status`
     job: JobFacts | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -126,19 +109,13 @@ class CellState:
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What planning needs to know of a task.
+    """What planning needs to know of a task."""
 
-    Attributes:
-        kind: what the task asks of a model.
-        definition: content hash of its definition.
-        max_new_tokens: new tokens of an answer at most, where the experiment states no number.
-        one_token: the answers that it scores are one token each.
-    """
-
-    kind: Literal["generate", "loglikelihood"]
-    definition: str
+    kind: Literal["generate", "loglikelihood"]  # what the task asks of a model
+    definition: str  # content hash of its definition
+    # new tokens of an answer at most, where the experiment states no number
     max_new_tokens: int = 512
-    one_token: bool = False
+    one_token: bool = False  # the answers that it scores are one token each
 
 
 class Planner:

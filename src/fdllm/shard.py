@@ -15,16 +15,12 @@ T = TypeVar("T")
 class Shard:
     """One of ``count`` contiguous parts.
 
-    Attributes:
-        index: which, from 0.
-        count: how many there are.
-
     Raises:
         UsageError: there is no such part.
     """
 
-    index: int
-    count: int
+    index: int  # which, from 0
+    count: int  # how many there are
 
     def __post_init__(self) -> None:
         if self.count < 1 or not 0 <= self.index < self.count:

@@ -40,17 +40,11 @@ Unmask = Callable[..., list[int]]
 
 @dataclass(frozen=True)
 class Experiment:
-    """A study: its code and its grid.
+    """A study: its code and its grid."""
 
-    Attributes:
-        name: the folder's name.
-        folder: where it lies.
-        settings: ``experiment.toml``.
-    """
-
-    name: str
-    folder: Path
-    settings: Settings
+    name: str  # the folder's name
+    folder: Path  # where it lies
+    settings: Settings  # ``experiment.toml``
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:

@@ -54,28 +54,25 @@ class Criteria(Spec):
 
     A criterion with an interval is met where the whole 95 % interval is on its good side, missed
     where the whole interval is on its bad side, and open in between.
-
-    Attributes:
-        baseline: the config that the others are compared with; None takes the grid's first one
-            that reuses nothing.
-        configs: configs that may meet the criteria; empty is every one but the baseline.
-        tasks: tasks they must be met on; empty is every task that has records.
-        require: ``any`` config must meet them all, on every task, or ``all`` configs must.
-        max_accuracy_drop: share of rows that may be lost: 0.02 is two points.
-        min_speedup: the baseline's model time by the config's, on the same documents.
-        min_saved_share: share of layer calls that is not computed.
-        max_truncation_rise: by how much the share of truncated answers may rise.
-        max_repetition_rise: by how much the share of repetitive answers may rise.
     """
 
+    # the config that the others are compared with; None takes the grid's first one that reuses
+    # nothing
     baseline: str | None = None
+    # configs that may meet the criteria; empty is every one but the baseline
     configs: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()  # tasks they must be met on; empty is every task that has records
+    # ``any`` config must meet them all, on every task, or ``all`` configs must
     require: Literal["any", "all"] = "any"
+    # share of rows that may be lost: 0.02 is two points
     max_accuracy_drop: float | None = Field(None, ge=0.0, le=1.0)
+    # the baseline's model time by the config's, on the same documents
     min_speedup: float | None = Field(None, gt=0.0)
+    # share of layer calls that is not computed
     min_saved_share: float | None = Field(None, ge=0.0, le=1.0)
+    # by how much the share of truncated answers may rise
     max_truncation_rise: float | None = Field(None, ge=0.0, le=1.0)
+    # by how much the share of repetitive answers may rise
     max_repetition_rise: float | None = Field(None, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
@@ -100,25 +97,16 @@ class Criteria(Spec):
 
 
 class Settings(Spec):
-    """The tables of ``experiment.toml``.
+    """The tables of ``experiment.toml``."""
 
-    Attributes:
-        experiment: ``title``.
-        grid: ``k`` and ``subset``: every period by every subset. Not beside ``config``.
-        config: cells one by one.
-        decoding: see :class:`~fdllm.core.config.Decoding`.
-        evaluation: see :class:`~fdllm.runs.Evaluating`.
-        reuse: ``subset_size``, and ``params`` for the strategy.
-        criteria: see :class:`Criteria`; None where nothing is judged.
-    """
-
-    experiment: Title = Title()
+    experiment: Title = Title()  # ``title``
+    # ``k`` and ``subset``: every period by every subset. Not beside ``config``.
     grid: Grid | None = None
-    config: tuple[Cell, ...] = ()
-    decoding: Decoding = Decoding()
-    evaluation: Evaluating = Evaluating()
-    reuse: ReuseSettings = ReuseSettings()
-    criteria: Criteria | None = None
+    config: tuple[Cell, ...] = ()  # cells one by one
+    decoding: Decoding = Decoding()  # see :class:`~fdllm.core.config.Decoding`
+    evaluation: Evaluating = Evaluating()  # see :class:`~fdllm.runs.Evaluating`
+    reuse: ReuseSettings = ReuseSettings()  # ``subset_size``, and ``params`` for the strategy
+    criteria: Criteria | None = None  # see :class:`Criteria`; None where nothing is judged
 
 
 def read_settings(path: Path) -> Settings:

@@ -15,51 +15,35 @@ from fdllm.spec import Spec
 
 
 class TaskPreset(Spec):
-    """What a preset sets for one task, over what it sets for all.
+    """What a preset sets for one task, over what it sets for all."""
 
-    Attributes:
-        decoding: keys of :class:`fdllm.core.config.Decoding`.
-        evaluation: keys of :class:`fdllm.runs.Evaluating`.
-    """
-
+    # keys of :class:`fdllm.core.config.Decoding`
     decoding: dict[str, Any] = Field(default_factory=dict)
+    # keys of :class:`fdllm.runs.Evaluating`
     evaluation: dict[str, Any] = Field(default_factory=dict)
 
 
 class Figures(Spec):
-    """Published figures that a record of the whole protocol may stand beside.
+    """Published figures that a record of the whole protocol may stand beside."""
 
-    Attributes:
-        model: the checkpoint they were measured on.
-        percent: accuracy by task.
-    """
-
-    model: str
-    percent: dict[str, float]
+    model: str  # the checkpoint they were measured on
+    percent: dict[str, float]  # accuracy by task
 
 
 class Preset(Spec):
-    """The protocol of an evaluation, as settings; read by :mod:`fdllm.presets.load`.
+    """The protocol of an evaluation, as settings; read by :mod:`fdllm.presets.load`."""
 
-    Attributes:
-        name: as ``--preset``, folders and tables have it.
-        title: what it reproduces.
-        dtype: data type that the evaluation was computed in; said, and not set.
-        exceptions: where a run under it differs from that evaluation all the same.
-        decoding: keys of :class:`fdllm.core.config.Decoding`, for every task.
-        evaluation: keys of :class:`fdllm.runs.Evaluating`, for every task.
-        tasks: what is otherwise, by task.
-        figures: what was published for it; None where nothing was.
-    """
-
-    name: str
-    title: str = ""
-    dtype: str | None = None
+    name: str  # as ``--preset``, folders and tables have it
+    title: str = ""  # what it reproduces
+    dtype: str | None = None  # data type that the evaluation was computed in; said, and not set
+    # where a run under it differs from that evaluation all the same
     exceptions: tuple[str, ...] = ()
+    # keys of :class:`fdllm.core.config.Decoding`, for every task
     decoding: dict[str, Any] = Field(default_factory=dict)
+    # keys of :class:`fdllm.runs.Evaluating`, for every task
     evaluation: dict[str, Any] = Field(default_factory=dict)
-    tasks: dict[str, TaskPreset] = Field(default_factory=dict)
-    figures: Figures | None = None
+    tasks: dict[str, TaskPreset] = Field(default_factory=dict)  # what is otherwise, by task
+    figures: Figures | None = None  # what was published for it; None where nothing was
 
     def decoding_of(self, task: str | None) -> dict[str, Any]:
         """What it sets of the decoding of a task; None is what it sets for all."""

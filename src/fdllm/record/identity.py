@@ -66,17 +66,14 @@ _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
 class Fingerprint(Spec):
-    """Everything that may change an output, and nothing that cannot.
+    """Everything that may change an output, and nothing that cannot."""
 
-    Attributes:
-        fields: value by name. None is unknown where this was made: the revision of a checkpoint
-            that is not on this machine, say. What planning does not know is not held against a
-            record; what a record does not know equals nothing, so none is written with it.
-        files: SHA-256 of each code file behind the fields ``source`` and ``experiment``, so that a
-            change can be named.
-    """
-
+    # value by name. None is unknown where this was made: the revision of a checkpoint that is not
+    # on this machine, say. What planning does not know is not held against a record; what a record
+    # does not know equals nothing, so none is written with it.
     fields: dict[str, str | None]
+    # SHA-256 of each code file behind the fields ``source`` and ``experiment``, so that a change
+    # can be named
     files: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -174,19 +171,12 @@ def installed(name: str, otherwise: str) -> str:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which weights are meant.
+    """Which weights are meant."""
 
-    Attributes:
-        name: the Hub id, or a content hash of the folder's files.
-        revision: a Hub id's commit; None where this machine does not know it yet.
-        folder: where the files lie on this machine; None where they do not.
-        n_layers: transformer layers; None where the configuration is not here.
-    """
-
-    name: str
-    revision: str | None
-    folder: Path | None
-    n_layers: int | None
+    name: str  # the Hub id, or a content hash of the folder's files
+    revision: str | None  # a Hub id's commit; None where this machine does not know it yet
+    folder: Path | None  # where the files lie on this machine; None where they do not
+    n_layers: int | None  # transformer layers; None where the configuration is not here
 
 
 def model_identity(choice: ModelChoice) -> ModelIdentity:

@@ -33,21 +33,13 @@ class DamagedJournalError(FdllmError):
 
 @dataclass
 class JournalContent:
-    """What a journal file holds.
+    """What a journal file holds."""
 
-    Attributes:
-        fingerprint: of the run it belongs to; None where the file is empty.
-        entries: answers by key.
-        sessions: who computed, in order.
-        total: requests of the run; None until it was known.
-        size: bytes up to the last whole line.
-    """
-
-    fingerprint: Fingerprint | None = None
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sessions: list[dict[str, Any]] = field(default_factory=list)
-    total: int | None = None
-    size: int = 0
+    fingerprint: Fingerprint | None = None  # of the run it belongs to; None where the file is empty
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)  # answers by key
+    sessions: list[dict[str, Any]] = field(default_factory=list)  # who computed, in order
+    total: int | None = None  # requests of the run; None until it was known
+    size: int = 0  # bytes up to the last whole line
 
 
 def read_journal(path: Path) -> JournalContent:
@@ -224,24 +216,16 @@ class Journal:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        fingerprint: of the answers; None where there is no journal.
-        done: requests answered.
-        total: requests of the run; None until that is known. Of a split run it is known once every
-            shard has begun.
-        sessions: who computed.
-        tokens: tokens generated or scored so far.
-        seconds: model time behind them.
-    """
-
-    fingerprint: Fingerprint | None = None
-    done: int = 0
+    fingerprint: Fingerprint | None = None  # of the answers; None where there is no journal
+    done: int = 0  # requests answered
+    # requests of the run; None until that is known. Of a split run it is known once every shard has
+    # begun.
     total: int | None = None
-    sessions: list[dict[str, Any]] = field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
+    sessions: list[dict[str, Any]] = field(default_factory=list)  # who computed
+    tokens: int = 0  # tokens generated or scored so far
+    seconds: float = 0.0  # model time behind them
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -286,17 +270,11 @@ def read_progress(paths: RunPaths) -> RunProgress:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt ended.
+    """Why an attempt ended."""
 
-    Attributes:
-        reason: in a line.
-        log: the file that says more, or None.
-        time: when, UTC, ISO 8601; empty where that is unknown.
-    """
-
-    reason: str
-    log: str | None
-    time: str = ""
+    reason: str  # in a line
+    log: str | None  # the file that says more, or None
+    time: str = ""  # when, UTC, ISO 8601; empty where that is unknown
 
 
 def write_failure(paths: RunPaths, reason: str, log: str | None) -> Failure:

@@ -21,19 +21,12 @@ _PATIENCE_S = 2.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who works in a run's folder.
+    """Who works in a run's folder."""
 
-    Attributes:
-        host: the machine.
-        pid: the process.
-        since: UTC time.
-        job: the queue's id of the job, or None.
-    """
-
-    host: str
-    pid: int
-    since: str
-    job: str | None = None
+    host: str  # the machine
+    pid: int  # the process
+    since: str  # UTC time
+    job: str | None = None  # the queue's id of the job, or None
 
     def __str__(self) -> str:
         job = f", job {self.job}" if self.job else ""

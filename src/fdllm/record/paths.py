@@ -49,19 +49,13 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The files of one run.
+    """The files of one run."""
 
-    Attributes:
-        folder: ``results/…/<config>``.
-        artifacts: where the copy of the summary for git lies.
-        logs: the run's log folder.
-        shard: whose journal, lock and failure these are; None where the run is not split. The
-            record is the run's own in any case.
-    """
-
-    folder: Path
-    artifacts: Path
-    logs: Path
+    folder: Path  # ``results/…/<config>``
+    artifacts: Path  # where the copy of the summary for git lies
+    logs: Path  # the run's log folder
+    # whose journal, lock and failure these are; None where the run is not split. The record is the
+    # run's own in any case.
     shard: Shard | None = None
 
     def of_shard(self, shard: Shard | None) -> RunPaths:
@@ -155,19 +149,12 @@ class RunPaths:
 
 @dataclass(frozen=True)
 class TaskFolder:
-    """A task's folder: ``<task>[_limit_N][+preset][@model]``, which is how it prints.
-
-    Attributes:
-        task: the task.
-        limit: documents at most, or None.
-        preset: the preset, or None.
-        model: the model's slug; None where it is the task's own.
-    """
+    """A task's folder: ``<task>[_limit_N][+preset][@model]``, which is how it prints."""
 
     task: str
-    limit: int | None = None
+    limit: int | None = None  # documents at most, or None
     preset: str | None = None
-    model: str | None = None
+    model: str | None = None  # the model's slug; None where it is the task's own
 
     @classmethod
     def parse(cls, name: str) -> TaskFolder | None:
@@ -193,17 +180,11 @@ class TaskFolder:
 
 @dataclass(frozen=True)
 class Layout:
-    """The three roots.
+    """The three roots."""
 
-    Attributes:
-        results: full records; not in git.
-        artifacts: summaries; in git.
-        logs: logs; not in git.
-    """
-
-    results: Path
-    artifacts: Path
-    logs: Path
+    results: Path  # full records; not in git
+    artifacts: Path  # summaries; in git
+    logs: Path  # logs; not in git
 
     @classmethod
     def of(cls, root: Path, results: Path | None = None) -> Layout:

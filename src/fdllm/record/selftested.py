@@ -17,17 +17,13 @@ _FILE = "selftest.json"
 
 @dataclass(frozen=True)
 class Selftested:
-    """The outcome on a device, with this torch and this source.
+    """The outcome on a device, with this torch and this source."""
 
-    Attributes:
-        failed: the checks that failed, each in a line.
-        depends_on_batch: types and paths in which a row's tokens depend on the batch.
-        graphs: a step's time with CUDA graphs by its time without, the worst that was measured, by
-            type; only of types in which every check of the graphs passed.
-    """
-
-    failed: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()  # the checks that failed, each in a line
+    # types and paths in which a row's tokens depend on the batch
     depends_on_batch: tuple[str, ...] = ()
+    # a step's time with CUDA graphs by its time without, the worst that was measured, by type; only
+    # of types in which every check of the graphs passed
     graphs: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -17,19 +17,12 @@ VERSION: Literal[1] = 1
 
 
 class Headline(Spec):
-    """The figure that goes into a table.
+    """The figure that goes into a table."""
 
-    Attributes:
-        metric: the harness's key, ``metric,filter``.
-        value: share of documents, in [0, 1].
-        num_samples: documents behind it.
-        num_correct: documents that count as right; None where the metric is not yes or no.
-    """
-
-    metric: str
-    value: float
-    num_samples: int
-    num_correct: int | None
+    metric: str  # the harness's key, ``metric,filter``
+    value: float  # share of documents, in [0, 1]
+    num_samples: int  # documents behind it
+    num_correct: int | None  # documents that count as right; None where the metric is not yes or no
 
 
 class Throughput(Spec):
@@ -37,59 +30,38 @@ class Throughput(Spec):
 
     A log-likelihood task has no ``tokens_per_second``: it generates nothing. Its figures have
     names of their own.
-
-    Attributes:
-        seconds: model time of all samples, whoever computed them and in how many sessions.
-        tokens: generated tokens, up to and including each row's first stop token.
-        tokens_per_second: ``tokens / seconds``.
-        tokens_per_forward: generated tokens by forwards of all phases.
-        scored_tokens: tokens of the targets.
-        scored_tokens_per_second: ``scored_tokens / seconds``.
-        requests_per_second: scored targets by seconds.
-        shared_tokens: columns that were not fed to the network, because another request of the
-            run had computed the same ones.
-        latency_p50_s: median over samples of a sample's share of model time, in seconds.
-        latency_p95_s: 95th percentile of the same.
     """
 
-    seconds: float
-    tokens: int | None = None
-    tokens_per_second: float | None = None
-    tokens_per_forward: float | None = None
-    scored_tokens: int | None = None
-    scored_tokens_per_second: float | None = None
-    requests_per_second: float | None = None
+    seconds: float  # model time of all samples, whoever computed them and in how many sessions
+    tokens: int | None = None  # generated tokens, up to and including each row's first stop token
+    tokens_per_second: float | None = None  # ``tokens / seconds``
+    tokens_per_forward: float | None = None  # generated tokens by forwards of all phases
+    scored_tokens: int | None = None  # tokens of the targets
+    scored_tokens_per_second: float | None = None  # ``scored_tokens / seconds``
+    requests_per_second: float | None = None  # scored targets by seconds
+    # columns that were not fed to the network, because another request of the run had computed the
+    # same ones
     shared_tokens: int | None = None
-    latency_p50_s: float
-    latency_p95_s: float
+    latency_p50_s: float  # median over samples of a sample's share of model time, in seconds
+    latency_p95_s: float  # 95th percentile of the same
 
 
 class PeakMemory(Spec):
-    """Largest memory of the process that finished the record.
+    """Largest memory of the process that finished the record."""
 
-    Attributes:
-        bytes: how much.
-        kind: ``cuda`` is what torch allocated on the GPU, ``resident`` the process's memory.
-    """
-
-    bytes: int
+    bytes: int  # how much
+    # ``cuda`` is what torch allocated on the GPU, ``resident`` the process's memory
     kind: Literal["cuda", "resident"]
 
 
 class LayerCalls(Spec):
-    """Layers computed and saved, over all forwards of all phases.
+    """Layers computed and saved, over all forwards of all phases."""
 
-    Attributes:
-        computed: layer calls made.
-        reused: layer calls saved.
-        trimmed: layer calls saved inside those made for some columns only, in shares of a call.
-        saved_share: ``(reused + trimmed) / (computed + reused)``.
-    """
-
-    computed: int
-    reused: int
+    computed: int  # layer calls made
+    reused: int  # layer calls saved
+    # layer calls saved inside those made for some columns only, in shares of a call
     trimmed: float = 0.0
-    saved_share: float
+    saved_share: float  # ``(reused + trimmed) / (computed + reused)``
 
     @property
     def made(self) -> float:
@@ -98,29 +70,21 @@ class LayerCalls(Spec):
 
 
 class Quality(Spec):
-    """Signs of degeneration in generated text.
+    """Signs of degeneration in generated text."""
 
-    Attributes:
-        truncation_rate: share of samples that ended at their token limit.
-        repetition_rate: share of samples of which more than half of all 8-token windows have
-            occurred earlier in the same answer. Answers under 16 tokens are never counted.
-    """
-
-    truncation_rate: float
+    truncation_rate: float  # share of samples that ended at their token limit
+    # share of samples of which more than half of all 8-token windows have occurred earlier in the
+    # same answer. Answers under 16 tokens are never counted.
     repetition_rate: float
 
 
 class ScoredSteps(Spec):
-    """Where the answers of a log-likelihood task were scored.
+    """Where the answers of a log-likelihood task were scored."""
 
-    Attributes:
-        first: answers by the step counter of the forward that scored their first token;
-            ``look-ahead`` where no step did, but the logits of the block ahead.
-        without_reuse: answers of which no token was scored by a forward that reused a layer.
-    """
-
+    # answers by the step counter of the forward that scored their first token; ``look-ahead`` where
+    # no step did, but the logits of the block ahead
     first: dict[str, int]
-    without_reuse: int
+    without_reuse: int  # answers of which no token was scored by a forward that reused a layer
 
     @property
     def words(self) -> str:
@@ -130,110 +94,66 @@ class ScoredSteps(Spec):
 
 
 class StrategyRecord(Spec):
-    """Which layers could be skipped, and by which rule.
+    """Which layers could be skipped, and by which rule."""
 
-    Attributes:
-        text: the frozen strategy, as Python writes it.
-        k: reuse period.
-        subset: which layers, by name.
-        layers: their numbers.
-        n_layers: layers of the model.
-        reuses: whether it is meant to reuse anything.
-    """
-
-    text: str
-    k: int
-    subset: str
-    layers: tuple[int, ...]
-    n_layers: int
-    reuses: bool
+    text: str  # the frozen strategy, as Python writes it
+    k: int  # reuse period
+    subset: str  # which layers, by name
+    layers: tuple[int, ...]  # their numbers
+    n_layers: int  # layers of the model
+    reuses: bool  # whether it is meant to reuse anything
 
 
 class Guard(Spec):
-    """A check that a record must pass.
+    """A check that a record must pass."""
 
-    Attributes:
-        name: what is checked.
-        passed: whether it holds.
-        detail: the figures behind it.
-        level: what it means where it does not hold: an ``error`` keeps a record from being
-            written, a ``warning`` marks it in every table.
-    """
-
-    name: str
-    passed: bool
-    detail: str
+    name: str  # what is checked
+    passed: bool  # whether it holds
+    detail: str  # the figures behind it
+    # what it means where it does not hold: an ``error`` keeps a record from being written, a
+    # ``warning`` marks it in every table
     level: Literal["error", "warning"] = "error"
 
 
 class FileRecord(Spec):
-    """A file that belongs to the record.
+    """A file that belongs to the record."""
 
-    Attributes:
-        lines: documents in it; None where it is no list.
-        bytes: its size.
-        sha256: its content.
-    """
-
-    lines: int | None
-    bytes: int
-    sha256: str
+    lines: int | None  # documents in it; None where it is no list
+    bytes: int  # its size
+    sha256: str  # its content
 
 
 class Summary(Spec):
-    """One finished run.
+    """One finished run."""
 
-    Attributes:
-        version: of this schema.
-        experiment: folder under ``experiments/``.
-        task: the task.
-        config: the cell.
-        limit: documents of each leaf task at most; None is all.
-        model: what was asked for: a Hub id, a folder, or ``tiny``.
-        kind: ``generate`` or ``loglikelihood``.
-        estimator: the log-likelihood estimator; None where text is generated.
-        headline: the figure.
-        metrics: what stands beside it, by ``metric,filter``: means over the same documents.
-        num_requests: requests answered: one a document, or one a choice.
-        throughput: speed.
-        peak_memory: memory.
-        counts: by phase, ``forwards``, ``computed`` and ``reused`` layer calls, ``tokens`` fed
-            (columns) and columns ``shared`` between requests.
-        layer_calls: the same, summed.
-        quality: signs of degeneration; None where nothing is generated.
-        scored: at which steps answers were scored; None where text is generated.
-        strategy: the layers and the rule.
-        guards: checks; all passed, or under a limit a warning.
-        files: ``samples.jsonl`` and ``results.json``.
-        fingerprint: identity.
-        dataset: SHA-256 over the documents used, in order.
-        task_versions: the harness's version of every task.
-        provenance: who computed it, when, with what; see :mod:`fdllm.record.provenance`.
-    """
-
-    version: Literal[1] = VERSION
-    experiment: str
+    version: Literal[1] = VERSION  # of this schema
+    experiment: str  # folder under ``experiments/``
     task: str
     config: str
-    limit: int | None
-    model: str
-    kind: Literal["generate", "loglikelihood"]
-    estimator: Estimator | None
-    headline: Headline
+    limit: int | None  # documents of each leaf task at most; None is all
+    model: str  # what was asked for: a Hub id, a folder, or ``tiny``
+    kind: Literal["generate", "loglikelihood"]  # ``generate`` or ``loglikelihood``
+    estimator: Estimator | None  # the log-likelihood estimator; None where text is generated
+    headline: Headline  # the figure
+    # what stands beside it, by ``metric,filter``: means over the same documents
     metrics: dict[str, float] = Field(default_factory=dict)
-    num_requests: int
-    throughput: Throughput
-    peak_memory: PeakMemory
+    num_requests: int  # requests answered: one a document, or one a choice
+    throughput: Throughput  # speed
+    peak_memory: PeakMemory  # memory
+    # by phase, ``forwards``, ``computed`` and ``reused`` layer calls, ``tokens`` fed (columns) and
+    # columns ``shared`` between requests
     counts: dict[str, dict[str, int | float]]
-    layer_calls: LayerCalls
-    quality: Quality | None
+    layer_calls: LayerCalls  # the same, summed
+    quality: Quality | None  # signs of degeneration; None where nothing is generated
+    # at which steps answers were scored; None where text is generated
     scored: ScoredSteps | None = None
-    strategy: StrategyRecord
-    guards: tuple[Guard, ...]
-    files: dict[str, FileRecord]
-    fingerprint: Fingerprint
-    dataset: str
-    task_versions: dict[str, Any]
+    strategy: StrategyRecord  # the layers and the rule
+    guards: tuple[Guard, ...]  # checks; all passed, or under a limit a warning
+    files: dict[str, FileRecord]  # ``samples.jsonl`` and ``results.json``
+    fingerprint: Fingerprint  # identity
+    dataset: str  # SHA-256 over the documents used, in order
+    task_versions: dict[str, Any]  # the harness's version of every task
+    # who computed it, when, with what; see :mod:`fdllm.record.provenance`
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     @property
