@@ -136,7 +136,8 @@ def report(session: nox.Session) -> None:
 @nox.session
 def train(session: nox.Session) -> None:
     """Train the embedded model again, from nothing: up to two hours on two cores."""
-    Environment(session).install("project").python("fdllm.tiny.train", *session.posargs)
+    project = Environment(session).install("project")
+    project.run("python", "scripts/train_tiny.py", *session.posargs)
 
 
 # --- upkeep ---------------------------------------------------------------------------------------

@@ -30,8 +30,7 @@ LAYERS = (
         "release",
         "selftest",
         "timing",
-        "tiny.*",
-    },  # tiny.*: what trained the model
+    },
     {"evaluate"},
     {"fast"},  # accelerators, which decoding does without
     {"sandbox", "core"},

@@ -13,8 +13,8 @@ from fdllm import tiny
 from fdllm.cli import main
 from fdllm.core.network import Network
 from fdllm.record.summary import read_summary
-from fdllm.tiny import checkpoint
 from stubs import make_root
+from tiny_training import files
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of the embedded one's shape, with its tokenizer."""
     folder = tmp_path_factory.mktemp("weights")
     generator = torch.Generator().manual_seed(0)
-    network = Network(checkpoint.spec())
+    network = Network(files.spec())
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "norm" in name:
@@ -30,7 +30,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 continue
             scale = 1.0 if name.startswith(("embedding", "head")) else 0.15
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    checkpoint.export(network, folder)
+    files.export(network, folder)
     for path in tiny.FOLDER.glob("tokenizer*"):
         shutil.copy(path, folder)
     return folder

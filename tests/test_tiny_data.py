@@ -19,9 +19,10 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fdllm import tiny
-from fdllm.tiny import checkpoint, data, tokenizer, vocabulary
-from fdllm.tiny.data import Row, TaskName
-from fdllm.tiny.masks import BLOCK
+from fdllm.tiny import vocabulary
+from tiny_training import files, questions
+from tiny_training.batches import BLOCK
+from tiny_training.questions import Row, TaskName
 
 TASKS: tuple[TaskName, ...] = ("arithmetic", "choice")
 
@@ -47,21 +48,21 @@ def test_import_brings_no_torch() -> None:
 
 @pytest.mark.parametrize("name", ["arithmetic", "choice"])
 def test_files_are_the_generators_rows(name: str, tmp_path: Path) -> None:
-    data.write_test_files(tmp_path)
+    questions.write_test_files(tmp_path)
     written = (tmp_path / f"{name}.jsonl").read_text()
     assert (tiny.TASKS / f"{name}.jsonl").read_text() == written
-    assert len(written.splitlines()) == data.NUM_TEST_ROWS
+    assert len(written.splitlines()) == questions.NUM_TEST_ROWS
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_held_out_rows_are_never_trained_on(task: TaskName) -> None:
-    test = {row.expression for row in data.held_out(task, "test")}
-    validation = {row.expression for row in data.held_out(task, "validation")}
-    assert len(test) == data.NUM_TEST_ROWS
-    assert len(validation) == data.NUM_VALIDATION_ROWS
+    test = {row.expression for row in questions.held_out(task, "test")}
+    validation = {row.expression for row in questions.held_out(task, "validation")}
+    assert len(test) == questions.NUM_TEST_ROWS
+    assert len(validation) == questions.NUM_VALIDATION_ROWS
     assert not test & validation
     rng = random.Random(1)
-    trained = [data.training_row(rng, mixed=True) for _ in range(60_000)]
+    trained = [questions.training_row(rng, mixed=True) for _ in range(60_000)]
     same_task = {
         r.expression for r in trained if r.question.startswith("What") == (task == "choice")
     }
@@ -72,12 +73,12 @@ def test_held_out_rows_are_never_trained_on(task: TaskName) -> None:
 def test_without_the_exclusion_training_would_meet_test_rows() -> None:
     """The check above can fail: the choice rows' space is small enough to be hit."""
     rng = random.Random(1)
-    drawn = {data.choice_row(rng).expression for _ in range(24_000)}
-    assert {row.expression for row in data.held_out("choice", "test")} & drawn
+    drawn = {questions.choice_row(rng).expression for _ in range(24_000)}
+    assert {row.expression for row in questions.held_out("choice", "test")} & drawn
 
 
 def test_arithmetic_rows_are_worked_out_right() -> None:
-    for row in data.held_out("arithmetic", "test"):
+    for row in questions.held_out("arithmetic", "test"):
         *lines, last = row.answer.split("\n")
         assert last == f"#### {row.target}"
         assert int(row.target) == total_of(row.expression)
@@ -85,15 +86,17 @@ def test_arithmetic_rows_are_worked_out_right() -> None:
         for line in lines:
             left, right = line.split("=")
             assert total_of(left) == int(right)
-            assert 0 <= int(right) <= data.MAX_TOTAL
+            assert 0 <= int(right) <= questions.MAX_TOTAL
 
 
 def test_first_steps_have_one_right_choice_and_it_is_no_giveaway() -> None:
     places = []
-    for row, whole in zip(data.first_steps(), data.held_out("arithmetic", "test"), strict=True):
+    for row, whole in zip(
+        questions.first_steps(), questions.held_out("arithmetic", "test"), strict=True
+    ):
         assert row.question == whole.question
         assert row.choices[row.answer] == whole.answer.split("\n")[0]
-        assert len(set(row.choices)) == data.NUM_CHOICES
+        assert len(set(row.choices)) == questions.NUM_CHOICES
         sides = [choice.split("=") for choice in row.choices]
         assert len({left for left, _ in sides}) == 1, "they differ in the result alone"
         right = [total_of(left) == int(result) for left, result in sides]
@@ -107,9 +110,9 @@ def test_first_steps_have_one_right_choice_and_it_is_no_giveaway() -> None:
 
 
 def test_lettered_questions_have_one_right_option() -> None:
-    for row in data.held_out("choice", "test"):
+    for row in questions.held_out("choice", "test"):
         options = dict(re.findall(r"([A-D])\) (\d+)", row.question))
-        assert list(options) == list(data.LETTERS)
+        assert list(options) == list(questions.LETTERS)
         right = [name for name, value in options.items() if int(value) == total_of(row.expression)]
         assert right == [row.target]
         assert row.answer == f"{row.target}) {row.expression}={options[row.target]}"
@@ -119,8 +122,8 @@ def test_rows_fit_two_blocks() -> None:
     rng = random.Random(2)
     for mixed in (True, False):
         for _ in range(2500):
-            row = data.training_row(rng, mixed=mixed)
-            assert len(row.prompt_ids) + len(row.answer_ids) <= data.MAX_TOKENS
+            row = questions.training_row(rng, mixed=mixed)
+            assert len(row.prompt_ids) + len(row.answer_ids) <= questions.MAX_TOKENS
             assert mixed or not row.question.startswith("What")
 
 
@@ -140,7 +143,7 @@ def test_any_text_comes_back(tok: PreTrainedTokenizerBase, text: str) -> None:
 
 def test_rows_tokenise_as_in_training(tok: PreTrainedTokenizerBase) -> None:
     for task in TASKS:
-        for row in data.held_out(task, "test"):
+        for row in questions.held_out(task, "test"):
             turns = [{"role": "user", "content": row.question}]
             text = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             assert text == f"<|user|>{row.question}<|assistant|>"
@@ -153,7 +156,6 @@ def test_rows_tokenise_as_in_training(tok: PreTrainedTokenizerBase) -> None:
 
 def test_special_tokens(tok: PreTrainedTokenizerBase) -> None:
     config = json.loads((tiny.FOLDER / "config.json").read_text())
-    assert config == checkpoint.CONFIG
     assert tok.eos_token_id == config["eos_token_id"] == vocabulary.END_ID
     assert tok.pad_token_id == config["pad_token_id"] == vocabulary.PAD_ID
     assert tok.mask_token_id == config["mask_token_id"] == vocabulary.MASK_ID
@@ -161,7 +163,7 @@ def test_special_tokens(tok: PreTrainedTokenizerBase) -> None:
 
 
 def test_tokenizer_files_are_the_makers(tmp_path: Path) -> None:
-    tokenizer.write(tmp_path)
+    files.write_tokenizer(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_text() == (tiny.FOLDER / name).read_text()
 
@@ -241,7 +243,7 @@ def test_tasks_run_offline_from_anywhere(
     monkeypatch.chdir(tmp_path)
     name = f"tiny_{task}"
     assert name in tiny.TASK_NAMES
-    rows = {row.question: row for row in data.held_out("arithmetic", "test")}
+    rows = {row.question: row for row in questions.held_out("arithmetic", "test")}
     found = simple_evaluate(
         oracle(rows, name, shift),
         tasks=[name],
@@ -250,7 +252,7 @@ def test_tasks_run_offline_from_anywhere(
         bootstrap_iters=0,
     )
     assert found is not None
-    assert found["n-samples"][name]["effective"] == data.NUM_TEST_ROWS
+    assert found["n-samples"][name]["effective"] == questions.NUM_TEST_ROWS
     assert found["results"][name][metric] == expected
     assert not list(tmp_path.iterdir())
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fdllm.tiny import masks, vocabulary
-from fdllm.tiny.train import Recipe, Trainer
+import fdllm
+from fdllm.tiny import vocabulary
+from tiny_training import batches
+from train_tiny import Recipe, Trainer
 
 SHORT = Recipe(
     causal_steps=2,
@@ -23,36 +25,36 @@ SHORT = Recipe(
 
 
 def test_batches_depend_on_seed_and_step_alone() -> None:
-    first, again = masks.make_batch(3, 7, 8), masks.make_batch(3, 7, 8)
+    first, again = batches.make_batch(3, 7, 8), batches.make_batch(3, 7, 8)
     for name in ("ids", "positions", "visible", "targets", "weights"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
-    assert (masks.make_batch(3, 8, 8).ids != first.ids).any()
+    assert (batches.make_batch(3, 8, 8).ids != first.ids).any()
 
 
 def test_batches_mask_answers_only_and_shift_the_targets() -> None:
-    batch = masks.make_batch(0, 0, 64)
+    batch = batches.make_batch(0, 0, 64)
     masked = batch.ids == vocabulary.MASK_ID
-    assert not masked[:, : masks.BLOCK].any(), "the clean block holds no mask"
-    assert not masked[:, :: masks.BLOCK].any(), "a block's first column is always known"
+    assert not masked[:, : batches.BLOCK].any(), "the clean block holds no mask"
+    assert not masked[:, :: batches.BLOCK].any(), "a block's first column is always known"
     assert masked.any(axis=1).all()
     # Logits at column i-1 predict column i; beside that only the look-ahead has a weight.
     predicted = batch.weights > 0
-    assert not (predicted[:, masks.BLOCK : -1] & ~masked[:, masks.BLOCK + 1 :]).any()
-    assert predicted[:, masks.BLOCK :].any(axis=1).all()
-    assert not predicted[:, : masks.BLOCK - 1].any()
-    assert predicted[:, masks.BLOCK - 1].any()
+    assert not (predicted[:, batches.BLOCK : -1] & ~masked[:, batches.BLOCK + 1 :]).any()
+    assert predicted[:, batches.BLOCK :].any(axis=1).all()
+    assert not predicted[:, : batches.BLOCK - 1].any()
+    assert predicted[:, batches.BLOCK - 1].any()
     # Put the targets in: every copy is then a block of a well-formed row, and the prompt stands.
     filled = batch.ids.copy()
     filled[:, 1:][masked[:, 1:]] = batch.targets[:, :-1][masked[:, 1:]]
     for ids, at in zip(filled, batch.positions, strict=True):
-        for copy in range(1, 1 + masks.NUM_COPIES):
-            part = slice(copy * masks.BLOCK, (copy + 1) * masks.BLOCK)
+        for copy in range(1, 1 + batches.NUM_COPIES):
+            part = slice(copy * batches.BLOCK, (copy + 1) * batches.BLOCK)
             if at[part][0] == 0:
-                np.testing.assert_array_equal(ids[part], ids[: masks.BLOCK])
+                np.testing.assert_array_equal(ids[part], ids[: batches.BLOCK])
 
 
 def test_causal_batches_predict_the_answer_from_what_is_left_of_it() -> None:
-    batch = masks.make_causal_batch(0, 0, 16)
+    batch = batches.make_causal_batch(0, 0, 16)
     np.testing.assert_array_equal(batch.targets[:, :-1], batch.ids[:, 1:])
     assert (batch.visible[0, 0] == np.tril(np.ones_like(batch.visible[0, 0]))).all()
     assert not (batch.ids == vocabulary.MASK_ID).any()
@@ -64,8 +66,8 @@ def test_causal_batches_predict_the_answer_from_what_is_left_of_it() -> None:
 
 
 def test_a_copy_sees_itself_and_what_is_finished() -> None:
-    visible = masks.visibility(np.array([[0, 0, 1, 1]]))[0, 0]
-    size = masks.BLOCK
+    visible = batches.visibility(np.array([[0, 0, 1, 1]]))[0, 0]
+    size = batches.BLOCK
     seen = visible[::size, ::size].astype(int).tolist()
     assert seen == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
 
@@ -92,6 +94,17 @@ def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
     assert resumed.step == whole.step == SHORT.steps
     for name, parameter in whole.network.named_parameters():
         torch.testing.assert_close(resumed.network.get_parameter(name), parameter, rtol=0, atol=0)
+
+
+def test_a_run_is_watched_by_the_sampler_and_the_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train_tiny._VALIDATION_ROWS", 2)
+    trainer = Trainer(SHORT)
+    weights = fdllm.load_model("tiny", device="cpu", dtype="float32", freeze=False).network
+    trainer.network.load_state_dict(weights.state_dict())
+    found = trainer.validate()
+    assert found["arithmetic_accuracy"] == 1.0
+    assert 0 <= found["choice_accuracy"] <= 1
+    assert all(p.requires_grad for p in trainer.network.parameters()), "and goes on"
 
 
 def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:

@@ -1,24 +1,12 @@
 """Token ids of the embedded model: a few special tokens, then one token for each byte.
 
-Training works on these numbers directly; :mod:`fdllm.tiny.tokenizer` writes the same mapping as
-tokenizer files, and a test holds the two together.
+The tokenizer files beside the weights hold the same mapping, and a test holds the two together.
 """
 
 from __future__ import annotations
 
 SPECIAL_TOKENS: tuple[str, ...] = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|mask|>")
 PAD_ID, END_ID, USER_ID, ASSISTANT_ID, MASK_ID = range(len(SPECIAL_TOKENS))
-VOCAB_SIZE: int = len(SPECIAL_TOKENS) + 256
-CHAT_TEMPLATE: str = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{{- '<|assistant|>' + message['content'] + '<|end|>' -}}"
-    "{%- else -%}"
-    "{{- '<|user|>' + message['content'] -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
-)
 
 
 def encode(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Questions and answers of the two tasks; ``python -m fdllm.tiny.data`` writes the test files.
+"""Questions and answers; ``python scripts/tiny_training/questions.py`` writes the tasks' rows.
 
 Every row is at most 64 tokens, two blocks. Rows that are held out (the test files and a
 validation set) are fixed by their seeds, and no training row asks what they ask.

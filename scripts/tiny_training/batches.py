@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fdllm.tiny.data import MAX_TOKENS, Row, training_row
 from fdllm.tiny.vocabulary import END_ID, MASK_ID, PAD_ID
+from tiny_training.questions import MAX_TOKENS, Row, training_row
 
 BLOCK = 32
 SUB_BLOCK = 8

@@ -1,4 +1,4 @@
-"""Train the embedded model: ``python -m fdllm.tiny.train --compile``.
+"""Train the embedded model: ``python scripts/train_tiny.py --compile``.
 
 First a causal language model, then block diffusion from there, as Fast-dLLM v2 came from Qwen2.5:
 masked columns of noisy blocks are predicted from the logits one column to the left, as the causal
@@ -9,6 +9,7 @@ everything else.
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +20,18 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from fdllm import strictjson, tiny
+from fdllm.core.checkpoint import Model
+from fdllm.core.config import Decoding
 from fdllm.core.network import Network
-from fdllm.tiny import checkpoint, tokenizer
-from fdllm.tiny.data import held_out
-from fdllm.tiny.masks import Batch, make_batch, make_causal_batch
-from fdllm.tiny.validate import arithmetic_accuracy, choice_accuracy
+from fdllm.core.sampler import generate
+from fdllm.core.scorer import score
+from fdllm.selftest.subjects import CPU, copied
+from fdllm.tiny.vocabulary import END_ID, MASK_ID, decode, encode
+from tiny_training import files
+from tiny_training.batches import Batch, make_batch, make_causal_batch
+from tiny_training.questions import LETTERS, held_out
 
-LOG = Path(__file__).resolve().parent / "train_log.jsonl"
+LOG = Path(files.__file__).resolve().parent / "train_log.jsonl"
 _VALIDATION_ROWS = 60
 _LOG_EVERY = 50  # steps
 _SAVE_EVERY = 500  # steps
@@ -103,7 +109,7 @@ class Loss(nn.Module):
     def forward(
         self, ids: Tensor, positions: Tensor, visible: Tensor, targets: Tensor, weights: Tensor
     ) -> Tensor:
-        """The loss; the arguments are the fields of :class:`~fdllm.tiny.masks.Batch`."""
+        """The loss; the arguments are the fields of :class:`~tiny_training.batches.Batch`."""
         logits = self.network.dense(ids, positions, visible)
         each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return (each * weights.flatten()).sum() / weights.sum()
@@ -117,7 +123,7 @@ class Trainer:
         self.recipe = recipe
         self.step = 0
         self.seconds = 0.0  # of training alone; validation is outside
-        self.network = Network(checkpoint.spec())
+        self.network = Network(files.spec())
         init_weights(self.network)
         self.loss: nn.Module = Loss(self.network)
         if recipe.compile:
@@ -158,17 +164,30 @@ class Trainer:
         ]
 
     def validate(self) -> dict[str, float]:
-        """Accuracy on the first rows of both validation sets."""
-        dense = self.network.dense
-        arithmetic = held_out("arithmetic", "validation")[:_VALIDATION_ROWS]
-        choice = held_out("choice", "validation")[:_VALIDATION_ROWS]
+        """Accuracy on the first rows of both validation sets, of a copy as it would be loaded."""
+        spec, kind = self.network.spec, torch.float32
+        model = copied(Model(self.network, spec, None, "tiny", CPU, kind), CPU, kind)
+        decoding = Decoding(
+            max_new_tokens=56, threshold=0.95, stop_token=END_ID, end_token=END_ID, mask_id=MASK_ID
+        )
+        sums, lettered = (
+            held_out(task, "validation")[:_VALIDATION_ROWS] for task in ("arithmetic", "choice")
+        )
+        texts = generate(model, [row.prompt_ids for row in sums], decoding)
+        totals = [re.search(r"#### (\d+)", decode(text.tokens)) for text in texts]
+        right = [m is not None and m[1] == row.target for m, row in zip(totals, sums, strict=True)]
+        pairs = [(row.prompt_ids, encode(letter)) for row in lettered for letter in LETTERS]
+        scores = torch.tensor([s.loglikelihood for s in score(model, pairs, "denoise", decoding)])
+        best = scores.view(len(lettered), len(LETTERS)).argmax(1).tolist()
+        chosen = [LETTERS[at] == row.target for at, row in zip(best, lettered, strict=True)]
         return {
-            "arithmetic_accuracy": round(arithmetic_accuracy(dense, arithmetic), 4),
-            "choice_accuracy": round(choice_accuracy(dense, choice), 4),
+            "arithmetic_accuracy": round(sum(right) / len(right), 4),
+            "choice_accuracy": round(sum(chosen) / len(chosen), 4),
         }
 
     def save(self, path: Path) -> None:
         """Write the state for :meth:`restore`."""
+        part = path.with_suffix(".part")
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -176,7 +195,8 @@ class Trainer:
             "network": self.network.state_dict(),
             "optimizers": [self.muon.state_dict(), self.adamw.state_dict()],
         }
-        checkpoint.save_state(path, state)
+        torch.save(state, part)
+        part.replace(path)
 
     def restore(self, path: Path) -> None:
         """Go on from a state that :meth:`save` wrote.
@@ -184,7 +204,7 @@ class Trainer:
         Raises:
             ValueError: the state was trained by another recipe.
         """
-        state = checkpoint.load_state(path)
+        state: dict[str, Any] = torch.load(path, weights_only=True)
         if state["recipe"] != asdict(self.recipe):
             raise ValueError(
                 f"{path} was trained with {state['recipe']}, not {asdict(self.recipe)}; give the "
@@ -214,7 +234,7 @@ def train(recipe: Recipe, folder: Path, log_path: Path, state_path: Path, *, res
     """
     torch.set_num_threads(recipe.threads)
     trainer = Trainer(recipe)
-    tokenizer.write(folder)
+    files.write_tokenizer(folder)
     if resume:
         trainer.restore(state_path)
     else:
@@ -234,7 +254,7 @@ def train(recipe: Recipe, folder: Path, log_path: Path, state_path: Path, *, res
         if trainer.step % _SAVE_EVERY == 0 or last:
             if trainer.step > recipe.causal_steps:  # the causal model cannot fill masks yet
                 append(log_path, {"step": trainer.step, **trainer.validate()})
-                checkpoint.export(trainer.network, folder)
+                files.export(trainer.network, folder)
             trainer.save(state_path)
 
 
@@ -246,7 +266,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 def main() -> None:
     """Read the options and train."""
-    parser = argparse.ArgumentParser(prog="python -m fdllm.tiny.train", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     default = Recipe()
     for name, value in asdict(default).items():
         flag = "--" + name.replace("_", "-")
