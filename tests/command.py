@@ -64,7 +64,7 @@ def work_in(root: Path, patch: pytest.MonkeyPatch, load: Callable[..., StubMachi
     """Let commands work in this checkout, with models that ``load`` gives."""
     patch.setenv("FDLLM_ROOT", str(root))
     patch.delenv("FDLLM_MODEL", raising=False)
-    patch.setattr("fdllm.cli.execute.load_machine", load)
+    patch.setattr("fdllm.cli.sweep.load_model", load)
 
 
 def make_swept(root: Path) -> Path:

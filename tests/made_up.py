@@ -9,8 +9,7 @@ from typing import Any
 
 from fdllm.core.config import Decoding
 from fdllm.core.reuse import subset_bounds
-from fdllm.evaluate.protocols import Evaluation, text_hash
-from fdllm.evaluate.recording import fill_summary, write_record
+from fdllm.evaluate.recording import Evaluation, fill_summary, text_hash, write_record
 from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import VERSION as JOURNAL_VERSION
 from fdllm.record.paths import Layout, RunPaths
@@ -103,7 +102,6 @@ def _write(
         run,
         found,
         entries,
-        kind="loglikelihood" if task == "mmlu" else "generate",
         strategy=strategy,
         identity=identity,
         peak_memory=PeakMemory(bytes=1 << 30, kind="resident"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fdllm.evaluate.protocols import text_hash
+from fdllm.evaluate.recording import text_hash
 from fdllm.record.summary import StrategyRecord
 
 N_LAYERS = 28

@@ -18,16 +18,17 @@ import pytest
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import LayerPlan, ReuseStrategy
 from fdllm.core.schedule import Phase, Step
-from fdllm.evaluate.protocols import (
+from fdllm.evaluate.attempt import (
     WHOLE,
     EndedEarly,
-    Evaluation,
     Part,
-    Progress,
+    Reporter,
+    RunOutcome,
     ShardAnswered,
     Store,
 )
-from fdllm.evaluate.runner import Outcome, Runner
+from fdllm.evaluate.recording import Evaluation
+from fdllm.evaluate.runner import Runner
 from fdllm.experiment import Unmask
 from fdllm.plan import Planner, TaskFacts
 from fdllm.record.paths import Layout, RunPaths
@@ -145,7 +146,6 @@ class StubMachine:
     before: Callable[[int], None] = lambda _: None
     answer: Callable[[Run, int], str] = lambda run, doc: f"{run.cell.k}: {doc}"
     count_reuse: bool = True
-    warm_ups: int = 0
 
     @property
     def n_layers(self) -> int:
@@ -163,10 +163,6 @@ class StubMachine:
             "score_batch_size": asked.score_batch_size,
         }
 
-    def warm_up(self, run: Run, strategy: ReuseStrategy[Any]) -> None:  # noqa: ARG002
-        """Count it."""
-        self.warm_ups += 1
-
     def peak_memory(self) -> PeakMemory:
         """A number."""
         return PeakMemory(bytes=1, kind="resident")
@@ -174,17 +170,18 @@ class StubMachine:
     def evaluate(
         self,
         run: Run,
-        strategy: ReuseStrategy[Any],
-        unmask: Unmask | None,  # noqa: ARG002
         store: Store,
-        progress: Progress,
+        progress: Reporter,
         *,
+        strategy: ReuseStrategy[Any],
+        unmask: Unmask | None = None,  # noqa: ARG002
         part: Part = WHOLE,
     ) -> Evaluation:
         """Ask for every document of the part, as the harness does."""
         docs = part.select(range(self.num_docs), lambda doc: doc)
         known = {i: store.get(f"{run.task}-{i}") for i in docs}
         done = sum(entry is not None for entry in known.values())
+        store.set_total(len(docs))
         progress.begin(len(docs), done)
         samples = []
         for i, kept in known.items():
@@ -258,18 +255,22 @@ class StubMachine:
         }
 
 
+def loading(machine: StubMachine | None = None) -> Callable[[ModelChoice], Any]:
+    """What loads a checkpoint, with a stub in the place of the model."""
+    return lambda _: machine or StubMachine()
+
+
 def do_run(
     root: Path, run: Run, machine: StubMachine | None = None, *, force: bool = False
-) -> Outcome:
+) -> RunOutcome:
     """Do one run in a new planner, as a new process would."""
-    worker = machine or StubMachine()
-    return Runner(make_planner(root), Notes(), lambda _: worker).run(run, force=force)
+    return Runner(make_planner(root), Notes(), loading(machine)).run(run, force=force)
 
 
-def do_sweep(root: Path, sweep: Sweep, machine: StubMachine | None = None) -> Sequence[Outcome]:
+def do_sweep(root: Path, sweep: Sweep, machine: StubMachine | None = None) -> Sequence[RunOutcome]:
     """Do every run of a sweep."""
     planner = make_planner(root)
-    runner = Runner(planner, Notes(), lambda _: machine or StubMachine())
+    runner = Runner(planner, Notes(), loading(machine))
     return [runner.run(run) for run in planner.runs(sweep)]
 
 

@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.attempt import Errand, Watch
-from fdllm.evaluate.journals import merge_problem, open_journal
-from fdllm.evaluate.protocols import Part, Request
+from fdllm.evaluate.attempt import JournalingStore, Part, RunAttempt
 from fdllm.plan import State
 from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import Journal, read_failure, read_journal
 from fdllm.record.paths import RunPaths
+from fdllm.runs import Cell, Run
 from fdllm.shard import Shard
-from stubs import Notes, make_root, make_run
 
 ONE, TWO = Fingerprint(fields={"source": "1"}), Fingerprint(fields={"source": "2"})
 
@@ -26,9 +24,16 @@ def paths(tmp_path: Path) -> RunPaths:
     return RunPaths(tmp_path / "task" / "k2_last", tmp_path / "artifacts", tmp_path / "logs")
 
 
+def of(paths: RunPaths, **how: Any) -> RunAttempt:
+    run = Run(
+        experiment="00_baseline", task="tiny_choice", cell=Cell(name="k2_last", k=2, subset="last")
+    )
+    return RunAttempt(run, paths, Part(), **how)
+
+
 @pytest.fixture
-def errand(tmp_path: Path, paths: RunPaths) -> Errand:
-    return Errand(make_run(make_root(tmp_path / "root")), paths, Part())
+def attempt(paths: RunPaths) -> RunAttempt:
+    return of(paths)
 
 
 def fill(
@@ -56,60 +61,45 @@ def fill(
     ],
 )
 def test_a_failure_is_a_line_a_log_and_a_file(
-    errand: Errand, error: Exception, reason: str
+    attempt: RunAttempt, error: Exception, reason: str
 ) -> None:
-    errand.num_computed = 3
-    outcome = errand.failed(error)
-    assert (outcome.run, outcome.state, outcome.reason) == (errand.run, State.FAILED, reason)
+    attempt.num_computed = 3
+    outcome = attempt.failed(error)
+    assert (outcome.run, outcome.state, outcome.reason) == (attempt.run, State.FAILED, reason)
     assert (outcome.num_computed, outcome.summary) == (3, None)
     assert outcome.log is not None
     assert type(error).__name__ in Path(outcome.log).read_text()
-    kept = read_failure(errand.paths)
+    kept = read_failure(attempt.paths)
     assert kept is not None
     assert (kept.reason, kept.log) == (reason, outcome.log)
 
 
-def test_a_failure_without_room_for_a_log_is_still_told(errand: Errand) -> None:
-    errand.paths.logs.write_text("a file where the folder should be")
-    outcome = errand.failed(RuntimeError("gone"))
+def test_a_failure_without_room_for_a_log_is_still_told(attempt: RunAttempt) -> None:
+    attempt.paths.logs.write_text("a file where the folder should be")
+    outcome = attempt.failed(RuntimeError("gone"))
     assert (outcome.reason, outcome.log) == ("RuntimeError: gone", None)
 
 
-def test_an_outcome_counts_seconds_from_its_start(errand: Errand) -> None:
-    errand.started -= 100.0
-    assert 100.0 <= errand.outcome(State.DONE, "").seconds < 160.0
+def test_an_outcome_counts_seconds_from_its_start(attempt: RunAttempt) -> None:
+    attempt.started -= 100.0
+    assert 100.0 <= attempt.outcome(State.DONE, "").seconds < 160.0
 
 
 # --- between evaluation and journal ---------------------------------------------------------------
 
 
-def test_what_is_used_is_kept_and_what_is_computed_is_counted(errand: Errand) -> None:
-    fill(errand.paths, "a", "of a document that is gone")
-    notes = Notes()
-    with Journal(errand.paths.journal, ONE, {"machine": "n"}) as journal:
-        watch = Watch(journal, notes, errand, lambda: None)
-        assert watch.get("a") == {"text": "a"}
-        assert watch.get("b") is None
-        watch.put("b", {"text": "new"})
-        assert watch.used == [{"text": "a"}, {"text": "new"}]
-    assert errand.num_computed == 1
-    assert read_journal(errand.paths.journal).entries["b"] == {"text": "new"}
-
-
-@pytest.mark.parametrize(
-    ("total", "done", "goes_on", "warm"),
-    [(5, 0, True, 1), (5, 4, True, 1), (5, 5, True, 0), (5, 0, False, 0)],
-)
-def test_a_machine_warms_up_where_something_is_left_to_compute(
-    errand: Errand, total: int, done: int, warm: int, *, goes_on: bool
-) -> None:
-    errand.part = Part(None, lambda: goes_on)
-    warmed, notes = list[int](), Notes()
-    with Journal(errand.paths.journal, ONE, {}) as journal:
-        Watch(journal, notes, errand, lambda: warmed.append(1)).begin(total, done)
-    assert len(warmed) == warm
-    assert notes.begun == [(total, done)]
-    assert read_journal(errand.paths.journal).total == total
+def test_what_is_used_is_kept_and_what_is_computed_is_counted(attempt: RunAttempt) -> None:
+    fill(attempt.paths, "a", "of a document that is gone")
+    with Journal(attempt.paths.journal, ONE, {"machine": "n"}) as journal:
+        store = JournalingStore(journal, attempt)
+        store.set_total(3)
+        assert store.get("a") == {"text": "a"}
+        assert store.get("b") is None
+        store.put("b", {"text": "new"})
+        assert store.used == [{"text": "a"}, {"text": "new"}]
+    assert attempt.num_computed == 1
+    kept = read_journal(attempt.paths.journal)
+    assert (kept.entries["b"], kept.total) == ({"text": "new"}, 3)
 
 
 # --- journals of parts ----------------------------------------------------------------------------
@@ -120,7 +110,7 @@ def test_the_whole_run_takes_over_what_its_shards_have_answered(paths: RunPaths)
     fill(paths.of_shard(Shard(0, 2)), "a", "b")
     fill(paths.of_shard(Shard(1, 2)), "c", identity=TWO)
     told: list[str] = []
-    with open_journal(paths, ONE, {"machine": "n"}, told.append) as journal:
+    with of(paths).open_journal(ONE, {"machine": "n"}, told.append) as journal:
         assert sorted(entry["text"] for entry in journal.entries) == ["a", "b"]
     assert told == ["1 answers of shard 1 of 2 are taken over"]
 
@@ -129,10 +119,10 @@ def test_the_whole_run_takes_over_what_its_shards_have_answered(paths: RunPaths)
 def test_a_shard_is_asked_for_what_the_whole_run_knows(paths: RunPaths, *, fresh: bool) -> None:
     fill(paths, "a", "b")
     part = paths.of_shard(Shard(0, 2))
-    with open_journal(part, ONE, {}, lambda _: None, fresh=fresh) as journal:
+    with of(part, force=fresh).open_journal(ONE, {}, lambda _: None) as journal:
         assert len(journal) == 0
         assert journal.get("a") == (None if fresh else {"text": "a"})
-    with open_journal(part, TWO, {}, lambda _: None) as journal:
+    with of(part).open_journal(TWO, {}, lambda _: None) as journal:
         assert journal.get("a") is None
 
 
@@ -141,7 +131,7 @@ def test_a_damaged_journal_is_moved_aside_and_told(paths: RunPaths) -> None:
     whole = paths.journal.read_bytes()
     paths.journal.write_bytes(b"x\n" + whole)
     told: list[str] = []
-    with open_journal(paths, ONE, {}, told.append) as journal:
+    with of(paths).open_journal(ONE, {}, told.append) as journal:
         assert len(journal) == 0
     (note,) = told
     assert "line 1 cannot be read" in note
@@ -154,33 +144,18 @@ def test_a_merge_waits_for_every_shard(paths: RunPaths, at: int) -> None:
     for shard in Shard.all_of(3):
         fill(paths.of_shard(shard), *(["a", "b"] if shard.index != at else ["a"]), total=2)
     name = f"shard {at + 1} of 3"
-    problem = merge_problem(paths, 3)
+    problem = of(paths, merge=3).merge_problem()
     assert problem is not None
     assert problem.startswith(f"{name} has 1 of 2 requests: nothing was computed in their place")
     paths.of_shard(Shard(at, 3)).journal.unlink()
-    problem = merge_problem(paths, 3)
+    problem = of(paths, merge=3).merge_problem()
     assert problem is not None
     assert problem.startswith(f"{name} has not begun: ")
     fill(paths.of_shard(Shard(at, 3)), "a", "b", total=2)
-    assert merge_problem(paths, 3) is None
+    assert of(paths, merge=3).merge_problem() is None
 
 
-# --- identities of requests -----------------------------------------------------------------------
-
-
-def test_everything_that_asks_for_an_answer_is_in_its_key() -> None:
-    base: dict[str, Any] = {
-        "kind": "generate", "task": "t", "doc_id": 1, "index": 0, "prompt": "p", "target": None,
-        "arguments": {"until": ["a"]}, "repeat": 0,
-    }  # fmt: skip
-    changes: list[dict[str, Any]] = [
-        {}, {"kind": "loglikelihood"}, {"task": "u"}, {"doc_id": 2}, {"index": 1}, {"prompt": "q"},
-        {"target": ""}, {"arguments": {"until": ["b"]}}, {"arguments": {}}, {"repeat": 1},
-    ]  # fmt: skip
-    keys = {Request.of(**(base | change)).key for change in changes}
-    assert len(keys) == len(changes)
-    assert all(len(key) == 64 for key in keys)
-    assert Request.of(**base) == Request.of(**dict(reversed(base.items())))
+# --- parts of a run -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -11,7 +11,7 @@ import pytest
 
 from command import Command, summary_of
 from fdllm.evaluate.boxed import boxed_match, equal, last_box, number_of, right_answer
-from fdllm.evaluate.protocols import Evaluation
+from fdllm.evaluate.recording import Evaluation
 from fdllm.record.measure import beside
 from hub.rows import read_rows
 from hub.run import run_cases

@@ -22,7 +22,7 @@ from fdllm.core.model_runner import ModelRunner
 from fdllm.core.network import Network
 from fdllm.core.pretrained import read_spec
 from fdllm.errors import FdllmError
-from fdllm.evaluate.machine import Machine
+from fdllm.evaluate.adapter import LoadedModel
 from fdllm.record.identity import model_identity
 from fdllm.runs import Evaluating, ModelChoice
 from models import forward_all, hub_config, save_shards
@@ -128,7 +128,7 @@ def test_a_whole_file_is_read_before_an_index_as_transformers_does(folder: Path)
     model = fdllm.load_model(folder, device="cpu", freeze=False)
     assert torch.equal(model.network.embedding.weight, whole["model.embed_tokens.weight"])
     assert unread_weights(folder) == f"{INDEX}, part-0.safetensors, part-1.safetensors"
-    told = Machine.load(ModelChoice(name=str(folder), device="cpu")).facts(Evaluating())
+    told = LoadedModel.load(ModelChoice(name=str(folder), device="cpu")).facts(Evaluating())
     assert told["unread_weights"] == unread_weights(folder)
     after = model_identity(ModelChoice(name=str(folder))).name
     assert after != before

@@ -196,7 +196,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_sweep(
     def load(*_: object) -> None:
         raise FdllmError("checkpoint lacks 1 of 2 shards")
 
-    monkeypatch.setattr("fdllm.cli.execute.load_machine", load)
+    monkeypatch.setattr("fdllm.cli.sweep.load_model", load)
     assert fdllm("sweep", *TASK) == 1
     assert fdllm.err.splitlines()[-1] == "fdllm sweep: checkpoint lacks 1 of 2 shards"
     assert set(fdllm.cells(*TASK).values()) == {"pending"}

@@ -75,7 +75,7 @@ def test_warned_before_anything_is_done_it_is_not_requeued_for_ever(
         os.kill(os.getpid(), signal.SIGUSR1)
         return fdllm.machine
 
-    monkeypatch.setattr("fdllm.cli.execute.load_machine", slow)
+    monkeypatch.setattr("fdllm.cli.sweep.load_model", slow)
     assert job(fdllm) == 1
     assert "give it more time" in fdllm.err
     assert "give it more time" in (folder_of(fdllm) / "failed.json").read_text()
@@ -97,6 +97,6 @@ def test_a_model_that_cannot_be_loaded_is_the_cells_reason(
 
         raise FdllmError("no such weights")
 
-    monkeypatch.setattr("fdllm.cli.execute.load_machine", broken)
+    monkeypatch.setattr("fdllm.cli.sweep.load_model", broken)
     assert job(fdllm) == 1
     assert json.loads((folder_of(fdllm) / "failed.json").read_text())["reason"] == "no such weights"

@@ -10,8 +10,9 @@ import pytest
 
 from fdllm.cli.request import task_facts
 from fdllm.errors import UsageError
-from fdllm.evaluate.machine import Machine
-from fdllm.evaluate.runner import Outcome, Runner
+from fdllm.evaluate.adapter import LoadedModel
+from fdllm.evaluate.attempt import RunOutcome
+from fdllm.evaluate.runner import Runner
 from fdllm.plan import Planner, State
 from fdllm.record.journal import read_journal
 from fdllm.record.lock import locked
@@ -27,6 +28,7 @@ from stubs import (
     change_code,
     do_run,
     interrupt,
+    loading,
     make_planner,
     make_root,
     make_run,
@@ -39,15 +41,15 @@ from stubs import (
 COUNT = 3
 
 
-def do(root: Path, run: Run, machine: StubMachine | None = None, **how: Any) -> Outcome:
-    return Runner(make_planner(root), Notes(), lambda _: machine or StubMachine()).run(run, **how)
+def do(root: Path, run: Run, machine: StubMachine | None = None, **how: Any) -> RunOutcome:
+    return Runner(make_planner(root), Notes(), loading(machine)).run(run, **how)
 
 
 def computed(root: Path) -> list[int]:
     return [int(line) for line in (root / "computed").read_text().split()]
 
 
-def shard_all(root: Path, run: Run, count: int = COUNT) -> list[Outcome]:
+def shard_all(root: Path, run: Run, count: int = COUNT) -> list[RunOutcome]:
     machine = StubMachine(computed=root / "computed")
     return [do(root, run, machine, shard=shard) for shard in Shard.all_of(count)]
 
@@ -111,7 +113,7 @@ def test_merged_shards_equal_the_unsharded_run(root: Path, tmp_path: Path) -> No
     assert make_planner(root).state(run).state is State.DONE
 
 
-def _identical(one: Outcome, other: Outcome) -> bool:
+def _identical(one: RunOutcome, other: RunOutcome) -> bool:
     assert one.summary is not None
     assert other.summary is not None
     pair = [without_times(o.summary) for o in (one, other) if o.summary is not None]
@@ -219,8 +221,8 @@ def test_more_shards_than_documents(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def machine() -> Machine:
-    return Machine.load(ModelChoice(name="tiny", device="cpu"))
+def machine() -> LoadedModel:
+    return LoadedModel.load(ModelChoice(name="tiny", device="cpu"))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def machine() -> Machine:
 def test_the_embedded_model_sharded_and_whole(
     task: str,
     score_batch_size: int,
-    machine: Machine,
+    machine: LoadedModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from fdllm.cli.request import task_facts
 from fdllm.cluster.signals import WARNING, Terminated, terminable, warned
-from fdllm.evaluate.machine import Machine
-from fdllm.evaluate.runner import Outcome, Runner
+from fdllm.evaluate.adapter import LoadedModel
+from fdllm.evaluate.attempt import RunOutcome
+from fdllm.evaluate.runner import Runner
 from fdllm.plan import Planner, State
 from fdllm.record.journal import read_journal, write_failure
 from fdllm.record.paths import Layout
@@ -23,6 +24,7 @@ from stubs import (
     Notes,
     StubMachine,
     do_run,
+    loading,
     make_planner,
     make_run,
     make_sweep,
@@ -30,8 +32,8 @@ from stubs import (
 )
 
 
-def do(root: Path, run: Run, machine: StubMachine, go_on: Callable[[], bool]) -> Outcome:
-    return Runner(make_planner(root), Notes(), lambda _: machine, go_on).run(run)
+def do(root: Path, run: Run, machine: StubMachine, go_on: Callable[[], bool]) -> RunOutcome:
+    return Runner(make_planner(root), Notes(), loading(machine), go_on).run(run)
 
 
 def test_a_warned_run_keeps_what_is_in_flight_and_goes_on_later(root: Path) -> None:
@@ -83,13 +85,13 @@ def test_a_failure_is_the_state(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def machine() -> Machine:
-    return Machine.load(ModelChoice(name="tiny", device="cpu"))
+def machine() -> LoadedModel:
+    return LoadedModel.load(ModelChoice(name="tiny", device="cpu"))
 
 
 @pytest.mark.parametrize("task", ["tiny_arithmetic", "tiny_choice"])
 def test_the_batch_in_flight_is_finished_and_nothing_is_computed_twice(
-    task: str, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, machine: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     batch = 3

@@ -1,4 +1,4 @@
-"""From one layer to the next nothing is lost: run → evaluation → query → request → entry.
+"""From one layer to the next nothing is lost: run → evaluation → request → row → entry.
 
 Each hand-over is caught where it happens and looked at whole, so that a value that is dropped, left
 at its default or put in another's place is seen, whether or not a tiny model would have shown it.
@@ -23,16 +23,16 @@ from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
 from fdllm.core.schedule import Phase
 from fdllm.core.scorer import Score, score_requests
 from fdllm.errors import UsageError
-from fdllm.evaluate.answer import ModelAnswerer, Query
-from fdllm.evaluate.entries import generation_entry, score_entry
-from fdllm.evaluate.machine import Machine
-from fdllm.evaluate.protocols import Part, text_hash
+from fdllm.evaluate.adapter import EngineLM, LoadedModel
+from fdllm.evaluate.attempt import WHOLE, Part
+from fdllm.evaluate.recording import text_hash
+from fdllm.evaluate.requests import EvalRequest
 from fdllm.runs import Cell, Evaluating, ModelChoice, Run
 from fdllm.shard import Shard
 from hub.checkpoint import MemoryStore, Tally, random_model
-from hub.lm import Recorder, engine_lm, instance
-from models import MASK, random_prompt
+from hub.lm import Recorder, engine_lm, instance, run_of
 from models import random_model as bare_model
+from models import random_prompt
 
 STRATEGY = PeriodicReuse(2, 1, 2)
 
@@ -62,12 +62,12 @@ def leftmost(confidence: Any, threshold: float) -> list[int]:  # noqa: ARG001 - 
     return [0]
 
 
-# --- run → evaluation → answerer ------------------------------------------------------------------
+# --- run → evaluation → model ---------------------------------------------------------------------
 
 
 def test_a_run_reaches_the_evaluation_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     caught = Caught(found := object())
-    monkeypatch.setattr("fdllm.evaluate.machine.evaluate", caught)
+    monkeypatch.setattr("fdllm.evaluate.adapter.evaluate", caught)
     model, store, progress = random_model(), MemoryStore(), Tally()
     run = Run(
         experiment="00_baseline",
@@ -78,40 +78,31 @@ def test_a_run_reaches_the_evaluation_whole(monkeypatch: pytest.MonkeyPatch) -> 
         evaluating=Evaluating(num_fewshot=2, batch_size=5),
         code_execution="readable",
     )
-    part = Part(Shard(1, 2), no_more)
-    told: object = Machine(model).evaluate(run, STRATEGY, leftmost, store, progress, part=part)
-    assert told is found
-    given, named = caught.only
-    assert given == (model, "tiny_choice", run.evaluating)
-    answerer = named.pop("answerer")({})
-    assert named == {
-        "decoding": run.decoding,
-        "strategy": STRATEGY,
-        "limit": 3,
-        "store": store,
-        "progress": progress,
-        "code_execution": "readable",
-        "part": part,
-    }
-    assert answerer == ModelAnswerer(
-        model, run.decoding, STRATEGY, run.evaluating, leftmost, no_more
+    part, loaded = Part(Shard(1, 2), no_more), LoadedModel(model)
+    told: object = loaded.evaluate(
+        run, store, progress, strategy=STRATEGY, unmask=leftmost, part=part
     )
-    Machine(model).evaluate(run, STRATEGY, None, store, progress)
-    plain = caught.calls[1][1]["answerer"]({})
+    assert told is found
+    (lm, *around), named = caught.calls[0]
+    assert (around, named) == ([store, progress, part], {})
+    assert (lm.run, lm.unmask, lm.hook) == (run, leftmost, None)
+    loaded.evaluate(run, store, progress, strategy=STRATEGY)
+    (plain, *around), _ = caught.calls[1]
     assert plain.unmask is fdllm.core.unmask.by_threshold
-    assert plain.go_on()
+    assert around == [store, progress, WHOLE]
+    assert WHOLE.go_on()
 
 
-# --- instance → query -----------------------------------------------------------------------------
+# --- instance → request ---------------------------------------------------------------------------
 
 
-def test_an_instance_to_be_continued_becomes_a_whole_query() -> None:
+def test_an_instance_to_be_continued_becomes_a_whole_request() -> None:
     recorder = Recorder()
     lm = engine_lm(recorder)
     asked = instance("some prompt", {"until": ["a", "b"], "max_gen_toks": 7}, doc_id=3, index=2)
     lm.generate_until([asked, asked])
     again, first = recorder.asked  # the recorder answers the last first
-    assert first == Query(
+    assert first == EvalRequest(
         key=first.key,
         task="sums",
         doc_id=3,
@@ -126,14 +117,14 @@ def test_an_instance_to_be_continued_becomes_a_whole_query() -> None:
     assert again.key != first.key
 
 
-def test_an_instance_to_be_scored_becomes_a_whole_query() -> None:
+def test_an_instance_to_be_scored_becomes_a_whole_request() -> None:
     recorder = Recorder()
     lm = engine_lm(recorder)
     asked = instance("Which?", " this", kind="loglikelihood", doc_id=3, index=2)
     lm.loglikelihood([asked])
     (query,) = recorder.asked
     context, continuation = lm.encode_pair("Which?", " this", "here")
-    assert query == Query(
+    assert query == EvalRequest(
         key=query.key,
         task="sums",
         doc_id=3,
@@ -146,35 +137,38 @@ def test_an_instance_to_be_scored_becomes_a_whole_query() -> None:
     )
 
 
-# --- query → request ------------------------------------------------------------------------------
+# --- request → engine -----------------------------------------------------------------------------
 
-QUERIES = [
-    Query("k1", "sums", 0, 0, {}, "p", (5, 6), None, (), ("stop", "."), 7, 11),
-    Query("k2", "sums", 1, 0, {}, "q", (7,), None, (), (), 9, None),
+PROMPTS = [
+    EvalRequest("k1", "sums", 0, 0, {}, "p", (5, 6), None, (), ("stop", "."), 7, 11),
+    EvalRequest("k2", "sums", 1, 0, {}, "q", (7,), None, (), (), 9, None),
 ]
 PAIRS = [
-    Query("k3", "sums", 0, 0, {}, "p", (5, 6), " A", (8, 9)),
-    Query("k4", "sums", 0, 1, {}, "p", (5, 6), " B", (10,)),
+    EvalRequest("k3", "sums", 0, 0, {}, "p", (5, 6), " A", (8, 9)),
+    EvalRequest("k4", "sums", 0, 1, {}, "p", (5, 6), " B", (10,)),
 ]
 ASKED = Evaluating(batch_size=3, score_batch_size=5, prefix_cache_gib=0.25, scoring="first-token")
+HOOK: Any = object()
 
 
 def on_done(index: int, result: object) -> None:
     """Told of each answer."""
 
 
-def answerer(asked: Evaluating = ASKED) -> ModelAnswerer:
-    return ModelAnswerer(
-        random_model(), Decoding(threshold=0.5), STRATEGY, asked, leftmost, no_more
-    )
+def asking(monkeypatch: pytest.MonkeyPatch, name: str, **asked: Any) -> tuple[EngineLM, Caught]:
+    caught = Caught()
+    monkeypatch.setattr(f"fdllm.evaluate.adapter.{name}", caught)
+    run = run_of("sums", Decoding(threshold=0.5), **(ASKED.model_dump() | asked))
+    lm = EngineLM(run, random_model(), STRATEGY, leftmost)
+    lm.part, lm.hook = Part(None, no_more), HOOK
+    return lm, caught
 
 
-def test_every_field_of_a_query_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    caught, asking = Caught(), answerer()
-    monkeypatch.setattr("fdllm.evaluate.answer.generate_requests", caught)
-    asking.generate(QUERIES, on_done)
+def test_every_field_of_a_request_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, caught = asking(monkeypatch, "generate_requests")
+    lm.answer(PROMPTS, on_done)
     (model, requests, decoding, strategy), named = caught.only
-    assert (model, decoding, strategy) == (asking.model, asking.decoding, STRATEGY)
+    assert (model.name, decoding, strategy) == ("random", lm.run.decoding, STRATEGY)
     assert requests == [
         GenerationRequest(prompt=(5, 6), max_new_tokens=7, until=("stop", "."), seed=11),
         GenerationRequest(prompt=(7,), max_new_tokens=9, until=(), seed=None),
@@ -184,36 +178,36 @@ def test_every_field_of_a_query_reaches_the_sampler(monkeypatch: pytest.MonkeyPa
         "on_done": on_done,
         "unmask": leftmost,
         "detokenize": True,
+        "hook": HOOK,
         "go_on": no_more,
     }
 
 
-def test_every_field_of_a_query_reaches_the_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    caught, asking = Caught(), answerer()
-    monkeypatch.setattr("fdllm.evaluate.answer.score_requests", caught)
-    asking.score(PAIRS, on_done)
+def test_every_field_of_a_request_reaches_the_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, caught = asking(monkeypatch, "score_requests")
+    lm.answer(PAIRS, on_done)
     (model, pairs, decoding, strategy), named = caught.only
-    assert (model, decoding, strategy) == (asking.model, asking.decoding, STRATEGY)
+    assert (model.name, decoding, strategy) == ("random", lm.run.decoding, STRATEGY)
     assert pairs == [((5, 6), (8, 9)), ((5, 6), (10,))]
     assert named == {
         "scoring": "first-token",
         "batch_size": 5,
         "on_done": on_done,
         "prefix_cache_gib": 0.25,
+        "hook": HOOK,
         "go_on": no_more,
     }
 
 
+@pytest.mark.parametrize("name", ["generate_requests", "score_requests"])
 def test_a_named_stop_token_ends_generation_and_scoring_alike(
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking = answerer(ASKED.model_copy(update={"stop_token": "<|endoftext|>"}))
-    token = asking.model.tokenizer.get_vocab()["<|endoftext|>"]
-    for name, ask in (("generate_requests", asking.generate), ("score_requests", asking.score)):
-        caught = Caught()
-        monkeypatch.setattr(f"fdllm.evaluate.answer.{name}", caught)
-        ask(QUERIES if name == "generate_requests" else PAIRS, on_done)
-        assert caught.only[0][2] == asking.decoding.model_copy(update={"stop_token": token})
+    end = "<|endoftext|>"
+    lm, caught = asking(monkeypatch, name, stop_token=end)
+    token = lm.tokenizer.get_vocab()[end]
+    lm.answer(PROMPTS if name == "generate_requests" else PAIRS, on_done)
+    assert caught.only[0][2] == lm.run.decoding.model_copy(update={"stop_token": token})
 
 
 # --- request → row --------------------------------------------------------------------------------
@@ -296,7 +290,7 @@ def counted() -> Counts:
 def test_a_generated_answer_is_kept_whole() -> None:
     counts = counted()
     result = Generation([4, 5, 2], counts, 1.5, "stop", "ab", (2, 1))
-    entry = generation_entry(QUERIES[1], result)
+    entry = PROMPTS[1].entry(result)
     assert json.loads(json.dumps(entry)) == {
         "kind": "generate",
         "task": "sums",
@@ -315,7 +309,7 @@ def test_a_generated_answer_is_kept_whole() -> None:
 
 def test_a_scored_answer_is_kept_whole() -> None:
     counts = counted()
-    entry = score_entry(PAIRS[1], Score(-2.5, True, counts, 0.5, 1, step=6, reused_tokens=3))
+    entry = PAIRS[1].entry(Score(-2.5, True, counts, 0.5, 1, step=6, reused_tokens=3))
     assert json.loads(json.dumps(entry)) == {
         "kind": "loglikelihood",
         "task": "sums",
@@ -348,16 +342,16 @@ def test_counts_survive_the_journal() -> None:
 
 def test_a_warm_up_decodes_a_block_and_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     caught = Caught()
-    monkeypatch.setattr("fdllm.evaluate.machine.generate_requests", caught)
-    model = bare_model()
-    for mask, token in ((None, 0), (0, 1), (MASK, 0)):
+    monkeypatch.setattr("fdllm.evaluate.adapter.generate_requests", caught)
+    model = random_model()
+    for mask, token in ((None, 0), (0, 1), (model.spec.mask_id, 0)):
         run = Run(
             experiment="00_baseline",
             task="tiny_choice",
             cell=Cell(name="k1_first"),
             decoding=DECODING.model_copy(update={"mask_id": mask}),
         )
-        Machine(model).warm_up(run, NoReuse())
+        EngineLM(run, model, NoReuse()).warm_up()
         given, named = caught.calls.pop()
         request = GenerationRequest((token,) * 17, max_new_tokens=16)
         assert given == (model, [request], run.decoding, NoReuse())
@@ -367,13 +361,13 @@ def test_a_warm_up_decodes_a_block_and_no_mask(monkeypatch: pytest.MonkeyPatch) 
 def test_threads_and_machine_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no self-test has been kept
     load, threads = Caught(random_model()), Caught()
-    monkeypatch.setattr("fdllm.evaluate.machine.load_model", load)
+    monkeypatch.setattr("fdllm.evaluate.adapter.load_model", load)
     monkeypatch.setattr(torch, "set_num_threads", threads)
     choice = ModelChoice(name="tiny", revision="main", dtype="float32", device="cpu")
-    machine = Machine.load(choice, 3)
+    machine = LoadedModel.load(choice, 3)
     assert load.only == (("tiny", "cpu", "float32"), {"revision": "main"})
     assert threads.only == ((3,), {})
-    Machine.load(choice)
+    LoadedModel.load(choice)
     assert len(threads.calls) == 1
     assert machine.n_layers == 3
     told = machine.facts(Evaluating(batch_size=4, score_batch_size=6, compile=False))

@@ -17,11 +17,10 @@ from fdllm.core.config import Decoding, Estimator
 from fdllm.core.reuse import NoReuse
 from fdllm.errors import FdllmError
 from fdllm.evaluate.adapter import EngineLM
-from fdllm.evaluate.answer import ModelAnswerer
-from fdllm.evaluate.queries import Limits
-from fdllm.runs import Evaluating
+from fdllm.evaluate.attempt import Part
+from fdllm.evaluate.requests import request_key
 from hub.checkpoint import MemoryStore, Tally, byte_tokenizer, random_model
-from hub.lm import Recorder, engine_lm, instance
+from hub.lm import Recorder, engine_lm, instance, run_of
 from hub.rows import read_rows
 
 
@@ -95,17 +94,9 @@ def test_a_target_that_merges_into_the_prompt_is_refused_by_name() -> None:
 def test_an_until_string_ends_the_text() -> None:
     model = random_model()
     decoding = Decoding(max_new_tokens=40, threshold=0.5)
-    answerer = ModelAnswerer(model, decoding, NoReuse(), Evaluating(batch_size=2))
 
     def generate(until: list[str]) -> tuple[str, dict[str, Any]]:
-        lm = EngineLM(
-            model.tokenizer,
-            answerer,
-            Evaluating(),
-            limits=Limits.of(model, decoding),
-            store=MemoryStore(),
-            progress=Tally(),
-        )
+        lm = EngineLM(run_of("sums", decoding, batch_size=2), model, NoReuse())
         (text,) = lm.generate_until([instance("some prompt", {"until": until})])
         return text, lm.entries["sums", 0][0]
 
@@ -130,8 +121,8 @@ def test_generation_arguments_are_read(
 ) -> None:
     recorder = Recorder()
     engine_lm(recorder).generate_until([instance("p", arguments)])
-    (query,) = recorder.asked
-    assert (query.until, query.max_new_tokens) == (until, length)
+    (request,) = recorder.asked
+    assert (request.until, request.max_new_tokens) == (until, length)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +157,7 @@ def test_what_the_store_holds_is_not_computed_again() -> None:
     recorder = Recorder()
     texts = engine_lm(recorder, store=store, progress=tally).generate_until(requests)
     assert texts == [f"answer {i}" for i in range(6)]
-    assert {query.doc_id for query in recorder.asked} == {0, 1}
+    assert {one.doc_id for one in recorder.asked} == {0, 1}
     assert (tally.total, tally.done, tally.advanced) == (6, 4, 2)
 
     idle = Recorder()
@@ -174,6 +165,55 @@ def test_what_the_store_holds_is_not_computed_again() -> None:
     assert whole.generate_until(requests) == texts
     assert idle.asked == []
     assert [whole.entries["sums", i][0]["text"] for i in range(6)] == texts
+
+
+@pytest.mark.parametrize(
+    ("kept", "goes_on", "warm"), [(0, True, 1), (4, True, 1), (5, True, 0), (0, False, 0)]
+)
+def test_a_model_warms_up_where_something_is_left_to_compute(
+    kept: int, warm: int, monkeypatch: pytest.MonkeyPatch, *, goes_on: bool
+) -> None:
+    requests = [instance(f"prompt {i}", {}, doc_id=i) for i in range(5)]
+    lm = engine_lm(Recorder())
+    warmed = list[int]()
+    if kept:
+        lm.generate_until(requests[:kept])
+    monkeypatch.setattr(lm, "warm_up", lambda: warmed.append(1))
+    lm.part = Part(None, lambda: goes_on)
+    lm.generate_until(requests)
+    assert len(warmed) == warm
+
+
+def test_everything_that_asks_for_an_answer_is_in_its_key() -> None:
+    base: dict[str, Any] = {"prompt": "p", "second": {}, "task": "t", "doc_id": 1, "index": 0}
+    how: dict[str, Any] = {
+        "kind": "generate", "target": None, "arguments": {"until": ["a"]}, "repeat": 0,
+    }  # fmt: skip
+    changes: list[dict[str, Any]] = [
+        {}, {"kind": "loglikelihood"}, {"task": "u"}, {"doc_id": 2}, {"index": 1}, {"prompt": "q"},
+        {"target": ""}, {"arguments": {"until": ["b"]}}, {"arguments": {}}, {"repeat": 1},
+    ]  # fmt: skip
+    keys = {
+        request_key(
+            instance(**(base | {name: x for name, x in change.items() if name in base})),
+            **(how | {name: x for name, x in change.items() if name in how}),
+        )
+        for change in changes
+    }
+    assert len(keys) == len(changes)
+    assert all(len(key) == 64 for key in keys)
+
+
+KEYS = (
+    "ae0b71eece459fa3ffb328d3341e41d1b4832d71a7d66b778f244c57b1c7e367",
+    "97031f53fa57752a87579d74ec8209e59a994ddf9d9bbf64c565fffa99c4c745",
+)
+
+
+def test_a_key_stays_what_journals_hold() -> None:
+    asked = instance("2 + 2 =", {"until": ["\n"], "do_sample": False}, task="t", doc_id=7, index=1)
+    assert request_key(asked, "generate", None, asked.args[1]) == KEYS[0]
+    assert request_key(asked, "loglikelihood", " 4", None, 2) == KEYS[1]
 
 
 def test_a_change_of_the_request_is_another_request() -> None:
@@ -200,7 +240,7 @@ def test_repeats_of_one_request_have_answers_and_seeds_of_their_own() -> None:
     lm = engine_lm(recorder, store=store)
     lm.generate_until([instance("p", {})] * 3)
     assert len(store.entries) == 3
-    assert len({query.seed for query in recorder.asked}) == 3
+    assert len({one.seed for one in recorder.asked}) == 3
 
 
 CHOICES = [
@@ -227,8 +267,7 @@ def test_choices_are_scored_in_order(scoring: Estimator, *, allow_invalid: bool)
 
 def test_the_model_scores_a_target_the_same_through_the_harness() -> None:
     model, decoding = random_model(), Decoding()
-    answerer = ModelAnswerer(model, decoding, NoReuse(), Evaluating(batch_size=2))
-    lm = engine_lm(answerer, tokenizer=model.tokenizer)
+    lm = EngineLM(run_of("sums", decoding, batch_size=2), model, NoReuse())
     pair = lm.encode_pair("Which?", " (A)", "here")
     (direct,) = fdllm.score(model, [pair], scoring="denoise", decoding=decoding)
     through = lm.loglikelihood(CHOICES)[0]
@@ -254,9 +293,9 @@ def test_every_token_of_a_whole_document_is_scored_once() -> None:
     request = Instance("loglikelihood_rolling", {}, (text,), 0, metadata=("sums", 0, 1))
     lm.loglikelihood_rolling([request])
     assert len(recorder.asked) > 2
-    assert [t for query in recorder.asked for t in query.target_tokens] == lm.tok_encode(text)
-    behind = [query.target_tokens[-1] for query in recorder.asked[:-1]]
-    assert [query.tokens for query in recorder.asked] == [
+    assert [t for one in recorder.asked for t in one.target_tokens] == lm.tok_encode(text)
+    behind = [one.target_tokens[-1] for one in recorder.asked[:-1]]
+    assert [one.tokens for one in recorder.asked] == [
         (lm.prefix_token_id,),
         *((token,) for token in behind),
     ]

@@ -15,13 +15,14 @@ from fdllm import tiny
 from fdllm.core.config import Decoding
 from fdllm.core.reuse import NoReuse
 from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.adapter import EngineLM, LoadedModel
 from fdllm.evaluate.documents import DeterministicTask, TaskOptions
-from fdllm.evaluate.harness import Evaluation, evaluate, oracle
 from fdllm.evaluate.hub_errors import explain_access
+from fdllm.evaluate.recording import Evaluation
 from fdllm.evaluate.samples import check_prompt
-from fdllm.runs import Evaluating
 from helpers import ROOT
 from hub.checkpoint import MemoryStore, Tally, random_model
+from hub.lm import Oracle, evaluated, run_of
 from hub.rows import gpqa_rows
 
 
@@ -94,17 +95,18 @@ def test_a_token_in_a_client_error_is_struck_out(monkeypatch: pytest.MonkeyPatch
     assert "bad header <token>" in str(error)
 
 
-def run(task: str, **changes: Any) -> Evaluation:
-    settings: dict[str, Any] = {
-        "decoding": Decoding(max_new_tokens=16, threshold=0.5),
-        "strategy": NoReuse(),
-        "limit": 6,
-        "store": MemoryStore(),
-        "progress": Tally(),
-    }
-    settings |= {name: changes.pop(name) for name in ("limit", "answerer") if name in changes}
-    asked = Evaluating.read({"batch_size": 3} | changes, "test")
-    return evaluate(random_model(), task, asked, **settings)
+DECODING = Decoding(max_new_tokens=16, threshold=0.5)
+
+
+def run(task: str, *, limit: int | None = 6, **asked: Any) -> Evaluation:
+    asked_for = run_of(task, DECODING, limit=limit, **({"batch_size": 3} | asked))
+    loaded = LoadedModel(random_model())
+    return loaded.evaluate(asked_for, MemoryStore(), Tally(), strategy=NoReuse())
+
+
+def known(task: str, limit: int | None = 6) -> Evaluation:
+    oracle = Oracle(task)
+    return evaluated(run_of(task, DECODING, limit=limit), oracle, random_model(), oracle=oracle)
 
 
 @pytest.fixture
@@ -117,7 +119,7 @@ def _silent(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 @pytest.mark.usefixtures("_silent")
 @pytest.mark.parametrize("task", tiny.TASK_NAMES)
 def test_an_oracle_answers_every_row_of_an_embedded_task(task: str) -> None:
-    found = run(task, limit=None, answerer=oracle(task))
+    found = known(task, limit=None)
     assert found.value == 1.0
     assert found.num_documents >= 200
 
@@ -137,8 +139,8 @@ def test_a_model_answers_an_embedded_task() -> None:
 
 
 def test_the_dataset_fingerprint_covers_the_documents_used() -> None:
-    whole = run("tiny_choice", answerer=oracle("tiny_choice"))
-    fewer = run("tiny_choice", answerer=oracle("tiny_choice"), limit=5)
+    whole = known("tiny_choice")
+    fewer = known("tiny_choice", limit=5)
     by_model = run("tiny_choice")
     assert whole.dataset == by_model.dataset != fewer.dataset
 
@@ -146,7 +148,7 @@ def test_the_dataset_fingerprint_covers_the_documents_used() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"limit": 0}, "limit must be 1 or more"),
+        ({"limit": 0}, "'limit': Input should be greater than or equal to 1; got 0"),
         ({"num_fewshot": -1}, "'num_fewshot': Input should be greater than or equal to 0; got -1"),
         ({"num_fewshot": 2}, "defined without worked examples"),
     ],
@@ -160,13 +162,4 @@ def test_a_model_without_a_chat_template_says_so() -> None:
     model = random_model()
     model.tokenizer.chat_template = None
     with pytest.raises(UsageError, match="has no chat template"):
-        evaluate(
-            model,
-            "tiny_choice",
-            Evaluating(),
-            decoding=Decoding(),
-            strategy=NoReuse(),
-            limit=1,
-            store=MemoryStore(),
-            progress=Tally(),
-        )
+        EngineLM(run_of("tiny_choice"), model, NoReuse())

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from checkups import fdllm
 from fdllm.cli import main
-from fdllm.evaluate.protocols import text_hash
+from fdllm.evaluate.recording import text_hash
 from hub.rows import read_rows
 from hub.server import Hub
 

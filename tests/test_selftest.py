@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fdllm.cli import main
 from fdllm.core.torch_backend import TorchBackend, TorchWindow
-from fdllm.evaluate.machine import Machine
+from fdllm.evaluate.adapter import LoadedModel
 from fdllm.fast.cuda_graphs import CudaGraphs, Work
 from fdllm.record import identity, selftested
 from fdllm.record.selftested import Selftested
@@ -216,7 +216,7 @@ def test_a_record_says_what_its_device_s_selftest_found(
 ) -> None:
     if found is not None:
         selftested.keep(None, found)
-    facts = Machine(random_model(0)).facts(Evaluating(scoring="denoise"))
+    facts = LoadedModel(random_model(0)).facts(Evaluating(scoring="denoise"))
     assert facts["selftest"] == told
     assert facts["selftest_batch"] is None
 
@@ -243,7 +243,7 @@ def test_graphs_are_the_default_where_they_are_right_and_pay(
     if ratios is not None:
         selftested.keep(GPU, Selftested(graphs=ratios))
     model = replace(random_model(0), device=torch.device("cuda"), dtype=HALF)
-    facts = Machine(model).facts(Evaluating(scoring="denoise", compile=asked))
+    facts = LoadedModel(model).facts(Evaluating(scoring="denoise", compile=asked))
     assert facts["compile"] == told
     batch = None if ratios is None else "tokens do not depend on the batch"
     assert facts["selftest_batch"] == batch

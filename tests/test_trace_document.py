@@ -13,12 +13,13 @@ from fdllm.cli.trace import against_record
 from fdllm.core.config import Decoding
 from fdllm.core.reuse import PeriodicReuse
 from fdllm.errors import UsageError
-from fdllm.evaluate.harness import Evaluation, evaluate
+from fdllm.evaluate.adapter import LoadedModel
+from fdllm.evaluate.attempt import NOWHERE
+from fdllm.evaluate.recording import Evaluation
 from fdllm.plan import CellState, State
 from fdllm.record.paths import RunPaths
 from fdllm.runs import Cell, ModelChoice, Run
 from fdllm.trace.document import Document, trace_document
-from hub.checkpoint import MemoryStore, Tally
 
 pytestmark = pytest.mark.slow
 STRATEGY = PeriodicReuse(2, 4, 8)
@@ -41,16 +42,12 @@ def make_run(task: str) -> Run:
 
 
 def evaluated(model: fdllm.Model, run: Run) -> Evaluation:
-    return evaluate(
-        model,
-        run.task,
-        run.evaluating.model_copy(update={"batch_size": 4}),
-        decoding=run.decoding,
-        strategy=STRATEGY,
-        limit=DOCUMENT + 1,
-        store=MemoryStore(),
-        progress=Tally(),
-    )
+    asked = {
+        "evaluating": run.evaluating.model_copy(update={"batch_size": 4}),
+        "limit": DOCUMENT + 1,
+    }
+    loaded = LoadedModel(model)
+    return loaded.evaluate(run.model_copy(update=asked), NOWHERE, NOWHERE, strategy=STRATEGY)
 
 
 def test_generated_text_is_the_runs(model: fdllm.Model) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,28 +25,25 @@ from fdllm.core.counts import Counts
 from fdllm.core.reuse import PeriodicReuse
 from fdllm.core.sampler import Generation
 from fdllm.errors import FdllmError
-from fdllm.evaluate.answer import AnswererFactory, Query
-from fdllm.evaluate.harness import evaluate, oracle
+from fdllm.evaluate.adapter import LoadedModel, OnDone
+from fdllm.evaluate.recording import Evaluation
+from fdllm.evaluate.requests import EvalRequest
 from fdllm.evaluate.tasks import task_info
-from fdllm.runs import Evaluating
+from fdllm.runs import CodeExecution
 from hub.checkpoint import MemoryStore, Tally, random_model
-from hub.spoken import speaking
+from hub.lm import Answer, Oracle, evaluated, run_of
+from hub.spoken import Spoken
 
 
 @dataclass(frozen=True)
 class Told:
-    """An answerer that says what it was told to, by document."""
+    """Says what it was told to, by document."""
 
     texts: Sequence[str]
 
-    def generate(
-        self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
-    ) -> None:
-        for i, query in enumerate(queries):
-            on_done(i, Generation([], Counts(), 0.0, "stop", self.texts[query.doc_id]))
-
-    def score(self, queries: Sequence[Query], on_done: Callable[[int, Any], None]) -> None:
-        raise NotImplementedError
+    def __call__(self, requests: Sequence[EvalRequest], on_done: OnDone) -> None:
+        for i, request in enumerate(requests):
+            on_done(i, Generation([], Counts(), 0.0, "stop", self.texts[request.doc_id]))
 
 
 def run(
@@ -56,7 +53,7 @@ def run(
     limit: int | None = 10,
     repeat: bool = False,
     token: str | None = None,
-    code_execution: str = "refused",
+    code_execution: CodeExecution = "refused",
     texts: Sequence[str] = (),
     tokenizer: str | None = None,
     spoken: str | None = None,
@@ -79,27 +76,27 @@ def run(
     """
     if token is not None:
         os.environ["HF_TOKEN"] = token
-    how = Evaluating.read({"batch_size": 4} | asked, "case")
     began = time.monotonic()
     store, first, second = MemoryStore(), Tally(), Tally()
     model = random_model(None if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer))  # type: ignore[no-untyped-call]
     decoding = Decoding(
         max_new_tokens=16 if spoken is None else task_info(task).max_new_tokens, threshold=0.5
     )
-    known: AnswererFactory | None = {"oracle": oracle(task), "texts": lambda _: Told(texts)}.get(by)
+    asked = {"batch_size": 4} | asked
+    case = run_of(task, decoding, limit=limit, code_execution=code_execution, **asked)
+    oracle = Oracle(task)
+    known: Answer | None = oracle if by == "oracle" else Told(texts) if by == "texts" else None
     if known is not None and spoken is not None:
-        known = speaking(known, model, decoding, spoken)
-    settings: dict[str, Any] = {
-        "decoding": decoding,
-        "strategy": PeriodicReuse(2, 1, 2),
-        "limit": limit,
-        "store": store,
-        "code_execution": code_execution,
-        "answerer": known,
-    }
+        known = Spoken(known, model, decoding, spoken)
+
+    def evaluate(progress: Tally) -> Evaluation:
+        if known is not None:
+            return evaluated(case, known, model, oracle=oracle, store=store, progress=progress)
+        return LoadedModel(model).evaluate(case, store, progress, strategy=PeriodicReuse(2, 1, 2))
+
     try:
-        found = evaluate(model, task, how, progress=first, **settings)
-        again = evaluate(model, task, how, progress=second, **settings) if repeat else found
+        found = evaluate(first)
+        again = evaluate(second) if repeat else found
     except FdllmError as error:
         return {"error": str(error), "exit_code": error.exit_code}
     return {

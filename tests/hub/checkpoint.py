@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from fdllm.core.checkpoint import Model
 from fdllm.core.network import Network
 from fdllm.fast.accelerators import accelerator_on
+from fdllm.runs import Run
 from models import SPEC
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "|<MASK>|")
@@ -90,6 +91,7 @@ class MemoryStore:
 
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     puts: list[str] = field(default_factory=list)
+    total: int = 0
 
     def get(self, key: str) -> dict[str, Any] | None:
         return self.entries.get(key)
@@ -97,6 +99,9 @@ class MemoryStore:
     def put(self, key: str, entry: dict[str, Any]) -> None:
         self.puts.append(key)
         self.entries[key] = entry
+
+    def set_total(self, total: int) -> None:
+        self.total = total
 
 
 @dataclass
@@ -106,6 +111,12 @@ class Tally:
     total: int = 0
     done: int = 0
     advanced: int = 0
+
+    def start(self, run: Run) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
 
     def begin(self, total: int, done: int) -> None:
         self.total, self.done = total, done

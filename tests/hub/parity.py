@@ -31,14 +31,16 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from fdllm import Model, load_model
 from fdllm.core.config import Decoding, Estimator
 from fdllm.core.reuse import NoReuse
-from fdllm.evaluate import harness
+from fdllm.evaluate import adapter
+from fdllm.evaluate.adapter import LoadedModel
 from fdllm.evaluate.boxed import METRIC
-from fdllm.evaluate.documents import LoadedTask, load_task, muted
+from fdllm.evaluate.documents import LoadedTask, load_task, muted, quiet
 from fdllm.evaluate.samples import plain
 from fdllm.evaluate.tasks import definition_paths
 from fdllm.runs import Evaluating, Instruction
 from helpers import shared_folder
 from hub.checkpoint import MemoryStore, Tally
+from hub.lm import run_of
 from models import SPEC, hub_shape
 
 END = 151645
@@ -144,31 +146,26 @@ class Sides:
                     leaf.set_config("generation_kwargs", changes, update=True)
             return replace(loaded, leaves=kept)
 
-        asked = Evaluating(
+        run = run_of(
+            task,
+            DECODING,
+            limit=limit,
             num_fewshot=num_fewshot,
             chat_template=chat_template,
             instruction=instruction,
             scoring=scoring,
             batch_size=2,
         )
-        with patch.object(harness, "load_task", load):
-            ours = harness.evaluate(
-                self.ours,
-                task,
-                asked,
-                decoding=DECODING,
-                strategy=NoReuse(),
-                limit=limit,
-                store=MemoryStore(),
-                progress=Tally(),
-            )
+        asked = run.evaluating
+        with patch.object(adapter, "load_task", load):
+            ours = LoadedModel(self.ours).evaluate(run, MemoryStore(), Tally(), strategy=NoReuse())
         settings: dict[str, Any] = {
             "limit": limit,
             "bootstrap_iters": 0,
             "apply_chat_template": chat_template,
             "fewshot_as_multiturn": asked.turns,
         }
-        with harness.quiet(), muted():
+        with quiet(), muted():
             if instruction != "none":
                 loaded = load(task, asked)
                 tasks = {"tasks": loaded.leaves, "groups": loaded.groups}

@@ -6,7 +6,7 @@ Here a script stands in for the model's logits, and nothing else is replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ from fdllm.core.row_task import ForwardRequest, Prediction, RowTask
 from fdllm.core.sampler import Generation, GenerationRequest, _RowSampler
 from fdllm.core.schedule import Phase
 from fdllm.core.unmask import by_threshold
-from fdllm.evaluate.answer import Answerer, AnswererFactory, Query
+from fdllm.evaluate.adapter import OnDone
+from fdllm.evaluate.requests import EvalRequest
+from hub.lm import Answer
 
 
 @dataclass(frozen=True)
@@ -32,34 +34,28 @@ class Spoken:
         behind: what follows each answer, ahead of the end token.
     """
 
-    inner: Answerer
+    inner: Answer
     model: Model
     decoding: Decoding
     behind: str = ""
 
-    def generate(
-        self, queries: Sequence[Query], on_done: Callable[[int, Generation], None]
-    ) -> None:
+    def __call__(self, requests: Sequence[EvalRequest], on_done: OnDone) -> None:
         def speak(index: int, known: Generation) -> None:
-            query = queries[index]
-            self._check(query)
-            request = GenerationRequest(query.tokens, query.max_new_tokens, query.until)
+            one = requests[index]
+            request = GenerationRequest(one.tokens, one.max_new_tokens, one.until)
             script = self.model.tokenizer.encode(f"{known.text}{self.behind}")
             on_done(index, self._play(request, script))
 
-        self.inner.generate(queries, speak)
+        for request in requests:
+            self._check(request)
+        self.inner(requests, on_done if requests[0].target is not None else speak)
 
-    def score(self, queries: Sequence[Query], on_done: Callable[[int, Any], None]) -> None:
-        for query in queries:
-            self._check(query)
-        self.inner.score(queries, on_done)
-
-    def _check(self, query: Query) -> None:
+    def _check(self, request: EvalRequest) -> None:
         """All of the prompt and of the target is in the tokens, and there is room for the rest."""
-        text = self.model.tokenizer.decode([*query.tokens, *query.target_tokens])
-        assert text == query.prompt + (query.target or "")
-        assert self.model.tokenizer.decode(list(query.tokens)) == query.prompt
-        assert len(query.tokens) + query.max_new_tokens <= self.model.spec.max_positions
+        text = self.model.tokenizer.decode([*request.tokens, *request.target_tokens])
+        assert text == request.prompt + (request.target or "")
+        assert self.model.tokenizer.decode(list(request.tokens)) == request.prompt
+        assert len(request.tokens) + request.max_new_tokens <= self.model.spec.max_positions
 
     def _play(self, request: GenerationRequest, script: list[int]) -> Generation:
         """The sampler's course where the model is sure of the script, and of the end behind it."""
@@ -85,10 +81,3 @@ class Spoken:
                 ask = steps.send(seen)
             except StopIteration as ended:
                 return ended.value  # type: ignore[no-any-return]
-
-
-def speaking(
-    known: AnswererFactory, model: Model, decoding: Decoding, behind: str
-) -> AnswererFactory:
-    """Answerers whose answers are spoken."""
-    return lambda tasks: Spoken(known(tasks), model, decoding, behind)

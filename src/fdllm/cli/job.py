@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fdllm.cli import execute
+from fdllm.cli import sweep
 from fdllm.cli.options import Command, flag
 from fdllm.cli.output import complain
 from fdllm.cli.progress import GridProgress
@@ -18,7 +18,8 @@ from fdllm.cluster.render import ENDED_EARLY
 from fdllm.cluster.signals import Terminated, terminable, warned
 from fdllm.cluster.submission import Assignment, read_submission
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.runner import Outcome, Runner
+from fdllm.evaluate.attempt import RunOutcome
+from fdllm.evaluate.runner import Runner
 from fdllm.plan import Planner, State
 from fdllm.record.journal import write_failure
 from fdllm.record.paths import Layout, find_root
@@ -63,12 +64,12 @@ def run_job(options: JobOptions) -> int:
 
 def _work(
     planner: Planner, one: Assignment, threads: int | None, log: Path, warning: Path
-) -> Outcome:
+) -> RunOutcome:
     """Compute; whatever ends it early is kept as the run's reason."""
     console = Console(stderr=True, width=150)
     paths = planner.layout.run(one.run).of_shard(one.shard)
     with terminable(), warned(warning) as go_on, GridProgress(1, console) as watch:
-        runner = Runner(planner, watch, lambda choice: execute.load_machine(choice, threads), go_on)
+        runner = Runner(planner, watch, lambda choice: sweep.load_model(choice, threads), go_on)
         try:
             outcome = runner.run(one.run, shard=one.shard, merge=one.merge)
         except Terminated:
@@ -90,7 +91,7 @@ _NO_FURTHER = (
 )
 
 
-def _exit_code(outcome: Outcome) -> int:
+def _exit_code(outcome: RunOutcome) -> int:
     if outcome.state is State.PARTIAL and outcome.num_computed:
         return ENDED_EARLY
     return int(outcome.state in (State.FAILED, State.PARTIAL))

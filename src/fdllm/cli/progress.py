@@ -15,14 +15,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fdllm.evaluate.runner import Outcome
+from fdllm.evaluate.attempt import RunOutcome
 from fdllm.plan import State
 from fdllm.runs import Run
 
 _QUIET_S = 10.0  # a log gets a line this often at most while a run goes on
 
 
-def outcome_line(outcome: Outcome) -> str:
+def outcome_line(outcome: RunOutcome) -> str:
     """How a run ended, in one line."""
     if outcome.summary is not None and outcome.state is State.DONE:
         headline = outcome.summary.headline
@@ -107,7 +107,7 @@ class GridProgress:
         """Something happened beside the answers."""
         self._say(f"    {text}")
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: RunOutcome) -> None:
         """A run has ended."""
         self._drop()
         self._bars.advance(self._grid.id)

@@ -17,7 +17,7 @@ from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
 
 if TYPE_CHECKING:
-    from fdllm.evaluate.answer import Query
+    from fdllm.evaluate.requests import EvalRequest
     from fdllm.runs import Run
 
 
@@ -37,46 +37,46 @@ def run_prompts(options: PromptsOptions) -> int:
     if not options.task:
         raise UsageError("name what to look at: --task gsm8k, say, with --limit for fewer rows")
     request = read_request(options, weights=False)
-    from fdllm.evaluate.preview import described, queries_of  # noqa: PLC0415 - the harness: seconds
+    from fdllm.evaluate.preview import described, requests_of  # noqa: PLC0415 - the harness: seconds
 
     runs: dict[str, Run] = {}
     for run in request.runs:  # the cells of a task send the same
         runs.setdefault(run.task, run)
-    built = [(run, queries_of(run)) for run in runs.values()]
+    built = [(run, requests_of(run)) for run in runs.values()]
     if options.json:
-        entries = (described(query, run) for run, queries in built for query in queries)
+        entries = (described(one, run) for run, asked in built for one in asked)
         lines = (strictjson.dumps(entry) for entry in entries)
         say("[\n" + ",\n".join(lines) + "\n]")
         return 0
-    for run, queries in built:
-        _show(run, queries)
+    for run, asked in built:
+        _show(run, asked)
     return 0
 
 
-def _show(run: Run, queries: Sequence[Query]) -> None:
-    table = Table(title=f"{run.task}: {len(queries)} prompts")
+def _show(run: Run, asked: Sequence[EvalRequest]) -> None:
+    table = Table(title=f"{run.task}: {len(asked)} prompts")
     for name in ("task", "documents", "prompt tokens", "answer tokens", "ends at"):
         table.add_column(name, justify="right" if name.endswith("s") else "left")
-    for task, group in groupby(queries, key=lambda query: query.task):
+    for task, group in groupby(asked, key=lambda one: one.task):
         rows = list(group)
-        lengths = sorted(len(query.tokens) for query in rows)
+        lengths = sorted(len(one.tokens) for one in rows)
         table.add_row(
             task,
-            str(len({query.doc_id for query in rows})),
+            str(len({one.doc_id for one in rows})),
             f"{lengths[0]} to {lengths[-1]}, median {median(lengths):g}",
             _answer(rows, run),
             ", ".join(map(repr, rows[0].until)) or "-",
         )
     console().print(table)
-    first = queries[0]
+    first = asked[0]
     say(f"\nthe first, document {first.doc_id} of {first.task}:\n\n{first.prompt}")
-    for query in queries:
-        if query.target is not None and (query.task, query.doc_id) == (first.task, first.doc_id):
-            say(f"  choice {query.index}: {query.target!r}, tokens {list(query.target_tokens)}")
+    for one in asked:
+        if one.target is not None and (one.task, one.doc_id) == (first.task, first.doc_id):
+            say(f"  choice {one.index}: {one.target!r}, tokens {list(one.target_tokens)}")
 
 
-def _answer(rows: Sequence[Query], run: Run) -> str:
+def _answer(rows: Sequence[EvalRequest], run: Run) -> str:
     if rows[0].target is None:
-        return f"up to {max(query.max_new_tokens for query in rows)}"
-    lengths = [len(query.target_tokens) for query in rows]
+        return f"up to {max(one.max_new_tokens for one in rows)}"
+    lengths = [len(one.target_tokens) for one in rows]
     return f"{min(lengths)} to {max(lengths)}, scored by {run.evaluating.scoring}"

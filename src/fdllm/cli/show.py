@@ -15,7 +15,7 @@ from fdllm.cli.output import console, say
 from fdllm.cli.request import SweepRequest, default_tasks, read_request
 from fdllm.cli.work import Work
 from fdllm.errors import FdllmError
-from fdllm.evaluate.runner import Outcome
+from fdllm.evaluate.attempt import RunOutcome
 from fdllm.plan import SETTLED, CellState, Planner, State
 from fdllm.presets.load import load_preset
 from fdllm.record.paths import TaskFolder, model_slug
@@ -146,7 +146,7 @@ def verdict(code: int) -> None:
     )
 
 
-def exit_code(cells: Sequence[CellState], outcomes: Sequence[Outcome]) -> int:
+def exit_code(cells: Sequence[CellState], outcomes: Sequence[RunOutcome]) -> int:
     """1 where a run failed, a cell is broken, or the A/A check does not hold; else 0."""
     failed = any(outcome.state is State.FAILED for outcome in outcomes)
     broken = any(cell.state in (State.FAILED, State.INVALID) for cell in cells)

@@ -11,27 +11,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from fdllm.caches import OFFLINE
 from fdllm.cli import show
 from fdllm.cli.doctor import checkup_of
-from fdllm.cli.execute import check_device, execute
 from fdllm.cli.options import Computing, flag
 from fdllm.cli.output import complain, say
+from fdllm.cli.progress import GridProgress
 from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cli.status import show_status
 from fdllm.cli.work import Work, choose_work
 from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import plan_submissions
 from fdllm.cluster.queue import require_sbatch, why_no_cluster
+from fdllm.cluster.signals import terminable
 from fdllm.cluster.submission import Submission
 from fdllm.cluster.submit import submit, submitting
 from fdllm.doctor.examine import examine
 from fdllm.doctor.findings import blocking
 from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.attempt import RunOutcome
 from fdllm.evaluate.humaneval import check_consent
+from fdllm.evaluate.runner import Runner
 from fdllm.evaluate.tasks import task_info
+from fdllm.plan import Planner, State
 from fdllm.record.paths import TaskFolder
+from fdllm.runs import ModelChoice
+
+if TYPE_CHECKING:
+    from fdllm.evaluate.adapter import LoadedModel
 
 _PLACE = (
     "where it is computed\nwhat stays the same from one sweep to the next stands in fdllm.toml "
@@ -139,10 +150,10 @@ def run_sweep(options: SweepOptions) -> int:
 def _compute(
     request: SweepRequest, work: Sequence[Work], options: EvalOptions | SweepOptions
 ) -> int:
-    check_device(options.device)
+    _check_device(options.device)
     if not work:
         show.nothing_to_do(request.states(), as_json=options.json)
-    outcomes = execute(request.planner, work, options.threads)
+    outcomes = _execute(request.planner, work, options.threads)
     cells = request.states()
     show.cells(cells, as_json=options.json)
     if isinstance(options, SweepOptions) and not options.json:
@@ -157,6 +168,69 @@ def run_validate(options: SweepOptions) -> int:
     if not (options.status or options.dry_run or options.json):
         show.verdict(code)
     return code
+
+
+# --- on this machine ------------------------------------------------------------------------------
+
+
+def load_model(choice: ModelChoice, threads: int | None) -> LoadedModel:
+    """Load a checkpoint; torch and the harness come in here, where something is computed."""
+    from fdllm.evaluate.adapter import LoadedModel  # noqa: PLC0415
+
+    return LoadedModel.load(choice, threads)
+
+
+def _check_device(device: str) -> None:
+    """A device that was asked for by name must be there, also where there is nothing to compute.
+
+    Raises:
+        UsageError: it is none, or not on this machine.
+    """
+    if device not in ("auto", "cpu"):
+        from fdllm.core.checkpoint import resolve_device  # noqa: PLC0415 - torch: only where asked
+
+        resolve_device(device)
+
+
+def _execute(planner: Planner, work: Sequence[Work], threads: int | None) -> list[RunOutcome]:
+    """Compute ``work``; what is computed is durable at every moment.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what is left is said first.
+        UsageError: a run executes what the model writes, and nobody agreed to that.
+        FdllmError: no run can be computed: the model cannot be loaded, say.
+    """
+    for one in work:
+        check_consent(task_info(one.cell.run.task), one.cell.run.code_execution)
+    if not work:
+        return []
+    console = Console(stderr=True)
+    outcomes: list[RunOutcome] = []
+    with terminable(), GridProgress(len(work), console) as watch:
+        runner = Runner(planner, watch, lambda choice: load_model(choice, threads))
+        try:
+            for one in work:
+                outcomes.append(runner.run(one.cell.run, force=one.force))
+                watch.end(outcomes[-1])
+        except KeyboardInterrupt:
+            done = sum(outcome.state is State.DONE for outcome in outcomes)
+            kept = _kept(planner, work[len(outcomes) :])
+            watch.note(
+                f"interrupted: {done} of {len(work)} runs done{kept}; the same command goes on here"
+            )
+            raise
+    return outcomes
+
+
+def _kept(planner: Planner, rest: Sequence[Work]) -> str:
+    """What the run in flight leaves behind."""
+    if not rest:
+        return ""
+    now = planner.state(rest[0].cell.run)
+    return f", {now.reason} of {now.run.cell.name} kept" if now.done else ""
+
+
+# --- through the queue ----------------------------------------------------------------------------
 
 
 def _choose_executor(options: SweepOptions) -> str:

@@ -65,15 +65,15 @@ class TraceCommand(Computing):
 def compute_trace(planner: Planner, run: Run, options: TraceCommand) -> Trace:
     """Load the model and decode; torch and the harness come in here."""
     from fdllm.core.unmask import by_threshold  # noqa: PLC0415
-    from fdllm.evaluate.machine import Machine  # noqa: PLC0415
+    from fdllm.evaluate.adapter import LoadedModel  # noqa: PLC0415
     from fdllm.trace.document import Document, trace_document  # noqa: PLC0415
 
     document = Document.parse(options.doc)
-    machine = Machine.load(run.model, options.threads)
+    loaded = LoadedModel.load(run.model, options.threads)
     return trace_document(
-        machine.model,
+        loaded.model,
         run,
-        planner.strategy(run, machine.n_layers),
+        planner.strategy(run, loaded.n_layers),
         document,
         unmask=planner.experiment(run.experiment).unmask or by_threshold,
         staleness=options.staleness,

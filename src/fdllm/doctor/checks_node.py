@@ -122,8 +122,7 @@ def fetch_task(name: str, checkup: Checkup) -> Iterator[Finding]:
 
 
 def _load(name: str, sweep: Sweep) -> str:
-    from fdllm.evaluate.documents import load_task  # noqa: PLC0415 - the harness: seconds
-    from fdllm.evaluate.harness import quiet  # noqa: PLC0415
+    from fdllm.evaluate.documents import load_task, quiet  # noqa: PLC0415 - the harness: seconds
 
     with quiet():
         loaded = load_task(name, sweep.asked(name), code_execution=sweep.code_execution)

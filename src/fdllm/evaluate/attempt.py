@@ -1,21 +1,43 @@
-"""One attempt at a run: what was asked for, what it has computed, how it ended."""
+"""One attempt at a run: its documents, its journal, how it ends. No torch, no harness."""
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fdllm.errors import FdllmError, first_line
-from fdllm.evaluate.protocols import Part
 from fdllm.plan import State
-from fdllm.record.journal import Journal, write_failure
+from fdllm.record.identity import Fingerprint
+from fdllm.record.journal import (
+    DamagedJournalError,
+    Journal,
+    JournalContent,
+    read_journal,
+    write_failure,
+)
 from fdllm.record.paths import RunPaths
 from fdllm.record.summary import Summary
 from fdllm.runs import Run
+from fdllm.shard import Shard
+
+T = TypeVar("T")
+
+
+class Store(Protocol):
+    """Answers of a run that are already known."""
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The entry put under ``key``, or None."""
+
+    def put(self, key: str, entry: dict[str, Any]) -> None:
+        """Keep an entry; it is durable when this returns."""
+
+    def set_total(self, total: int) -> None:
+        """Keep how many requests the run consists of."""
 
 
 class Reporter(Protocol):
@@ -25,7 +47,7 @@ class Reporter(Protocol):
         """A run begins; its model may have to be loaded yet."""
 
     def begin(self, total: int, done: int) -> None:
-        """Requests of the run, and how many the journal answers already."""
+        """Requests of the run, and how many the store answers already."""
 
     def advance(self, entry: dict[str, Any]) -> None:
         """One more request is answered."""
@@ -34,8 +56,72 @@ class Reporter(Protocol):
         """Something a person should know."""
 
 
+class _Nowhere:
+    """A store that keeps nothing, and a reporter that nobody listens to."""
+
+    def get(self, key: str) -> None: ...
+    def put(self, key: str, entry: dict[str, Any]) -> None: ...
+    def set_total(self, total: int) -> None: ...
+    def start(self, run: Run) -> None: ...
+    def begin(self, total: int, done: int) -> None: ...
+    def advance(self, entry: dict[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+NOWHERE = _Nowhere()
+
+
 @dataclass(frozen=True)
-class Outcome:
+class Part:
+    """Which of a run's documents an evaluation answers, and until when.
+
+    Attributes:
+        shard: the documents; None is all of them.
+        go_on: asked before a request is begun. Where it says no, those in flight are finished and
+            the evaluation ends with :class:`EndedEarly`.
+    """
+
+    shard: Shard | None = None
+    go_on: Callable[[], bool] = lambda: True
+
+    def select(self, requests: Sequence[T], document: Callable[[T], object]) -> list[T]:
+        """The requests of this part's documents; documents are split by position, whole.
+
+        Args:
+            requests: of the whole run, in order.
+            document: which document a request belongs to.
+        """
+        if self.shard is None:
+            return list(requests)
+        mine = set(self.shard.part(list(dict.fromkeys(map(document, requests)))))
+        return [request for request in requests if document(request) in mine]
+
+
+WHOLE = Part()
+"""All documents, to the end."""
+
+
+class EndedEarly(Exception):  # noqa: N818 - nothing is wrong
+    """An evaluation was asked to end; what it has answered is in the store.
+
+    Args:
+        done: requests answered so far, by this attempt and earlier ones.
+        total: requests of this part of the run.
+    """
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(f"{done} of {total} requests")
+
+
+class ShardAnswered(Exception):  # noqa: N818 - nothing is wrong
+    """A shard's requests are all answered: the store has them, and there is no record to make.
+
+    The harness makes its results of whole tasks only, so this is how a shard leaves it.
+    """
+
+
+@dataclass(frozen=True)
+class RunOutcome:
     """How a run ended.
 
     Attributes:
@@ -59,7 +145,7 @@ class Outcome:
 
 
 @dataclass
-class Errand:
+class RunAttempt:
     """One call of :meth:`fdllm.evaluate.runner.Runner.run`.
 
     Attributes:
@@ -82,12 +168,12 @@ class Errand:
 
     def outcome(
         self, state: State, reason: str, summary: Summary | None = None, log: str | None = None
-    ) -> Outcome:
+    ) -> RunOutcome:
         """How it ended."""
         seconds = time.monotonic() - self.started
-        return Outcome(self.run, state, reason, log, self.num_computed, seconds, summary)
+        return RunOutcome(self.run, state, reason, log, self.num_computed, seconds, summary)
 
-    def failed(self, error: Exception) -> Outcome:
+    def failed(self, error: Exception) -> RunOutcome:
         """Keep the reason and the traceback, as far as the disk still takes them."""
         first = first_line(error, "no message")
         reason = first if isinstance(error, FdllmError) else f"{type(error).__name__}: {first}"
@@ -99,20 +185,82 @@ class Errand:
         write_failure(self.paths, reason, log)
         return self.outcome(State.FAILED, reason, log=log)
 
+    def ended_early(self, kept: EndedEarly) -> RunOutcome:
+        """Partial, to go on from there; a merge has failed, as shards lack answers."""
+        if self.merge is None:
+            return self.outcome(State.PARTIAL, f"asked to end early, {kept} kept")
+        problem = self.merge_problem() or "the rest is of another version"
+        return self.failed(FdllmError(f"{kept} are there: {problem}"))
 
-class Watch:
-    """Stands between an evaluation and the journal: keeps what is used, warms up, reports.
+    def open_journal(
+        self, identity: Fingerprint, session: dict[str, Any], note: Callable[[str], None]
+    ) -> Journal:
+        """Its journal; what other parts of the same run have answered is used too.
 
-    It is the :class:`~fdllm.evaluate.protocols.Store` and ``Progress`` of the evaluation.
-    """
+        The journal of a whole run takes over what shards have answered. A shard takes from the
+        whole run's journal what it is asked for, unless it is to compute everything anew.
 
-    def __init__(
-        self, journal: Journal, reporter: Reporter, task: Errand, warm_up: Callable[[], None]
-    ) -> None:
+        Args:
+            identity: of the run.
+            session: who computes from here on.
+            note: told what a person should know.
+
+        Raises:
+            FdllmError: the journal cannot be written, or another part's cannot be read.
+        """
+        paths = self.paths
+        try:
+            journal = Journal(paths.journal, identity, session)
+        except DamagedJournalError as error:
+            aside = paths.supersede(paths.journal.name)
+            note(f"{error}; it is now in {aside}")
+            journal = Journal(paths.journal, identity, session)
+        if paths.shard is not None:
+            if not self.force:
+                journal.know(_of_this_run(paths.of_shard(None), identity))
+            return journal
+        for part in paths.shards():
+            taken = journal.absorb(_of_this_run(part, identity))
+            if taken:
+                note(f"{taken} answers of {part.shard} are taken over")
+        return journal
+
+    def merge_problem(self) -> str | None:
+        """What keeps a record from being made of shards, naming them; None if nothing does.
+
+        Raises:
+            DamagedJournalError: a shard's journal cannot be read.
+        """
+        problems = []
+        for shard in () if self.merge is None else Shard.all_of(self.merge):
+            content = read_journal(self.paths.of_shard(shard).journal)
+            if content.total is None:
+                problems.append(f"{shard} has not begun")
+            elif len(content.entries) < content.total:
+                problems.append(f"{shard} has {len(content.entries)} of {content.total} requests")
+        if not problems:
+            return None
+        return (
+            f"{'; '.join(problems)}: nothing was computed in their place; sweep again, and what is "
+            "missing is computed"
+        )
+
+
+def _of_this_run(paths: RunPaths, identity: Fingerprint) -> JournalContent:
+    """A part's answers, where they are of this very run; else nothing."""
+    content = read_journal(paths.journal)
+    if content.fingerprint is None or identity.differences(content.fingerprint):
+        return JournalContent()
+    return content
+
+
+class JournalingStore:
+    """The journal as the :class:`Store` of an evaluation: keeps which answers were asked for."""
+
+    def __init__(self, journal: Journal, attempt: RunAttempt) -> None:
+        self.set_total = journal.set_total
         self._journal = journal
-        self._reporter = reporter
-        self._task = task
-        self._warm_up = warm_up
+        self._attempt = attempt
         self._used: dict[str, dict[str, Any]] = {}
 
     @property
@@ -131,15 +279,4 @@ class Watch:
         """Keep an answer."""
         self._journal.put(key, entry)
         self._used[key] = entry
-        self._task.num_computed += 1
-
-    def begin(self, total: int, done: int) -> None:
-        """Keep the total; where anything is left to compute, warm up outside the clock."""
-        self._journal.set_total(total)
-        if done < total and self._task.part.go_on():
-            self._warm_up()
-        self._reporter.begin(total, done)
-
-    def advance(self, entry: dict[str, Any]) -> None:
-        """One more."""
-        self._reporter.advance(entry)
+        self._attempt.num_computed += 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import datasets
 from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
@@ -38,6 +40,10 @@ from fdllm.runs import CodeExecution, Evaluating
 from fdllm.sandbox.confinement import Sandbox
 
 _ENCLOSING = "fdllm"
+_LOUD = (
+    "lm_eval", "datasets", "huggingface_hub", "transformers", "fsspec", "httpx", "urllib3",
+    "math_verify",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -231,6 +237,24 @@ def muted() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Errors only from the libraries beneath, and no bars; restored on the way out."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    bars = datasets.utils.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if not bars:
+            datasets.utils.enable_progress_bars()
+
+
 def fresh_copy(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function from a module executed anew, with generators nobody has drawn from."""
     path = function.__code__.co_filename
@@ -253,6 +277,16 @@ class LoadedTask:
 
     leaves: dict[str, DeterministicTask]
     groups: dict[str, Group]
+
+    def prove_confinement(self) -> None:
+        """Try the sandbox of a task that runs programs, ahead of answers that it could not score.
+
+        Raises:
+            FdllmError: programs cannot be confined on this machine.
+        """
+        for leaf in self.leaves.values():
+            if leaf.programs is not None:
+                leaf.programs.check()
 
 
 def load_task(

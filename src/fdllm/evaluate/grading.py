@@ -12,11 +12,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from fdllm.errors import UsageError
-from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_task
-from fdllm.evaluate.harness import ask, metrics_of, prove_confinement, quiet
+from fdllm.evaluate.adapter import ask
+from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_task, quiet
 from fdllm.evaluate.humaneval import check_consent
-from fdllm.evaluate.queries import GenerationArguments
-from fdllm.evaluate.samples import plain
+from fdllm.evaluate.requests import until_strings
+from fdllm.evaluate.samples import metrics_of, plain
 from fdllm.evaluate.tasks import task_info
 from fdllm.runs import Run
 
@@ -57,7 +57,7 @@ class _AnswersLM(LM):  # type: ignore[misc] # lm-eval is untyped
         task = str(request.task_name)
         # The harness numbers a selection of documents anew.
         text = self._answers[task][self._documents[task][int(request.doc_id)]]
-        until = GenerationArguments.read(dict(request.args[1]), task).until
+        until = until_strings(dict(request.args[1]), task)
         for end in () if self._ignore_until else until:
             text = text.partition(end)[0]
         return text
@@ -94,7 +94,7 @@ def grade(run: Run, path: Path) -> Grade:
     with quiet():
         loaded = load_task(run.task, asked, code_execution=run.code_execution)
         answers = _by_document(lines, loaded.leaves, path, run.limit)
-        prove_confinement(loaded)
+        loaded.prove_confinement()
         documents = {task: sorted(texts) for task, texts in answers.items()}
         named = LoadedTask({task: loaded.leaves[task] for task in documents}, loaded.groups)
         lm = _AnswersLM(answers, documents, ignore_until=asked.ignore_until)

@@ -3,63 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from fdllm.core.pretrained import load_tokenizer, locate, read_spec
-from fdllm.core.sampler import Generation
-from fdllm.core.scorer import Score
-from fdllm.evaluate.adapter import EngineLM
-from fdllm.evaluate.answer import Query
-from fdllm.evaluate.documents import load_task
-from fdllm.evaluate.harness import ask, check_template, quiet
-from fdllm.evaluate.queries import Limits
-from fdllm.evaluate.tokenizing import ending_at
+from fdllm.evaluate.adapter import OnDone, RequestLM, ask
+from fdllm.evaluate.documents import load_task, quiet
+from fdllm.evaluate.requests import EvalRequest
 from fdllm.runs import Run
 
 
 class _AskedError(Exception):
-    """Every query is there; nothing beyond them is wanted."""
+    """Every request is there; nothing beyond them is wanted."""
 
-    def __init__(self, queries: Sequence[Query]) -> None:
+    def __init__(self, requests: Sequence[EvalRequest]) -> None:
         super().__init__()
-        self.queries = list(queries)
+        self.requests = list(requests)
 
 
-class _Listener:
-    """Stands where an answerer, a store and a progress do; ends the run with what it is asked."""
+class _ListeningLM(RequestLM):
+    """Ends the run with what it is asked."""
 
-    def get(self, key: str) -> None:
-        """Nothing is known."""
-
-    def put(self, key: str, entry: dict[str, Any]) -> None:
-        """Nothing is kept."""
-
-    def begin(self, total: int, done: int) -> None:
-        """Nothing is shown."""
-
-    def advance(self, entry: dict[str, Any]) -> None:
-        """Nothing is shown."""
-
-    def generate(
-        self,
-        queries: Sequence[Query],
-        on_done: Callable[[int, Generation], None],  # noqa: ARG002 - none is
-    ) -> NoReturn:
-        """Texts are asked for."""
-        raise _AskedError(queries)
-
-    def score(
-        self,
-        queries: Sequence[Query],
-        on_done: Callable[[int, Score], None],  # noqa: ARG002 - none is
-    ) -> NoReturn:
-        """Scores are asked for."""
-        raise _AskedError(queries)
+    def answer(self, requests: Sequence[EvalRequest], on_done: OnDone) -> NoReturn:  # noqa: ARG002
+        raise _AskedError(requests)
 
 
-def queries_of(run: Run) -> list[Query]:
-    """Every query that a run would put to its model, in order.
+def requests_of(run: Run) -> list[EvalRequest]:
+    """Every request that a run would put to its model, in order.
 
     The model's tokenizer is read, its shape where the folder has one, and no weight.
 
@@ -67,40 +37,31 @@ def queries_of(run: Run) -> list[Query]:
         UsageError: the task or model is unknown, or the tokenizer has no chat template.
         FdllmError: documents or tokenizer cannot be had, or the run itself would be refused.
     """
-    asked, name = run.evaluating, run.model.name
-    folder = locate(name, run.model.revision, weights=False)
-    tokenizer = load_tokenizer(folder, name)
-    if asked.chat_template:
-        check_template(tokenizer, name)
-    ending_at(run.decoding, asked.stop_token, tokenizer, name)
+    folder = locate(run.model.name, run.model.revision, weights=False)
     # A folder with a tokenizer alone sets no limit to a prompt.
     shaped = (folder / "config.json").exists()
     positions = read_spec(folder).max_positions if shaped else sys.maxsize
-    limits = Limits(positions, run.decoding.block_size, run.decoding.max_new_tokens)
-    listener = _Listener()
+    lm = _ListeningLM(run, load_tokenizer(folder, run.model.name), positions)
     with quiet():
-        lm = EngineLM(
-            tokenizer, listener, asked, limits=limits, store=listener, progress=listener, name=name
-        )
         try:
-            ask(lm, load_task(run.task, asked), asked, limit=run.limit)
+            ask(lm, load_task(run.task, run.evaluating), run.evaluating, limit=run.limit)
         except _AskedError as heard:
-            return heard.queries
+            return heard.requests
     return []
 
 
-def described(query: Query, run: Run) -> dict[str, Any]:
-    """A query as ``fdllm prompts --json`` prints it; what does not apply is null or empty."""
-    scored = query.target is not None
+def described(request: EvalRequest, run: Run) -> dict[str, Any]:
+    """A request as ``fdllm prompts --json`` prints it; what does not apply is null or empty."""
+    scored = request.target is not None
     return {
-        "task": query.task,
-        "doc_id": query.doc_id,
-        "choice": query.index if scored else None,
-        "prompt": query.prompt,
-        "tokens": list(query.tokens),
-        "target": query.target,
-        "target_tokens": list(query.target_tokens),
-        "until": list(query.until),
-        "max_new_tokens": query.max_new_tokens,
+        "task": request.task,
+        "doc_id": request.doc_id,
+        "choice": request.index if scored else None,
+        "prompt": request.prompt,
+        "tokens": list(request.tokens),
+        "target": request.target,
+        "target_tokens": list(request.target_tokens),
+        "until": list(request.until),
+        "max_new_tokens": request.max_new_tokens,
         "scoring": run.evaluating.scoring if scored else None,
     }

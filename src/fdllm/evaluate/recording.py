@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 from fdllm import strictjson
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError
-from fdllm.evaluate.protocols import Evaluation
+from fdllm.evaluate.tasks import task_info
 from fdllm.record import measure
 from fdllm.record.atomic import write_json, write_text
 from fdllm.record.identity import Fingerprint
@@ -16,6 +18,37 @@ from fdllm.record.paths import RunPaths
 from fdllm.record.provenance import utc_now
 from fdllm.record.summary import PeakMemory, StrategyRecord, Summary, describe_file
 from fdllm.runs import Run
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        results: the harness's results, JSON-able; written as ``results.json``. Groups carry their
+            own metrics and those of every subject.
+        samples: one mapping a document, sorted by task and document; lines of ``samples.jsonl``.
+        headline: the key of the task's headline metric.
+        value: its value.
+        dataset: SHA-256 over the documents used, in order.
+        task_versions: the harness's version of every task and group.
+        num_documents: documents evaluated.
+        metrics: all of the task's figures, by ``metric,filter``.
+    """
+
+    results: dict[str, Any]
+    samples: list[dict[str, Any]]
+    headline: str
+    value: float
+    dataset: str
+    task_versions: dict[str, Any]
+    num_documents: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def describe_strategy(run: Run, strategy: ReuseStrategy[Any], n_layers: int) -> StrategyRecord:
@@ -35,7 +68,6 @@ def fill_summary(
     found: Evaluation,
     entries: Sequence[Mapping[str, Any]],
     *,
-    kind: Literal["generate", "loglikelihood"],
     strategy: StrategyRecord,
     identity: Fingerprint,
     peak_memory: PeakMemory,
@@ -46,6 +78,7 @@ def fill_summary(
     Raises:
         FdllmError: a guard failed.
     """
+    kind = task_info(run.task).kind
     counts = measure.add_counts(entries)
     estimator = run.evaluating.scoring if kind == "loglikelihood" else None
     guards = measure.guards(

@@ -1,26 +1,87 @@
-"""From the harness's logged samples to one mapping a document, joined with what it cost."""
+"""From the harness's results to an evaluation: one mapping a document, joined with its cost."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 
+from fdllm import strictjson
 from fdllm.core.counts import Counts
 from fdllm.errors import FdllmError
 from fdllm.evaluate.boxed import WholeText
-from fdllm.evaluate.documents import DeterministicTask
-from fdllm.evaluate.protocols import text_hash
-from fdllm.evaluate.tasks import TaskInfo
+from fdllm.evaluate.documents import DeterministicTask, LoadedTask
+from fdllm.evaluate.recording import Evaluation, text_hash
+from fdllm.evaluate.tasks import TaskInfo, task_info
+from fdllm.runs import Run
 
 Entries = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
 
 
+def evaluation_of(
+    found: dict[str, Any], loaded: LoadedTask, entries: Entries, run: Run
+) -> Evaluation:
+    """The harness's results as plain data.
+
+    Args:
+        found: what the harness delivered, its samples too.
+        loaded: the task.
+        entries: journal entries by leaf task and document.
+        run: how it was asked.
+
+    Raises:
+        FdllmError: a prompt does not hold its document's text, or there is no headline.
+    """
+    info = task_info(run.task)
+    samples = join_samples(found.pop("samples"), loaded.leaves, entries, info)
+    for leaf in loaded.leaves.values():
+        if leaf.programs is not None:
+            found["programs"] = leaf.programs.outcomes()
+    results = strictjson.loads(strictjson.dumps(plain(found)))
+    headline = run.evaluating.headline or info.headline
+    metrics = metrics_of(results, info, headline)
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample['task']} {sample['doc_id']} {sample['doc_hash']}\n".encode())
+    return Evaluation(
+        results=results,
+        samples=samples,
+        headline=headline,
+        value=metrics[headline],
+        dataset=digest.hexdigest(),
+        task_versions=results["versions"],
+        num_documents=len(samples),
+        metrics=metrics,
+    )
+
+
+def metrics_of(results: Mapping[str, Any], info: TaskInfo, headline: str) -> dict[str, float]:
+    """A task's figures, by ``metric,filter``; of a group, those over all of its subtasks.
+
+    Raises:
+        FdllmError: the headline is not among them.
+    """
+    found = results["results"].get(info.name, {})
+    metrics = {
+        key: float(value)
+        for key, value in found.items()
+        if "," in key and "_stderr" not in key and isinstance(value, (int, float))
+    }
+    if headline not in metrics:
+        raise FdllmError(
+            f"the harness delivered no '{headline}' for task '{info.name}', only "
+            f"{', '.join(sorted(metrics))}; name one of them as headline in [evaluation] or the "
+            "preset"
+        )
+    return metrics
+
+
 def join_samples(
-    logged: Mapping[str, Iterable[Mapping[str, Any]]],
+    logged: Mapping[str, Sequence[Mapping[str, Any]]],
     tasks: Mapping[str, DeterministicTask],
     entries: Entries,
     info: TaskInfo,

@@ -216,7 +216,7 @@ def definition_hash(name: str) -> str:
     """SHA-256 over all that defines a task: its files' names and bytes, and our prompt rule.
 
     The rows of embedded tasks count; those of Hub datasets have a fingerprint of their own
-    (:attr:`fdllm.evaluate.harness.Evaluation.dataset`).
+    (:attr:`fdllm.evaluate.recording.Evaluation.dataset`).
 
     Raises:
         UsageError: the task is unknown.

@@ -1,4 +1,4 @@
-"""Tokens and templates as lm-eval's own causal models have them.
+"""From the harness's requests to tokens, as lm-eval's own causal models have them.
 
 A continuation's tokens are what the whole text has behind the context's, as the published
 evaluation splits them (docs/algorithm.md 5). The base class's ``_encode_pair`` is not used: it
@@ -8,13 +8,25 @@ template's own line break.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
 from fdllm.core.config import Decoding
 from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate.requests import (
+    EvalRequest,
+    check_room,
+    check_scored,
+    length_limit,
+    request_key,
+    until_strings,
+    whole_blocks,
+)
+from fdllm.runs import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,16 +53,38 @@ def ending_at(
 
 
 class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
-    """The half of an lm-eval model that knows the tokenizer and nothing of the engine.
+    """The half of an lm-eval model that makes requests, and knows nothing of who answers.
+
+    Sampling settings of a task's definition (``do_sample``, ``temperature``) are read and set
+    aside: the run's :class:`~fdllm.core.config.Decoding` decides them, as it is what the record
+    names. A length limit in the definition (``max_gen_toks``) takes precedence over the run's,
+    unless ``run.evaluating.whole_blocks``.
+
+    Args:
+        run: how the task is asked, and decoded.
+        tokenizer: the model's.
+        max_positions: the longest sequence of the model, in tokens.
+
+    Raises:
+        UsageError: the tokenizer has no chat template or no end token, where the run names one.
 
     Attributes:
-        tokenizer: the model's.
+        run: as given.
+        tokenizer: as given.
+        decoding: the run's settings, with its end token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def __init__(self, run: Run, tokenizer: PreTrainedTokenizerBase, max_positions: int) -> None:
         super().__init__()
+        self.run = run
         self.tokenizer = tokenizer
-        self._name = name
+        self._name, self._max_positions = run.model.name, max_positions
+        if run.evaluating.chat_template and tokenizer.chat_template is None:
+            raise UsageError(
+                f"the tokenizer of model '{self._name}' has no chat template; run without one, or "
+                "choose a model that was tuned for chat"
+            )
+        self.decoding = ending_at(run.decoding, run.evaluating.stop_token, tokenizer, self._name)
 
     @property
     def eot_token_id(self) -> int | None:
@@ -154,3 +188,91 @@ class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
                 f"{where}: {continuation!r} behind {context[-20:]!r} leaves no token to score"
             )
         return ahead, whole[len(ahead) :]
+
+    # --- from an instance to a request ------------------------------------------------------------
+
+    def _text_request(self, instance: Instance, seen: Counter[str]) -> EvalRequest:
+        """A prompt to be continued; ``seen`` counts this call's keys, to tell equal ones apart.
+
+        Raises:
+            FdllmError: it leaves no room for its answer, or an argument is unknown.
+        """
+        prompt, arguments = str(instance.args[0]), dict(instance.args[1])
+        task, asked = str(instance.task_name), self.run.evaluating
+        until = until_strings(arguments, task)
+        length = length_limit(arguments, task) or self.decoding.max_new_tokens
+        key, repeat = _numbered(seen, instance, "generate", arguments=arguments)
+        tokens = tuple(self.tok_encode(prompt))
+        if asked.whole_blocks:
+            length = whole_blocks(self.decoding, len(tokens))
+        return self._roomy(
+            instance,
+            key=key,
+            tokens=tokens,
+            until=() if asked.ignore_until else until,
+            max_new_tokens=length,
+            # The engine derives a row's seed from its prompt; equal prompts need another.
+            seed=int(key[:15], 16) if repeat else None,
+        )
+
+    def _score_request(self, instance: Instance, seen: Counter[str]) -> EvalRequest:
+        """A prompt and the target that is scored behind it.
+
+        Raises:
+            FdllmError: the two leave no room, or no token to score.
+        """
+        prompt, target = (str(text) for text in instance.args)
+        key, _ = _numbered(seen, instance, "loglikelihood", target=target)
+        ahead, behind = self.encode_pair(prompt, target, _where(instance))
+        request = self._roomy(
+            instance, key=key, tokens=tuple(ahead), target=target, target_tokens=tuple(behind)
+        )
+        check_scored(request, self.run.evaluating.max_prompt_tokens)
+        return request
+
+    def _window_requests(self, instance: Instance, seen: Counter[str]) -> list[EvalRequest]:
+        """A whole document as targets, each behind the last token of the one before."""
+        text = str(instance.args[0])
+        first, tokens = self.encode_pair("", text, _where(instance))
+        key, _ = _numbered(seen, instance, "loglikelihood_rolling", target=text)
+        size = self.decoding.block_size
+        longest = self._max_positions // size * size - 2  # behind a single token
+        return [
+            self._roomy(
+                instance,
+                key=f"{key}:{at}",
+                tokens=(tokens[at - 1],) if at else tuple(first),
+                target=text,
+                target_tokens=tuple(tokens[at : at + longest]),
+            )
+            for at in range(0, len(tokens), longest)
+        ]
+
+    def _roomy(self, instance: Instance, **fields: Any) -> EvalRequest:  # noqa: ANN401 - its fields
+        request = EvalRequest(
+            task=str(instance.task_name),
+            doc_id=int(instance.doc_id),
+            index=int(instance.idx),
+            doc=instance.doc,
+            prompt=str(instance.args[0]),
+            **fields,
+        )
+        check_room(request, self.decoding.block_size, self._max_positions)
+        return request
+
+
+def _where(instance: Instance) -> str:
+    return f"task '{instance.task_name}', document {instance.doc_id}"
+
+
+def _numbered(
+    seen: Counter[str],
+    instance: Instance,
+    kind: str,
+    **asked: Any,  # noqa: ANN401 - of the key
+) -> tuple[str, int]:
+    """A request's key, and which of several equal requests it is (0 for the first)."""
+    first = request_key(instance, kind, **asked)
+    repeat = seen[first]
+    seen[first] += 1
+    return (request_key(instance, kind, **asked, repeat=repeat) if repeat else first), repeat

@@ -81,7 +81,7 @@ def _take(content: JournalContent, line: Mapping[str, Any], *, first: bool) -> N
 
 
 class Journal:
-    """The open journal of a run; the :class:`~fdllm.evaluate.protocols.Store` of its evaluation.
+    """The open journal of a run; the :class:`~fdllm.evaluate.attempt.Store` of its evaluation.
 
     Args:
         path: the file; made where it is absent.

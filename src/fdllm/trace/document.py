@@ -13,14 +13,11 @@ from fdllm.core.engine import resolve
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.unmask import Unmask, by_threshold
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.adapter import EngineLM
-from fdllm.evaluate.documents import DeterministicTask, load_task
-from fdllm.evaluate.harness import quiet
-from fdllm.evaluate.queries import Limits
+from fdllm.evaluate.documents import DeterministicTask, load_task, quiet
 from fdllm.evaluate.samples import plain
 from fdllm.runs import Evaluating, Run
-from fdllm.trace.answerer import TracingAnswerer
 from fdllm.trace.steps import Trace, tokens_in
+from fdllm.trace.tracing_lm import TracingLM
 
 
 @dataclass(frozen=True)
@@ -51,23 +48,6 @@ class Document:
         return cls(int(number), subtask or None)
 
 
-class _Memory:
-    """A :class:`~fdllm.evaluate.protocols.Store` and ``Progress`` of a trace: keeps nothing."""
-
-    def get(self, key: str) -> dict[str, Any] | None:  # noqa: ARG002 - the protocol's
-        """Nothing is known."""
-        return None
-
-    def put(self, key: str, entry: dict[str, Any]) -> None:
-        """Nothing is kept."""
-
-    def begin(self, total: int, done: int) -> None:
-        """Nobody watches."""
-
-    def advance(self, entry: dict[str, Any]) -> None:
-        """Nobody watches."""
-
-
 def trace_document(
     model: Model,
     run: Run,
@@ -96,22 +76,13 @@ def trace_document(
         asked = run.evaluating
         loaded = load_task(run.task, asked)
         leaf = _leaf(loaded.leaves, document, run)
-        answerer = TracingAnswerer(model, run, strategy, unmask, staleness)
-        lm = EngineLM(
-            model.tokenizer,
-            answerer,
-            asked,
-            limits=Limits.of(model, run.decoding),
-            store=_Memory(),
-            progress=_Memory(),
-            name=model.name,
-        )
+        lm = TracingLM(run, model, strategy, unmask, staleness=staleness)
         instances = _requests(leaf, lm, document.number, asked)
         _answer(lm, instances)
         metrics = _metrics(leaf, instances)
     doc = instances[0].doc
     decoding = resolve(run.decoding, model)
-    rows = tuple(answerer.rows)
+    rows = tuple(lm.rows)
     return Trace(
         experiment=run.experiment,
         task=str(leaf.task_name),
@@ -155,7 +126,7 @@ def _leaf(
 
 
 def _requests(
-    leaf: DeterministicTask, lm: EngineLM, number: int, asked: Evaluating
+    leaf: DeterministicTask, lm: TracingLM, number: int, asked: Evaluating
 ) -> list[Instance]:
     """The document's requests. Those ahead of it are built too, and dropped.
 
@@ -172,7 +143,7 @@ def _requests(
     return leaf.keep_only(number)
 
 
-def _answer(lm: EngineLM, instances: Sequence[Instance]) -> None:
+def _answer(lm: TracingLM, instances: Sequence[Instance]) -> None:
     kind = instances[0].request_type
     asked = [instance for instance in instances for _ in range(instance.repeats)]
     if kind == "generate_until":
