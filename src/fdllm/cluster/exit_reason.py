@@ -47,10 +47,7 @@ def remembered(job_ids: Iterable[str]) -> dict[str, ExitReason]:
     """What SLURM still knows of jobs that are gone from its queue, by id.
 
     It forgets them after a few minutes (``MinJobAge``), and where it does not answer it knows
-    nothing: neither is an error.
-
-    Args:
-        job_ids: ids of whole jobs or arrays, ``12``; one call each.
+    nothing: neither is an error. Whole jobs or arrays (``12``) are asked for, one call each.
     """
     found: dict[str, ExitReason] = {}
     for job_id in sorted(set(job_ids)):
@@ -109,11 +106,7 @@ def signal_words(number: int) -> str:
 
 
 def noted(path: Path) -> ExitReason | None:
-    """How the job script said that its last life ended; None where it could not.
-
-    Args:
-        path: ``ended/<index>`` of a submission, with a line ``JOB RESTARTS STATUS TIME`` a life.
-    """
+    """How the job script said that its last life ended, in ``ended/<index>``; None: not at all."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return from_status(int(lines[-1].split()[2]))
@@ -122,11 +115,5 @@ def noted(path: Path) -> ExitReason | None:
 
 
 def explain(task_id: str, notes: Path, memory: dict[str, ExitReason]) -> ExitReason:
-    """How a task of an array ended, as far as anybody knows.
-
-    Args:
-        task_id: ``12_3``.
-        notes: the job script's.
-        memory: from :func:`remembered`.
-    """
+    """How a task of an array (``12_3``) ended, as far as anybody knows."""
     return memory.get(task_id) or noted(notes) or ExitReason(_UNKNOWN)

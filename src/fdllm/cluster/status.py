@@ -7,8 +7,9 @@ for the cell, that job is gone without a record: the cell has failed, and here i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from fdllm.cluster.exit_reason import TERMINATED, ExitReason, explain, remembered
 from fdllm.cluster.queue import Queue, QueueEntry, read_queue
@@ -19,7 +20,6 @@ from fdllm.record.journal import DamagedJournalError, read_failure, read_progres
 from fdllm.record.lock import holder_of
 from fdllm.runs import Run
 
-_STAMP = "%Y%m%dT%H%M%S.%fZ"
 # States in which files alone cannot tell a job that died from one that never was.
 _OPEN = frozenset({State.PENDING, State.PARTIAL, State.FAILED})
 
@@ -113,7 +113,7 @@ def _joined(
 ) -> CellState:
     if not tasks or cell.state is State.NOT_APPLICABLE:
         return cell
-    submitted = _submitted(tasks[-1].submission)
+    submitted = tasks[-1].submission.submitted
     entries = _alive(tasks, queue)
     if entries and not _recorded_since(cell, submitted):
         return _in_queue(cell, entries)
@@ -166,10 +166,6 @@ def _dead(
     return replace(cell, state=State.FAILED, reason=reason, log=last.log)
 
 
-def _submitted(submission: Submission) -> datetime:
-    return datetime.strptime(submission.stamp, _STAMP).replace(tzinfo=UTC)
-
-
 def _recorded_since(cell: CellState, submitted: datetime) -> bool:
     """Whether the record that stands was made after the submission, so that it is its outcome."""
     if cell.state is not State.DONE or cell.summary is None:
@@ -178,14 +174,12 @@ def _recorded_since(cell: CellState, submitted: datetime) -> bool:
 
 
 def _failed_since(cell: CellState, tasks: Sequence[_Task]) -> bool:
-    submitted = _submitted(tasks[-1].submission)
+    submitted = tasks[-1].submission.submitted
     for part in (cell.paths, *cell.paths.shards()):
-        try:
+        with suppress(FdllmError):
             failure = read_failure(part)
-        except FdllmError:
-            continue
-        if failure is not None and _is_after(failure.time, submitted):
-            return True
+            if failure is not None and _is_after(failure.time, submitted):
+                return True
     return False
 
 

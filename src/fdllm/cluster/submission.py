@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from fdllm.errors import FdllmError
@@ -67,9 +68,9 @@ class Submission:
     scripts: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def stamp(self) -> str:
-        """When, as its folder is named; later submissions sort behind earlier ones."""
-        return self.folder.name
+    def submitted(self) -> datetime:
+        """When, as its folder is named."""
+        return datetime.fromisoformat(self.folder.name)
 
     @property
     def map(self) -> Path:
@@ -95,12 +96,7 @@ class Submission:
         return self.folder / "ended" / str(index)
 
     def warning(self, index: int, life: str) -> Path:
-        """The file by which the job script warns a life of an assignment of its time limit.
-
-        Args:
-            index: of the assignment.
-            life: how often it was requeued, ``0`` in its first life.
-        """
+        """By this file the job script warns of the time limit; ``0`` is the first life."""
         return self.folder / "ended" / f"{index}.warned-{life}"
 
 
@@ -194,19 +190,11 @@ def read_submissions(layout: Layout, runs: Iterable[Run]) -> list[Submission]:
                 continue
             if wanted & {layout.run(one.run).folder for one in submission.assignments}:
                 found.append(submission)
-    return sorted(found, key=lambda submission: submission.stamp)
+    return sorted(found, key=lambda submission: submission.folder.name)
 
 
 def assign(runs: Sequence[Run], num_shards: int) -> tuple[Assignment, ...]:
-    """Number the work of an array: run by run, shards next to each other, merging at the end.
-
-    Args:
-        runs: the runs of one (experiment, task).
-        num_shards: parts of each run; 1 does not split.
-
-    Raises:
-        UsageError: ``num_shards`` is below 1.
-    """
+    """Number the work of an array: run by run, shards next to each other, merging at the end."""
     if num_shards == 1:
         return tuple(Assignment(index, run) for index, run in enumerate(runs))
     parts = [(run, shard) for run in runs for shard in Shard.all_of(num_shards)]
