@@ -63,7 +63,7 @@ def test_gsm8k(hub: Hub, shared: Path, tmp_path: Path) -> None:
 
 def test_minerva_math(hub: Hub, tmp_path: Path) -> None:
     cases: list[dict[str, Any]] = [
-        {"task": "minerva_math", "by": "oracle"},
+        {"task": "minerva_math", "by": "oracle", "limit": 2},
         {"task": "minerva_math", "by": "model", "limit": 2},
         {"task": "minerva_math", "num_fewshot": 5},
     ]
@@ -71,8 +71,7 @@ def test_minerva_math(hub: Hub, tmp_path: Path) -> None:
     assert known["value"] == 1.0
     assert known["headline"] == "math_verify,none"
     # The limit holds for each of the seven subjects, and each keeps its own figure.
-    assert known["num_documents"] == 70
-    assert computed["num_documents"] == 14
+    assert known["num_documents"] == computed["num_documents"] == 14
     per_subject = known["results"]["results"]
     assert per_subject["minerva_math_geometry"]["math_verify,none"] == 1.0
     assert len({sample["subject"] for sample in known["samples"]}) == 7
@@ -85,12 +84,9 @@ def test_minerva_math(hub: Hub, tmp_path: Path) -> None:
 
 def test_mmlu(hub: Hub, tmp_path: Path) -> None:
     cases: list[dict[str, Any]] = [
-        {"task": "mmlu", "by": "oracle", "limit": 2},
         {"task": "mmlu", "by": "model", "limit": 1, "chat_template": False},
     ]
-    known, computed = run_cases(cases, tmp_path, endpoint=hub.url).found
-    assert known["value"] == 1.0
-    assert known["num_documents"] == 114
+    (computed,) = run_cases(cases, tmp_path, endpoint=hub.url).found
     results = computed["results"]["results"]
     subjects = [s["subject"] for s in computed["samples"]]
     assert len(set(subjects)) == 57

@@ -7,12 +7,10 @@ vocabulary, the harness's task definitions, rows of the real benchmarks.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hub.rows import all_repositories
 from hub.run import run_cases
 from hub.sentences import train_sentences
 from hub.server import Hub
@@ -64,12 +62,11 @@ TEXTS = [name for name in CASES if name not in CHOICES]
 
 
 @pytest.fixture(scope="module")
-def found(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What both sides found in every case: one process, because its start takes as long as six."""
     home = tmp_path_factory.mktemp("parity")
     train_sentences(home)
-    with Hub(all_repositories(shared)) as hub:
-        done = run_cases(list(CASES.values()), home, endpoint=hub.url, script="parity.py")
+    done = run_cases(list(CASES.values()), home, endpoint=hub.url, script="parity.py")
     return dict(zip(CASES, done.found, strict=True))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hub.rows import NUM_MMLU_DEV, all_repositories, read_rows
+from hub.rows import NUM_MMLU_DEV, read_rows
 from hub.run import run_cases
 from hub.sentences import train_sentences
 from hub.server import Hub
@@ -67,14 +67,13 @@ def cases(answers: list[str]) -> Found:
 
 
 @pytest.fixture(scope="module")
-def found(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+def found(hub: Hub, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What came of every case; one process, because its start takes as long as most of them."""
     home = tmp_path_factory.mktemp("rows")
     train_sentences(home)
     asked = cases(ifeval_answers(read_rows(shared, "ifeval.jsonl")))
     told = {"spoken": "", "tokenizer": str(shared / "qwen_tokenizer")}
-    with Hub(all_repositories(shared)) as hub:
-        done = run_cases([told | case for case in asked.values()], home, endpoint=hub.url)
+    done = run_cases([told | case for case in asked.values()], home, endpoint=hub.url)
     return dict(zip(asked, done.found, strict=True))
 
 
