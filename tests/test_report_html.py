@@ -13,8 +13,8 @@ import pytest
 from fdllm.errors import UsageError
 from fdllm.experiment.settings import Criteria, read_settings
 from fdllm.report.build import Page, build_page
+from fdllm.report.figures import cell_figures, ideal_speedup
 from fdllm.report.html import render_html
-from fdllm.report.measured import ideal_speedup, measured
 from fdllm.report.records import Record, load_record
 from fdllm.report.scatter import Point, frontier
 from made_up import Invented, baseline_grid, write_grid
@@ -207,7 +207,7 @@ def test_ideal_speedups_are_the_published_formula() -> None:
 
 def test_figures_come_from_the_samples(tables: list[tuple[Record, ...]]) -> None:
     cell = tables[0][4]
-    found = measured(cell)
+    found = cell_figures(cell)
     seconds = sum(sample["seconds"] for sample in cell.samples)
     tokens = sum(sample["tokens"] for sample in cell.samples)
     assert found.speed == pytest.approx(tokens / seconds)
@@ -225,7 +225,7 @@ def test_short_answers_count_in_every_tenth(tmp_path: Path) -> None:
         if "entry" in line:
             line["entry"]["steps"] = [7, 3]
     paths.journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = measured(load_record(paths.folder)).steps
+    found = cell_figures(load_record(paths.folder)).steps
     assert found is not None
     assert found.tenths == (7,) * 5 + (3,) * 5
     assert found.shares == (0, 0, 0.5, 0, 0, 0, 0.5, 0)

@@ -15,7 +15,7 @@ import pytest
 from fdllm.cli.status import status_table
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState
-from fdllm.report.publish import Report, make_report
+from fdllm.report.build import Report, make_report
 from fdllm.report.results_md import render_results, render_section
 from fdllm.report.table import (
     check_lines,

@@ -9,17 +9,17 @@ import pytest
 
 from fdllm.experiment.settings import Criteria
 from fdllm.report.compare_text import Comparison
-from fdllm.report.measured import Measured
+from fdllm.report.figures import CellFigures
 from fdllm.report.speed import Floor, Speed
 from fdllm.report.stats import Estimate
 from fdllm.report.verdict import CriterionResult, Judged, Judgement, judge
 
 
-def cell(name: str = "k2_last", **changes: Any) -> Measured:
+def cell(name: str = "k2_last", **changes: Any) -> CellFigures:
     """A cell's figures; what a criterion looks at is given."""
-    values: dict[str, Any] = dict.fromkeys(Measured.__dataclass_fields__)
+    values: dict[str, Any] = dict.fromkeys(CellFigures.__dataclass_fields__)
     values |= {"name": name, "saved_share": 0.25, "truncation": 0.0, "repetition": 0.0}
-    return Measured(**(values | changes))
+    return CellFigures(**(values | changes))
 
 
 def against(**changes: Any) -> Comparison:
@@ -43,16 +43,16 @@ BASE = cell("k1_first")
 
 def verdict(
     criteria: Criteria,
-    *cells: tuple[Measured, Comparison | None],
+    *cells: tuple[CellFigures, Comparison | None],
     task: str = "gsm8k",
     smoke: bool = False,
-    base: Measured | None = BASE,
+    base: CellFigures | None = BASE,
 ) -> Judgement:
     return judge(criteria, [Judged(task, smoke, base, cells)])
 
 
 def finding(
-    criteria: Criteria, one: Measured, other: Comparison | None, **changes: Any
+    criteria: Criteria, one: CellFigures, other: Comparison | None, **changes: Any
 ) -> CriterionResult:
     (found,) = verdict(criteria, (one, other), **changes).cells[0].findings
     return found
@@ -168,7 +168,7 @@ GOOD, BAD, DIM = 0.9, 0.1, None  # saved shares: met, missed; None stands for an
 BOTH = {"min_saved_share": 0.5, "max_accuracy_drop": 0.02}
 
 
-def shares(**saved: float | None) -> list[tuple[Measured, Comparison | None]]:
+def shares(**saved: float | None) -> list[tuple[CellFigures, Comparison | None]]:
     """Cells that meet, miss or leave open what :data:`BOTH` ask."""
     return [
         (cell(name, saved_share=GOOD if share is None else share), None if share is None else ok)

@@ -12,8 +12,8 @@ from fdllm.record.summary import Headline
 from fdllm.report.alternative import Alternative
 from fdllm.report.build import TablePage
 from fdllm.report.compare_text import Comparison
+from fdllm.report.figures import CellFigures
 from fdllm.report.grid import Finding
-from fdllm.report.measured import Measured
 from fdllm.report.origin import Origin
 from fdllm.report.page_tables import page_tables
 from fdllm.report.report_text import notices, summary_sentence
@@ -25,8 +25,8 @@ from fdllm.report.table import percent, with_interval
 FLOOR = Floor(("k1_first", "k1_last"), (40.0, 41.0), 0.025, 0.04, None)
 
 
-def cell(name: str, **changes: Any) -> Measured:
-    values: dict[str, Any] = dict.fromkeys(Measured.__dataclass_fields__)
+def cell(name: str, **changes: Any) -> CellFigures:
+    values: dict[str, Any] = dict.fromkeys(CellFigures.__dataclass_fields__)
     k, _, subset = name.removeprefix("k").partition("_")
     values |= {
         "name": name,
@@ -43,7 +43,7 @@ def cell(name: str, **changes: Any) -> Measured:
         "repetition": 0.0,
         "subjects": {},
     }
-    return Measured(**(values | changes))
+    return CellFigures(**(values | changes))
 
 
 def against(**changes: Any) -> Comparison:
@@ -60,7 +60,7 @@ def speed(ratio: float, claim: Any = "faster") -> Speed:
     return Speed(Estimate(ratio, ratio, ratio), ratio, 1.0, FLOOR, claim)
 
 
-def table(*cells: Measured, **changes: Any) -> TablePage:
+def table(*cells: CellFigures, **changes: Any) -> TablePage:
     values: dict[str, Any] = dict.fromkeys(TablePage.__dataclass_fields__)
     values |= {
         "key": "t0",

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fdllm import strictjson
-from fdllm.cli.options import CompareOptions
-from fdllm.cli.output import say
-from fdllm.errors import FdllmError
-from fdllm.presets.load import load_preset
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from fdllm.record.summary import Summary
+from fdllm import strictjson
+from fdllm.cli.options import Command, flag, number
+from fdllm.cli.output import console, say
+from fdllm.errors import FdllmError, UsageError
+from fdllm.presets.load import load_preset
+from fdllm.record.paths import Layout, find_root, model_slug
+from fdllm.record.summary import InvalidRecordError, read_summary
+from fdllm.report.columns import Column, Table
+from fdllm.report.grid import Finding, check_grid, findings
+from fdllm.report.records import NotComparableError, Record, RecordError, SampleKey, load_record
+from fdllm.runs import home_model
+
+if TYPE_CHECKING:  # scipy and statsmodels come in where something is compared
+    from fdllm.report.compare_text import Comparison
 
 SAME_OR_BETTER, WORSE, CANNOT_TELL = 0, 1, 2
 JSON_VERSION = 1
@@ -34,71 +46,86 @@ examples:
   fdllm compare k1_first published --preset published --task gsm8k
   fdllm compare results/00_baseline/gsm8k/k2_last results/02_residual/gsm8k/k2_last --strict
 """
+_STYLE = {"same-or-better": "green", "worse": "red", "cannot-tell": "yellow"}
+_SHOWN = 400  # characters of an answer: its end holds the result
+_ASKED = 300  # characters of a question
+_whole = number(int, "a whole number", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareCommand(CompareOptions):
+class CompareCommand(Command):
     """Is config B as good as config A, with an exit code."""
 
     epilog = EPILOG
 
+    a: str = flag("config or folder to compare with", flags=("a",), metavar="A")
+    b: str = flag("config or folder in question, or 'published'", flags=("b",), metavar="B")
+    experiment: str = flag("(00_baseline)", default="00_baseline", metavar="NAME")
+    task: str | None = flag("(every task that both have)", metavar="T")
+    limit: int | None = flag("records cut to N rows (uncut)", type=_whole, metavar="N")
+    preset: str | None = flag(
+        "records under this preset (those of the experiment's own)", metavar="P"
+    )
+    model: str | None = flag("(the only one that has records)", metavar="PATH_OR_ID")
+    results: Path | None = flag("folder of the records (results/)", metavar="DIR")
+    margin: float = flag(
+        "loss of accuracy that 'same' allows, in percentage points (2)",
+        default=2.0,
+        type=number(float, "percentage points, 0 or more", 0, below=100),
+        metavar="POINTS",
+    )
+    strict: bool = flag("whatever cannot be told counts as worse", default=False)
+    flips: int = flag("answers shown each way (3)", default=3, type=_whole, metavar="N")
+    json: bool = flag("print JSON", default=False)
+
     def run(self) -> int:
-        """See :func:`run_compare`."""
-        return run_compare(self)
+        """Compare, print, and say it again as an exit code.
 
+        Raises:
+            UsageError: there are no such records.
+            NotComparableError: they must not be compared, or cannot be read (exit code 2).
+        """
+        try:
+            return self._against_published() if self.b == PUBLISHED else self._compare()
+        except RecordError as error:  # exit code 1 is kept for "worse"
+            raise NotComparableError(str(error)) from error
+        except NotComparableError as error:
+            if self.strict:
+                raise FdllmError(str(error)) from error
+            raise
 
-def run_compare(options: CompareOptions) -> int:
-    """Compare, print, and say it again as an exit code.
+    def _compare(self) -> int:
+        from fdllm.report.compare import compare_all  # noqa: PLC0415 - as above
+        from fdllm.report.speed import noise_floor  # noqa: PLC0415 - as above
 
-    Raises:
-        UsageError: there are no such records.
-        NotComparableError: they must not be compared, or cannot be read (exit code 2).
-    """
-    # Here and not above: numpy would be loaded for every other command too.
-    from fdllm.cli.compare_choose import choose, choose_one  # noqa: PLC0415
-    from fdllm.cli.compare_show import print_comparison  # noqa: PLC0415
-    from fdllm.report.compare import compare_all  # noqa: PLC0415
-    from fdllm.report.records import NotComparableError, RecordError  # noqa: PLC0415
-    from fdllm.report.speed import noise_floor  # noqa: PLC0415
-
-    try:
-        if options.b == PUBLISHED:
-            return _against_published(options, [cell.summary for cell in choose_one(options)])
-        chosen = choose(options)
-        compared = compare_all(
-            [(one.a, one.b, noise_floor(one.grid, 1)) for one in chosen],
-            margin=options.margin / 100,
-        )
-    except RecordError as error:  # exit code 1 is kept for "worse"
-        raise NotComparableError(str(error)) from error
-    except NotComparableError as error:
-        if options.strict:
-            raise FdllmError(str(error)) from error
-        raise
-    code = exit_code([c.verdict for c in compared], strict=options.strict)
-    if options.json:
-        _print_json(code, [c.as_dict() for c in compared])
+        chosen = choose(self)
+        pairs = [(one.a, one.b, noise_floor(one.grid, 1)) for one in chosen]
+        found = compare_all(pairs, margin=self.margin / 100)
+        code = exit_code([one.verdict for one in found], strict=self.strict)
+        if self.json:
+            _print_json(code, [one.as_dict() for one in found])
+            return code
+        for choice, one, (_, _, floor) in zip(chosen, found, pairs, strict=True):
+            suspicious = findings(choice.grid, floor.finding if floor else None)
+            _print_comparison(choice, one, suspicious, num_flips=self.flips)
         return code
-    for one, comparison in zip(chosen, compared, strict=True):
-        print_comparison(one, comparison, num_flips=options.flips)
-    return code
 
+    def _against_published(self) -> int:
+        """Records beside the published figures of their protocol."""
+        from fdllm.report.published import compare_published  # noqa: PLC0415 - as above
 
-def _against_published(options: CompareOptions, summaries: Sequence[Summary]) -> int:
-    """Records beside the published figures of their protocol."""
-    from fdllm.report.published import compare_published  # noqa: PLC0415
-
-    preset = load_preset(PUBLISHED)
-    found = [compare_published(one, preset, options.margin / 100) for one in summaries]
-    code = exit_code([one.verdict for one in found], strict=options.strict)
-    if options.json:
-        _print_json(code, [one.as_dict() for one in found])
+        preset = load_preset(PUBLISHED)
+        cells = choose_one(self)
+        found = [compare_published(one.summary, preset, self.margin / 100) for one in cells]
+        code = exit_code([one.verdict for one in found], strict=self.strict)
+        if self.json:
+            _print_json(code, [one.as_dict() for one in found])
+            return code
+        for one in found:
+            say(f"{one.verdict.replace('-', ' ').upper()}: {one.sentence}")
+        for exception in preset.exceptions:
+            say(f"  differs all the same: {exception}")
         return code
-    for one in found:
-        say(f"{one.verdict.replace('-', ' ').upper()}: {one.sentence}")
-    for exception in preset.exceptions:
-        say(f"  differs all the same: {exception}")
-    return code
 
 
 def _print_json(code: int, comparisons: Sequence[Mapping[str, Any]]) -> None:
@@ -106,10 +133,217 @@ def _print_json(code: int, comparisons: Sequence[Mapping[str, Any]]) -> None:
     say(strictjson.dumps(data, indent=2))
 
 
-def exit_code(verdicts: list[str], *, strict: bool) -> int:
+def exit_code(verdicts: Sequence[str], *, strict: bool) -> int:
     """One code for several tasks: the worst of them."""
     if "worse" in verdicts:
         return WORSE
     if "cannot-tell" in verdicts:
         return WORSE if strict else CANNOT_TELL
     return SAME_OR_BETTER
+
+
+# --- which records --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Two records of one task.
+
+    Attributes:
+        a: the record to compare with.
+        b: the record in question.
+        grid: both, and the finished cells beside them that reuse nothing: A/A cells among them
+            tell the noise.
+    """
+
+    a: Record
+    b: Record
+    grid: tuple[Record, ...]
+
+
+def choose(asked: CompareCommand) -> list[Choice]:
+    """The records that were named, a pair for each task.
+
+    Raises:
+        UsageError: there are none, or several models fit.
+        NotComparableError: two configs of one experiment were computed by different code, on
+            different machines, …: their difference would not be that of the configs.
+        RecordError: a record is broken.
+    """
+    folders = [_is_folder(asked.a), _is_folder(asked.b)]
+    if all(folders):
+        named = [Path(name).expanduser().resolve() for name in (asked.a, asked.b)]
+        beside = [*_finished(named[0].parent), *_finished(named[1].parent)]
+        cells = {folder: load_record(folder) for folder in [*named, *filter(_is_plain, beside)]}
+        return [Choice(cells[named[0]], cells[named[1]], tuple(cells.values()))]
+    if any(folders):
+        raise UsageError(
+            f"'{asked.a}' and '{asked.b}': one is a folder and one a config; give two folders of "
+            "records, or two configs of one experiment"
+        )
+    chosen: dict[str, Choice] = {}
+    for folder in _task_folders(asked):
+        records = {path.name: path for path in _finished(folder)}
+        if not {asked.a, asked.b} <= records.keys():
+            continue
+        grid = {
+            name: load_record(path)
+            for name, path in records.items()
+            if name in (asked.a, asked.b) or _is_plain(path)
+        }
+        a, b = grid[asked.a], grid[asked.b]
+        if a.task in chosen:
+            raise UsageError(
+                f"several models have records of {a.task}: {chosen[a.task].a.summary.model} and "
+                f"{a.summary.model}; name one with --model"
+            )
+        check_grid([a, b])
+        chosen[a.task] = Choice(a, b, tuple(grid.values()))
+    if not chosen:
+        raise UsageError(_nothing(asked, f"both '{asked.a}' and '{asked.b}'"))
+    return list(chosen.values())
+
+
+def choose_one(asked: CompareCommand) -> list[Record]:
+    """The records of A alone, one for each task.
+
+    Raises:
+        UsageError: there are none.
+        RecordError: a record is broken.
+    """
+    if _is_folder(asked.a):
+        return [load_record(Path(asked.a).expanduser())]
+    found = [folder / asked.a for folder in _task_folders(asked)]
+    cells = [load_record(folder) for folder in found if (folder / "summary.json").is_file()]
+    if not cells:
+        raise UsageError(_nothing(asked, f"'{asked.a}'"))
+    return cells
+
+
+def _is_folder(name: str) -> bool:
+    """A path is written as one; a folder of the current directory counts where it is a record."""
+    return os.sep in name or (Path(name) / "summary.json").is_file()
+
+
+def _layout(asked: CompareCommand) -> Layout:
+    return Layout.of(find_root(), asked.results)
+
+
+def _task_folders(asked: CompareCommand) -> list[Path]:
+    """The task folders that fit task, limit and model."""
+    layout = _layout(asked)
+    model = asked.model or os.environ.get("FDLLM_MODEL")
+    preset = None if asked.preset is None else load_preset(asked.preset).name
+    found = []
+    for folder in layout.task_folders(asked.experiment):
+        own = None if model is None or model == home_model(folder.task) else model_slug(model)
+        fits = (folder.limit, folder.preset) == (asked.limit, preset)
+        if fits and asked.task in (None, folder.task) and (model is None or folder.model == own):
+            found.append(layout.results / asked.experiment / str(folder))
+    return found
+
+
+def _nothing(asked: CompareCommand, what: str) -> str:
+    """What was asked for and what there is."""
+    place = _layout(asked).results / asked.experiment
+    there = [path.parent.relative_to(place) for path in place.glob("*/*/summary.json")]
+    limit = "without a limit" if asked.limit is None else f"of limit {asked.limit}"
+    if asked.preset is not None:
+        limit += f" under preset {asked.preset}"
+    task = "" if asked.task is None else f" of {asked.task}"
+    names = sorted(path.as_posix() for path in there)
+    shown = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")  # noqa: PLR2004 - a few lines
+    return (
+        f"no finished records{task} {limit} of {what} in {place}; there "
+        f"are {shown or 'none: sweep first'}"
+    )
+
+
+def _finished(folder: Path) -> list[Path]:
+    """Finished cells of a task folder."""
+    return [path.parent for path in sorted(folder.glob("*/summary.json"))]
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether a cell reuses nothing, so that it may be one of several A/A cells."""
+    try:
+        return not read_summary(folder / "summary.json").strategy.reuses
+    except InvalidRecordError as error:
+        raise RecordError(f"{folder}: {error}; move it away and sweep again") from None
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+
+def _print_comparison(
+    choice: Choice, found: Comparison, suspicious: Sequence[Finding], *, num_flips: int
+) -> None:
+    """A verdict, a table of figures, and the answers that changed."""
+    from fdllm.report.compare_text import SMOKE_TEST  # noqa: PLC0415 - as above
+
+    out, a, b = console(120), choice.a, choice.b
+    mark = f" - {SMOKE_TEST}, limit {found.limit}" if found.is_smoke_test else ""
+    of_a, of_b = (f"{cell.summary.experiment} / {cell.name}" for cell in (a, b))
+    out.print(Text(f"{a.task}: {of_a} against {of_b}{mark}", "bold"))
+    verdict = found.verdict.replace("-", " ").upper()
+    out.print(Text(f"{verdict}: {found.sentence}", style=_STYLE[found.verdict]))
+    out.print(_figures(found))
+    for one in suspicious:
+        if {a.name, b.name} & {*one.cells} or one.kind == "twins-speed":
+            out.print(Text(f"{one.mark} {one.text}", style="yellow"))
+    flips = (
+        (f"{a.name} right, {b.name} wrong", found.losses),
+        (f"{a.name} wrong, {b.name} right", found.gains),
+    )
+    for title, keys in flips:
+        if keys:
+            out.print(_flips(title, keys, choice, num_flips))
+
+
+def _figures(c: Comparison) -> RichTable:
+    change = c.difference.shown(100, "+.1f")
+    rows = [
+        ("accuracy", f"{100 * c.value_a:.1f} %", f"{100 * c.value_b:.1f} %", f"{change} points")
+    ]
+    if c.speed is not None:
+        rows += [
+            ("speed by time", "1", c.speed.ratio.shown(unit="x"), f"claim: {c.speed.claim}"),
+            ("tokens/s", "1", f"{c.speed.tokens_per_second:.2f}x", ""),
+            ("tokens", "1", f"{c.speed.tokens:.2f}x", ""),
+        ]
+    names = ("", c.a, c.b, "difference [95 %]")
+    columns = zip(names, zip(*rows, strict=True), strict=True)
+    return Table([Column(name, texts, is_words=not name) for name, texts in columns]).terminal()
+
+
+def _flips(title: str, keys: tuple[SampleKey, ...], choice: Choice, num_shown: int) -> RichTable:
+    """The first documents that flipped in one direction, answers side by side."""
+    shown = keys[:num_shown]
+    left = f", {len(shown)} shown (--flips N)" if len(shown) < len(keys) else ""
+    table = RichTable(
+        title=f"{title}: {len(keys)}{left}", box=box.SIMPLE_HEAD, title_justify="left", expand=True
+    )
+    table.add_column("document", ratio=2, overflow="fold")
+    for cell in (choice.a, choice.b):
+        table.add_column(cell.name, ratio=3, overflow="fold")
+    for key in shown:
+        sample = choice.a.by_key[key]
+        asked = f"{key[0]} row {key[1]}\n{_end(sample.get('prompt', ''), _ASKED)}"
+        target = f"\ntarget: {_end(sample.get('target', ''), _ASKED)}"
+        answers = (_answer(cell.by_key[key]) for cell in (choice.a, choice.b))
+        table.add_row(Text(asked + target), *answers)
+    return table
+
+
+def _answer(sample: Mapping[str, Any]) -> Text:
+    output = sample["output"]
+    if isinstance(output, str):
+        return Text(_end(output, _SHOWN) + f"\n({sample['tokens']} tokens)")
+    scores = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in output]
+    return Text(f"log-likelihoods {', '.join(scores)}" if scores else "")
+
+
+def _end(value: Any, length: int) -> str:  # noqa: ANN401 - a target may be any JSON value
+    """The end of a text: what is asked, and what is answered, stands there."""
+    text = value if isinstance(value, str) else strictjson.dumps(value)
+    return text if len(text) <= length else f"… {text[-length:]}"

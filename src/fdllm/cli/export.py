@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fdllm.cli import show
 from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain, say
+from fdllm.cli.report import report_sweeps
 from fdllm.cli.request import make_planner
 from fdllm.record.paths import TaskFolder
 from fdllm.record.provenance import versions
@@ -34,7 +34,7 @@ class ExportCommand(Selection):
         from fdllm.release.release import export  # noqa: PLC0415
 
         planner = make_planner(self)
-        sweeps = list(show.report_sweeps(planner, self))
+        sweeps = list(report_sweeps(planner, self))
         covered = {str(TaskFolder.of(planner.runs(sweep)[0])) for sweep in sweeps}
         others = sorted(
             path.name

@@ -21,7 +21,7 @@ from fdllm.cli.new import NewCommand
 from fdllm.cli.options import Command
 from fdllm.cli.output import complain
 from fdllm.cli.prompts import PromptsOptions
-from fdllm.cli.report import ReportOptions
+from fdllm.cli.report import ReportCommand
 from fdllm.cli.selftest import SelftestCommand
 from fdllm.cli.status import StatusCommand
 from fdllm.cli.sweep import EvalOptions, SweepOptions, ValidateOptions
@@ -56,7 +56,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "sweep": SweepOptions,
     "validate": ValidateOptions,
     "status": StatusCommand,
-    "report": ReportOptions,
+    "report": ReportCommand,
     "export": ExportCommand,
     "doctor": DoctorCommand,
     "prefetch": PrefetchCommand,

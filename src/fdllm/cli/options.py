@@ -43,8 +43,6 @@ def number(
 
 positive = number(int, "a whole number, 1 or more", 1)
 not_negative = number(float, "a number, 0 or more", 0)
-_whole = number(int, "a whole number", 0)
-_points = number(float, "percentage points, 0 or more", 0, below=100)
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "int": positive,
     "float": not_negative,
@@ -238,28 +236,3 @@ class Computing(Consent):
         "the same arithmetic",
         action=BooleanOptionalAction,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareOptions(Command):
-    """Which records ``fdllm compare`` is about, and what it says of them."""
-
-    a: str = flag("config or folder to compare with", flags=("a",), metavar="A")
-    b: str = flag("config or folder in question, or 'published'", flags=("b",), metavar="B")
-    experiment: str = flag("(00_baseline)", default="00_baseline", metavar="NAME")
-    task: str | None = flag("(every task that both have)", metavar="T")
-    limit: int | None = flag("records cut to N rows (uncut)", type=_whole, metavar="N")
-    preset: str | None = flag(
-        "records under this preset (those of the experiment's own)", metavar="P"
-    )
-    model: str | None = flag("(the only one that has records)", metavar="PATH_OR_ID")
-    results: Path | None = flag("folder of the records (results/)", metavar="DIR")
-    margin: float = flag(
-        "loss of accuracy that 'same' allows, in percentage points (2)",
-        default=2.0,
-        type=_points,
-        metavar="POINTS",
-    )
-    strict: bool = flag("whatever cannot be told counts as worse", default=False)
-    flips: int = flag("answers shown each way (3)", default=3, type=_whole, metavar="N")
-    json: bool = flag("print JSON", default=False)

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdllm import strictjson
-from fdllm.cli import show
 from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain, say
-from fdllm.cli.request import make_planner
+from fdllm.cli.request import default_tasks, make_planner, read_request
 from fdllm.errors import FdllmError
 from fdllm.plan import SETTLED, Planner
+from fdllm.presets.load import load_preset
 from fdllm.record.atomic import write_text
+from fdllm.record.paths import model_slug
+from fdllm.report.records import html_path, record_folders
+from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, Sweep, home_model
 
 if TYPE_CHECKING:  # scipy and statsmodels come in where a report is made
-    from fdllm.report.publish import Report
-    from fdllm.report.recheck import Mismatch, Recheck
+    from fdllm.report.build import Report
+    from fdllm.report.recheck import Recheck
 
 _HEADER = re.compile(r"^Written by `fdllm report(?P<selection> [^`]+)`", re.MULTILINE)
 _FLAGS = ("task", "config", "limit", "model", "revision", "scoring", "preset")
-_FIGURE = re.compile(r"\d")
 _SHOWN = 20  # differences; a changed sample changes many figures
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions(Selection):
+class ReportCommand(Selection):
     """Write results.md and an HTML report from the records, or check them."""
 
     stdout: bool = flag("print the Markdown, write nothing", default=False)
@@ -42,24 +43,51 @@ class ReportOptions(Selection):
     json: bool = flag("with --check: print JSON", default=False)
 
     def run(self) -> int:
-        """See :func:`run_report`."""
-        return run_report(self)
+        """``experiments/NAME/results.md`` and the HTML report, from the records."""
+        from fdllm.report.html import render_report  # noqa: PLC0415 - as above
 
-
-def run_report(options: ReportOptions) -> int:
-    """``experiments/NAME/results.md`` and the HTML report, from the records."""
-    planner = make_planner(options)
-    if options.check:
-        return _check(planner, options)
-    report, text = _render(planner, options)
-    if options.stdout:
-        say(text)
+        planner = make_planner(self)
+        markdown = planner.experiment(self.experiment).folder / "results.md"
+        page = self.html or html_path(planner.layout, self.experiment)
+        if self.check:
+            return _print_check(_check(planner, self, markdown, page), as_json=self.json)
+        report, text = _render(planner, self)
+        if self.stdout:
+            say(text)
+            return 0
+        html = render_report(report)
+        for place, content in ((markdown, text), (page, html)):
+            write_text(place, content)
+            say(f"wrote {place}")
         return 0
-    page, path = report.render(), _markdown_path(planner, options)
-    for place, content in ((path, text), (_html_path(planner, options), page)):
-        write_text(place, content)
-        say(f"wrote {place}")
-    return 0
+
+
+def report_sweeps(planner: Planner, options: Selection) -> Iterator[Sweep]:
+    """The (task, limit, model) selections that have records, for the report.
+
+    Raises:
+        FdllmError: there are none.
+    """
+    experiment = planner.experiment(options.experiment)
+    preset = None if options.preset is None else load_preset(options.preset).name
+    models = [options.model] if options.model else [DEFAULT_MODEL, TINY_MODEL]
+    found = False
+    for model in models:
+        for task in options.task or default_tasks(experiment, model):
+            own = None if model == home_model(task) else model_slug(model)
+            for folder in planner.layout.task_folders(options.experiment):
+                wanted = options.limit is None or folder.limit == options.limit
+                if (folder.task, folder.preset, folder.model) == (task, preset, own) and wanted:
+                    found = True
+                    one = replace(options, task=(task,), model=model, limit=folder.limit)
+                    yield read_request(one).sweep
+    if not found:
+        named = " or ".join(f"'{model}'" for model in models)
+        raise FdllmError(
+            f"experiment '{options.experiment}' has no records of model {named}"
+            f"{'' if preset is None else f' and preset {preset}'} under "
+            f"{planner.layout.results}; sweep first, or name another --model"
+        )
 
 
 def _selection_words(options: Selection) -> list[str]:
@@ -80,26 +108,15 @@ def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
     Raises:
         FdllmError: there are no records, or they must not share a table.
     """
-    from fdllm.report.publish import make_report  # noqa: PLC0415 - scipy and statsmodels
+    from fdllm.report.build import make_report  # noqa: PLC0415 - as above
     from fdllm.report.results_md import render_results  # noqa: PLC0415 - as above
 
-    report = make_report(planner, list(show.report_sweeps(planner, options)), options.experiment)
+    report = make_report(planner, list(report_sweeps(planner, options)), options.experiment)
     return report, render_results(report, shlex.join(_selection_words(options)))
 
 
-def _markdown_path(planner: Planner, options: Selection) -> Path:
-    return planner.experiment(options.experiment).folder / "results.md"
-
-
-def _html_path(planner: Planner, options: ReportOptions) -> Path:
-    from fdllm.report.publish import html_path  # noqa: PLC0415 - as above
-
-    return options.html or html_path(planner.layout, options.experiment)
-
-
-def _check(planner: Planner, options: ReportOptions) -> int:
-    from fdllm.report.publish import recheck  # noqa: PLC0415 - as above
-    from fdllm.report.records import record_folders  # noqa: PLC0415 - as above
+def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path) -> Recheck:
+    from fdllm.report.recheck import recheck  # noqa: PLC0415 - as above
 
     results = planner.layout.results
     folders = record_folders(results, options.experiment, options.task or (), options.limit)
@@ -110,17 +127,19 @@ def _check(planner: Planner, options: ReportOptions) -> int:
             f"experiment '{options.experiment}' has no finished records of this selection under "
             f"{results}, so there is nothing to check; sweep first, or name them with --results"
         )
-    found = recheck(planner, options.experiment, folders, _html_path(planner, options)).and_also(
-        _check_markdown(planner, options, _markdown_path(planner, options))
-    )
-    if options.json:
+    found = recheck(planner, options.experiment, folders, page)
+    return found + _check_markdown(planner, options, markdown)
+
+
+def _print_check(found: Recheck, *, as_json: bool) -> int:
+    number = len(found.differences)
+    if as_json:
         say(strictjson.dumps(asdict(found), indent=2))
-        return int(bool(found.differences))
+        return int(bool(number))
     for note in found.notes:
         complain(f"note: {note}")
     for difference in found.differences[:_SHOWN]:
         say(str(difference))
-    number = len(found.differences)
     if number > _SHOWN:
         say(f"and {number - _SHOWN} more")
     verdict = "every one as written" if not number else f"{number} DIFFER"
@@ -129,44 +148,30 @@ def _check(planner: Planner, options: ReportOptions) -> int:
 
 
 def _check_markdown(planner: Planner, options: Selection, path: Path) -> Recheck:
-    """Render ``results.md`` again from the records it was written from, and compare the lines.
+    """Render ``results.md`` again from the records it was written from, and compare the lines."""
+    from fdllm.report.recheck import Recheck, check_lines  # noqa: PLC0415 - as above
 
-    Args:
-        planner: knows the checkout's own records.
-        options: of ``fdllm report --check``.
-        path: the file.
-    """
-    from fdllm.report.recheck import Recheck  # noqa: PLC0415 - as above
+    def passed_over(why: str) -> Recheck:
+        return Recheck(notes=(f"{path.name} was not compared: {why}",))
 
-    header = _HEADER.search(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if options.results is not None or header is None:
-        why = "is the checkout's own" if header else "was not written by fdllm report yet"
-        return Recheck.only_noting(f"{path.name} was not compared: it {why}")
+    written = path.read_text(encoding="utf-8") if path.is_file() else ""
+    header = _HEADER.search(written)
+    if header is None:
+        return passed_over("it was not written by fdllm report yet")
+    if options.results is not None:
+        return passed_over("it is the checkout's own")
     parser = ArgumentParser()
-    ReportOptions.add_flags(parser)
-    then = ReportOptions.read(parser.parse_args(shlex.split(header["selection"])))
+    ReportCommand.add_flags(parser)
+    then = ReportCommand.read(parser.parse_args(shlex.split(header["selection"])))
     try:
-        sweeps = list(show.report_sweeps(planner, then))
+        sweeps = list(report_sweeps(planner, then))
     except FdllmError as error:  # a clone has the file and not the records
-        return Recheck.only_noting(f"{path.name} was not compared: {error}")
+        return passed_over(str(error))
     states = [planner.state(run) for sweep in sweeps for run in planner.runs(sweep)]
     other = [cell for cell in states if cell.state not in SETTLED]
     if other:
-        return Recheck.only_noting(
-            f"{path.name} was not compared: {len(other)} of its {len(states)} cells are "
-            f"{other[0].state.value} now ({other[0].run.cell.name}: {other[0].reason})"
+        return passed_over(
+            f"{len(other)} of its {len(states)} cells are {other[0].state.value} now "
+            f"({other[0].run.cell.name}: {other[0].reason})"
         )
-    found = _render(planner, then)[1].splitlines()
-    written = path.read_text(encoding="utf-8").splitlines()
-    number = sum(bool(_FIGURE.search(line)) for line in found)
-    return Recheck(0, number, tuple(_differences(path.name, written, found)), ())
-
-
-def _differences(name: str, written: list[str], found: list[str]) -> Iterator[Mismatch]:
-    from fdllm.report.recheck import Mismatch  # noqa: PLC0415 - as above
-
-    matcher = difflib.SequenceMatcher(None, written, found, autojunk=False)
-    for kind, start, stop, first, last in matcher.get_opcodes():
-        if kind != "equal":
-            lines = "\n".join(written[start:stop]), "\n".join(found[first:last])
-            yield Mismatch(name, f"line {start + 1}", *(repr(text) for text in lines))
+    return check_lines(path.name, written, _render(planner, then)[1])

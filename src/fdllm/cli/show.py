@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby
 
 from rich.console import Console
 
 from fdllm import strictjson
-from fdllm.cli.options import Selection
 from fdllm.cli.output import console, say
-from fdllm.cli.request import SweepRequest, default_tasks, read_request
+from fdllm.cli.request import SweepRequest
 from fdllm.cli.work import Work
-from fdllm.errors import FdllmError
 from fdllm.evaluate.attempt import RunOutcome
-from fdllm.plan import SETTLED, CellState, Planner, State
-from fdllm.presets.load import load_preset
-from fdllm.record.paths import TaskFolder, model_slug
+from fdllm.plan import SETTLED, CellState, State
+from fdllm.record.paths import TaskFolder
 from fdllm.report.grid import overlap_sentence
 from fdllm.report.table import check_lines, figures_table, heading, twins_agree
-from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, Sweep, home_model
+from fdllm.runs import home_model
 
 JSON_VERSION = 1
 
@@ -151,34 +147,6 @@ def exit_code(cells: Sequence[CellState], outcomes: Sequence[RunOutcome]) -> int
     failed = any(outcome.state is State.FAILED for outcome in outcomes)
     broken = any(cell.state in (State.FAILED, State.INVALID) for cell in cells)
     return int(failed or broken or not all(twins_agree(group) for group in by_task(cells)))
-
-
-def report_sweeps(planner: Planner, options: Selection) -> Iterator[Sweep]:
-    """The (task, limit, model) selections that have records, for the report.
-
-    Raises:
-        FdllmError: there are none.
-    """
-    experiment = planner.experiment(options.experiment)
-    preset = None if options.preset is None else load_preset(options.preset).name
-    models = [options.model] if options.model else [DEFAULT_MODEL, TINY_MODEL]
-    found = False
-    for model in models:
-        for task in options.task or default_tasks(experiment, model):
-            own = None if model == home_model(task) else model_slug(model)
-            for folder in planner.layout.task_folders(options.experiment):
-                wanted = options.limit is None or folder.limit == options.limit
-                if (folder.task, folder.preset, folder.model) == (task, preset, own) and wanted:
-                    found = True
-                    one = replace(options, task=(task,), model=model, limit=folder.limit)
-                    yield read_request(one).sweep
-    if not found:
-        named = " or ".join(f"'{model}'" for model in models)
-        raise FdllmError(
-            f"experiment '{options.experiment}' has no records of model {named}"
-            f"{'' if preset is None else f' and preset {preset}'} under "
-            f"{planner.layout.results}; sweep first, or name another --model"
-        )
 
 
 def tally(cells: Sequence[CellState]) -> str:

@@ -21,8 +21,9 @@ from fdllm.release.crate import write_metadata
 from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename
 from fdllm.release.scrub import check_texts, places
 from fdllm.report.alternative import EXPERIMENT as ALTERNATIVE
-from fdllm.report.publish import html_path, make_report
-from fdllm.report.records import record_folders
+from fdllm.report.build import make_report
+from fdllm.report.html import render_report
+from fdllm.report.records import html_path, record_folders
 from fdllm.runs import Sweep
 
 _HOUSE = ("requirements.lock", "CITATION.cff", "LICENSE")
@@ -116,7 +117,7 @@ def _fill(
     layout = Layout.of(draft)
     try:
         report = make_report(Planner(draft, layout, planner.task), sweeps, experiment)
-        write_text(html_path(layout, experiment), rename(report.render(), renamed))
+        write_text(html_path(layout, experiment), rename(render_report(report), renamed))
     except FdllmError as error:
         remarks.append(f"there is no report: {error}")
     return remarks

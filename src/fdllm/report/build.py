@@ -7,16 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fdllm.errors import FdllmError
 from fdllm.experiment.settings import Criteria
+from fdllm.plan import CellState, Planner, State
 from fdllm.report.alternative import Alternative, find_alternative
 from fdllm.report.compare import compare_grid
 from fdllm.report.compare_text import Comparison
-from fdllm.report.grid import Finding, check_grid, findings
-from fdllm.report.measured import Measured, measured
+from fdllm.report.figures import CellFigures, cell_figures
+from fdllm.report.grid import Finding, check_grid, findings, overlap_sentence
 from fdllm.report.origin import Origin, origin
-from fdllm.report.records import Record
+from fdllm.report.records import NotComparableError, Record, finished
 from fdllm.report.speed import Floor, noise_floor
 from fdllm.report.verdict import Judged, Judgement, judge
+from fdllm.runs import Sweep
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class TablePage:
     unit: str
     n_layers: int
     baseline: str | None
-    cells: tuple[Measured, ...]
+    cells: tuple[CellFigures, ...]
     against: dict[str, Comparison]
     floor: Floor | None
     findings: tuple[Finding, ...]
@@ -65,7 +68,7 @@ class TablePage:
     origin: Origin
 
     @property
-    def base(self) -> Measured | None:
+    def base(self) -> CellFigures | None:
         """Figures of the baseline."""
         return next((cell for cell in self.cells if cell.name == self.baseline), None)
 
@@ -141,7 +144,7 @@ def _table(
         unit="tokens/s" if first.summary.kind == "generate" else "scored tokens/s",
         n_layers=first.summary.strategy.n_layers,
         baseline=None if baseline is None else baseline.name,
-        cells=tuple(measured(cell) for cell in cells),
+        cells=tuple(cell_figures(cell) for cell in cells),
         against={}
         if baseline is None or not others
         else {c.b: c for c in compare_grid(baseline, others, floor=floor)},
@@ -161,3 +164,97 @@ def _judged(table: TablePage) -> Judged:
     if table.baseline in twins:
         others = [pair for pair in others if pair[0].name not in twins]
     return Judged(table.task, table.smoke, table.base, others)
+
+
+# --- from a sweep's records -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Section:
+    """One task of a report.
+
+    Attributes:
+        sweep: what was asked for.
+        cells: the state of each of its cells.
+        records: those that are done.
+        overlap: the sentence on overlapping subsets; None where none do.
+        table: their figures on the page; None where no cell is done.
+    """
+
+    sweep: Sweep
+    cells: tuple[CellState, ...]
+    records: tuple[Record, ...]
+    overlap: str | None
+    table: TablePage | None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Cells that are not done, and why."""
+        return tuple(
+            f"{cell.run.cell.name}: {cell.state.value}{f' ({cell.reason})' if cell.reason else ''}"
+            for cell in self.cells
+            if cell.state is not State.DONE
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What goes into ``results.md`` and the HTML file.
+
+    Attributes:
+        page: every figure of the page.
+        sections: a task each; those with a record have one of the page's tables.
+    """
+
+    page: Page
+    sections: tuple[Section, ...]
+
+
+def make_report(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -> Report:
+    """Compute a report from the records of some sweeps.
+
+    Raises:
+        FdllmError: a record is broken, or the records of a table must not stand together.
+    """
+    settings = planner.experiment(experiment).settings
+    check_names(planner, experiment, settings.criteria)
+    states = [tuple(planner.state(run) for run in planner.runs(sweep)) for sweep in sweeps]
+    records = [tuple(finished(cells)) for cells in states]
+    try:
+        page = build_page(
+            experiment,
+            settings.experiment.title,
+            settings.criteria,
+            [one for one in records if one],
+            planner.layout.results,
+        )
+    except NotComparableError as error:  # exit code 2 is "cannot tell", the word of a comparison
+        raise FdllmError(str(error)) from None
+    tables = iter(page.tables)
+    sections = [
+        Section(
+            sweep,
+            cells,
+            own,
+            overlap_sentence(planner.overlaps(sweep), own[0].summary.strategy.n_layers)
+            if own
+            else None,
+            next(tables) if own else None,
+        )
+        for sweep, cells, own in zip(sweeps, states, records, strict=True)
+    ]
+    return Report(page, tuple(sections))
+
+
+def check_names(planner: Planner, experiment: str, criteria: Criteria | None) -> None:
+    """Configs and tasks that the criteria name must exist.
+
+    Raises:
+        UsageError: one does not; the message lists those that do.
+    """
+    if criteria is None:
+        return
+    for name in (*criteria.configs, *((criteria.baseline,) if criteria.baseline else ())):
+        planner.experiment(experiment).cell(name)
+    for task in criteria.tasks:
+        planner.task(task)

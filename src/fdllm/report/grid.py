@@ -64,15 +64,20 @@ def check_grid(cells: Sequence[Record]) -> None:
         )
 
 
-def mixtures(records: Sequence[Record]) -> list[str]:
-    """Why these records must not stand in one table; empty where they may."""
+def mixtures(records: Sequence[Record], varying: frozenset[str] = frozenset()) -> list[str]:
+    """Why these records must not stand in one table; empty where they may.
+
+    Args:
+        records: the cells.
+        varying: fields of the fingerprint that may differ, beside a cell's own.
+    """
     seen: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         summary = record.summary
         facts: dict[str, str | None] = {
             f"fingerprint field '{name}'": value
             for name, value in summary.fingerprint.fields.items()
-            if name not in _BY_CELL and value is not None
+            if name not in _BY_CELL | varying and value is not None
         }
         facts["documents"] = summary.dataset
         facts["estimator"] = summary.estimator
@@ -120,12 +125,12 @@ def speed_refusal(a: Record, b: Record) -> str | None:
         return f"{' and '.join(several)} was not computed on one machine alone"
     if one != other:
         return f"the machines differ ({one[0]} against {other[0]})"
-    told = [batch_sizes(cell) for cell in (a, b)]
-    if told[0] != told[1]:
-        return f"the batch sizes differ ({told[0]} against {told[1]})"
-    told = [_of_sessions(cell, "compile") for cell in (a, b)]
-    if told[0] != told[1]:
-        return f"the use of compiled kernels differs ({told[0]} against {told[1]})"
+    for what, told in (
+        ("batch sizes differ", [batch_sizes(cell) for cell in (a, b)]),
+        ("use of compiled kernels differs", [_of_sessions(cell, "compile") for cell in (a, b)]),
+    ):
+        if told[0] != told[1]:
+            return f"the {what} ({told[0]} against {told[1]})"
     return None
 
 
@@ -146,12 +151,11 @@ def _grouped(
     """Records sorted into groups, each alike with the group's first."""
     groups: list[list[Record]] = []
     for record in records:
-        for group in groups:
-            if alike(group[0], record):
-                group.append(record)
-                break
-        else:
+        of = next((group for group in groups if alike(group[0], record)), None)
+        if of is None:
             groups.append([record])
+        else:
+            of.append(record)
     return groups
 
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fdllm.report import report_text
-from fdllm.report.build import Page
+from fdllm.report.build import Page, Report
 from fdllm.report.flips import embed
 from fdllm.report.page_tables import criteria_table, page_tables
 from fdllm.report.records import Record
@@ -20,6 +20,22 @@ from fdllm.report.scatter import draw_scatter, frontier_names, legend
 FLIP_BUDGET = 3_600_000
 """Bytes of JSON that texts may take: a whole page stays under five megabytes."""
 _CLASSES = {"confirmed": "confirmed", "refuted": "refuted", "cannot tell": "unsure"}
+
+
+def render_report(report: Report) -> str:
+    """The whole file of a report."""
+    shown = {one.table.key: one for one in report.sections if one.table is not None}
+    return render_html(
+        report.page,
+        [one.records for one in shown.values()],
+        {key: one.missing for key, one in shown.items()},
+        {key: one.overlap for key, one in shown.items()},
+        [
+            f"{one.sweep.tasks[0]} on {one.sweep.model.name}"
+            for one in report.sections
+            if not one.table
+        ],
+    )
 
 
 def render_html(

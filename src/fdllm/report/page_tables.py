@@ -8,7 +8,7 @@ from fdllm.record.measure import made
 from fdllm.report.build import TablePage
 from fdllm.report.columns import Column, Table
 from fdllm.report.compare_text import Comparison
-from fdllm.report.measured import Measured
+from fdllm.report.figures import CellFigures
 from fdllm.report.records import Record
 from fdllm.report.table import LAYER_CALLS, figure_columns
 from fdllm.report.verdict import Judgement
@@ -95,7 +95,7 @@ def criteria_table(verdict: Judgement) -> Table:
     return Table(columns, "The criteria, cell by cell.")
 
 
-def _names(cells: Sequence[Measured]) -> Column:
+def _names(cells: Sequence[CellFigures]) -> Column:
     return Column("Config", [cell.name for cell in cells], is_words=True)
 
 
@@ -104,10 +104,10 @@ def _figure(value: float | None, form: str = ".1f") -> str:
 
 
 def _by_config(
-    cells: Sequence[Measured],
+    cells: Sequence[CellFigures],
     caption: str,
     heads: Sequence[str],
-    texts: Callable[[Measured], Sequence[str]],
+    texts: Callable[[CellFigures], Sequence[str]],
 ) -> Table | None:
     """A row for each config; None where there is none."""
     if not cells:
@@ -154,7 +154,7 @@ def _saved(table: TablePage) -> Table | None:
     """Ideal, possible and measured speed-up, and where the layer calls went."""
     unit = "generated" if table.kind == "generate" else "scored"
 
-    def row(cell: Measured) -> list[str]:
+    def row(cell: CellFigures) -> list[str]:
         against = table.against.get(cell.name)
         speed = None if against is None else against.speed
         tokens = max(cell.tokens, 1)
@@ -188,7 +188,7 @@ def _subjects(table: TablePage) -> Table | None:
     if not names:
         return None
 
-    def text(cell: Measured, name: str) -> str:
+    def text(cell: CellFigures, name: str) -> str:
         value = cell.subjects.get(name, (0.0, 0))[0]
         if cell.name == table.baseline or name not in base:
             return f"{100 * value:.1f}"

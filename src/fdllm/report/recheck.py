@@ -6,26 +6,32 @@ compared with what the samples show. Nothing is trusted because it was written b
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from fdllm import strictjson
 from fdllm.errors import FdllmError
+from fdllm.plan import Planner
 from fdllm.record import measure
 from fdllm.record.journal import DamagedJournalError
 from fdllm.record.paths import Layout
-from fdllm.report.measured import headline, journal_entries, rows
+from fdllm.report.build import build_page
+from fdllm.report.figures import headline, journal_entries, rows
 from fdllm.report.records import Record, load_record
 
 _CLOSE = 1e-9
 _EMBEDDED = re.compile(
     r'<script type="application/json" id="figures">(?P<json>.*?)</script>', re.DOTALL
 )
+
+Figure = tuple[str, str, Any, Any]
+"""File, name, what is written, and what the samples give."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +65,47 @@ class Recheck:
         notes: what could not be compared, and why.
     """
 
-    num_records: int
-    num_figures: int
-    differences: tuple[Mismatch, ...]
-    notes: tuple[str, ...]
+    num_records: int = 0
+    num_figures: int = 0
+    differences: tuple[Mismatch, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    @classmethod
-    def only_noting(cls, text: str) -> Self:
-        """A check that compared nothing, and why."""
-        return cls(0, 0, (), (text,))
-
-    def and_also(self, other: Recheck) -> Recheck:
-        """Both."""
+    def __add__(self, other: Recheck) -> Recheck:
         return Recheck(
             self.num_records + other.num_records,
             self.num_figures + other.num_figures,
             self.differences + other.differences,
             self.notes + other.notes,
         )
+
+
+def recheck(planner: Planner, experiment: str, folders: Sequence[Path], written: Path) -> Recheck:
+    """Compute every figure of some records, and of the written report, anew.
+
+    Args:
+        planner: knows the experiment and where records lie.
+        experiment: its name.
+        folders: the records.
+        written: the HTML report; passed over where it is not there.
+    """
+    found = check_records(planner.layout, folders)
+    if not written.exists():
+        return found + Recheck(notes=(f"{written} is not there: only the records were compared",))
+    place = planner.layout.results / experiment
+    named = embedded_tables(written)
+    try:
+        tables = [tuple(load_record(place / folder / n) for n in names) for folder, names in named]
+        settings = planner.experiment(experiment).settings
+        page = build_page(
+            experiment, settings.experiment.title, settings.criteria, tables, planner.layout.results
+        )
+    except FdllmError as error:
+        wrong = Mismatch(written.name, "a record behind it", "gone or broken", str(error))
+        return found + Recheck(differences=(wrong,))
+    shown = {place / folder / name for folder, names in named for name in names}
+    later = [f.relative_to(place).as_posix() for f in folders if f not in shown]
+    notes = (f"not in {written.name}: {', '.join(later)}",) if later else ()
+    return found + check_page(written, page.figures()) + Recheck(notes=notes)
 
 
 def check_records(layout: Layout, folders: Sequence[Path]) -> Recheck:
@@ -86,39 +115,48 @@ def check_records(layout: Layout, folders: Sequence[Path]) -> Recheck:
         layout: where the copies for git lie.
         folders: the records.
     """
-    differences: list[Mismatch] = []
-    notes: list[str] = []
-    number = 0
+    found = Recheck(num_records=len(folders))
     for folder in folders:
         name = folder.relative_to(layout.results).as_posix()
+        notes: list[str] = []
         try:
             cell = load_record(folder)
-            pairs = list(_figures(cell, notes, name))
+            pairs = list(_figures(cell, notes))
         except (FdllmError, DamagedJournalError) as error:
-            differences.append(Mismatch(name, "the record", "not readable", str(error)))
+            wrong = Mismatch(name, "the record", "not readable", str(error))
+            found += Recheck(differences=(wrong,))
             continue
         except (KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"
-            differences.append(Mismatch(name, "the record", "not of this form", what))
+            found += Recheck(differences=(Mismatch(name, "the record", "not of this form", what),))
             continue
-        pairs += _copies(cell, layout.artifacts / folder.relative_to(layout.results), notes, name)
-        number += len(pairs)
-        differences += [
-            Mismatch(f"{name}/{file}", figure, _show(written), _show(found))
-            for file, figure, written, found in pairs
-            if not same(written, found)
-        ]
-    return Recheck(len(folders), number, tuple(differences), tuple(notes))
+        pairs += _copies(cell, layout.artifacts / folder.relative_to(layout.results), notes)
+        differences = (
+            Mismatch(f"{name}/{file}", figure, _show(written), _show(fresh))
+            for file, figure, written, fresh in pairs
+            if not same(written, fresh)
+        )
+        said = tuple(f"{name}: {note}" for note in notes)
+        found += Recheck(0, len(pairs), tuple(differences), said)
+    return found
+
+
+def _embedded(path: Path) -> Any:  # noqa: ANN401 - any JSON
+    """The figures that a written report holds; None where it holds none.
+
+    Raises:
+        ValueError: they are no JSON.
+    """
+    match = _EMBEDDED.search(path.read_text(encoding="utf-8"))
+    return None if match is None else strictjson.loads(match["json"])
 
 
 def embedded_tables(path: Path) -> list[tuple[str, tuple[str, ...]]]:
     """Task folder and configs of each table of a written report; empty where none can be read."""
-    match = _EMBEDDED.search(path.read_text(encoding="utf-8"))
     try:
-        tables = strictjson.loads(match["json"])["tables"] if match else []
         return [
             (str(table["folder"]), tuple(str(cell["name"]) for cell in table["cells"]))
-            for table in tables
+            for table in _embedded(path)["tables"]
         ]
     except (ValueError, KeyError, TypeError):
         return []
@@ -131,25 +169,40 @@ def check_page(path: Path, fresh: Mapping[str, Any]) -> Recheck:
         path: the report.
         fresh: :meth:`fdllm.report.build.Page.figures`.
     """
-    match = _EMBEDDED.search(path.read_text(encoding="utf-8"))
-    if match is None:
-        wrong = Mismatch(path.name, "its figures", "absent", "a report of fdllm holds them")
-        return Recheck(0, 0, (wrong,), ())
     try:
-        written = dict(leaves(strictjson.loads(match["json"])))
+        figures = _embedded(path)
     except ValueError:
         wrong = Mismatch(path.name, "its figures", "not readable", "a JSON object")
-        return Recheck(0, 0, (wrong,), ())
+        return Recheck(differences=(wrong,))
+    if figures is None:
+        wrong = Mismatch(path.name, "its figures", "absent", "a report of fdllm holds them")
+        return Recheck(differences=(wrong,))
+    written = dict(leaves(figures))
     found = dict(leaves(strictjson.loads(strictjson.dumps(fresh))))
-    names = list(dict.fromkeys([*written, *found]))
+    names = {**written, **found}
+    differences = (
+        Mismatch(path.name, n, _show(written.get(n, "absent")), _show(found.get(n, "absent")))
+        for n in names
+        if not same(written.get(n), found.get(n))
+    )
+    return Recheck(0, len(names), tuple(differences))
+
+
+def check_lines(name: str, written: str, fresh: str) -> Recheck:
+    """Compare a written page of Markdown with a fresh one; lines with digits count as figures."""
+    lines, found = written.splitlines(), fresh.splitlines()
+    matcher = difflib.SequenceMatcher(None, lines, found, autojunk=False)
     differences = tuple(
         Mismatch(
-            path.name, name, _show(written.get(name, "absent")), _show(found.get(name, "absent"))
+            name,
+            f"line {start + 1}",
+            repr("\n".join(lines[start:stop])),
+            repr("\n".join(found[first:last])),
         )
-        for name in names
-        if not same(written.get(name), found.get(name))
+        for kind, start, stop, first, last in matcher.get_opcodes()
+        if kind != "equal"
     )
-    return Recheck(0, len(names), differences, ())
+    return Recheck(0, sum(any(map(str.isdigit, line)) for line in found), differences)
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - any JSON
@@ -175,8 +228,8 @@ def same(written: Any, found: Any) -> bool:  # noqa: ANN401 - any JSON value
     return bool(written == found)
 
 
-def _figures(cell: Record, notes: list[str], name: str) -> Iterator[tuple[str, str, Any, Any]]:
-    """File, figure, what is written and what the samples give."""
+def _figures(cell: Record, notes: list[str]) -> Iterator[Figure]:
+    """What a summary says, from the samples and the journal."""
     summary, samples = cell.summary, cell.samples
     entries = journal_entries(cell)
     counts = measure.add_counts(samples)
@@ -195,7 +248,7 @@ def _figures(cell: Record, notes: list[str], name: str) -> Iterator[tuple[str, s
     }
     if entries is None:
         what = "repetition" if summary.kind == "generate" else "where answers were scored"
-        notes.append(f"{name}: no journal here, so {what} cannot be computed anew")
+        notes.append(f"no journal here, so {what} cannot be computed anew")
     else:
         quality = measure.quality(summary.kind, entries)
         scored = measure.scored_steps(summary.kind, entries)
@@ -216,7 +269,7 @@ def _figures(cell: Record, notes: list[str], name: str) -> Iterator[tuple[str, s
 
 def _against_journal(
     samples: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, str, Any, Any]]:
+) -> Iterator[Figure]:
     """Each sample's tokens and time, from its answers in the journal."""
     tokens: dict[tuple[str, int], int] = {}
     seconds: dict[tuple[str, int], float] = {}
@@ -232,25 +285,20 @@ def _against_journal(
         yield ("samples.jsonl", f"seconds, {what}", sample["seconds"], seconds.get(key))
 
 
-def _copies(
-    cell: Record, artifact: Path, notes: list[str], name: str
-) -> list[tuple[str, str, Any, Any]]:
+def _copies(cell: Record, artifact: Path, notes: list[str]) -> Iterator[Figure]:
     """The headline in the harness's results, and the copy for git."""
-    pairs: list[tuple[str, str, Any, Any]] = []
     value, metric = headline(cell).value, cell.summary.headline.metric
     results = strictjson.loads((cell.folder / "results.json").read_text(encoding="utf-8"))
     groups = {**results.get("results", {}), **results.get("groups", {})}
-    pairs.append(
-        ("results.json", f"{cell.task} {metric}", groups.get(cell.task, {}).get(metric), value)
-    )
+    written = groups.get(cell.task, {}).get(metric)
+    yield ("results.json", f"{cell.task} {metric}", written, value)
     copy = artifact / "summary.json"
     if not copy.exists():
-        notes.append(f"{name}: no copy under artifacts")
-        return pairs
+        notes.append("no copy under artifacts")
+        return
     written = strictjson.loads(copy.read_text(encoding="utf-8"))
-    own = cell.summary.model_dump(mode="json")
-    pairs += [("summary.json under artifacts", key, written.get(key), own[key]) for key in own]
-    return pairs
+    for key, own in cell.summary.model_dump(mode="json").items():
+        yield ("summary.json under artifacts", key, written.get(key), own)
 
 
 def _show(value: Any) -> str:  # noqa: ANN401 - any JSON value

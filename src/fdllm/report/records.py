@@ -12,7 +12,7 @@ from typing import Any
 from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, State
-from fdllm.record.paths import TaskFolder
+from fdllm.record.paths import Layout, TaskFolder
 from fdllm.record.summary import InvalidRecordError, Summary, read_summary
 
 SampleKey = tuple[str, int]
@@ -146,6 +146,11 @@ def record_folders(
         if (not tasks or place.task in tasks) and limit in (None, place.limit):
             found.append(path.parent)
     return found
+
+
+def html_path(layout: Layout, experiment: str) -> Path:
+    """Where the report of an experiment lies unless somebody says otherwise."""
+    return layout.results / experiment / "report.html"
 
 
 def load_records(

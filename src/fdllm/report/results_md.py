@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fdllm.report.build import Report, Section
 from fdllm.report.columns import Column, Table
-from fdllm.report.measured import span
+from fdllm.report.figures import span
 from fdllm.report.origin import commit
-from fdllm.report.publish import Report, Section
 from fdllm.report.records import Record
 from fdllm.report.report_text import summary_sentence
 from fdllm.report.speed import checks

@@ -9,7 +9,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from fdllm.report.build import TablePage
-from fdllm.report.measured import Measured
+from fdllm.report.figures import CellFigures
 from fdllm.report.svg import CHARACTER, Drawing, decimals, ticks
 from fdllm.runs import CONFIG_NAME
 
@@ -220,7 +220,7 @@ def _points(table: TablePage) -> tuple[list[Point], list[Point]]:
     return cells, [_point(cell, "cross", "s4") for cell in table.alternative.cells]
 
 
-def _look(cell: Measured) -> tuple[str, str]:
+def _look(cell: CellFigures) -> tuple[str, str]:
     """Shape by period, colour by subset; what reuses nothing is plain."""
     if not cell.reuses:
         return "circle", "s0"
@@ -228,7 +228,7 @@ def _look(cell: Measured) -> tuple[str, str]:
     return _SHAPES.get(cell.k, _OTHER)[0], kind
 
 
-def _point(cell: Measured, shape: str, kind: str) -> Point:
+def _point(cell: CellFigures, shape: str, kind: str) -> Point:
     ends = (None, None) if cell.interval is None else (cell.interval.low, cell.interval.high)
     low, high = (None if end is None else 100 * end for end in ends)
     return Point(cell.name, cell.speed, 100 * cell.accuracy, low, high, shape, kind)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fdllm.experiment.settings import Criteria
 from fdllm.report.compare_text import Comparison
-from fdllm.report.measured import Measured
+from fdllm.report.figures import CellFigures
 from fdllm.report.stats import Estimate
 
 Outcome = Literal["met", "missed", "open"]
@@ -70,8 +71,8 @@ class Judged:
 
     task: str
     smoke: bool
-    baseline: Measured | None
-    cells: Sequence[tuple[Measured, Comparison | None]]
+    baseline: CellFigures | None
+    cells: Sequence[tuple[CellFigures, Comparison | None]]
 
 
 def judge(criteria: Criteria | None, tasks: Sequence[Judged]) -> Judgement:
@@ -91,32 +92,48 @@ def judge(criteria: Criteria | None, tasks: Sequence[Judged]) -> Judgement:
         if (not criteria.tasks or task.task in criteria.tasks)
         and not (task.smoke and task.task in whole)  # all rows outweigh a few of them
     ]
-    cells = tuple(
+    cells = [
         _judge_cell(criteria, task, cell, against)
         for task in asked
         for cell, against in task.cells
         if not criteria.configs or cell.name in criteria.configs
-    )
+    ]
+    of: dict[str, list[Outcome]] = {}
+    for cell in cells:
+        of.setdefault(cell.config, []).append(cell.outcome)
+    each = {config: _worst(outcomes) for config, outcomes in of.items()}
     missing = sorted(set(criteria.tasks) - {task.task for task in asked})
     smoke = [task.task for task in asked if task.smoke]
-    outcome = _overall(criteria, cells)
+    outcome = _overall(criteria, [*each.values()])
     if missing and outcome == "met":
         outcome = "open"
-    return Judgement(
-        _WORDS[outcome], _sentence(outcome, criteria, cells, missing, smoke), criteria.words, cells
-    )
+    parts = []
+    if not cells:
+        parts.append("No finished cell can be judged yet.")
+    elif outcome == "met":
+        parts.append(f"The criteria are met by {', '.join(c for c in each if each[c] == 'met')}.")
+    else:
+        every = "Not every config meets" if criteria.require == "all" else "No config meets"
+        missed = outcome == "missed"
+        parts.append(f"{every} the criteria." if missed else "The records do not decide it.")
+        parts += _most_missed(cells)
+    if missing:
+        parts.append(f"No records yet of {', '.join(missing)}.")
+    if smoke:
+        parts.append(
+            f"Only a smoke test of {', '.join(smoke)}: so few rows confirm and refute nothing."
+        )
+    return Judgement(_WORDS[outcome], " ".join(parts), criteria.words, tuple(cells))
 
 
-def _overall(criteria: Criteria, cells: Sequence[CellVerdict]) -> Outcome:
-    configs = list(dict.fromkeys(cell.config for cell in cells))
-    if not configs:
+def _overall(criteria: Criteria, each: Sequence[Outcome]) -> Outcome:
+    if not each:
         return "open"
-    each = [_worst([c.outcome for c in cells if c.config == config]) for config in configs]
     if criteria.require == "all":
         return _worst(each)
     if "met" in each:
         return "met"
-    return "missed" if all(outcome == "missed" for outcome in each) else "open"
+    return "missed" if set(each) == {"missed"} else "open"
 
 
 def _worst(outcomes: Sequence[Outcome]) -> Outcome:
@@ -126,112 +143,70 @@ def _worst(outcomes: Sequence[Outcome]) -> Outcome:
     return "open" if "open" in outcomes else "met"
 
 
-def _sentence(
-    outcome: Outcome,
-    criteria: Criteria,
-    cells: Sequence[CellVerdict],
-    missing: Sequence[str],
-    smoke: Sequence[str],
-) -> str:
-    configs = list(dict.fromkeys(cell.config for cell in cells))
-    met = [c for c in configs if _worst([v.outcome for v in cells if v.config == c]) == "met"]
-    parts = []
-    if not cells:
-        parts.append("No finished cell can be judged yet.")
-    elif outcome == "met":
-        parts.append(f"The criteria are met by {', '.join(met)}.")
-    elif outcome == "missed":
-        parts.append(
-            "No config meets the criteria."
-            if criteria.require == "any"
-            else "Not every config meets the criteria."
-        )
-        parts.append(_most_missed(cells))
-    else:
-        parts.append("The records do not decide it.")
-        parts.append(_most_missed(cells))
-    if missing:
-        parts.append(f"No records yet of {', '.join(missing)}.")
-    if smoke:
-        parts.append(
-            f"Only a smoke test of {', '.join(smoke)}: so few rows confirm and refute nothing."
-        )
-    return " ".join(part for part in parts if part)
-
-
-def _most_missed(cells: Sequence[CellVerdict]) -> str:
+def _most_missed(cells: Sequence[CellVerdict]) -> list[str]:
     """Which criterion stands in the way, and how often."""
     found = [f for cell in cells for f in cell.findings]
     parts = []
-    for name in dict.fromkeys(finding.criterion for finding in found):
-        missed = sum(f.criterion == name and f.outcome == "missed" for f in found)
-        still_open = sum(f.criterion == name and f.outcome == "open" for f in found)
-        if missed or still_open:
-            what = [f"missed by {missed}"] if missed else []
-            what += [f"open for {still_open}"] if still_open else []
+    for name in dict.fromkeys(one.criterion for one in found):
+        number = Counter(one.outcome for one in found if one.criterion == name)
+        ways = (("missed by", number["missed"]), ("open for", number["open"]))
+        if what := [f"{way} {times}" for way, times in ways if times]:
             parts.append(f"{name} is {' and '.join(what)} of {len(cells)} cells")
-    return "; ".join(parts) + "." if parts else ""
+    return [f"{'; '.join(parts)}."] if parts else []
 
 
 def _judge_cell(
-    criteria: Criteria, task: Judged, cell: Measured, against: Comparison | None
+    criteria: Criteria, task: Judged, cell: CellFigures, against: Comparison | None
 ) -> CellVerdict:
     found: list[CriterionResult] = []
-    drop, speed = criteria.max_accuracy_drop, criteria.min_speedup
-    if drop is not None:
+    if criteria.max_accuracy_drop is not None:
         change = None if against is None else against.difference
-        found.append(_interval("max_accuracy_drop", change, -drop, 100, " points"))
-    if speed is not None:
-        times = None if against is None else against.speed
-        ratio = None if times is None else times.ratio
-        finding = _interval("min_speedup", ratio, speed, 1, " times")
-        if finding.outcome == "met" and against and times and times.claim != "faster":
-            why = (
-                "collapsed" if against.collapsed
-                else "noise unknown: no A/A cells" if times.floor is None
-                else f"within the noise floor of {100 * times.floor.floor:.1f} %"
-            )  # fmt: skip
-            finding = CriterionResult(finding.criterion, "open", f"{finding.text} ({why})")
-        found.append(finding)
+        least = -criteria.max_accuracy_drop
+        found.append(_interval("max_accuracy_drop", change, least, (100, "+.1f", " points")))
+    if criteria.min_speedup is not None:
+        found.append(_speedup(criteria.min_speedup, against))
     if criteria.min_saved_share is not None:
         met = cell.saved_share >= criteria.min_saved_share
         text = f"{100 * cell.saved_share:.1f} % of layer calls saved"
         found.append(CriterionResult("min_saved_share", "met" if met else "missed", text))
-    found += _rises(criteria, cell, task.baseline)
+    for sign in ("truncation", "repetition"):  # of degeneration, against the baseline's
+        limit = getattr(criteria, f"max_{sign}_rise")
+        now, then = getattr(cell, sign), getattr(task.baseline, sign, None)
+        if limit is None:
+            continue
+        outcome: Outcome = "open"
+        text = "not measured"
+        if now is not None and then is not None:
+            outcome = "met" if now - then <= limit else "missed"
+            text = f"{100 * (now - then):+.1f} points"
+        found.append(CriterionResult(f"max_{sign}_rise", outcome, text))
     if task.smoke:
         found = [CriterionResult(f.criterion, "open", f"{f.text} (smoke test)") for f in found]
     outcome = _worst([finding.outcome for finding in found])
     return CellVerdict(task.task, cell.name, outcome, tuple(found))
 
 
-def _rises(criteria: Criteria, cell: Measured, base: Measured | None) -> list[CriterionResult]:
-    """Signs of degeneration, against the baseline's."""
-    wanted = (
-        ("max_truncation_rise", cell.truncation, None if base is None else base.truncation),
-        ("max_repetition_rise", cell.repetition, None if base is None else base.repetition),
+def _speedup(least: float, against: Comparison | None) -> CriterionResult:
+    times = None if against is None else against.speed
+    found = _interval(
+        "min_speedup", None if times is None else times.ratio, least, (1, ".2f", " times")
     )
-    found = []
-    for name, now, then in wanted:
-        limit: float | None = getattr(criteria, name)
-        if limit is None:
-            continue
-        if now is None or then is None:
-            found.append(CriterionResult(name, "open", "not measured"))
-            continue
-        text = f"{100 * (now - then):+.1f} points"
-        found.append(CriterionResult(name, "met" if now - then <= limit else "missed", text))
-    return found
+    if found.outcome != "met" or not against or not times or times.claim == "faster":
+        return found
+    why = (
+        "collapsed" if against.collapsed
+        else "noise unknown: no A/A cells" if times.floor is None
+        else f"within the noise floor of {100 * times.floor.floor:.1f} %"
+    )  # fmt: skip
+    return CriterionResult(found.criterion, "open", f"{found.text} ({why})")
 
 
 def _interval(
-    name: str, figure: Estimate | None, least: float, scale: float, unit: str
+    name: str, figure: Estimate | None, least: float, form: tuple[float, str, str]
 ) -> CriterionResult:
     """Whether an estimate lies above ``least``, its whole interval with it."""
     if figure is None:
         return CriterionResult(name, "open", "nothing to compare with")
-    digits, sign = (1, "+") if scale != 1 else (2, "")
-    text, low, high = (
-        f"{scale * end:{sign}.{digits}f}" for end in (figure.value, figure.low, figure.high)
-    )
+    scale, digits, unit = form
     outcome: Outcome = "met" if figure.low >= least else "missed" if figure.high < least else "open"
-    return CriterionResult(name, outcome, f"{text} [{low}, {high}]{unit}")
+    return CriterionResult(name, outcome, f"{figure.shown(scale, digits)}{unit}")

@@ -31,7 +31,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Steps:
+class Unmasking:
     """Tokens unmasked by denoising steps.
 
     Attributes:
@@ -48,8 +48,8 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What one cell's samples show.
+class CellFigures:
+    """What one cell's samples show; None is what its kind of task, or a lacking journal, hides.
 
     Attributes:
         name: the config.
@@ -58,9 +58,9 @@ class Measured:
         layers: layers, by number, as ``12-23``.
         reuses: whether it is meant to reuse anything.
         accuracy: the headline figure: share of right documents, or a mean over documents.
-        interval: the same with its interval; None where the metric is not yes or no.
+        interval: the same with its interval, where documents are right or wrong.
         num_samples: documents.
-        num_correct: right documents; None where the metric is not yes or no.
+        num_correct: right documents, where they are right or wrong.
         speed: tokens/s, or scored tokens/s where nothing is generated.
         tokens: generated or scored tokens.
         seconds: model time.
@@ -70,13 +70,13 @@ class Measured:
         calls: by phase, forwards and layer calls computed and reused.
         saved_share: layer calls reused, of all.
         made: layer calls made in the end, to compare with the baseline's.
-        ideal: speed-up if every step but each k-th skipped the layers (ANCESTOR's formula); None
-            for strategies without a period.
+        ideal: speed-up if every step but each k-th skipped the layers (ANCESTOR's formula), where
+            the strategy has a period.
         possible: speed-up if time followed the layer calls that were really made.
-        truncation: share of answers that ended at their token limit; None where none are written.
-        repetition: share of repetitive answers; None where the journal is not there.
-        lengths: of the answers; None where none are written.
-        steps: tokens unmasked; None where the journal is not there or nothing is written.
+        truncation: share of answers that ended at their token limit.
+        repetition: share of repetitive answers.
+        lengths: of the answers.
+        steps: tokens unmasked.
         subjects: accuracy and documents by subject; empty where the task has none.
     """
 
@@ -103,7 +103,7 @@ class Measured:
     truncation: float | None
     repetition: float | None
     lengths: Lengths | None
-    steps: Steps | None
+    steps: Unmasking | None
     subjects: dict[str, tuple[float, int]]
 
 
@@ -142,13 +142,13 @@ def rows(cell: Record) -> list[dict[str, Any]]:
     ]
 
 
-def measured(cell: Record) -> Measured:
+def cell_figures(cell: Record) -> CellFigures:
     """A cell's figures.
 
     Raises:
         FdllmError: its journal cannot be read.
     """
-    summary = cell.summary
+    summary, strategy = cell.summary, cell.summary.strategy
     generates = summary.kind == "generate"
     entries = journal_entries(cell)
     counts = measure.add_counts(cell.samples)
@@ -156,9 +156,9 @@ def measured(cell: Record) -> Measured:
     tokens = (pace.tokens if generates else pace.scored_tokens) or 0
     found = headline(cell)
     calls = measure.layer_calls(counts)
-    strategy = summary.strategy
     quality = measure.quality(summary.kind, entries) if entries else None
-    return Measured(
+    cut = [sample.get("finish") == "length" for sample in cell.samples]
+    return CellFigures(
         name=cell.name,
         k=strategy.k,
         subset=strategy.subset,
@@ -181,9 +181,7 @@ def measured(cell: Record) -> Measured:
         if strategy.reuses
         else None,
         possible=1 / (1 - calls.saved_share) if calls.saved_share < 1 else 1.0,
-        truncation=_share([s.get("finish") == "length" for s in cell.samples])
-        if generates
-        else None,
+        truncation=sum(cut) / max(len(cut), 1) if generates else None,
         repetition=None if quality is None else quality.repetition_rate,
         lengths=_lengths([s["tokens"] for s in cell.samples]) if generates else None,
         steps=_steps([e["steps"] for e in entries]) if generates and entries else None,
@@ -210,10 +208,6 @@ def span(layers: Sequence[int]) -> str:
     return ", ".join(map(str, layers))
 
 
-def _share(flags: Sequence[bool]) -> float:
-    return sum(flags) / len(flags) if flags else 0.0
-
-
 def _lengths(lengths: Sequence[int]) -> Lengths | None:
     if len(lengths) < 2:  # noqa: PLR2004 - no percentiles of one
         return None
@@ -221,7 +215,7 @@ def _lengths(lengths: Sequence[int]) -> Lengths | None:
     return Lengths(cut[4], cut[24], cut[49], cut[74], cut[94], fmean(lengths))
 
 
-def _steps(answers: Sequence[Sequence[int]]) -> Steps | None:
+def _steps(answers: Sequence[Sequence[int]]) -> Unmasking | None:
     every = [number for steps in answers for number in steps if number]
     if not every:
         return None
@@ -234,7 +228,7 @@ def _steps(answers: Sequence[Sequence[int]]) -> Steps | None:
             start = tenth * len(steps) // _TENTHS
             into.extend(steps[start : max(start + 1, (tenth + 1) * len(steps) // _TENTHS)])
     means = tuple(fmean(tenth) if tenth else None for tenth in tenths)
-    return Steps(shares, means, fmean(every), len(every))
+    return Unmasking(shares, means, fmean(every), len(every))
 
 
 def _subjects(cell: Record) -> dict[str, tuple[float, int]]:
