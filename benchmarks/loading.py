@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import save_file
 
 import fdllm
-from fdllm.core.checkpoint import hub_shapes
-from fdllm.core.checkpoint_files import INDEX
+from fdllm.checkpoint.folder import INDEX
+from fdllm.checkpoint.tensors import hub_shapes
 from fdllm.core.model_spec import ModelSpec
 from fdllm_bench.memory import apart
 from fdllm_bench.models import SHAPES

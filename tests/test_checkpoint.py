@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import fdllm
 import models
-from fdllm.core.checkpoint import hub_names, hub_shapes
-from fdllm.core.checkpoint_files import INDEX, WEIGHTS, files_read, unread_weights
+from fdllm.checkpoint.folder import INDEX, WEIGHTS, files_read, unread_weights
+from fdllm.checkpoint.special_tokens import read_spec
+from fdllm.checkpoint.tensors import hub_names, hub_shapes
 from fdllm.core.model_runner import ModelRunner
 from fdllm.core.network import Network
-from fdllm.core.pretrained import read_spec
 from fdllm.errors import FdllmError
 from fdllm.evaluate.adapter import LoadedModel
 from fdllm.record.identity import model_identity
@@ -183,11 +183,11 @@ def twice(place: Path) -> None:
         (lambda f: write(f / INDEX, []), "holds list"),
         (lambda f: cut(f / "part-1.safetensors", 10), "cut short or is damaged"),
         (lambda f: longer(f / "part-1.safetensors"), "cut short or is damaged"),
-        (lambda f: cut(f / "part-1.safetensors", 10**9), "incomplete or damaged"),
-        (lambda f: (f / "part-1.safetensors").write_bytes(b"\xff" * 99), "incomplete or damaged"),
-        (lambda f: header(f / "part-1.safetensors", b"[1]"), "incomplete or damaged"),
-        (lambda f: header(f / "part-1.safetensors", b'{"a": 1}'), "incomplete or damaged"),
-        (lambda f: (f / "part-1.safetensors").write_bytes(b""), "incomplete or damaged"),
+        (lambda f: cut(f / "part-1.safetensors", 10**9), "cut short or is damaged"),
+        (lambda f: (f / "part-1.safetensors").write_bytes(b"\xff" * 99), "cut short or is damaged"),
+        (lambda f: header(f / "part-1.safetensors", b"[1]"), "cut short or is damaged"),
+        (lambda f: header(f / "part-1.safetensors", b'{"a": 1}'), "cut short or is damaged"),
+        (lambda f: (f / "part-1.safetensors").write_bytes(b""), "cut short or is damaged"),
         (twice, "stands in part-0.safetensors and in part-1.safetensors"),
         (lambda f: shard(f, weights(dtype=torch.int8)), "type I8, and 39 of 39 are no plain"),
         (lambda f: write(f / "config.json", CONFIG | {"num_hidden_layers": 4}), "are of 3"),

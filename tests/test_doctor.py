@@ -136,7 +136,7 @@ def test_a_checkpoint_that_was_cut_short(tmp_path: Path) -> None:
     with pytest.raises(FdllmError, match="was cut short"):
         weight_bytes(folder)
     weights.write_bytes(b"version https://git-lfs")
-    with pytest.raises(FdllmError, match="is no safetensors file, or it is incomplete"):
+    with pytest.raises(FdllmError, match="is no safetensors file"):
         weight_bytes(folder)
     weights.unlink()
     with pytest.raises(FdllmError):

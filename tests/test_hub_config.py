@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import fdllm
-from fdllm.core.hub_config import HubConfig
-from fdllm.core.model_spec import ModelSpec
+from fdllm.checkpoint.hub_config import HubConfig, spec_of
 from fdllm.errors import FdllmError
 from models import MASK, SPEC, STOP, forward_all, hub_shape
 
@@ -202,8 +201,8 @@ def test_the_published_form_is_read_whole() -> None:
         "use_cache": True,
         "use_sliding_window": False,
     }
-    spec = ModelSpec.from_json(published, "config.json")
+    spec = spec_of(published, "config.json")
     assert (spec.rope_theta, spec.block_size, spec.block_is_fixed) == (1e6, 32, True)
     assert spec.stop_tokens == (151645,)
-    assert ModelSpec.from_json(SHAPE, "config.json").rope_theta == 1e4
+    assert spec_of(SHAPE, "config.json").rope_theta == 1e4
     assert set(HubConfig.model_fields) >= {"rope_theta", "rope_parameters", "rope_scaling"}

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fdllm
-from fdllm.core.checkpoint import hub_names, resolve_dtype
+from fdllm.checkpoint.tensors import hub_names
+from fdllm.core.checkpoint import resolve_dtype
 from fdllm.errors import FdllmError, UsageError
 from models import MASK, hub_config, random_model, save_shards
 
@@ -108,7 +109,7 @@ NORM = "model.layers.1.input_layernorm.weight"
         (missing_shard, r"lacks 1 of 2 shards: model-00002-of-00002\.safetensors"),
         (pickle_only, r"holds pickles \(pytorch_model\.bin\) and no safetensors"),
         (lambda f: (f / FILE).unlink(), r"holds no model\.safetensors"),
-        (lambda f: (f / FILE).write_bytes(b"half a file"), "incomplete or damaged"),
+        (lambda f: (f / FILE).write_bytes(b"half a file"), "cut short or is damaged"),
         (lambda f: edit_tensors(f, lambda t: t.pop(NORM)), f"lacks tensors: {NORM}"),
         (
             lambda f: edit_tensors(f, lambda t: t.update(extra=torch.ones(1))),

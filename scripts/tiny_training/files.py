@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from fdllm import strictjson, tiny
-from fdllm.core.checkpoint import hub_names
+from fdllm.checkpoint.hub_config import spec_of
+from fdllm.checkpoint.tensors import hub_names
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.network import Network
 from fdllm.tiny.vocabulary import SPECIAL_TOKENS
@@ -32,7 +33,7 @@ _CHAT_TEMPLATE = (
 def spec() -> ModelSpec:
     """The shape of the embedded model."""
     config = strictjson.loads(CONFIG.read_text(encoding="utf-8"))
-    return ModelSpec.from_json(config, str(CONFIG))
+    return spec_of(config, str(CONFIG))
 
 
 def export(network: Network, folder: Path) -> None:

@@ -1,41 +1,29 @@
-"""Checkpoints: a Hub id or a folder, safetensors only, strictly by name and shape.
-
-No code that comes with a checkpoint is ever executed, and no pickle is ever opened.
-"""
+"""A loaded checkpoint: network, shape, tokenizer, device and data type."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
+from fdllm.checkpoint.folder import locate
+from fdllm.checkpoint.special_tokens import has_tokenizer, load_tokenizer, read_spec
+from fdllm.checkpoint.tensors import checked_headers, hub_names, parameter_filler
 from fdllm.core.attention import AttentionBackend
 from fdllm.core.cache import RowCache
-from fdllm.core.checkpoint_files import TensorHeader, tensor_headers, weight_files
 from fdllm.core.model_runner import Fill, ModelRunner, nothing
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.network import Network
-from fdllm.core.pretrained import has_tokenizer, load_tokenizer, locate, read_spec
 from fdllm.core.torch_backend import Accelerator, Accelerators, no_accelerator
-from fdllm.errors import FdllmError, UsageError
+from fdllm.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -160,14 +148,12 @@ def load_model(
     kind = resolve_dtype(dtype, where)
     folder = locate(str(path), revision)
     spec = read_spec(folder)
-    source = _Source(folder, spec, where, kind)
+    headers = checked_headers(folder, spec)  # first: a wrong shape may be of any size
     with torch.device("meta"):
         network = Network(spec)
     network.eval().requires_grad_(requires_grad=False)
-    model, fill = (
-        Model(network, spec, folder, str(path), where, kind, accelerators),
-        source.filler(network),
-    )
+    model = Model(network, spec, folder, str(path), where, kind, accelerators)
+    fill = parameter_filler(headers, hub_names(spec), network, where, kind)
     if freeze:
         model.freeze(fill)
     else:
@@ -210,150 +196,3 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype not in _DTYPES:
         raise UsageError(f"unknown dtype '{dtype}'; use auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
-
-
-def hub_names(spec: ModelSpec) -> dict[str, list[str]]:
-    """Our packed parameter names, each with the Hub's tensors that are stacked into it."""
-    names = {
-        "embedding.weight": ["model.embed_tokens.weight"],
-        "norm.weight": ["model.norm.weight"],
-    }
-    if not spec.tie_embeddings:
-        names["head.weight"] = ["lm_head.weight"]
-    for i in range(spec.num_layers):
-        ours, hub = f"layers.{i}.", f"model.layers.{i}."
-        names[ours + "input_norm.weight"] = [hub + "input_layernorm.weight"]
-        names[ours + "post_norm.weight"] = [hub + "post_attention_layernorm.weight"]
-        for kind in ("weight", "bias"):
-            names[ours + f"qkv.{kind}"] = [f"{hub}self_attn.{c}_proj.{kind}" for c in "qkv"]
-        names[ours + "o.weight"] = [hub + "self_attn.o_proj.weight"]
-        names[ours + "gate_up.weight"] = [f"{hub}mlp.{c}_proj.weight" for c in ("gate", "up")]
-        names[ours + "down.weight"] = [hub + "mlp.down_proj.weight"]
-    return names
-
-
-def hub_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """The Hub's tensors of a checkpoint, each with its shape."""
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    sizes = {
-        "q_proj": (q, hidden),
-        "k_proj": (kv, hidden),
-        "v_proj": (kv, hidden),
-        "o_proj": (hidden, q),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-        "embed_tokens": (spec.vocab_size, hidden),
-        "lm_head": (spec.vocab_size, hidden),
-    }
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in (name for names in hub_names(spec).values() for name in names):
-        *_, part, kind = name.split(".")
-        size = sizes.get(part, (hidden,))  # every other one is a norm's
-        shapes[name] = size if kind == "weight" else size[:1]
-    return shapes
-
-
-class _Source:
-    """A checkpoint's tensors, read into their places as they are asked for.
-
-    The files are mapped, so that nothing of them is held twice, and every name, shape and type is
-    checked by the files' headers before any room is made.
-
-    Args:
-        folder: the checkpoint.
-        spec: its shape.
-        device: where the parameters shall be.
-        dtype: their type.
-
-    Raises:
-        FdllmError: the files do not hold exactly the tensors of ``spec``.
-    """
-
-    def __init__(
-        self, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self._spec, self._device, self._dtype = spec, device, dtype
-        self._headers = tensor_headers(weight_files(folder))
-        _check(folder, spec, self._headers)
-        self._names, self._shapes = hub_names(spec), hub_shapes(spec)
-        self._files: dict[Path, Any] = {}
-
-    def filler(self, network: Network) -> Fill:
-        """Gives modules of a network on the ``meta`` device their parameters."""
-        prefixes = {module: f"{name}." for name, module in network.named_modules() if name}
-
-        def fill(module: nn.Module) -> None:
-            for owner in module.modules():
-                for leaf, empty in list(owner.named_parameters(recurse=False)):
-                    name = prefixes[owner] + leaf
-                    if name in self._names:
-                        made: Tensor = nn.Parameter(
-                            self._read(name, empty.shape), requires_grad=False
-                        )
-                    else:  # a tied head
-                        made = network.embedding.weight
-                    setattr(owner, leaf, made)
-
-        return fill
-
-    def _read(self, ours: str, shape: torch.Size) -> Tensor:
-        """A packed parameter: the Hub's tensors, one below the other."""
-        out = torch.empty(shape, dtype=self._dtype, device=self._device)
-        at = 0
-        for hub in self._names[ours]:
-            rows = self._shapes[hub][0]
-            out[at : at + rows].copy_(self._tensor(hub))
-            at += rows
-        return out
-
-    def _tensor(self, name: str) -> Tensor:
-        path = self._headers[name].file
-        try:
-            if path not in self._files:
-                self._files[path] = safe_open(path, framework="pt")
-            return self._files[path].get_tensor(name)  # type: ignore[no-any-return]
-        except (SafetensorError, OSError) as error:
-            raise FdllmError(
-                f"{path} cannot be read ({error}); it is incomplete or damaged: fetch it again"
-            ) from None
-
-
-def _check(folder: Path, spec: ModelSpec, headers: Mapping[str, TensorHeader]) -> None:
-    """Refuse files that do not hold exactly the tensors of a shape."""
-    layers = 1 + max(
-        (int(found[1]) for name in headers if (found := _LAYER.match(name))), default=-1
-    )
-    if layers != spec.num_layers:
-        raise FdllmError(
-            f"{folder}: config.json says num_hidden_layers {spec.num_layers}, and the weights are "
-            f"of {layers}; the weights and the configuration are of different models"
-        )
-    due = hub_shapes(spec)
-    # Old exports carry the rotary table, which is derived; a tied head repeats the embedding.
-    tied = {"lm_head.weight"} if spec.tie_embeddings else set()
-    extra = {name for name in set(headers) - set(due) if not name.endswith("rotary_emb.inv_freq")}
-    for kind, names in (("lacks", set(due) - set(headers)), ("has unexpected", extra - tied)):
-        if names:
-            raise FdllmError(
-                f"checkpoint {folder} {kind} tensors: {_some(sorted(names))}; it must hold exactly "
-                "the tensors of the architecture in its config.json"
-            )
-    for name, shape in due.items():
-        if headers[name].shape != shape:
-            raise FdllmError(
-                f"{folder}: tensor {name} has shape {list(headers[name].shape)}, but config.json "
-                f"asks for {list(shape)}; the weights and the configuration are of different models"
-            )
-    others = sorted(name for name in due if headers[name].dtype not in _FLOATS)
-    if others:
-        raise FdllmError(
-            f"{folder}: tensor {others[0]} is of type {headers[others[0]].dtype}, and "
-            f"{len(others)} of {len(due)} are no plain floats ({', '.join(_FLOATS)}); quantised "
-            "weights cannot be loaded"
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")  # noqa: PLR2004

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from fdllm.checkpoint.special_tokens import no_end_token
 from fdllm.core.attention import AttentionBackend
 from fdllm.core.cache import RowCache
 from fdllm.core.checkpoint import Model
@@ -24,7 +25,6 @@ from fdllm.core.config import Decoding
 from fdllm.core.layerplan import LayerPlan
 from fdllm.core.model_runner import ModelRunner
 from fdllm.core.prefix_cache import PrefixPool
-from fdllm.core.pretrained import no_end_token
 from fdllm.core.row_task import NOTHING, CacheRow, Prediction, RowTask
 from fdllm.core.schedule import Phase, num_blocks
 from fdllm.core.scheduler import Batch, Running, answers_of, forward_batch, next_batches

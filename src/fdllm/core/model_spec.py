@@ -1,12 +1,8 @@
-"""The shape of a checkpoint, read from its ``config.json``. No torch: planning reads it too."""
+"""The shape of a network. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from fdllm.core.hub_config import HubConfig
 
 
 @dataclass(frozen=True)
@@ -62,33 +58,3 @@ class ModelSpec:
         layer = attention + 3 * hidden * self.intermediate_size + 2 * hidden
         ends = self.vocab_size * hidden * (1 if self.tie_embeddings else 2)
         return self.num_layers * layer + ends + hidden
-
-    @classmethod
-    def from_json(cls, config: Mapping[str, Any], where: str) -> ModelSpec:
-        """Read the Hub's form of a configuration.
-
-        Args:
-            config: the parsed ``config.json``.
-            where: what to call it in an error.
-
-        Raises:
-            UsageError: a key is missing or wrong, or asks for other mathematics; it is named.
-        """
-        given = HubConfig.read(config, where)
-        return cls(
-            vocab_size=given.vocab_size,
-            hidden_size=given.hidden_size,
-            num_layers=given.num_hidden_layers,
-            num_heads=given.num_attention_heads,
-            num_kv_heads=given.num_key_value_heads or given.num_attention_heads,
-            intermediate_size=given.intermediate_size,
-            max_positions=given.max_position_embeddings,
-            rope_theta=given.theta,
-            rms_norm_eps=given.rms_norm_eps,
-            tie_embeddings=given.tie_word_embeddings,
-            block_size=given.bd_size or cls.block_size,
-            block_is_fixed=given.bd_size is not None,
-            mask_id=given.mask_token_id,
-            stop_tokens=given.eos_token_id,
-            pad_id=given.pad_token_id,
-        )

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from fdllm.core.checkpoint_files import tensor_headers, unread_weights, weight_files
+from fdllm.checkpoint.folder import locate, tensor_headers, unread_weights, weight_files
+from fdllm.checkpoint.special_tokens import load_tokenizer, no_end_token, read_spec
 from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
 from fdllm.record.identity import model_identity
 from fdllm.runs import ModelChoice
@@ -23,8 +24,6 @@ def check_model(checkup: Checkup) -> Iterator[Finding]:
     Raises:
         FdllmError: they are not; the message says what is missing.
     """
-    from fdllm.core.pretrained import load_tokenizer, no_end_token, read_spec  # noqa: PLC0415
-
     choice = checkup.sweep.model
     folder = model_identity(choice).folder
     if folder is None:
@@ -64,8 +63,6 @@ def fetch_model(checkup: Checkup) -> Iterator[Finding]:
     Raises:
         FdllmError: the Hub cannot be reached or refuses.
     """
-    from fdllm.core.pretrained import locate  # noqa: PLC0415
-
     choice = checkup.sweep.model
     sys.stderr.write(f"model {choice.name}: fetching its files\n")
     yield ok("model", f"{choice.name} in {locate(choice.name, choice.revision)}")

@@ -18,8 +18,8 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from fdllm.checkpoint.folder import unread_weights
 from fdllm.core.checkpoint import Model
-from fdllm.core.checkpoint_files import unread_weights
 from fdllm.core.engine import NotFiniteError
 from fdllm.core.memory import max_batch_size
 from fdllm.core.reuse import ReuseStrategy

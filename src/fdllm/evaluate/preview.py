@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from fdllm.core.pretrained import load_tokenizer, locate, read_spec
+from fdllm.checkpoint.folder import locate
+from fdllm.checkpoint.special_tokens import load_tokenizer, read_spec
 from fdllm.evaluate.adapter import OnDone, RequestLM, ask
 from fdllm.evaluate.documents import load_task, quiet
 from fdllm.evaluate.requests import EvalRequest

@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field
 
-from fdllm import tiny
-from fdllm.core.checkpoint_files import cached_snapshot, files_read
-from fdllm.errors import FdllmError, UsageError
+from fdllm.checkpoint.folder import cached_snapshot, files_read, local_folder, num_layers
+from fdllm.errors import FdllmError
 from fdllm.record.atomic import read_cache, write_cache
-from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, ModelChoice
+from fdllm.runs import ModelChoice
 from fdllm.spec import Spec
 
 SCHEMA = "1"
@@ -61,7 +60,6 @@ _LOCKED = (
 )
 _HASHES = "hashes.json"
 _SMALL = 1 << 20  # bytes; what is smaller is hashed anew each time
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
@@ -189,34 +187,17 @@ def model_identity(choice: ModelChoice) -> ModelIdentity:
         UsageError: the name is neither a folder nor of a Hub id's form.
         FdllmError: the folder holds no weights that could be loaded.
     """
-    folder = tiny.FOLDER if choice.name == TINY_MODEL else Path(choice.name).expanduser()
-    if folder.is_dir():
+    folder = local_folder(choice.name)
+    if folder is not None:
         hashes = {
             path.relative_to(folder).as_posix(): _cached_hash(path) for path in files_read(folder)
         }
-        return ModelIdentity(f"sha256:{digest_of(hashes)}", "", folder, _num_layers(folder))
-    if not _HUB_ID.match(choice.name):
-        raise UsageError(
-            f"no model folder at '{choice.name}'; --model takes 'tiny', an existing folder, or a "
-            f"Hub id such as {DEFAULT_MODEL}"
-        )
+        return ModelIdentity(f"sha256:{digest_of(hashes)}", "", folder, num_layers(folder))
     revision = choice.revision or "main"
     here = cached_snapshot(choice.name, revision)
     known = None if here is None else here.name
     commit = revision if _COMMIT.match(revision) else known
-    return ModelIdentity(choice.name, commit, here, _num_layers(here))
-
-
-def _num_layers(folder: Path | None) -> int | None:
-    """``num_hidden_layers``, where the configuration can be read; loading complains where not."""
-    if folder is None:
-        return None
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        layers = config["num_hidden_layers"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return layers if isinstance(layers, int) else None
+    return ModelIdentity(choice.name, commit, here, num_layers(here))
 
 
 def _hash(path: Path) -> str:

@@ -7,10 +7,12 @@ and passes. Adding a key is adding a field, or a line of ``_ALONE``. No torch.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from fdllm.core.model_spec import ModelSpec
 from fdllm.spec import Spec
 
 _Size = Annotated[int, Field(ge=1)]
@@ -188,6 +190,36 @@ class HubConfig(Spec):
                 f"'use_sliding_window' is true for layers {full} .. {self.num_hidden_layers - 1}; "
                 "only full attention can be loaded"
             )
+
+
+def spec_of(config: Mapping[str, Any], where: str) -> ModelSpec:
+    """The shape that a parsed ``config.json`` tells.
+
+    Args:
+        config: the file's keys.
+        where: what to call it in an error.
+
+    Raises:
+        UsageError: a key is missing or wrong, or asks for other mathematics; it is named.
+    """
+    given = HubConfig.read(config, where)
+    return ModelSpec(
+        vocab_size=given.vocab_size,
+        hidden_size=given.hidden_size,
+        num_layers=given.num_hidden_layers,
+        num_heads=given.num_attention_heads,
+        num_kv_heads=given.num_key_value_heads or given.num_attention_heads,
+        intermediate_size=given.intermediate_size,
+        max_positions=given.max_position_embeddings,
+        rope_theta=given.theta,
+        rms_norm_eps=given.rms_norm_eps,
+        tie_embeddings=given.tie_word_embeddings,
+        block_size=given.bd_size or ModelSpec.block_size,
+        block_is_fixed=given.bd_size is not None,
+        mask_id=given.mask_token_id,
+        stop_tokens=given.eos_token_id,
+        pad_id=given.pad_token_id,
+    )
 
 
 def end_tokens(value: object) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""A checkpoint's files: where they lie, its shape, its tokenizer, its mask and end. No torch."""
+"""A checkpoint's shape with its mask and end tokens, and its tokenizer. No torch."""
 
 from __future__ import annotations
 
@@ -8,53 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fdllm import tiny
-from fdllm.core.checkpoint_files import BESIDE, INDEX, read_json
-from fdllm.core.hub_config import end_tokens
+from fdllm.checkpoint.folder import read_json
+from fdllm.checkpoint.hub_config import end_tokens, spec_of
 from fdllm.core.model_spec import ModelSpec
-from fdllm.errors import FdllmError, UsageError, first_line
+from fdllm.errors import FdllmError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HUB_FILES = ("*.safetensors", INDEX, *BESIDE)
 _MASK_NAMES = ("|<MASK>|", "<|mask|>", "<|MASK|>", "[MASK]")
-
-
-def locate(path: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The folder of a checkpoint on this machine; a Hub id is fetched (or found in the cache).
-
-    Args:
-        path: ``tiny``, a folder or a Hub id.
-        revision: branch, tag or commit of a Hub id.
-        weights: False fetches what stands beside them alone.
-
-    Raises:
-        UsageError: neither a folder nor a Hub id.
-        FdllmError: the Hub cannot be reached or refuses.
-    """
-    if path == "tiny":
-        return tiny.FOLDER
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UsageError(
-            f"no model folder at '{path}'; --model takes 'tiny', an existing folder, or a Hub id "
-            "such as Efficient-Large-Model/Fast_dLLM_v2_7B"
-        )
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
-
-    files = list(HUB_FILES if weights else BESIDE)
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=files))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FdllmError(
-            f"model '{path}' could not be fetched from the Hub ({type(error).__name__}: "
-            f"{first_line(error, 'no answer')}); check the name and the network, or give a "
-            "folder that holds the files"
-        ) from None
 
 
 def has_tokenizer(folder: Path | None) -> bool:
@@ -98,7 +60,7 @@ def read_spec(folder: Path) -> ModelSpec:
             f"{folder} holds no config.json; --model takes a Hub id, 'tiny', or a folder with "
             "config.json and *.safetensors"
         )
-    spec = ModelSpec.from_json(read_json(path), str(path))
+    spec = spec_of(read_json(path), str(path))
     generation = folder / "generation_config.json"
     try:
         generated = end_tokens(read_json(generation).get("eos_token_id"))

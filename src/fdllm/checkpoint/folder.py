@@ -1,15 +1,17 @@
-"""The files of a checkpoint: which ones are read, and what their headers say. No torch."""
+"""A checkpoint's folder: where it lies, which of its files are read, what their headers say."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fdllm import tiny
 from fdllm.caches import hub_cache
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, UsageError, first_line
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,8 +27,7 @@ BESIDE = (
 )
 """What is read besides the weights: shape, end tokens, tokenizer, chat templates."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_LENGTH = 8  # bytes of a safetensors file that say how long its header is
-_LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,63 @@ class TensorHeader:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that ``tiny`` or a path means; None for a Hub id.
+
+    Raises:
+        UsageError: it is none of the three.
+    """
+    folder = tiny.FOLDER if name == "tiny" else Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.match(name):
+        raise UsageError(
+            f"no model folder at '{name}'; --model takes 'tiny', an existing folder, or a Hub id "
+            "such as Efficient-Large-Model/Fast_dLLM_v2_7B"
+        )
+    return None
+
+
+def locate(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The folder of a checkpoint on this machine; a Hub id is fetched (or found in the cache).
+
+    Args:
+        name: ``tiny``, a folder or a Hub id.
+        revision: branch, tag or commit of a Hub id.
+        weights: False fetches what stands beside them alone.
+
+    Raises:
+        UsageError: neither a folder nor a Hub id.
+        FdllmError: the Hub cannot be reached or refuses.
+    """
+    folder = local_folder(name)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    files = ["*.safetensors", INDEX, *BESIDE] if weights else list(BESIDE)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FdllmError(
+            f"model '{name}' could not be fetched from the Hub ({type(error).__name__}: "
+            f"{first_line(error, 'no answer')}); check the name and the network, or give a "
+            "folder that holds the files"
+        ) from None
+
+
+def cached_snapshot(name: str, revision: str) -> Path | None:
+    """The folder of a Hub model's revision in the cache of this machine; None where it is not."""
+    place = hub_cache() / f"models--{name.replace('/', '--')}"
+    try:
+        commit = (place / "refs" / revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision
+    folder = place / "snapshots" / commit
+    return folder if folder.is_dir() else None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -60,7 +118,7 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
         raise FdllmError(
-            f"checkpoint {folder} holds pickles ({', '.join(pickles[:3])}) and no safetensors; "
+            f"checkpoint {folder} holds pickles ({some(pickles, 3)}) and no safetensors; "
             "pickles can run code and are never opened: convert them to model.safetensors"
         )
     raise FdllmError(f"checkpoint {folder} holds no {WEIGHTS} and no {INDEX}")
@@ -76,7 +134,7 @@ def unread_weights(folder: Path) -> str:
     others = sorted(p.name for p in folder.glob("*.safetensors") if p.name not in read)
     if WEIGHTS in read and (folder / INDEX).exists():
         others.insert(0, INDEX)
-    return ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")  # noqa: PLR2004
+    return some(others, 3)
 
 
 def files_read(folder: Path) -> list[Path]:
@@ -97,32 +155,31 @@ def tensor_headers(files: Sequence[Path]) -> dict[str, TensorHeader]:
     Raises:
         FdllmError: a file is no safetensors or was cut short, or a tensor stands in two of them.
     """
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - status reads no header
+
     found: dict[str, TensorHeader] = {}
     for path in files:
-        for name, header in _header(path).items():
-            if name in found:
-                raise FdllmError(
-                    f"tensor {name} stands in {found[name].file.name} and in {path.name} of "
-                    f"{path.parent}; a checkpoint holds each tensor once: fetch it again"
-                )
-            found[name] = header
+        try:
+            with safe_open(path, framework="np") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                headers = {
+                    name: TensorHeader(path, one.get_dtype(), tuple(one.get_shape()))
+                    for name, one in slices.items()
+                }
+        except OSError as error:
+            raise FdllmError(f"{path} cannot be read: {error.strerror or error}") from None
+        except SafetensorError as error:
+            raise FdllmError(
+                f"{path} is no safetensors file, or it was cut short or is damaged "
+                f"({first_line(error)}); delete it and fetch it again"
+            ) from None
+        for name in headers.keys() & found.keys():
+            raise FdllmError(
+                f"tensor {name} stands in {found[name].file.name} and in {path.name} of "
+                f"{path.parent}; a checkpoint holds each tensor once: fetch it again"
+            )
+        found |= headers
     return found
-
-
-def cached_snapshot(name: str, revision: str) -> Path | None:
-    """The folder of a Hub model's revision in the cache of this machine; None where it is not.
-
-    Args:
-        name: the Hub id.
-        revision: branch, tag or commit.
-    """
-    place = hub_cache() / f"models--{name.replace('/', '--')}"
-    try:
-        commit = (place / "refs" / revision).read_text(encoding="utf-8").strip()
-    except OSError:
-        commit = revision
-    folder = place / "snapshots" / commit
-    return folder if folder.is_dir() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -140,6 +197,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise FdllmError(f"{path} holds {type(data).__name__}, and an object of keys is needed")
     return data
+
+
+def num_layers(folder: Path | None) -> int | None:
+    """``num_hidden_layers``, where ``config.json`` can be read; loading complains where not."""
+    try:
+        layers = None if folder is None else read_json(folder / "config.json")["num_hidden_layers"]
+    except (FdllmError, KeyError):
+        return None
+    return layers if isinstance(layers, int) else None
+
+
+def some(names: Sequence[str], most: int = 6) -> str:
+    """The first of several names, and how many there are besides."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -160,8 +231,8 @@ def _shards(folder: Path) -> list[Path]:
     absent = [name for name in shards if not (folder / name).is_file()]
     if absent or not shards:
         raise FdllmError(
-            f"checkpoint {folder} lacks {len(absent)} of {len(shards)} shards: "
-            f"{', '.join(absent[:6])}; fetch them again"
+            f"checkpoint {folder} lacks {len(absent)} of {len(shards)} shards: {some(absent)}; "
+            "fetch them again"
         )
     return [folder / name for name in shards]
 
@@ -175,33 +246,3 @@ def _stays_inside(folder: Path, name: str) -> bool:
     if real.is_relative_to(home):
         return True
     return home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
-
-
-def _header(path: Path) -> dict[str, TensorHeader]:
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH), "little")
-            if length > min(size, _LONGEST_HEADER):
-                raise ValueError("no header")  # noqa: TRY301 - one message for all of it
-            header = json.loads(file.read(length))
-        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-        due = (
-            _LENGTH + length + max((int(t["data_offsets"][1]) for t in tensors.values()), default=0)
-        )
-        found = {
-            name: TensorHeader(path, str(one["dtype"]), tuple(map(int, one["shape"])))
-            for name, one in tensors.items()
-        }
-    except OSError as error:
-        raise FdllmError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        raise FdllmError(
-            f"{path} is no safetensors file, or it is incomplete or damaged; fetch it again"
-        ) from None
-    if size != due:
-        raise FdllmError(
-            f"{path} has {size} bytes where its header says {due}, so it was cut short or is "
-            "damaged; delete it and prefetch it again"
-        )
-    return found
