@@ -103,8 +103,7 @@ class AttentionBackend(ABC, Generic[At]):
         half = self.spec.head_dim // 2
         self.factors = torch.complex(cos[:, :half], sin[:, :half])[:, None]
         self._kept = Kept(self._lay_out)
-        self._at: list[At] = []
-        self._sizes: list[int] = []
+        self._stand([], [])
 
     def forward(
         self,
@@ -129,12 +128,15 @@ class AttentionBackend(ABC, Generic[At]):
     def prepare(self, batch: ForwardBatch) -> None:
         """Stand at the windows of a forward, until the next call."""
         # A prompt's mask is large, and seldom comes again.
-        self._at = [
+        at = [
             self._kept[window] if window.causal_block is None else self._lay_out(window)
             for window in batch.windows
         ]
-        self._sizes = [window.num_columns for window in batch.windows]
+        self._stand(at, [window.num_columns for window in batch.windows])
         self.resize(sum(self._sizes))
+
+    def _stand(self, at: list[At], sizes: list[int]) -> None:
+        self._at, self._sizes, self._alone = at, sizes, len(at) == 1
 
     def attend(self, layer: int, heads: Tensor) -> Tensor:
         """Write a layer's keys and values, and attend.
@@ -147,7 +149,7 @@ class AttentionBackend(ABC, Generic[At]):
             What each column sees, its heads group by group, [columns, heads * head dim]; good
             until the next call.
         """
-        if len(self._at) == 1:
+        if self._alone:
             return self._attend(self._at[0], layer, heads)
         mixed = heads.new_empty(heads.shape[0], self.spec.num_heads * self.spec.head_dim)
         parts = zip(self._at, heads.split(self._sizes), mixed.split(self._sizes), strict=True)

@@ -92,7 +92,8 @@ class CudaGraphBackend(TorchBackend):
         held = self._works[size]
 
         def work() -> Tensor:
-            self._at, self._sizes, self.work = [at], [size], held
+            self._stand([at], [size])
+            self.work = held
             return compute(buffer, range(size))
 
         return _Recording(at, buffer, held, work)
