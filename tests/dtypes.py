@@ -21,9 +21,9 @@ from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.layerplan import LayerPlan
 from fdllm.core.layers import block_causal_mask
 from fdllm.core.network import Network
-from fdllm.core.torch_backend import Accelerator
-from fdllm.fast.accelerators import kernels_on
+from fdllm.fast.accelerators import accelerator_on
 from fdllm.fast.cuda_graphs import RECORD_FROM, CudaGraphs
+from fdllm.fast.kernels import Kernels
 from fdllm.selftest.subjects import small
 from fdllm.tiny.tasks import rows
 from fdllm.tiny.vocabulary import decode, encode, encode_prompt
@@ -42,7 +42,7 @@ Case = tuple[str, torch.dtype]
 def exists(path: str, dtype: torch.dtype) -> bool:
     """Whether this machine has a path for a type: float16 is neither packed nor compiled."""
     able = "packed" not in path or decoder_layer.can_pack(torch.zeros(1, dtype=dtype))
-    return able and ("compiled" not in path or kernels_on(CPU, dtype) is not None)
+    return able and ("compiled" not in path or isinstance(accelerator_on(CPU, dtype), Kernels))
 
 
 CASES: list[Case] = [(path, dtype) for dtype in TYPES for path in PATHS if exists(path, dtype)]
@@ -62,8 +62,7 @@ def laid_out(model: fdllm.Model, case: Case) -> Iterator[None]:
     try:
         if "plain, " not in path:  # what is not frozen is not packed
             model.freeze()
-        kernels = kernels_on(CPU, dtype) if "compiled" in path else None
-        model.accelerator = kernels or Accelerator()
+        model.accelerator = accelerator_on(CPU, dtype, asked="compiled" in path)
         if path == "recorded":
             model.accelerator = CudaGraphs(Tape())
         yield

@@ -36,7 +36,7 @@ def script(path: Path, lines: Sequence[str]) -> str:
     return str(path)
 
 
-def test_accelerator_once(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_once(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     counting = script(tmp_path / "counting", [f"env >>{log}", f"echo call >>{log}", 'exec cc "$@"'])

@@ -68,7 +68,7 @@ class Model:
         Raises:
             UsageError: it was asked for, and cannot be had here.
         """
-        self.accelerator = self.accelerators(self.device, self.dtype, asked=asked)
+        self.accelerator = self.accelerators(self.device, self.dtype, asked)
         return self.accelerator.name
 
     def freeze(self, fill: Fill = nothing) -> None:

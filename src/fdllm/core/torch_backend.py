@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -226,31 +226,13 @@ class Accelerator:
         return TorchBackend(cache)
 
 
-class Accelerators(Protocol):
-    """What there is on a device for a type of weights."""
-
-    def __call__(
-        self, device: torch.device, dtype: torch.dtype, *, asked: bool | None = None
-    ) -> Accelerator:
-        """The accelerator that is used.
-
-        Args:
-            device: where the weights are.
-            dtype: their type.
-            asked: what the user said; None takes what pays where nobody says.
-
-        Raises:
-            UsageError: it was asked for, and there is none.
-        """
+Accelerators = Callable[[torch.device, torch.dtype, bool | None], Accelerator]
+"""The accelerator for weights on a device, of a type; the last argument is what the user said: True
+or False, or None to take what pays. Raises UsageError where one is asked for and there is none."""
 
 
-def no_accelerator(
-    device: torch.device,  # noqa: ARG001
-    dtype: torch.dtype,  # noqa: ARG001
-    *,
-    asked: bool | None = None,
-) -> Accelerator:
-    """The :class:`Accelerators` of a model that was made without any."""
+def no_accelerator(_: torch.device, __: torch.dtype, asked: bool | None) -> Accelerator:  # noqa: FBT001
+    """The :data:`Accelerators` of a model that was made without any."""
     if asked:
         raise UsageError("this model was made without accelerators; fdllm.load_model gives them")
     return Accelerator()

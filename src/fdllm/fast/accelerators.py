@@ -41,15 +41,15 @@ def load_model(
 
 
 def accelerator_on(
-    device: torch.device, dtype: torch.dtype, *, asked: bool | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    asked: bool | None = None,  # noqa: FBT001 - True, False or nothing said
 ) -> Accelerator:
-    """As :class:`fdllm.core.torch_backend.Accelerators` declares it.
+    """The :data:`fdllm.core.torch_backend.Accelerators` there are.
 
     Where nobody says: C kernels where they can be had, and no graphs.
     """
-    if asked is None:
-        return kernels_on(device, dtype) or Accelerator()
-    if not asked:
+    if asked is False or (asked is None and device.type != "cpu"):
         return Accelerator()
     if device.type == "cuda":
         return CudaGraphs()
@@ -58,17 +58,9 @@ def accelerator_on(
     try:
         return load_kernels(dtype)
     except CompilerError as error:
+        if asked is None:
+            return Accelerator()
         raise UsageError(
             f"--compile: {error}; install gcc or clang (or load the site's module), or leave "
             "--compile out: decoding then takes torch's own kernels and is slower"
         ) from None
-
-
-def kernels_on(device: torch.device, dtype: torch.dtype) -> Accelerator | None:
-    """The compiled kernels for a device and a type; None where they cannot be had."""
-    if device.type != "cpu":
-        return None
-    try:
-        return load_kernels(dtype)
-    except CompilerError:
-        return None

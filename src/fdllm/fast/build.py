@@ -6,21 +6,31 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fdllm.caches import own_cache
 from fdllm.errors import FdllmError, first_line
+from fdllm.record.atomic import write_bytes
 
 _COMPILERS = ("cc", "gcc", "clang")
 # No -ffast-math: it would turn off small numbers in the whole process. Loops say themselves what
 # may be reordered.
-_FLAGS = ("-O3", "-march=native", "-std=c11", "-fno-math-errno", "-fno-trapping-math")
-_SHARED = ("-shared", "-fPIC")
+_FLAGS = [
+    "-O3",
+    "-march=native",
+    "-std=c11",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+]
 # With threads, which are torch's own where both use the same library; else with one.
 _THREADS = ("-fopenmp", "-fopenmp-simd")
 _PATIENCE_S = 120
@@ -43,38 +53,22 @@ def load_library(source: Path, flags: Sequence[str]) -> ctypes.PyDLL:
     Raises:
         CompilerError: it cannot be compiled or loaded here.
     """
-    command = (*_compiler(), *_FLAGS, *_SHARED, *flags)
-    folder = own_cache()
-    name = f"{source.stem}-{_key(source, command)}.so"
-    try:
-        return ctypes.PyDLL(str(folder / name))
-    except OSError:  # not compiled yet, or damaged
-        pass
+    compiler = shlex.split(os.environ.get("CC", "")) or list(filter(shutil.which, _COMPILERS))[:1]
+    if not compiler:
+        raise CompilerError("no C compiler (cc, gcc or clang) is on the PATH, and CC is unset")
+    command = [*compiler, *_FLAGS, *flags]
+    kept = own_cache() / f"{source.stem}-{_key(source, command)}.so"
+    with suppress(OSError):  # not compiled yet, or damaged
+        return ctypes.PyDLL(str(kept))
     with tempfile.TemporaryDirectory(prefix="fdllm-") as scratch:
-        made = Path(scratch) / name
+        made = Path(scratch) / kept.name
         _compile(source, command, made)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as copy:
-                copy.write(made.read_bytes())
-            Path(copy.name).replace(folder / name)
-        except OSError:
-            pass  # a cache that cannot be written costs each process its own compilation
+        with suppress(FdllmError):  # a cache that cannot be written costs each process its own
+            write_bytes(kept, made.read_bytes())
         try:
             return ctypes.PyDLL(str(made))
         except OSError as error:
             raise CompilerError(f"the compiled kernels cannot be loaded: {error}") from None
-
-
-def _compiler() -> list[str]:
-    """The C compiler: what ``CC`` says, or the first there is."""
-    named = os.environ.get("CC")
-    if named:
-        return shlex.split(named)
-    found = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
-    if found is None:
-        raise CompilerError("no C compiler (cc, gcc or clang) is on the PATH, and CC is unset")
-    return [found]
 
 
 def _compile(source: Path, command: Sequence[str], to: Path) -> None:
@@ -103,8 +97,8 @@ def _key(source: Path, command: Sequence[str]) -> str:
     """What a library serves: this source, compiler and processor."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        processor = "\n".join({x for x in text.splitlines() if x.startswith(("flags", "Features"))})
     except OSError:
-        processor = platform.processor()
-    told = (source.read_text(encoding="utf-8"), *command, platform.machine(), processor)
+        text = platform.processor()
+    processor = sorted(set(re.findall(r"^(?:flags|Features).*", text, re.MULTILINE))) or [text]
+    told = (source.read_text(encoding="utf-8"), *command, platform.machine(), *processor)
     return hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]

@@ -55,7 +55,12 @@ def make_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put ``text`` under ``path``, whole or not at all, and durable when this returns.
+    """Put ``text`` under ``path``; see :func:`write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put ``data`` under ``path``, whole or not at all, and durable when this returns.
 
     Raises:
         FdllmError: the disk is full or the place cannot be written; an old file stays as it was.
@@ -64,8 +69,8 @@ def write_text(path: Path, text: str) -> None:
     with explained(path):
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o666 & ~_umask())

@@ -35,8 +35,9 @@ from fdllm.core.sampler import generate
 from fdllm.core.scorer import score
 from fdllm.core.torch_backend import Accelerator
 from fdllm.errors import FdllmError, first_line
-from fdllm.fast.accelerators import kernels_on
+from fdllm.fast.accelerators import accelerator_on
 from fdllm.fast.cuda_graphs import RECORD_FROM, CudaGraphs
+from fdllm.fast.kernels import Kernels
 from fdllm.selftest.subjects import (
     CPU,
     ROWS,
@@ -85,8 +86,8 @@ def paths_of(device: torch.device, dtype: torch.dtype) -> list[Path]:
         return [*found, Path("graphs", frozen=True, accelerator=CudaGraphs())]
     if can_pack(torch.empty(0, dtype=dtype, device=device)):
         found.append(Path("packed", frozen=True))
-    kernels = kernels_on(device, dtype)
-    if kernels is not None:
+    kernels = accelerator_on(device, dtype)
+    if isinstance(kernels, Kernels):
         found.append(Path("compiled", frozen=True, accelerator=kernels))
     return found
 
