@@ -147,17 +147,12 @@ def exit_code(verdicts: Sequence[str], *, strict: bool) -> int:
 
 @dataclass(frozen=True)
 class Choice:
-    """Two records of one task.
+    """Two records of one task."""
 
-    Attributes:
-        a: the record to compare with.
-        b: the record in question.
-        grid: both, and the finished cells beside them that reuse nothing: A/A cells among them
-            tell the noise.
-    """
-
-    a: Record
-    b: Record
+    a: Record  # the record to compare with
+    b: Record  # the record in question
+    # both, and the finished cells beside them that reuse nothing: A/A cells among them tell the
+    # noise
     grid: tuple[Record, ...]
 
 

@@ -18,41 +18,28 @@ EXPERIMENT = "05_threshold"
 
 @dataclass(frozen=True)
 class EqualSpeed:
-    """One config against the curve of thresholds.
+    """One config against the curve of thresholds."""
 
-    Attributes:
-        config: the config.
-        speed: its speed.
-        accuracy: its accuracy.
-        curve_accuracy: the curve's accuracy at that speed, between its two nearest cells; None
-            where the speed lies outside the curve.
-        rival: the slowest threshold cell that is at least as fast; None where there is none.
-        difference: the config's accuracy less the rival's, paired; None without a rival.
-        sentence: in words.
-    """
-
-    config: str
-    speed: float
-    accuracy: float
+    config: str  # the config
+    speed: float  # its speed
+    accuracy: float  # its accuracy
+    # the curve's accuracy at that speed, between its two nearest cells; None where the speed lies
+    # outside the curve
     curve_accuracy: float | None
+    # the slowest threshold cell that is at least as fast; None where there is none
     rival: str | None
+    # the config's accuracy less the rival's, paired; None without a rival
     difference: Estimate | None
-    sentence: str
+    sentence: str  # in words
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """The alternative's cells.
+    """The alternative's cells."""
 
-    Attributes:
-        cells: figures of the threshold cells, the slowest first.
-        against: each config of the table against them.
-        note: why nothing is drawn; empty where it is.
-    """
-
-    cells: tuple[CellFigures, ...]
-    against: tuple[EqualSpeed, ...]
-    note: str
+    cells: tuple[CellFigures, ...]  # figures of the threshold cells, the slowest first
+    against: tuple[EqualSpeed, ...]  # each config of the table against them
+    note: str  # why nothing is drawn; empty where it is
 
 
 def find_alternative(results: Path, table: Sequence[Record]) -> Alternative:

@@ -24,48 +24,28 @@ from fdllm.runs import Sweep
 
 @dataclass(frozen=True)
 class TablePage:
-    """One task, on one model, under one limit.
+    """One task, on one model, under one limit."""
 
-    Attributes:
-        key: of its elements on the page.
-        task: the task.
-        model: what was asked for.
-        limit: documents of each leaf task at most; None is all.
-        preset: the protocol, with what stands over it; None where it is the experiment's own.
-        folder: the task folder below the experiment's.
-        kind: ``generate`` or ``loglikelihood``.
-        estimator: of log-likelihoods; None where text is generated.
-        metric: the headline metric.
-        unit: of speeds.
-        n_layers: layers of the model.
-        baseline: the cell that the others are compared with; None where none is done.
-        cells: figures, in the order of the grid.
-        against: comparison with the baseline, by config.
-        floor: what the cells that are one computation show of the noise; None where there are no
-            two of them.
-        findings: what is suspicious about the grid.
-        alternative: lowering the threshold instead.
-        origin: provenance.
-    """
-
-    key: str
-    task: str
-    model: str
-    limit: int | None
+    key: str  # of its elements on the page
+    task: str  # the task
+    model: str  # what was asked for
+    limit: int | None  # documents of each leaf task at most; None is all
+    # the protocol, with what stands over it; None where it is the experiment's own
     preset: str | None
-    folder: str
-    kind: str
-    estimator: str | None
-    metric: str
-    unit: str
-    n_layers: int
-    baseline: str | None
-    cells: tuple[CellFigures, ...]
-    against: dict[str, Comparison]
+    folder: str  # the task folder below the experiment's
+    kind: str  # ``generate`` or ``loglikelihood``
+    estimator: str | None  # of log-likelihoods; None where text is generated
+    metric: str  # the headline metric
+    unit: str  # of speeds
+    n_layers: int  # layers of the model
+    baseline: str | None  # the cell that the others are compared with; None where none is done
+    cells: tuple[CellFigures, ...]  # figures, in the order of the grid
+    against: dict[str, Comparison]  # comparison with the baseline, by config
+    # what the cells that are one computation show of the noise; None where there are no two of them
     floor: Floor | None
-    findings: tuple[Finding, ...]
-    alternative: Alternative
-    origin: Origin
+    findings: tuple[Finding, ...]  # what is suspicious about the grid
+    alternative: Alternative  # lowering the threshold instead
+    origin: Origin  # provenance
 
     @property
     def base(self) -> CellFigures | None:
@@ -171,21 +151,13 @@ def _judged(table: TablePage) -> Judged:
 
 @dataclass(frozen=True)
 class Section:
-    """One task of a report.
+    """One task of a report."""
 
-    Attributes:
-        sweep: what was asked for.
-        cells: the state of each of its cells.
-        records: those that are done.
-        overlap: the sentence on overlapping subsets; None where none do.
-        table: their figures on the page; None where no cell is done.
-    """
-
-    sweep: Sweep
-    cells: tuple[CellState, ...]
-    records: tuple[Record, ...]
-    overlap: str | None
-    table: TablePage | None
+    sweep: Sweep  # what was asked for
+    cells: tuple[CellState, ...]  # the state of each of its cells
+    records: tuple[Record, ...]  # those that are done
+    overlap: str | None  # the sentence on overlapping subsets; None where none do
+    table: TablePage | None  # their figures on the page; None where no cell is done
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -199,15 +171,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What goes into ``results.md`` and the HTML file.
+    """What goes into ``results.md`` and the HTML file."""
 
-    Attributes:
-        page: every figure of the page.
-        sections: a task each; those with a record have one of the page's tables.
-    """
-
-    page: Page
-    sections: tuple[Section, ...]
+    page: Page  # every figure of the page
+    sections: tuple[Section, ...]  # a task each; those with a record have one of the page's tables
 
 
 def make_report(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -> Report:

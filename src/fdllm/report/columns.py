@@ -12,21 +12,13 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table."""
 
-    Attributes:
-        name: its head.
-        texts: what stands below, a text for each row.
-        is_words: stands to the left and is folded; figures stand to the right.
-        is_wide: left out where there is little room: in the terminal.
-        styles: of each text: a colour of the terminal, a class of the page; empty where all are
-            plain.
-    """
-
-    name: str
-    texts: Sequence[str]
-    is_words: bool = False
-    is_wide: bool = False
+    name: str  # its head
+    texts: Sequence[str]  # what stands below, a text for each row
+    is_words: bool = False  # stands to the left and is folded; figures stand to the right
+    is_wide: bool = False  # left out where there is little room: in the terminal
+    # of each text: a colour of the terminal, a class of the page; empty where all are plain
     styles: Sequence[str] = ()
 
 

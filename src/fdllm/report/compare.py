@@ -201,33 +201,20 @@ def _rise(one: float, a: Record, other: float, b: Record) -> float:
 
 @dataclass(frozen=True)
 class Pair:
-    """The n documents that two records share, in one order; figures of A, then of B.
+    """The n documents that two records share, in one order; figures of A, then of B."""
 
-    Attributes:
-        a: the first record.
-        b: the second.
-        keys: leaf task and number of each document.
-        values: headline figures, shape (2, n).
-        seconds: model time, shape (2, n).
-        tokens: tokens written or scored, shape (2, n).
-        groups: number of each document's subject, shape (n,); None where the task has none.
-        is_twin: by their settings the records are one computation.
-        identical: whether every output is the same, log-likelihoods to ``tolerance``.
-        tolerance: see :data:`fdllm.report.agreement.TOLERANCE`; 0 where text is generated.
-        left_out: documents that only one of the records has.
-    """
-
-    a: Record
-    b: Record
-    keys: tuple[SampleKey, ...]
-    values: Floats
-    seconds: Floats
-    tokens: Floats
+    a: Record  # the first record
+    b: Record  # the second
+    keys: tuple[SampleKey, ...]  # leaf task and number of each document
+    values: Floats  # headline figures, shape (2, n)
+    seconds: Floats  # model time, shape (2, n)
+    tokens: Floats  # tokens written or scored, shape (2, n)
+    # number of each document's subject, shape (n,); None where the task has none
     groups: Ints | None
-    is_twin: bool
-    identical: bool
-    tolerance: float
-    left_out: int
+    is_twin: bool  # by their settings the records are one computation
+    identical: bool  # whether every output is the same, log-likelihoods to ``tolerance``
+    tolerance: float  # see :data:`fdllm.report.agreement.TOLERANCE`; 0 where text is generated
+    left_out: int  # documents that only one of the records has
 
     def where(self, chosen: Floats) -> tuple[SampleKey, ...]:
         """The documents of a mask, shape (n,)."""

@@ -21,45 +21,26 @@ SMOKE_TEST = "SMOKE TEST"
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Difference):
-    """B against A: the difference in accuracy, and all that stands beside it.
+    """B against A: the difference in accuracy, and all that stands beside it."""
 
-    Attributes:
-        a: config of the first record.
-        b: config of the second.
-        task: what both did.
-        limit: the smaller limit of the two; None where neither was cut.
-        p_holm: the p-value after Holm's adjustment over the grid.
-        losses: documents that A has right and B wrong; empty where figures are not yes or no.
-        gains: documents that A has wrong and B right.
-        speed: paired times; None where they must not be compared.
-        speed_refused: why not.
-        margin: the loss that "same" allows.
-        collapsed: reasons to call B collapsed; its speed is never praised then.
-        same_computation: an A/A pair: their settings make them one computation.
-        identical: every output is the same, log-likelihoods to ``tolerance``.
-        tolerance: in nats; 0 where text is generated.
-        notes: what else differs, and what a reader should know.
-        verdict: the verdict on accuracy.
-        sentence: all of it in words; see :func:`describe`.
-    """
-
-    a: str
-    b: str
-    task: str
-    limit: int | None
-    p_holm: float
+    a: str  # config of the first record
+    b: str  # config of the second
+    task: str  # what both did
+    limit: int | None  # the smaller limit of the two; None where neither was cut
+    p_holm: float  # the p-value after Holm's adjustment over the grid
+    # documents that A has right and B wrong; empty where figures are not yes or no
     losses: tuple[SampleKey, ...]
-    gains: tuple[SampleKey, ...]
-    speed: Speed | None
-    speed_refused: str | None
-    margin: float
-    collapsed: tuple[str, ...]
-    same_computation: bool
-    identical: bool
-    tolerance: float
-    notes: tuple[str, ...]
-    verdict: Verdict
-    sentence: str = ""
+    gains: tuple[SampleKey, ...]  # documents that A has wrong and B right
+    speed: Speed | None  # paired times; None where they must not be compared
+    speed_refused: str | None  # why not
+    margin: float  # the loss that "same" allows
+    collapsed: tuple[str, ...]  # reasons to call B collapsed; its speed is never praised then
+    same_computation: bool  # an A/A pair: their settings make them one computation
+    identical: bool  # every output is the same, log-likelihoods to ``tolerance``
+    tolerance: float  # in nats; 0 where text is generated
+    notes: tuple[str, ...]  # what else differs, and what a reader should know
+    verdict: Verdict  # the verdict on accuracy
+    sentence: str = ""  # all of it in words; see :func:`describe`
 
     @property
     def is_smoke_test(self) -> bool:

@@ -32,78 +32,46 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Unmasking:
-    """Tokens unmasked by denoising steps.
+    """Tokens unmasked by denoising steps."""
 
-    Attributes:
-        shares: share of the steps that unmask 1, 2, … 8 tokens; the last counts more too.
-        tenths: mean tokens a step unmasks, by tenth of the answer's steps.
-        mean: tokens unmasked a step.
-        num_steps: how many steps there were.
-    """
-
+    # share of the steps that unmask 1, 2, … 8 tokens; the last counts more too
     shares: tuple[float, ...]
-    tenths: tuple[float | None, ...]
-    mean: float
-    num_steps: int
+    tenths: tuple[float | None, ...]  # mean tokens a step unmasks, by tenth of the answer's steps
+    mean: float  # tokens unmasked a step
+    num_steps: int  # how many steps there were
 
 
 @dataclass(frozen=True)
 class CellFigures:
-    """What one cell's samples show; None is what its kind of task, or a lacking journal, hides.
+    """What one cell's samples show; None is what its kind of task, or a lacking journal, hides."""
 
-    Attributes:
-        name: the config.
-        k: reuse period.
-        subset: layers, by name.
-        layers: layers, by number, as ``12-23``.
-        reuses: whether it is meant to reuse anything.
-        accuracy: the headline figure: share of right documents, or a mean over documents.
-        interval: the same with its interval, where documents are right or wrong.
-        num_samples: documents.
-        num_correct: right documents, where they are right or wrong.
-        speed: tokens/s, or scored tokens/s where nothing is generated.
-        tokens: generated or scored tokens.
-        seconds: model time.
-        tokens_per_forward: tokens by forwards of all phases.
-        latency_p50_s: median model time of a sample.
-        latency_p95_s: 95th percentile of the same.
-        calls: by phase, forwards and layer calls computed and reused.
-        saved_share: layer calls reused, of all.
-        made: layer calls made in the end, to compare with the baseline's.
-        ideal: speed-up if every step but each k-th skipped the layers (ANCESTOR's formula), where
-            the strategy has a period.
-        possible: speed-up if time followed the layer calls that were really made.
-        truncation: share of answers that ended at their token limit.
-        repetition: share of repetitive answers.
-        lengths: of the answers.
-        steps: tokens unmasked.
-        subjects: accuracy and documents by subject; empty where the task has none.
-    """
-
-    name: str
-    k: int
-    subset: str
-    layers: str
-    reuses: bool
-    accuracy: float
-    interval: Estimate | None
-    num_samples: int
-    num_correct: int | None
-    speed: float
-    tokens: int
-    seconds: float
-    tokens_per_forward: float
-    latency_p50_s: float
-    latency_p95_s: float
-    calls: measure.CountsByPhase
-    saved_share: float
-    made: float
+    name: str  # the config
+    k: int  # reuse period
+    subset: str  # layers, by name
+    layers: str  # layers, by number, as ``12-23``
+    reuses: bool  # whether it is meant to reuse anything
+    accuracy: float  # the headline figure: share of right documents, or a mean over documents
+    interval: Estimate | None  # the same with its interval, where documents are right or wrong
+    num_samples: int  # documents
+    num_correct: int | None  # right documents, where they are right or wrong
+    speed: float  # tokens/s, or scored tokens/s where nothing is generated
+    tokens: int  # generated or scored tokens
+    seconds: float  # model time
+    tokens_per_forward: float  # tokens by forwards of all phases
+    latency_p50_s: float  # median model time of a sample
+    latency_p95_s: float  # 95th percentile of the same
+    calls: measure.CountsByPhase  # by phase, forwards and layer calls computed and reused
+    saved_share: float  # layer calls reused, of all
+    made: float  # layer calls made in the end, to compare with the baseline's
+    # speed-up if every step but each k-th skipped the layers (ANCESTOR's formula), where the
+    # strategy has a period
     ideal: float | None
-    possible: float
-    truncation: float | None
-    repetition: float | None
-    lengths: Lengths | None
-    steps: Unmasking | None
+    possible: float  # speed-up if time followed the layer calls that were really made
+    truncation: float | None  # share of answers that ended at their token limit
+    repetition: float | None  # share of repetitive answers
+    lengths: Lengths | None  # of the answers
+    steps: Unmasking | None  # tokens unmasked
+    # accuracy and documents by subject; empty where the task has none
     subjects: dict[str, tuple[float, int]]
 
 

@@ -28,20 +28,14 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a grid that a reader must know ahead of its figures.
+    """Something about a grid that a reader must know ahead of its figures."""
 
-    Attributes:
-        kind: ``twins`` where one computation gave one output, as it must; ``warning`` where a few
-            rows did not pass a check, ``identical`` cells that should differ, ``twins-differ``
-            where one computation gave several outputs, ``twins-speed`` where it took very
-            different times.
-        cells: the cells it is about.
-        text: the sentence.
-    """
-
+    # ``twins`` where one computation gave one output, as it must; ``warning`` where a few rows did
+    # not pass a check, ``identical`` cells that should differ, ``twins-differ`` where one
+    # computation gave several outputs, ``twins-speed`` where it took very different times
     kind: Kind
-    cells: tuple[str, ...]
-    text: str
+    cells: tuple[str, ...]  # the cells it is about
+    text: str  # the sentence
 
     @property
     def mark(self) -> str:
@@ -167,18 +161,13 @@ def find_twins(records: Sequence[Record]) -> list[Record]:
 
 @dataclass(frozen=True)
 class Twins:
-    """The A/A check: cells that are one computation.
+    """The A/A check: cells that are one computation."""
 
-    Attributes:
-        names: the cells.
-        num_samples: documents compared.
-        differing: documents whose outputs differ, as ``task row 7: k1_first against k1_last``.
-        tolerance: by how much log-likelihoods may differ, in nats; 0 where text is generated.
-    """
-
-    names: tuple[str, ...]
-    num_samples: int
+    names: tuple[str, ...]  # the cells
+    num_samples: int  # documents compared
+    # documents whose outputs differ, as ``task row 7: k1_first against k1_last``
     differing: tuple[str, ...]
+    # by how much log-likelihoods may differ, in nats; 0 where text is generated
     tolerance: float = 0.0
 
     @property

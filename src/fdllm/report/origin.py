@@ -14,17 +14,12 @@ _BY_DESIGN = frozenset({"config", "strategy", "fingerprint", "samples", "finishe
 
 @dataclass(frozen=True)
 class Origin:
-    """The provenance of a table.
+    """The provenance of a table."""
 
-    Attributes:
-        same: facts that every cell shares, by name.
-        differing: facts that differ, by name, each with its value by config.
-        unexpected: those of ``differing`` that a grid does not vary by design.
-    """
-
-    same: dict[str, str]
+    same: dict[str, str]  # facts that every cell shares, by name
+    # facts that differ, by name, each with its value by config
     differing: dict[str, dict[str, str]]
-    unexpected: tuple[str, ...]
+    unexpected: tuple[str, ...]  # those of ``differing`` that a grid does not vary by design
 
 
 def origin(cells: Sequence[Record]) -> Origin:

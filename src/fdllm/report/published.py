@@ -17,32 +17,20 @@ from fdllm.runs import Evaluating
 
 @dataclass(frozen=True)
 class AgainstPublished:
-    """One record against the figure that was published for its protocol.
+    """One record against the figure that was published for its protocol."""
 
-    Attributes:
-        task: the task.
-        config: the record's cell.
-        preset: the protocol both follow.
-        num_samples: documents of the record.
-        value: its accuracy, in [0, 1].
-        low: lower end of its 95 % interval; the published figure has none.
-        high: upper end.
-        published: the published accuracy, in [0, 1].
-        verdict: ``worse`` where the whole interval lies below the published figure,
-            ``same-or-better`` where a loss of more than the margin is excluded.
-        exceptions: where the protocols differ all the same.
-    """
-
-    task: str
-    config: str
-    preset: str
-    num_samples: int
-    value: float
-    low: float
-    high: float
-    published: float
+    task: str  # the task
+    config: str  # the record's cell
+    preset: str  # the protocol both follow
+    num_samples: int  # documents of the record
+    value: float  # its accuracy, in [0, 1]
+    low: float  # lower end of its 95 % interval; the published figure has none
+    high: float  # upper end
+    published: float  # the published accuracy, in [0, 1]
+    # ``worse`` where the whole interval lies below the published figure, ``same-or-better`` where a
+    # loss of more than the margin is excluded
     verdict: Verdict
-    exceptions: tuple[str, ...]
+    exceptions: tuple[str, ...]  # where the protocols differ all the same
 
     @property
     def sentence(self) -> str:

@@ -36,19 +36,12 @@ Figure = tuple[str, str, Any, Any]
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A figure that the samples do not bear out.
+    """A figure that the samples do not bear out."""
 
-    Attributes:
-        where: the file.
-        figure: its name.
-        written: what stands there.
-        found: what the samples give.
-    """
-
-    where: str
-    figure: str
-    written: str
-    found: str
+    where: str  # the file
+    figure: str  # its name
+    written: str  # what stands there
+    found: str  # what the samples give
 
     def __str__(self) -> str:
         return f"{self.where}: {self.figure} is {self.written}, the samples give {self.found}"
@@ -56,19 +49,12 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Recheck:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        num_records: records compared.
-        num_figures: figures compared.
-        differences: those that differ.
-        notes: what could not be compared, and why.
-    """
-
-    num_records: int = 0
-    num_figures: int = 0
-    differences: tuple[Mismatch, ...] = ()
-    notes: tuple[str, ...] = ()
+    num_records: int = 0  # records compared
+    num_figures: int = 0  # figures compared
+    differences: tuple[Mismatch, ...] = ()  # those that differ
+    notes: tuple[str, ...] = ()  # what could not be compared, and why
 
     def __add__(self, other: Recheck) -> Recheck:
         return Recheck(

@@ -36,16 +36,11 @@ class NotComparableError(FdllmError):
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run with its samples.
+    """One finished run with its samples."""
 
-    Attributes:
-        folder: where it lies.
-        summary: ``summary.json``.
-        read: its samples, where they are in memory already.
-    """
-
-    folder: Path
-    summary: Summary
+    folder: Path  # where it lies
+    summary: Summary  # ``summary.json``
+    # its samples, where they are in memory already
     read: Sequence[dict[str, Any]] | None = field(default=None, repr=False)
 
     @property

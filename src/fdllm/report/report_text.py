@@ -11,15 +11,10 @@ from fdllm.report.speed import agreement_sentence
 
 @dataclass(frozen=True)
 class Notice:
-    """Something a reader must know before the figures.
+    """Something a reader must know before the figures."""
 
-    Attributes:
-        text: a sentence.
-        kind: ``good``, ``bad`` or empty.
-    """
-
-    text: str
-    kind: str = ""
+    text: str  # a sentence
+    kind: str = ""  # ``good``, ``bad`` or empty
 
 
 def notices(table: TablePage, overlap: str | None) -> list[Notice]:

@@ -24,25 +24,15 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Point:
-    """A cell.
+    """A cell."""
 
-    Attributes:
-        name: its label.
-        x: speed.
-        y: accuracy in percent.
-        low: lower end of its interval; None where there is none.
-        high: upper end.
-        shape: of the mark.
-        kind: class of the mark.
-    """
-
-    name: str
-    x: float
-    y: float
-    low: float | None
-    high: float | None
-    shape: str
-    kind: str
+    name: str  # its label
+    x: float  # speed
+    y: float  # accuracy in percent
+    low: float | None  # lower end of its interval; None where there is none
+    high: float | None  # upper end
+    shape: str  # of the mark
+    kind: str  # class of the mark
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -56,27 +46,16 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 @dataclass(frozen=True)
 class Scatter:
-    """The figure, at the width it is drawn for.
+    """The figure, at the width it is drawn for."""
 
-    Attributes:
-        key: of the drawing.
-        title: what it shows.
-        points: the experiment's cells.
-        curve: cells of the alternative, joined by a line; empty where there is none.
-        axis: what the horizontal axis counts.
-        description: what can be read from it.
-        width: units.
-        height: units.
-    """
-
-    key: str
-    title: str
-    points: Sequence[Point]
-    curve: Sequence[Point]
-    axis: str
-    description: str
-    width: float
-    height: float
+    key: str  # of the drawing
+    title: str  # what it shows
+    points: Sequence[Point]  # the experiment's cells
+    curve: Sequence[Point]  # cells of the alternative, joined by a line; empty where there is none
+    axis: str  # what the horizontal axis counts
+    description: str  # what can be read from it
+    width: float  # units
+    height: float  # units
 
     def render(self) -> Markup:
         """The drawing."""

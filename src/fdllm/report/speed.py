@@ -29,22 +29,15 @@ _SPREAD_ALLOWED = 0.1  # twins further apart than this are an accident, no noise
 
 @dataclass(frozen=True)
 class Floor:
-    """What a machine's noise can look like, from cells that are one computation.
+    """What a machine's noise can look like, from cells that are one computation."""
 
-    Attributes:
-        names: those cells.
-        speeds: tokens/s (or scored tokens/s) of each.
-        spread: fastest by slowest, less one.
-        floor: the ratio, less one, that noise alone exceeds in 5 % of grids; never below the
-            spread. Between the two stands the fact that three runs show little of a noise.
-        odd: the cell that is far from its twins, if there is one.
-    """
-
-    names: tuple[str, ...]
-    speeds: tuple[float, ...]
-    spread: float
+    names: tuple[str, ...]  # those cells
+    speeds: tuple[float, ...]  # tokens/s (or scored tokens/s) of each
+    spread: float  # fastest by slowest, less one
+    # the ratio, less one, that noise alone exceeds in 5 % of grids; never below the spread. Between
+    # the two stands the fact that three runs show little of a noise.
     floor: float
-    odd: str | None
+    odd: str | None  # the cell that is far from its twins, if there is one
 
     @property
     def finding(self) -> Finding | None:
@@ -96,21 +89,13 @@ def checks(records: Sequence[Record]) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Speed:
-    """Time of A by time of B on the same documents.
+    """Time of A by time of B on the same documents."""
 
-    Attributes:
-        ratio: above 1 where B is faster, with its 95 % interval over documents.
-        tokens_per_second: tokens/s of B by tokens/s of A.
-        tokens: tokens of B by tokens of A.
-        floor: the noise floor; None where no two cells are one computation.
-        claim: what may be said: ``faster`` or ``slower`` only where the whole interval is beyond
-            the floor.
-    """
-
-    ratio: Estimate
-    tokens_per_second: float
-    tokens: float
-    floor: Floor | None
+    ratio: Estimate  # above 1 where B is faster, with its 95 % interval over documents
+    tokens_per_second: float  # tokens/s of B by tokens/s of A
+    tokens: float  # tokens of B by tokens of A
+    floor: Floor | None  # the noise floor; None where no two cells are one computation
+    # what may be said: ``faster`` or ``slower`` only where the whole interval is beyond the floor
     claim: Claim
 
     @property

@@ -61,26 +61,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much B differs from A.
+    """How much B differs from A."""
 
-    Attributes:
-        n: documents both have.
-        value_a: mean of A's figures.
-        value_b: of B's.
-        difference: ``value_b - value_a`` with its 95 % interval.
-        interval: the interval's name.
-        p_value: two-sided, of the test against no difference.
-        test: its name.
-        smallest_detectable: the difference that so many documents would have shown with 80 % power.
-    """
-
-    n: int
-    value_a: float
-    value_b: float
-    difference: Estimate
-    interval: str
-    p_value: float
-    test: str
+    n: int  # documents both have
+    value_a: float  # mean of A's figures
+    value_b: float  # of B's
+    difference: Estimate  # ``value_b - value_a`` with its 95 % interval
+    interval: str  # the interval's name
+    p_value: float  # two-sided, of the test against no difference
+    test: str  # its name
+    # the difference that so many documents would have shown with 80 % power
     smallest_detectable: float
 
 
@@ -271,17 +261,11 @@ def bootstrap_t(
 
 @dataclass(frozen=True)
 class Clustered:
-    """A mean of clustered values.
+    """A mean of clustered values."""
 
-    Attributes:
-        mean: over all values.
-        error: its CR2 standard error; 0 where every cluster has the same mean.
-        degrees: Bell and McCaffrey's degrees of freedom.
-    """
-
-    mean: float
-    error: float
-    degrees: float
+    mean: float  # over all values
+    error: float  # its CR2 standard error; 0 where every cluster has the same mean
+    degrees: float  # Bell and McCaffrey's degrees of freedom
 
     def quantile(self, probability: float) -> float:
         """Of Student's t with these degrees."""

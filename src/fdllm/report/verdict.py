@@ -18,17 +18,11 @@ _WORDS: dict[Outcome, str] = {"met": "confirmed", "missed": "refuted", "open": "
 
 @dataclass(frozen=True)
 class CriterionResult:
-    """One criterion on one cell of one task.
+    """One criterion on one cell of one task."""
 
-    Attributes:
-        criterion: its key in ``[criteria]``.
-        outcome: met, missed, or open where the sample cannot tell.
-        text: the figures behind it.
-    """
-
-    criterion: str
-    outcome: Outcome
-    text: str
+    criterion: str  # its key in ``[criteria]``
+    outcome: Outcome  # met, missed, or open where the sample cannot tell
+    text: str  # the figures behind it
 
 
 @dataclass(frozen=True)
@@ -43,36 +37,23 @@ class CellVerdict:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the report begins with.
+    """What the report begins with."""
 
-    Attributes:
-        word: ``confirmed``, ``refuted``, ``cannot tell`` or ``no criteria``.
-        sentence: the same in a sentence.
-        criteria: the criteria in words; empty where there are none.
-        cells: what it follows from.
-    """
-
-    word: str
-    sentence: str
-    criteria: str
-    cells: tuple[CellVerdict, ...]
+    word: str  # ``confirmed``, ``refuted``, ``cannot tell`` or ``no criteria``
+    sentence: str  # the same in a sentence
+    criteria: str  # the criteria in words; empty where there are none
+    cells: tuple[CellVerdict, ...]  # what it follows from
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What judging a task needs.
+    """What judging a task needs."""
 
-    Attributes:
-        task: the task.
-        smoke: whether only some of its rows were run.
-        baseline: the cell that the others are compared with; None where none is done.
-        cells: the others, each with its comparison.
-    """
-
-    task: str
-    smoke: bool
+    task: str  # the task
+    smoke: bool  # whether only some of its rows were run
+    # the cell that the others are compared with; None where none is done
     baseline: CellFigures | None
-    cells: Sequence[tuple[CellFigures, Comparison | None]]
+    cells: Sequence[tuple[CellFigures, Comparison | None]]  # the others, each with its comparison
 
 
 def judge(criteria: Criteria | None, tasks: Sequence[Judged]) -> Judgement:
