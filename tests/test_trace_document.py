@@ -19,7 +19,7 @@ from fdllm.evaluate.recording import Evaluation
 from fdllm.plan import CellState, State
 from fdllm.record.paths import RunPaths
 from fdllm.runs import Cell, ModelChoice, Run
-from fdllm.trace.document import Document, trace_document
+from fdllm.trace.document import DocumentName, trace_document
 
 pytestmark = pytest.mark.slow
 STRATEGY = PeriodicReuse(2, 4, 8)
@@ -53,7 +53,7 @@ def evaluated(model: fdllm.Model, run: Run) -> Evaluation:
 def test_generated_text_is_the_runs(model: fdllm.Model) -> None:
     run = make_run("tiny_arithmetic")
     sample = evaluated(model, run).samples[DOCUMENT]
-    trace = trace_document(model, run, STRATEGY, Document(DOCUMENT), staleness=True)
+    trace = trace_document(model, run, STRATEGY, DocumentName(DOCUMENT), staleness=True)
     [row] = trace.rows
     assert row.text == sample["output"]
     assert row.counts == sample["counts"]
@@ -69,7 +69,7 @@ def test_generated_text_is_the_runs(model: fdllm.Model) -> None:
 def test_scores_are_the_runs(model: fdllm.Model) -> None:
     run = make_run("tiny_choice")
     sample = evaluated(model, run).samples[DOCUMENT]
-    trace = trace_document(model, run, STRATEGY, Document(DOCUMENT), staleness=True)
+    trace = trace_document(model, run, STRATEGY, DocumentName(DOCUMENT), staleness=True)
     assert [row.loglikelihood for row in trace.rows] == pytest.approx(sample["output"], abs=1e-5)
     assert trace.metrics == sample["metrics"]
     assert all(step.layers.count("r") == step.reused for r in trace.rows for step in r.forwards)
@@ -79,20 +79,20 @@ def test_scores_are_the_runs(model: fdllm.Model) -> None:
 def test_document_that_is_not_there(model: fdllm.Model) -> None:
     run = make_run("tiny_choice")
     with pytest.raises(UsageError, match=r"documents 0 to \d+; got 99999"):
-        trace_document(model, run, STRATEGY, Document(99999))
+        trace_document(model, run, STRATEGY, DocumentName(99999))
     with pytest.raises(UsageError, match="consists of tiny_choice; 'mmlu' is none of them"):
-        trace_document(model, run, STRATEGY, Document(0, "mmlu"))
+        trace_document(model, run, STRATEGY, DocumentName(0, "mmlu"))
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "3.0", "mmlu_anatomy:", "3:x"])
 def test_names_of_no_document(text: str) -> None:
     with pytest.raises(UsageError, match="names no document"):
-        Document.parse(text)
+        DocumentName.parse(text)
 
 
 def test_names_of_documents() -> None:
-    assert Document.parse("3") == Document(3)
-    assert Document.parse("mmlu_anatomy:12") == Document(12, "mmlu_anatomy")
+    assert DocumentName.parse("3") == DocumentName(3)
+    assert DocumentName.parse("mmlu_anatomy:12") == DocumentName(12, "mmlu_anatomy")
 
 
 def test_command(
@@ -118,7 +118,7 @@ def test_command(
 
 def test_record_is_compared(model: fdllm.Model, tmp_path: Path) -> None:
     run = make_run("tiny_arithmetic")
-    trace = trace_document(model, run, STRATEGY, Document(0))
+    trace = trace_document(model, run, STRATEGY, DocumentName(0))
     paths = RunPaths(tmp_path, tmp_path, tmp_path)
     text = trace.rows[0].text
     line = '{"task": "tiny_arithmetic", "doc_id": 0, "output": %s}\n'

@@ -66,9 +66,9 @@ def compute_trace(planner: Planner, run: Run, options: TraceCommand) -> Trace:
     """Load the model and decode; torch and the harness come in here."""
     from fdllm.core.unmask import by_threshold  # noqa: PLC0415
     from fdllm.evaluate.adapter import LoadedModel  # noqa: PLC0415
-    from fdllm.trace.document import Document, trace_document  # noqa: PLC0415
+    from fdllm.trace.document import DocumentName, trace_document  # noqa: PLC0415
 
-    document = Document.parse(options.doc)
+    document = DocumentName.parse(options.doc)
     loaded = LoadedModel.load(run.model, options.threads)
     return trace_document(
         loaded.model,

@@ -21,7 +21,6 @@ from typing import Any
 
 import datasets
 from lm_eval.api.group import Group
-from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.group import AggMetricConfig
@@ -223,11 +222,6 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
             return super().process_results(doc, results)
         finally:
             random.setstate(state)
-
-    def keep_only(self, doc_id: int) -> list[Instance]:
-        """Drop the requests of all other documents; the rest is what is left."""
-        self._instances = [one for one in self.instances if one.doc_id == doc_id]
-        return self._instances
 
 
 @contextlib.contextmanager

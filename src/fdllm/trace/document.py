@@ -9,19 +9,24 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from fdllm.core.checkpoint import Model
+from fdllm.core.counts import Counts
 from fdllm.core.engine import resolve
 from fdllm.core.reuse import ReuseStrategy
+from fdllm.core.sampler import Generation
+from fdllm.core.scorer import Score
 from fdllm.core.unmask import Unmask, by_threshold
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.documents import DeterministicTask, load_task, quiet
+from fdllm.evaluate.adapter import EngineLM, OnDone, ask
+from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_task, quiet
+from fdllm.evaluate.requests import EvalRequest
 from fdllm.evaluate.samples import plain
-from fdllm.runs import Evaluating, Run
-from fdllm.trace.steps import Trace, tokens_in
-from fdllm.trace.tracing_lm import TracingLM
+from fdllm.runs import Run
+from fdllm.trace.steps import RowTrace, Trace, tokens_in
+from fdllm.trace.watcher import Watcher, assemble
 
 
 @dataclass(frozen=True)
-class Document:
+class DocumentName:
     """Which document of a task.
 
     Attributes:
@@ -33,7 +38,7 @@ class Document:
     subtask: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Document:
+    def parse(cls, text: str) -> DocumentName:
         """Read ``3`` or ``mmlu_anatomy:3``.
 
         Raises:
@@ -48,11 +53,97 @@ class Document:
         return cls(int(number), subtask or None)
 
 
+class TracingLM(EngineLM):
+    """Answers one document as the run's own model does, one row after the other, and no other.
+
+    A row's tokens and scores never depend on the rows beside it, so this is what the run computes.
+    Choices of one question are scored apart, each with all of its forwards: a run shares those
+    that are the same, and books them once.
+
+    Attributes:
+        rows: the rows so far.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: Model,
+        strategy: ReuseStrategy[Any],
+        unmask: Unmask,
+        *,
+        number: int,
+        staleness: bool,
+    ) -> None:
+        alone = run.evaluating.model_copy(update={"prefix_cache_gib": 0.0})
+        super().__init__(run.model_copy(update={"evaluating": alone}), model, strategy)
+        self.rows: list[RowTrace] = []
+        self._rule, self._number, self._staleness = unmask, number, staleness
+        self._refresh_reuse = strategy.refresh_reuse
+
+    def warm_up(self) -> None:
+        """Nobody asks for the speed."""
+
+    def answer(self, requests: Sequence[EvalRequest], on_done: OnDone) -> None:
+        """Decode or score each of the document's by itself, watched; give the others nothing."""
+        mine = [i for i, request in enumerate(requests) if request.doc_id == self._number]
+        for i, request in enumerate(requests):
+            if i not in mine:
+                nothing = Generation([], Counts(), 0.0, "stop", "")
+                on_done(i, nothing if request.target is None else Score())
+                continue
+            self.hook = watcher = Watcher(self._staleness)
+            self.unmask = watcher.rule(self._rule)
+            found: dict[int, Any] = {}
+            super().answer([request], found.__setitem__)
+            title = "answer" if len(mine) == 1 else f"answer {len(self.rows) + 1} of {len(mine)}"
+            self.rows.append(self._row(request, found[0], watcher, title))
+            on_done(i, found[0])
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:  # noqa: ARG002
+        """Whole documents are not traced.
+
+        Raises:
+            FdllmError: always.
+        """
+        raise FdllmError(
+            "requests of kind 'loglikelihood_rolling' cannot be traced; see tasks of fdllm sweep"
+        )
+
+    def _row(
+        self, request: EvalRequest, found: Generation | Score, watcher: Watcher, title: str
+    ) -> RowTrace:
+        forwards = assemble(
+            watcher.seen,
+            block_size=self.decoding.block_size,
+            refresh_reuse=self._refresh_reuse,
+        )
+        if isinstance(found, Generation):
+            return RowTrace(
+                title=title,
+                prompt=request.tokens,
+                forwards=forwards,
+                tokens=tuple(found.tokens),
+                text=str(found.text),
+                finish=found.finish,
+                counts=found.counts.as_dict(),
+            )
+        return RowTrace(
+            title=f"choice {request.index}: {str(request.target).strip()}",
+            prompt=request.tokens,
+            forwards=forwards,
+            tokens=request.target_tokens,
+            text=str(request.target),
+            loglikelihood=found.loglikelihood,
+            is_greedy=found.is_greedy,
+            counts=found.counts.as_dict(),
+        )
+
+
 def trace_document(
     model: Model,
     run: Run,
     strategy: ReuseStrategy[Any],
-    document: Document,
+    document: DocumentName,
     *,
     unmask: Unmask = by_threshold,
     staleness: bool = False,
@@ -73,20 +164,20 @@ def trace_document(
         FdllmError: documents cannot be had, or the prompt leaves no room for an answer.
     """
     with quiet():
-        asked = run.evaluating
-        loaded = load_task(run.task, asked)
-        leaf = _leaf(loaded.leaves, document, run)
-        lm = TracingLM(run, model, strategy, unmask, staleness=staleness)
-        instances = _requests(leaf, lm, document.number, asked)
-        _answer(lm, instances)
-        metrics = _metrics(leaf, instances)
-    doc = instances[0].doc
+        name, leaf = _leaf(load_task(run.task, run.evaluating).leaves, document, run)
+        number = document.number
+        lm = TracingLM(run, model, strategy, unmask, number=number, staleness=staleness)
+        # Worked examples are drawn document by document from one generator, so the documents ahead
+        # are asked too: that makes the prompt the run's.
+        found = ask(lm, LoadedTask({name: leaf}, {}), run.evaluating, limit=number + 1)
+        samples = [one for one in found["samples"][name] if one["doc_id"] == number]
+        expected = _expected(leaf, samples[0]["doc"])
     decoding = resolve(run.decoding, model)
     rows = tuple(lm.rows)
     return Trace(
         experiment=run.experiment,
-        task=str(leaf.task_name),
-        doc_id=document.number,
+        task=name,
+        doc_id=number,
         config=run.cell.name,
         model=run.model.name,
         strategy=repr(strategy),
@@ -96,17 +187,21 @@ def trace_document(
         threshold=decoding.threshold,
         mask_id=int(decoding.mask_id or 0),
         pieces={t: str(model.tokenizer.decode([t])) for t in sorted(tokens_in(rows))},
-        prompt=str(instances[0].args[0]),
-        expected=_expected(leaf, doc),
-        metrics=metrics,
+        prompt=str(samples[0]["arguments"][0][0]),
+        expected=expected,
+        metrics={
+            f"{metric},{one['filter']}": plain(one[metric])
+            for one in samples
+            for metric in one["metrics"]
+        },
         rows=rows,
         staleness=staleness,
     )
 
 
 def _leaf(
-    leaves: Mapping[str, DeterministicTask], document: Document, run: Run
-) -> DeterministicTask:
+    leaves: Mapping[str, DeterministicTask], document: DocumentName, run: Run
+) -> tuple[str, DeterministicTask]:
     name = document.subtask or (run.task if len(leaves) == 1 else None)
     if name is None or name not in leaves:
         names = ", ".join(sorted(leaves))
@@ -122,49 +217,7 @@ def _leaf(
             f"task '{name}' has documents 0 to {num_documents - 1}"
             f"{'' if run.limit is None else f' under --limit {run.limit}'}; got {document.number}"
         )
-    return leaf
-
-
-def _requests(
-    leaf: DeterministicTask, lm: TracingLM, number: int, asked: Evaluating
-) -> list[Instance]:
-    """The document's requests. Those ahead of it are built too, and dropped.
-
-    Worked examples are drawn document by document from one generator, so this is what makes the
-    prompt the run's.
-    """
-    leaf.build_all_requests(
-        limit=number + 1,
-        apply_chat_template=asked.chat_template,
-        fewshot_as_multiturn=asked.turns,
-        chat_template=lm.apply_chat_template if asked.chat_template else None,
-        tokenizer_name=lm.tokenizer_name if asked.chat_template else "",
-    )
-    return leaf.keep_only(number)
-
-
-def _answer(lm: TracingLM, instances: Sequence[Instance]) -> None:
-    kind = instances[0].request_type
-    asked = [instance for instance in instances for _ in range(instance.repeats)]
-    if kind == "generate_until":
-        answers: Sequence[Any] = lm.generate_until(asked)
-    elif kind == "loglikelihood":
-        answers = lm.loglikelihood(asked)
-    else:
-        raise FdllmError(f"requests of kind '{kind}' cannot be traced; see tasks of fdllm sweep")
-    for instance, answer in zip(asked, answers, strict=True):
-        instance.resps.append(answer)
-
-
-def _metrics(leaf: DeterministicTask, instances: Sequence[Instance]) -> dict[str, Any]:
-    """The task's metrics of the document, under the harness's names."""
-    leaf.apply_filters()
-    found = {}
-    for name in instances[0].filtered_resps:
-        answers = [instance.filtered_resps[name] for instance in instances]
-        for metric, value in leaf.process_results(instances[0].doc, answers).items():
-            found[f"{metric},{name}"] = plain(value)
-    return found
+    return name, leaf
 
 
 def _expected(leaf: DeterministicTask, doc: Mapping[str, Any]) -> str:
