@@ -80,11 +80,6 @@ def test_a_failure_without_room_for_a_log_is_still_told(attempt: RunAttempt) -> 
     assert (outcome.reason, outcome.log) == ("RuntimeError: gone", None)
 
 
-def test_an_outcome_counts_seconds_from_its_start(attempt: RunAttempt) -> None:
-    attempt.started -= 100.0
-    assert 100.0 <= attempt.outcome(State.DONE, "").seconds < 160.0
-
-
 # --- between evaluation and journal ---------------------------------------------------------------
 
 

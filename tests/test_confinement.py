@@ -12,7 +12,7 @@ import pytest
 from fdllm.errors import FdllmError
 from fdllm.evaluate.humaneval import Programs, prove
 from fdllm.runs import CodeExecution
-from fdllm.sandbox.confinement import Verdict, _environment
+from fdllm.sandbox.confinement import ProgramResult, _environment
 from fdllm.sandbox.support import Isolation, Limits
 
 MIB = 1 << 20
@@ -73,19 +73,19 @@ def test_a_kernel_offers_enough_or_what_lacks_is_said(
 class Scripted:
     """Stands in for a sandbox: ends each program as a table says, and keeps what it ran."""
 
-    table: dict[str, Verdict]
+    table: dict[str, ProgramResult]
     isolation: Isolation
     limits: Limits = field(default_factory=Limits)
     ran: list[str] = field(default_factory=list)
 
-    def run(self, program: str, tests: str) -> Verdict:  # noqa: ARG002 - the sandbox's form
+    def run(self, program: str, tests: str) -> ProgramResult:  # noqa: ARG002 - the sandbox's form
         """The first verdict whose mark stands in the program."""
         self.ran.append(program)
         found = (verdict for mark, verdict in self.table.items() if mark in program)
-        return next(found, Verdict(passed=True, reason="passed"))
+        return next(found, ProgramResult(passed=True, reason="passed"))
 
 
-FORBIDDEN, FAILED = Verdict(False, "forbidden call"), Verdict(False, "failed")
+FORBIDDEN, FAILED = ProgramResult(False, "forbidden call"), ProgramResult(False, "failed")
 TIGHT = {
     "AF_UNIX": FORBIDDEN,
     "socket.socket()": FORBIDDEN,
@@ -98,7 +98,7 @@ TIGHT = {
 }
 
 
-def scripted(table: dict[str, Verdict], landlock: int = 3) -> Any:
+def scripted(table: dict[str, ProgramResult], landlock: int = 3) -> Any:
     return Scripted(table, replace(HERE, landlock=landlock))
 
 
@@ -116,16 +116,20 @@ def test_the_proof_tries_everything_that_must_be_stopped() -> None:
 @pytest.mark.parametrize("mark", TIGHT)
 @pytest.mark.parametrize(
     "verdict",
-    [Verdict(True, "passed"), Verdict(False, "out of time"), Verdict(True, "forbidden call")],
+    [
+        ProgramResult(True, "passed"),
+        ProgramResult(False, "out of time"),
+        ProgramResult(True, "forbidden call"),
+    ],
 )
-def test_one_program_that_gets_through_stops_the_scoring(mark: str, verdict: Verdict) -> None:
+def test_one_program_that_gets_through_stops_the_scoring(mark: str, verdict: ProgramResult) -> None:
     with pytest.raises(FdllmError, match="the sandbox is not tight: a program that"):
         prove(scripted(TIGHT | {mark: verdict}))
 
 
 def test_a_harmless_program_that_is_stopped_stops_the_scoring() -> None:
     with pytest.raises(FdllmError, match=r"killed by SIGKILL"):
-        prove(scripted(TIGHT | {"kept": Verdict(False, "killed", "by SIGKILL")}))
+        prove(scripted(TIGHT | {"kept": ProgramResult(False, "killed", "by SIGKILL")}))
 
 
 # --- pass@k ---------------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ def test_a_harmless_program_that_is_stopped_stops_the_scoring() -> None:
 
 def chances(right: list[int], n: int, k: list[int]) -> dict[str, float]:
     """Of problems of which so many of n programs are right."""
-    table: dict[str, Verdict] = {"wrong": FAILED} | TIGHT
+    table: dict[str, ProgramResult] = {"wrong": FAILED} | TIGHT
     programs = Programs(scripted(table))
     texts = [
         [f"p{i} right {j}" if j < c else f"p{i} wrong {j}" for j in range(n)]
@@ -156,7 +160,7 @@ def test_several_k_and_too_few_programs() -> None:
 
 
 def test_programs_are_run_once_and_their_ends_are_told() -> None:
-    sandbox = scripted({"wrong": Verdict(False, "failed", "AssertionError")} | TIGHT)
+    sandbox = scripted({"wrong": ProgramResult(False, "failed", "AssertionError")} | TIGHT)
     programs = Programs(sandbox)
     wanted: list[Any] = [("right", "t"), ("wrong", "t"), ("right", "t"), ("right", "u")]
     programs.prepare([])

@@ -15,8 +15,15 @@ import pytest
 from fdllm import tiny
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate import tasks
-from fdllm.evaluate.prompts import PROMPT_RULES, STEP_BY_STEP, PromptRule
-from fdllm.evaluate.tasks import TASKS, definition_hash, definition_paths, task_info
+from fdllm.evaluate.tasks import (
+    PROMPT_RULES,
+    STEP_BY_STEP,
+    TASKS,
+    PromptRule,
+    definition_hash,
+    definition_paths,
+    task_info,
+)
 from helpers import ROOT
 
 

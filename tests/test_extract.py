@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fdllm.evaluate.extract import answered, begun, completed, program_of
+from fdllm.evaluate.humaneval import answered, begun, completed, program_of
 from fdllm.sandbox.confinement import Sandbox
 from hub.rows import read_rows
 from hub.run import run_cases

@@ -15,7 +15,7 @@ import pytest
 
 from fdllm.errors import FdllmError
 from fdllm.evaluate.humaneval import prove
-from fdllm.sandbox.confinement import Sandbox, Verdict
+from fdllm.sandbox.confinement import ProgramResult, Sandbox
 from fdllm.sandbox.support import Isolation, Limits
 from helpers import ROOT
 from programs import ENDLESS, HARMLESS, WRONG
@@ -41,7 +41,7 @@ def no_child_is_left() -> bool:
 def test_a_harmless_program_passes(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     verdict = CONFINED.run(RIGHT + program, TESTS)
-    assert verdict == Verdict(passed=True, reason="passed")
+    assert verdict == ProgramResult(passed=True, reason="passed")
 
 
 def test_the_order_of_a_set_is_the_same_every_time() -> None:

@@ -12,7 +12,7 @@ from fdllm.core.config import BatchSize, Decoding, Estimator, Subset
 from fdllm.presets import Preset
 from fdllm.spec import Spec
 
-Instruction = Literal["ending", "everywhere", "none"]  # see fdllm.evaluate.prompts
+Instruction = Literal["ending", "everywhere", "none"]  # see fdllm.evaluate.tasks
 CodeExecution = Literal["refused", "confined", "readable"]  # see fdllm.sandbox.support
 CONFIG_NAME = re.compile(r"^k(?P<k>[1-9]\d*)_(?P<subset>first|middle|last)$")
 CELL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")

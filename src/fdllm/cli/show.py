@@ -11,7 +11,7 @@ from rich.console import Console
 from fdllm import strictjson
 from fdllm.cli.output import console, say
 from fdllm.cli.request import SweepRequest
-from fdllm.cli.work import Work
+from fdllm.cli.work import PlannedCell
 from fdllm.evaluate.attempt import RunOutcome
 from fdllm.plan import SETTLED, CellState, State
 from fdllm.record.paths import TaskFolder
@@ -58,7 +58,7 @@ def cells(cells: Sequence[CellState], *, as_json: bool) -> None:
     out.print(tally(cells))
 
 
-def plan(cells: Sequence[CellState], work: Sequence[Work], *, as_json: bool) -> None:
+def plan(cells: Sequence[CellState], work: Sequence[PlannedCell], *, as_json: bool) -> None:
     """What would run and why, cell by cell."""
     chosen = {id(one.cell): one for one in work}
     if as_json:

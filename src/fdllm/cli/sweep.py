@@ -23,7 +23,7 @@ from fdllm.cli.output import complain, say
 from fdllm.cli.progress import GridProgress
 from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cli.status import show_status
-from fdllm.cli.work import Work, choose_work
+from fdllm.cli.work import PlannedCell, choose_work
 from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import plan_submissions
 from fdllm.cluster.queue import require_sbatch, why_no_cluster
@@ -148,7 +148,7 @@ def run_sweep(options: SweepOptions) -> int:
 
 
 def _compute(
-    request: SweepRequest, work: Sequence[Work], options: EvalOptions | SweepOptions
+    request: SweepRequest, work: Sequence[PlannedCell], options: EvalOptions | SweepOptions
 ) -> int:
     _check_device(options.device)
     if not work:
@@ -192,7 +192,9 @@ def _check_device(device: str) -> None:
         resolve_device(device)
 
 
-def _execute(planner: Planner, work: Sequence[Work], threads: int | None) -> list[RunOutcome]:
+def _execute(
+    planner: Planner, work: Sequence[PlannedCell], threads: int | None
+) -> list[RunOutcome]:
     """Compute ``work``; what is computed is durable at every moment.
 
     Raises:
@@ -222,7 +224,7 @@ def _execute(planner: Planner, work: Sequence[Work], threads: int | None) -> lis
     return outcomes
 
 
-def _kept(planner: Planner, rest: Sequence[Work]) -> str:
+def _kept(planner: Planner, rest: Sequence[PlannedCell]) -> str:
     """What the run in flight leaves behind."""
     if not rest:
         return ""
@@ -305,7 +307,7 @@ def _submit(request: SweepRequest, options: SweepOptions) -> int:
     return 0
 
 
-def _check_up(request: SweepRequest, work: Sequence[Work], cluster: ClusterConfig) -> None:
+def _check_up(request: SweepRequest, work: Sequence[PlannedCell], cluster: ClusterConfig) -> None:
     """Look for what would make the jobs fail, before they wait in a queue.
 
     Raises:

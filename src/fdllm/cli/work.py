@@ -17,7 +17,7 @@ _WHY = {
 
 
 @dataclass(frozen=True)
-class Work:
+class PlannedCell:
     """A cell to compute.
 
     Attributes:
@@ -31,7 +31,7 @@ class Work:
     force: bool
 
 
-def choose_work(cells: Sequence[CellState], *, force: Sequence[str] | None) -> list[Work]:
+def choose_work(cells: Sequence[CellState], *, force: Sequence[str] | None) -> list[PlannedCell]:
     """Cells that are not done and that nobody else computes, and those that are forced.
 
     Args:
@@ -43,8 +43,8 @@ def choose_work(cells: Sequence[CellState], *, force: Sequence[str] | None) -> l
         if cell.state in BUSY or cell.state is State.NOT_APPLICABLE:
             continue
         if force is not None and (not force or cell.run.cell.name in force):
-            work.append(Work(cell, "forced", force=True))
+            work.append(PlannedCell(cell, "forced", force=True))
         elif cell.state not in SETTLED:
             reason = "" if cell.state is State.PENDING else f": {cell.reason}"
-            work.append(Work(cell, f"{_WHY[cell.state]}{reason}", force=False))
+            work.append(PlannedCell(cell, f"{_WHY[cell.state]}{reason}", force=False))
     return work

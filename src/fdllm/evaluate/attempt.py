@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -131,7 +130,6 @@ class RunOutcome:
         reason: why, where it is not done.
         log: the log of a failure.
         num_computed: requests computed by this attempt.
-        seconds: wall clock of this attempt.
         summary: the record; None for a shard, which writes none.
     """
 
@@ -140,7 +138,6 @@ class RunOutcome:
     reason: str = ""
     log: str | None = None
     num_computed: int = 0
-    seconds: float = 0.0
     summary: Summary | None = None
 
 
@@ -154,7 +151,6 @@ class RunAttempt:
         part: which documents, and until when.
         merge: shards whose answers make the record, computing none; None where it computes.
         force: everything is computed anew.
-        started: when, by the monotonic clock.
         num_computed: requests computed so far.
     """
 
@@ -163,15 +159,13 @@ class RunAttempt:
     part: Part
     merge: int | None = None
     force: bool = False
-    started: float = field(default_factory=time.monotonic)
     num_computed: int = field(default=0, init=False)
 
     def outcome(
         self, state: State, reason: str, summary: Summary | None = None, log: str | None = None
     ) -> RunOutcome:
         """How it ended."""
-        seconds = time.monotonic() - self.started
-        return RunOutcome(self.run, state, reason, log, self.num_computed, seconds, summary)
+        return RunOutcome(self.run, state, reason, log, self.num_computed, summary)
 
     def failed(self, error: Exception) -> RunOutcome:
         """Keep the reason and the traceback, as far as the disk still takes them."""

@@ -33,8 +33,7 @@ from fdllm.evaluate import boxed
 from fdllm.evaluate.hub_errors import explain_access, without_token
 from fdllm.evaluate.humaneval import Programs
 from fdllm.evaluate.nltk_data import require_sentences
-from fdllm.evaluate.prompts import PromptRule, prompt_rule
-from fdllm.evaluate.tasks import definition_paths, task_info
+from fdllm.evaluate.tasks import PromptRule, definition_paths, prompt_rule, task_info
 from fdllm.runs import CodeExecution, Evaluating
 from fdllm.sandbox.confinement import Sandbox
 
@@ -293,7 +292,7 @@ def load_task(
     Args:
         name: a task of :data:`fdllm.evaluate.tasks.TASKS`.
         asked: how it is asked; None takes the defaults. Under a chat template the program of a
-            reply is looked for in it, see :mod:`fdllm.evaluate.extract`.
+            reply is looked for in it, see :mod:`fdllm.evaluate.humaneval`.
         code_execution: consent to run programs that the model wrote, see
             :mod:`fdllm.sandbox.confinement`. Loading runs none.
 

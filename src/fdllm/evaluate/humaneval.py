@@ -3,7 +3,11 @@
 The harness's definitions stay as they are, but for the functions of their ``utils.py``: those
 modules fetch and execute a metric from the Hub when they are imported, and the metric would run the
 programs next to the model, with the user's token in reach. Ours mean the same; where a chat
-template wraps the prompts, the program is looked for in the reply (:mod:`fdllm.evaluate.extract`).
+template wraps the prompts, the program is looked for in the reply.
+
+A model without a chat template continues the prompt: its text is the function's body. A chat model
+answers: with a fenced block, with the whole function, with prose around either. Nothing of a reply
+is parsed as Python or run outside the sandbox.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from __future__ import annotations
 import ast
 import math
 import os
+import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.extract import answered, begun, completed
 from fdllm.evaluate.tasks import TaskInfo
 from fdllm.runs import CodeExecution
-from fdllm.sandbox.confinement import Sandbox, Verdict
+from fdllm.sandbox.confinement import ProgramResult, Sandbox
 
+Replies = Sequence[Sequence[str]]
 _MOST_AT_ONCE = 16
+# A fence that names a language and ends its line opens a block, whatever is open already.
+_FENCE = re.compile(r"```(?:([\w+#.-]+)[ \t]*(?=\n|\Z))?")
+_CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 
 # A program that must pass, and what must be stopped and how, before any verdict is believed.
 _PROOF_PASSES = "open('kept', 'w').write('text')\nassert open('kept').read() == 'text'"
@@ -96,7 +105,7 @@ class Programs:
     def __init__(self, sandbox: Sandbox) -> None:
         self.form = "completion"
         self._sandbox = sandbox
-        self._verdicts: dict[tuple[str, str], Verdict] = {}
+        self._verdicts: dict[tuple[str, str], ProgramResult] = {}
         self._proved = False
 
     def check(self) -> None:
@@ -253,3 +262,80 @@ def _returned(function: str) -> Any:  # noqa: ANN401 - a literal of a harness mo
             if isinstance(body, ast.Return) and body.value is not None:
                 return ast.literal_eval(body.value)
     raise FdllmError(f"{function} returns no literal; install the pinned lm-eval")
+
+
+# --- the program in a reply -----------------------------------------------------------------------
+
+
+def fenced_blocks(reply: str) -> list[str]:
+    """What stands between fences, in order; a last block may lack its closing fence."""
+    blocks, opened = [], None
+    for fence in _FENCE.finditer(reply):
+        if opened is not None:
+            blocks.append(reply[opened : fence.start()])
+        opened = fence.end() if opened is None or fence[1] else None
+    if opened is not None:
+        blocks.append(reply[opened:])
+    return [block.lstrip(" \t").removeprefix("\n") for block in blocks if block.strip()]
+
+
+def program_of(reply: str, doc: Mapping[str, Any]) -> str:
+    """The program that a reply answers a document with.
+
+    The last fenced block that defines the function; else a block, or a text ahead of all blocks,
+    that is the function's body; else the whole reply. It stands behind the document's own code
+    (its imports and helpers), where there is some.
+
+    Args:
+        reply: what the model wrote.
+        doc: humaneval's (``prompt``, ``entry_point``) or mbpp's (``test_list``).
+    """
+    ahead, names = _code_ahead(doc), _functions(doc)
+    blocks = fenced_blocks(reply)
+    defines = re.compile(
+        rf"^[ \t]*(?:(?:async[ \t]+)?def[ \t]+(?:{names})\b|(?:{names})[ \t]*=)", re.MULTILINE
+    )
+    for block in reversed(blocks):
+        if defines.search(block):
+            return ahead + textwrap.dedent(block)
+    if not blocks:
+        return ahead + reply
+    bodies = [text for text in (reply.partition("```")[0], *blocks) if _is_indented(text)]
+    if bodies or not ahead:
+        return ahead + (bodies or blocks)[0]
+    return ahead + textwrap.indent(blocks[0], "    ")
+
+
+def completed(replies: Replies, docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The programs of texts that continue their prompts: the harness's ``build_predictions``."""
+    return [
+        [_code_ahead(doc) + reply for reply in row] for row, doc in zip(replies, docs, strict=True)
+    ]
+
+
+def answered(replies: Replies, docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The programs of a chat model's replies."""
+    return [
+        [program_of(reply, doc) for reply in row] for row, doc in zip(replies, docs, strict=True)
+    ]
+
+
+def begun(replies: Replies, docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The programs of replies to a prompt that ends in an open fence (``*_instruct``)."""
+    return answered([["```python\n" + reply for reply in row] for row in replies], docs)
+
+
+def _code_ahead(doc: Mapping[str, Any]) -> str:
+    """Code that a document's prompt consists of; mbpp's prompts are prose."""
+    return str(doc["prompt"]) if "entry_point" in doc else ""
+
+
+def _functions(doc: Mapping[str, Any]) -> str:
+    """The names of the functions that a document's tests call, as a pattern."""
+    if "entry_point" in doc:
+        return re.escape(str(doc["entry_point"]))
+    return "|".join(sorted(set(_CALLED.findall("\n".join(doc["test_list"])))))
+
+
+def _is_indented(text: str) -> bool:
+    return text.strip() != "" and text.lstrip("\n")[:1] in (" ", "\t")

@@ -15,18 +15,14 @@ from fdllm.runs import Run
 
 
 class _AskedError(Exception):
-    """Every request is there; nothing beyond them is wanted."""
-
-    def __init__(self, requests: Sequence[EvalRequest]) -> None:
-        super().__init__()
-        self.requests = list(requests)
+    """Every request is there, as the only argument; nothing beyond them is wanted."""
 
 
 class _ListeningLM(RequestLM):
     """Ends the run with what it is asked."""
 
     def answer(self, requests: Sequence[EvalRequest], on_done: OnDone) -> NoReturn:  # noqa: ARG002
-        raise _AskedError(requests)
+        raise _AskedError(list(requests))
 
 
 def requests_of(run: Run) -> list[EvalRequest]:
@@ -47,7 +43,8 @@ def requests_of(run: Run) -> list[EvalRequest]:
         try:
             ask(lm, load_task(run.task, run.evaluating), run.evaluating, limit=run.limit)
         except _AskedError as heard:
-            return heard.requests
+            found: list[EvalRequest] = heard.args[0]
+            return found
     return []
 
 

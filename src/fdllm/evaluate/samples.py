@@ -19,11 +19,11 @@ from fdllm.evaluate.recording import Evaluation, text_hash
 from fdllm.evaluate.tasks import TaskInfo, task_info
 from fdllm.runs import Run
 
-Entries = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
+EntriesByDocument = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
 
 
 def evaluation_of(
-    found: dict[str, Any], loaded: LoadedTask, entries: Entries, run: Run
+    found: dict[str, Any], loaded: LoadedTask, entries: EntriesByDocument, run: Run
 ) -> Evaluation:
     """The harness's results as plain data.
 
@@ -83,7 +83,7 @@ def metrics_of(results: Mapping[str, Any], info: TaskInfo, headline: str) -> dic
 def join_samples(
     logged: Mapping[str, Sequence[Mapping[str, Any]]],
     tasks: Mapping[str, DeterministicTask],
-    entries: Entries,
+    entries: EntriesByDocument,
     info: TaskInfo,
 ) -> list[dict[str, Any]]:
     """One mapping a document, sorted by leaf task and document.

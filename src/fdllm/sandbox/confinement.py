@@ -46,7 +46,7 @@ _MAX_SAID = 4096
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProgramResult:
     """How a program ended.
 
     Attributes:
@@ -77,7 +77,7 @@ class Sandbox:
     isolation: Isolation = field(default_factory=Isolation.here)
     stop: Event = field(default_factory=Event)
 
-    def run(self, program: str, tests: str) -> Verdict:
+    def run(self, program: str, tests: str) -> ProgramResult:
         """Run a program, then its tests in the same namespace.
 
         Raises:
@@ -134,7 +134,7 @@ class _Watch:
         self._said = b""
         self._ended = ""
 
-    def verdict(self, job: bytes) -> Verdict:
+    def verdict(self, job: bytes) -> ProgramResult:
         """Send the job, and wait for how it goes."""
         first = self._tell(job) and self._line(self._limits.start_s)
         if first != b"ready":
@@ -145,7 +145,9 @@ class _Watch:
             )
         word, _, detail = (self._line(self._limits.wall_s) or b"").partition(b" ")
         if word == b"failed":
-            return Verdict(passed=False, reason="failed", detail=detail.decode("ascii", "replace"))
+            return ProgramResult(
+                passed=False, reason="failed", detail=detail.decode("ascii", "replace")
+            )
         nonce = secrets.token_hex(16).encode()
         proof = hashlib.sha256(b"ran " + nonce).hexdigest().encode()
         if (
@@ -153,7 +155,7 @@ class _Watch:
             and self._tell(nonce + b"\n")
             and self._line(self._limits.wall_s) == proof
         ):
-            return Verdict(passed=True, reason="passed")
+            return ProgramResult(passed=True, reason="passed")
         return self._stopped()
 
     def _tell(self, text: bytes) -> bool:
@@ -208,14 +210,14 @@ class _Watch:
             return "it goes on without a word"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
-    def _stopped(self) -> Verdict:
+    def _stopped(self) -> ProgramResult:
         """It said nothing that counts: why?"""
         if self._ended:
-            return Verdict(passed=False, reason=self._ended)
+            return ProgramResult(passed=False, reason=self._ended)
         how = self._exit()
         otherwise = "killed" if how.startswith("SIG") else "exited"
         reason = {"SIGXCPU": "out of time", "SIGSYS": "forbidden call"}.get(how, otherwise)
-        return Verdict(passed=False, reason=reason, detail=how)
+        return ProgramResult(passed=False, reason=reason, detail=how)
 
 
 def _environment(scratch: str) -> dict[str, str]:

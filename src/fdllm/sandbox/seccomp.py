@@ -142,7 +142,7 @@ _FCNTL, _IOCTL, _PRLIMIT = (72, 25), (16, 29), (302, 261)
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030)  # duplicate, descriptor and status flags: no owner, signal
 _IOCTL_COMMANDS = (0x5401, 0x541B, 0x5450, 0x5451)  # is it a terminal, bytes to read, close on exec
 
-Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+Op = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def assemble(arch: Arch, *, writes: bool) -> bytes:
             not for this filter to say (it sees no paths).
     """
     column = arch.column
-    program: list[Instruction] = [
+    program: list[Op] = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, arch.audit),
         (_RETURN, 0, 0, KILL),
@@ -180,7 +180,7 @@ def assemble(arch: Arch, *, writes: bool) -> bytes:
         (_RETURN, 0, 0, KILL),
     ]
 
-    def on(numbers: Iterable[tuple[int, int]], body: list[Instruction]) -> None:
+    def on(numbers: Iterable[tuple[int, int]], body: list[Op]) -> None:
         for pair in numbers:
             if pair[column] >= 0:
                 program.extend([(_EQUAL, 0, len(body), pair[column]), *body])
@@ -198,7 +198,7 @@ def assemble(arch: Arch, *, writes: bool) -> bytes:
     on([_IOCTL], _one_of(1, _IOCTL_COMMANDS))
     # Limits may be read (no pointer to new ones: both halves are zero), never set.
     low, high = _argument(2), _argument(2) + 4
-    reading: list[Instruction] = [
+    reading: list[Op] = [
         (_LOAD, 0, 0, low),
         (_EQUAL, 0, 3, 0),
         (_LOAD, 0, 0, high),
@@ -216,20 +216,20 @@ def _argument(index: int) -> int:
     return _ARGUMENTS + 8 * index
 
 
-def _if_any(index: int, bits: int, action: int) -> list[Instruction]:
+def _if_any(index: int, bits: int, action: int) -> list[Op]:
     """Return ``action`` where the argument has one of the bits, else go on."""
     return [(_LOAD, 0, 0, _argument(index)), (_ANY_BIT, 0, 1, bits), (_RETURN, 0, 0, action)]
 
 
-def _one_of(index: int, values: Iterable[int]) -> list[Instruction]:
+def _one_of(index: int, values: Iterable[int]) -> list[Op]:
     """Allow where the argument is one of the values."""
-    body: list[Instruction] = [(_LOAD, 0, 0, _argument(index))]
+    body: list[Op] = [(_LOAD, 0, 0, _argument(index))]
     for value in values:
         body += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, ALLOW)]
     return [*body, (_RETURN, 0, 0, EPERM)]
 
 
-def _opening(index: int, *, writes: bool) -> list[Instruction]:
+def _opening(index: int, *, writes: bool) -> list[Op]:
     """Opening a file, by its flags."""
     if not writes:
         changing = _ACCESS_MODE | _CREATE | _TRUNCATE | _TEMPORARY
