@@ -68,17 +68,11 @@ def measure_batch(bench: BenchModel, options: BenchCommand) -> list[Section]:
 
 @dataclass(frozen=True)
 class Part:
-    """One part.
+    """One part."""
 
-    Attributes:
-        budget_s: seconds until it is ended, its start included.
-        measure: the tables of a model; None is the selftest.
-        compiled: C kernels on a CPU, CUDA graphs on a GPU; None as a run would choose.
-    """
-
-    budget_s: float
-    measure: Measure | None
-    compiled: bool | None = None
+    budget_s: float  # until it is ended, its start included
+    measure: Measure | None  # the tables of a model; None is the selftest
+    compiled: bool | None = None  # C kernels on a CPU, CUDA graphs on a GPU; None as a run would
 
 
 PARTS: dict[str, Part] = {

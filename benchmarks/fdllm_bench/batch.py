@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from fdllm.cli.bench import BenchCommand
 from fdllm.core.sampler import GenerationRequest
 from fdllm.errors import FdllmError
 from fdllm.timing.interleave import Rounds, interleave
-from fdllm_bench.floor import ForwardShape, seconds
+from fdllm_bench.floor import ForwardShape
 from fdllm_bench.loads import Load, forwards_of, generate
 from fdllm_bench.models import BenchModel
 from fdllm_bench.tables import Line, Section, ratio, section
@@ -41,43 +41,32 @@ def bench_batch(bench: BenchModel, options: BenchCommand) -> list[Section]:
     """
     load, size = mixed_load(bench, options), options.batch_size
     shapes = forwards_of(bench, load).shapes
-    found: dict[str, Tokens] = {}
-    floors: dict[int, list[float]] = {1: [], size: []}
 
     def decode(requests: Sequence[GenerationRequest], rows: int) -> Tokens:
         part = replace(load, requests=tuple(requests))
         return [row.tokens for row in generate(bench, part, batch_size=rows)]
 
-    def keep(name: str, work: Callable[[], Tokens]) -> Callable[[], None]:
-        return lambda: found.update({name: work()})
-
     def fixed() -> Tokens:
         parts = (load.requests[at : at + size] for at in range(0, len(load.requests), size))
         return [row for part in parts for row in decode(part, size)]
 
-    def floor(rows: int) -> Callable[[], None]:
-        """Each different forward is timed, and counted as often as it is made."""
-        counted = Counter(shapes) if rows == 1 else full_batches(shapes, rows)
-        prepared = {shape: bench.floor.prepare(shape) for shape in counted}
-        return lambda: floors[rows].append(
-            sum(count * seconds(prepared[shape]) for shape, count in counted.items())
-        )
-
-    works = {
+    works: dict[str, Callable[[], Tokens]] = {
         f"continuous, batch {size}": lambda: decode(load.requests, size),
         f"fixed, batch {size}": fixed,
         "one row at a time": lambda: decode(load.requests, 1),
     }
-    kept = {name: keep(name, work) for name, work in works.items()}
-    kept |= {f"floor {rows}": floor(rows) for rows in floors}
-    done = interleave(kept, bench.model.device, Rounds(options.repeats, warm_ups=0))
     [_, of_fixed, one] = works
+    found = {name: work() for name, work in works.items()}
+    batches = full_batches(shapes, size)
+    floors = {"one row at a time": shapes, "batches": batches}
+    lanes = works | {f"floor {n}": bench.floor.prepare_all(some) for n, some in floors.items()}
+    done = interleave(lanes, bench.model.device, Rounds(options.repeats, warm_ups=0))
     new = sum(map(len, found[one]))
     lines = [
         Line(
             name,
             done[name],
-            tuple(floors[1 if name == one else size]),
+            done.get(f"floor {name}", done["floor batches"]),
             done[one],
             {
                 "tokens/s": tuple(new / second for second in done[name]),
@@ -98,7 +87,7 @@ def bench_batch(bench: BenchModel, options: BenchCommand) -> list[Section]:
             lines,
             "fixed: each batch waits for its slowest row; x fixed: how many times its tokens/s",
             f"floor: the forwards of batch 1, of batch {size} gathered into full batches of one "
-            "width and extent; each different one timed, times how often it is made",
+            "width and extent",
             compare(bench, found),
             baseline=one,
         )
@@ -127,15 +116,15 @@ def compare(bench: BenchModel, found: Mapping[str, Tokens]) -> str:
     )
 
 
-def full_batches(shapes: Sequence[ForwardShape], size: int) -> Counter[ForwardShape]:
+def full_batches(shapes: Sequence[ForwardShape], size: int) -> list[ForwardShape]:
     """The same forwards, of one row each, in as few batches of one width and extent as can be."""
     alike: defaultdict[tuple[int, int], list[ForwardShape]] = defaultdict(list)
     for shape in sorted(shapes, key=lambda shape: shape.reads):
         alike[shape.width, shape.extent].append(shape)
-    out: Counter[ForwardShape] = Counter()
+    out: list[ForwardShape] = []
     for group in alike.values():
         for at in range(0, len(group), size):
             part = group[at : at + size]
             reads = -(-sum(shape.reads for shape in part) // _READS) * _READS
-            out[replace(part[0], rows=len(part), reads=reads)] += 1
+            out.append(replace(part[0], rows=len(part), reads=reads))
     return out

@@ -7,7 +7,7 @@ takes torch's own product of the weights as a checkpoint has them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,21 +31,13 @@ _SIDE = {"cpu": 1536, "cuda": 8192}  # of the large product
 
 @dataclass(frozen=True)
 class ForwardShape:
-    """A forward's extents.
+    """A forward's extents."""
 
-    Attributes:
-        width: columns fed, of each row.
-        extent: keys that each query sees.
-        reads: columns of all rows whose logits are read.
-        rows: rows of the batch.
-        layers: layers that are computed; None for all.
-    """
-
-    width: int
-    extent: int
-    reads: int
+    width: int  # columns fed, of each row
+    extent: int  # keys that each query sees
+    reads: int  # columns of all rows whose logits are read
     rows: int = 1
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None  # that are computed; None for all
 
     @property
     def last_columns(self) -> int:
@@ -55,17 +47,11 @@ class ForwardShape:
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What the products are made from, and each layer's attention; the values do not matter."""
+class Cost:
+    """What arithmetic cannot avoid."""
 
-    hidden: Tensor
-    mixed: Tensor
-    gated: Tensor
-    last: tuple[Tensor, Tensor, Tensor]
-    read: Tensor
-    query: Tensor
-    keys: Sequence[Tensor]
-    values: Sequence[Tensor]
+    num_bytes: int  # read: the weights once, and keys and values
+    operations: int  # multiplications and additions
 
 
 class Floor:
@@ -75,16 +61,20 @@ class Floor:
         model: not frozen yet; its weights are shared, or packed anew where that is faster.
 
     Attributes:
+        like: a tensor of the weights' type and device.
         layouts: which layout won, by matrix.
+        weight_bytes: of all layers' matrices and of the head.
     """
 
     def __init__(self, model: Model) -> None:
-        self.spec, self._like = model.spec, model.network.head.weight.data
+        self.spec, self.like = model.spec, model.network.head.weight.data
         stack = model.network.stack
         parts = {name: [getattr(layer, name).weight.data for layer in stack] for name in _MATRICES}
         self._sizes = {name: weights[0].numel() for name, weights in parts.items()}
+        parts["head"] = [self.like]
+        numbers = sum(len(weights) * weights[0].numel() for weights in parts.values())
+        self.weight_bytes = numbers * self.like.element_size()
         self.layouts: dict[str, str] = {}
-        parts["head"] = [self._like]
         with torch.inference_mode():
             fastest = {name: self._fastest(name, weights) for name, weights in parts.items()}
         plain = {name: list(map(_plain, weights)) for name, weights in parts.items()}
@@ -106,7 +96,7 @@ class Floor:
                     product(x)
 
         works = {way: partial(loop, products) for way, products in ways.items()}
-        times = interleave(works, self._like.device, Rounds(_TRIALS))
+        times = interleave(works, self.like.device, Rounds(_TRIALS))
         # The best of many: a wrong choice on a busy machine would raise the floor.
         self.layouts[name] = min(ways, key=lambda way: min(times[way]))
         return ways[self.layouts[name]]
@@ -120,9 +110,37 @@ class Floor:
             shape: the forward's.
             plain: by torch's own products, whatever is faster.
         """
+        spec, new, last = self.spec, self.like.new_ones, shape.last_columns
+        columns, rows = shape.rows * shape.width, (shape.rows, spec.num_kv_heads)
+        # What stands in them does not matter to a product.
+        hidden, gated = new(columns, spec.hidden_size), new(columns, spec.intermediate_size)
+        mixed = new(columns, spec.num_heads * spec.head_dim)
+        read = new(max(shape.reads, 1), spec.hidden_size)
+        group = spec.num_heads // spec.num_kv_heads
+        query = new(*rows, group * shape.width, spec.head_dim)
+        keys = new(spec.num_layers, *rows, shape.extent, spec.head_dim)
+        pairs = list(zip(keys.unbind(0), torch.ones_like(keys).unbind(0), strict=True))
         products, head = self._plain if plain else self._fast
-        work = partial(self._run, shape, self._inputs(shape), products, head)
-        return _captured(work) if self._like.device.type == "cuda" else work
+        layers = range(spec.num_layers) if shape.layers is None else shape.layers
+        whole = (mixed, hidden, gated)
+        cut = tuple(x[:last] for x in whole)
+
+        @torch.inference_mode()
+        def run() -> None:
+            for i in layers:
+                qkv, *behind = products[i]
+                qkv(hidden)
+                # Of the last layer only what is read goes on.
+                fed = cut if i == spec.num_layers - 1 else whole
+                if not len(fed[0]):
+                    return
+                F.scaled_dot_product_attention(query, *pairs[i])
+                for product, x in zip(behind, fed, strict=True):
+                    product(x)
+            if shape.reads:
+                head(read)
+
+        return _captured(run) if self.like.device.type == "cuda" else run
 
     def prepare_all(self, shapes: Iterable[ForwardShape]) -> Work:
         """The loops of many forwards, one behind the other."""
@@ -135,59 +153,12 @@ class Floor:
 
         return run
 
-    @torch.inference_mode()
-    def _run(
-        self,
-        shape: ForwardShape,
-        inputs: _Inputs,
-        products: list[tuple[Product, ...]],
-        head: Product,
-    ) -> None:
-        hidden, mixed, gated = inputs.hidden, inputs.mixed, inputs.gated
-        for i in range(len(products)) if shape.layers is None else shape.layers:
-            qkv, o, gate_up, down = products[i]
-            qkv(hidden)
-            if i == len(products) - 1:  # of the last layer only what is read goes on
-                if not shape.last_columns:
-                    return
-                hidden, mixed, gated = inputs.last
-            F.scaled_dot_product_attention(inputs.query, inputs.keys[i], inputs.values[i])
-            o(mixed)
-            gate_up(hidden)
-            down(gated)
-        if shape.reads:
-            head(inputs.read)
-
-    def _inputs(self, shape: ForwardShape) -> _Inputs:
-        spec, new, columns = self.spec, self._like.new_ones, shape.rows * shape.width
-        heads = (shape.rows, spec.num_kv_heads)
-        group = spec.num_heads // spec.num_kv_heads
-        hidden = new(columns, spec.hidden_size)
-        mixed = new(columns, spec.num_heads * spec.head_dim)
-        gated = new(columns, spec.intermediate_size)
-        last = shape.last_columns
-        return _Inputs(
-            hidden,
-            mixed,
-            gated,
-            (hidden[:last], mixed[:last], gated[:last]),
-            new(max(shape.reads, 1), spec.hidden_size),
-            new(*heads, group * shape.width, spec.head_dim),
-            *(new(spec.num_layers, *heads, shape.extent, spec.head_dim).unbind(0) for _ in "kv"),
-        )
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all layers' matrices and of the head."""
-        numbers = self.spec.num_layers * sum(self._sizes.values()) + self._like.numel()
-        return int(numbers * self._like.element_size())
-
     def cost(self, shape: ForwardShape) -> Cost:
         """Bytes that a forward must read and operations it must make."""
         spec, layers, last = self.spec, shape.layers, shape.last_columns
         num = spec.num_layers if layers is None else len(layers)
-        columns, size = shape.rows * shape.width, self._like.element_size()
-        matrices, head = sum(self._sizes.values()), self._like.numel()
+        columns, size = shape.rows * shape.width, self.like.element_size()
+        matrices, head = sum(self._sizes.values()), self.like.numel()
         behind = matrices - self._sizes["qkv"]
         kv = 2 * shape.rows * shape.extent * spec.num_kv_heads * spec.head_dim
         attention = 4 * columns * shape.extent * spec.num_heads * spec.head_dim
@@ -202,29 +173,11 @@ class Floor:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What arithmetic cannot avoid.
-
-    Attributes:
-        num_bytes: bytes read: the weights once, and keys and values.
-        operations: multiplications and additions.
-    """
-
-    num_bytes: int
-    operations: int
-
-
-@dataclass(frozen=True)
 class Limits:
-    """A machine's measured rates.
+    """What the machine can do a second, measured."""
 
-    Attributes:
-        read: bytes a second, over a buffer of the weights' size.
-        product: operations a second of a large square product of the weights' type.
-    """
-
-    read: float
-    product: float
+    read: float  # bytes, over a buffer of the weights' size
+    product: float  # operations, of a large square product of the weights' type
 
     def seconds(self, cost: Cost) -> float:
         """The physical limit: nothing is faster than the slower of the two."""
@@ -232,37 +185,28 @@ class Limits:
 
     def bound(self, cost: Cost) -> str:
         """Which of the two it is."""
-        by_read = cost.num_bytes / self.read > cost.operations / self.product
-        return "reading" if by_read else "arithmetic"
+        return "reading" if self.seconds(cost) * self.product > cost.operations else "arithmetic"
 
 
-def measure_limits(device: torch.device, dtype: torch.dtype, weight_bytes: int) -> Limits:
-    """Measure the machine.
-
-    Args:
-        device: where.
-        dtype: of the product.
-        weight_bytes: what a step reads: what fits into a cache is read at the cache's speed.
-    """
-    count = min(max(weight_bytes, _LEAST), _MOST) // 4
-    buffer = torch.ones(count, dtype=torch.float32, device=device)
-    side = _SIDE.get(device.type, _SIDE["cpu"])
-    a = torch.ones(side, side, dtype=dtype, device=device)
+def measure_limits(floor: Floor) -> Limits:
+    """Measure the machine; what fits into a cache is read at the cache's speed."""
+    count = min(max(floor.weight_bytes, _LEAST), _MOST) // 4
+    buffer = floor.like.new_ones(count, dtype=torch.float32)
+    a = floor.like.new_ones(side := _SIDE.get(buffer.device.type, _SIDE["cpu"]), side)
     # Which reduction comes closest to the bandwidth differs by machine: the best one counts.
     reads: tuple[Work, ...] = (buffer.sum, buffer.max, lambda: torch.dot(buffer, buffer))
     with torch.inference_mode():
-        best = min(_fastest_of(work) for work in reads)
-        return Limits(count * 4 / best, 2 * side**3 / _fastest_of(lambda: a @ a))
+        best, product = (
+            min(seconds(work, 1) for work in works for _ in range(7))
+            for works in (reads, [lambda: a @ a])
+        )
+    return Limits(count * 4 / best, 2 * side**3 / product)
 
 
 def seconds(work: Work, number: int = 3) -> float:
     """Seconds of a work by itself, the mean of so many."""
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     return timer.timeit(number).mean
-
-
-def _fastest_of(work: Work) -> float:
-    return min(seconds(work, 1) for _ in range(7))
 
 
 def _plain(weight: Tensor) -> Product:

@@ -71,10 +71,7 @@ def bench_growth(
         ),
     ]
     lines = [_memory(bench, options, n, rows) for n, rows in memory if n <= most]
-    told = (
-        "formula: weights, and keys and values of every row to the length it needs; loading: the "
-        "peak while the model was made"
-    )
+    told = "formula: weights, and keys and values of every row to the length it needs"
     title = "memory while decoding, above a process that has loaded no model"
     held = replace(section(bench, "growth", title, lines, told), unit="B")
     return [*sections, held] if lines else sections
@@ -159,10 +156,9 @@ def _memory(bench: BenchModel, options: BenchCommand, prompt: int, rows: int) ->
     return Line(
         f"prompt {prompt}, {rows} row{'s' if rows > 1 else ''}",
         tuple(float(one.held) for one in found),
-        tuple(float(one.formula) for one in found),
+        tuple(float(one.weights + one.caches) for one in found),
         extra={
             "weights MB": found[0].weights / 1e6,
             "caches MB": found[0].caches / 1e6,
-            "loading MB": tuple(one.loading / 1e6 for one in found),
         },
     )

@@ -20,17 +20,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Load:
-    """What is generated.
-
-    Attributes:
-        requests: the texts to continue.
-        per_step: columns unmasked a step, whatever the confidence; fewer where fewer are left.
-        block_cache: whether a step feeds its sub-block alone.
-    """
+    """What is generated."""
 
     requests: tuple[GenerationRequest, ...]
-    per_step: int
-    block_cache: bool = True
+    per_step: int  # columns unmasked a step, whatever the confidence; fewer where fewer are left
+    block_cache: bool = True  # whether a step feeds its sub-block alone
 
 
 def rounds_of(options: BenchCommand) -> Rounds:

@@ -1,10 +1,11 @@
-"""Memory of a model and its caches, and of loading one: measured in a process of its own."""
+"""Memory of a model and its caches, measured in a process of its own."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,6 @@ from fdllm.selftest.subjects import decoding_tokens, random_model, small
 from fdllm_bench.models import SHAPES
 
 _NEW_BLOCKS = 2
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def apart(
@@ -75,24 +75,11 @@ def apart(
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes.
+    """Bytes above a process without a model, and those of the formula."""
 
-    Attributes:
-        held: most that was held while decoding, above a process without a model.
-        loading: the same while the model was made.
-        weights: of the formula.
-        caches: of the formula.
-    """
-
-    held: int
-    loading: int
-    weights: int
-    caches: int
-
-    @property
-    def formula(self) -> int:
-        """What has to be there."""
-        return self.weights + self.caches
+    held: int  # at most while decoding
+    weights: int  # of the formula
+    caches: int  # of the formula
 
 
 def measure_apart(shape: str, device: str, dtype: str, prompt: int, rows: int) -> Memory:
@@ -120,13 +107,12 @@ def measure_here(shape: str, device: str, dtype: str, prompt: int, rows: int) ->
         load_model(shape, device, dtype) if spec is None else random_model(shape, spec, where, kind)
     )
     model.freeze()
-    loading = gauge.peak()
     gauge.reset()
     _decode(model, prompt, rows)
     positions = prompt + _NEW_BLOCKS * model.spec.block_size
     caches = cache_bytes(model.spec, kind.itemsize, positions, rows)
     weights = model.spec.num_parameters * kind.itemsize
-    return Memory(gauge.peak(), loading, weights, caches)
+    return Memory(gauge.peak(), weights, caches)
 
 
 def cache_bytes(spec: ModelSpec, size: int, positions: int, rows: int) -> int:
@@ -150,8 +136,9 @@ class _Gauge:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None
+        self._before = 0
         self.reset()
-        self._before = self._read()
+        self._before = self.peak()
 
     def reset(self) -> None:
         """Begin a new peak."""
@@ -159,7 +146,7 @@ class _Gauge:
             torch.cuda.reset_peak_memory_stats(self._cuda)
             return
         try:
-            _CLEAR.write_text("5", encoding="ascii")
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         except OSError:
             raise FdllmError(
                 "the memory peak of a process can be reset on Linux only; leave out the topic "
@@ -168,14 +155,11 @@ class _Gauge:
 
     def peak(self) -> int:
         """Bytes above the beginning."""
-        return max(self._read() - self._before, 0)
-
-    def _read(self) -> int:
         if self._cuda is not None:
-            return int(torch.cuda.max_memory_allocated(self._cuda))
-        lines = _STATUS.read_text(encoding="ascii").splitlines()
-        [line] = [line for line in lines if line.startswith("VmHWM:")]
-        return int(line.split()[1]) * 1024
+            return torch.cuda.max_memory_allocated(self._cuda) - self._before
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        [peak] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        return int(peak) * 1024 - self._before
 
 
 if __name__ == "__main__":

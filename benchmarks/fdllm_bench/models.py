@@ -33,15 +33,9 @@ _COPIES = {"cpu": 2.3, "cuda": 1.3}
 
 @dataclass(frozen=True)
 class BenchModel:
-    """What is measured: a model, and the bare work of the same weights.
+    """What is measured: a model, laid out for decoding, and the bare work of the same weights."""
 
-    Attributes:
-        name: the shape's name.
-        model: the checkpoint, laid out for decoding.
-        floor: its products, attention and head alone.
-    """
-
-    name: str
+    name: str  # of the shape
     model: Model
     floor: Floor
 
@@ -70,12 +64,7 @@ class BenchModel:
         return decoding_tokens(self.model.spec, count, seed)
 
     def refresh(self, plan: LayerPlan | None = None, seed: int = 1) -> ForwardRequest:
-        """A REFRESH that reads a whole sub-block's predictions: the most that a step reads.
-
-        Args:
-            plan: what each layer does; all are computed where it is None.
-            seed: of the tokens.
-        """
+        """A REFRESH that reads a whole sub-block's predictions: the most that a step reads."""
         read = tuple(range(SUB_BLOCK - 1, 2 * SUB_BLOCK - 1))
         whole = plan or LayerPlan(self.model.n_layers)
         return ForwardRequest(Phase.REFRESH, self.tokens(self.block, seed), whole, read=read)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,48 +32,26 @@ OUTSIDE = "outside of operators"
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator's share of a phase.
+    """An operator's share of a phase."""
 
-    Attributes:
-        name: torch's, or :data:`OUTSIDE` for what no operator accounts for: Python, waiting.
-        calls: calls a forward.
-        ms: its own time a forward, without what it calls.
-        share: of the phase's time.
-    """
-
-    name: str
-    calls: float
-    ms: float
-    share: float
+    name: str  # torch's, or OUTSIDE for what no operator accounts for: Python, waiting
+    calls: float  # a forward
+    ms: float  # its own time a forward, without what it calls
+    share: float  # of the phase's time
 
 
 @dataclass(frozen=True)
 class PhaseProfile:
-    """A phase's time.
-
-    Attributes:
-        shape: the model's.
-        dtype: its type.
-        phase: which.
-        columns: that it feeds.
-        ms: a forward's time while the profiler looked on, which slows it down.
-        plain_ms: a forward's time without the profiler.
-        floor_ms: the floor's time.
-        operators: dearest first.
-    """
+    """A phase's time."""
 
     shape: str
     dtype: str
     phase: str
     columns: int
-    ms: float
-    plain_ms: float
+    ms: float  # of a forward while the profiler looked on, which slows it down
+    plain_ms: float  # without the profiler
     floor_ms: float
-    operators: tuple[Operator, ...]
-
-    def as_dict(self) -> dict[str, object]:
-        """JSON form."""
-        return asdict(self)
+    operators: tuple[Operator, ...]  # dearest first
 
     def show(self, console: Console) -> None:
         """Print it."""

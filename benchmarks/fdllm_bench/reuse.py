@@ -26,21 +26,13 @@ _STEPS = 6  # divisible by every period
 
 @dataclass(frozen=True)
 class Skipped:
-    """A subset and what is stored of it.
+    """A subset and what is stored of it."""
 
-    Attributes:
-        name: subset and target, in words.
-        target: ``output`` or ``residual``.
-        start: its first layer.
-        stop: one past its last.
-        n_layers: layers of the model.
-    """
-
-    name: str
+    name: str  # subset and target
     target: Target
-    start: int
-    stop: int
-    n_layers: int
+    start: int  # its first layer
+    stop: int  # one past its last
+    n_layers: int  # of the model
 
     @property
     def share(self) -> float:

@@ -6,6 +6,7 @@ import gc
 import os
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ def run(
             "schema": SCHEMA,
             "machine": {**machine(device), "compile": used, "repeats": given.repeats},
             "sections": [section.as_dict() for section in sections],
-            "profiles": [phase.as_dict() for phase in profiles],
+            "profiles": [asdict(phase) for phase in profiles],
         }
         say(strictjson.dumps(document, indent=2))
 

@@ -16,7 +16,7 @@ from fdllm_bench.tables import Line, Section, ratio, section
 
 def bench_step(bench: BenchModel, options: BenchCommand) -> list[Section]:
     """Both tables of a shape."""
-    limits = measure_limits(bench.model.device, bench.model.dtype, bench.floor.weight_bytes)
+    limits = measure_limits(bench.floor)
     layouts = ", ".join(f"{name} {layout}" for name, layout in bench.floor.layouts.items())
     requests = {"DENOISE": bench.denoise(), "REFRESH": bench.refresh()}
     steps = section(

@@ -39,21 +39,13 @@ def spread(sample: Sample) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Line:
-    """One measurement.
-
-    Attributes:
-        label: what was measured.
-        measured: seconds, or bytes where the section says so.
-        floor: the floor's seconds for the same work, measured next to it; bytes by formula.
-        baseline: what it is compared with beside the floor; None where there is nothing.
-        extra: further figures by the column's name, in the unit that the name states.
-    """
+    """One measurement, in seconds, or in bytes where its section says so."""
 
     label: str
     measured: Sample
-    floor: Sample
-    baseline: Sample | None = None
-    extra: Mapping[str, Figure] = field(default_factory=dict)
+    floor: Sample  # of the same work, measured next to it; bytes by formula
+    baseline: Sample | None = None  # what it is compared with beside the floor
+    extra: Mapping[str, Figure] = field(default_factory=dict)  # in the unit that its name states
 
     @property
     def ratios(self) -> dict[str, Sample]:
@@ -77,27 +69,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Section:
-    """A table.
-
-    Attributes:
-        topic: which part of the bench it belongs to.
-        shape: the model's.
-        dtype: its type.
-        title: what the table shows.
-        lines: its measurements.
-        baseline: what :attr:`Line.baseline` is, in words; None where no line has one.
-        notes: sentences under the table.
-        unit: of the lines, seconds or bytes.
-    """
+    """A table."""
 
     topic: str
     shape: str
     dtype: str
     title: str
     lines: Sequence[Line]
-    baseline: str | None = None
+    baseline: str | None = None  # what the lines' baseline is, in words
     notes: Sequence[str] = ()
-    unit: Literal["s", "B"] = "s"
+    unit: Literal["s", "B"] = "s"  # of the lines
 
     def as_dict(self) -> dict[str, object]:
         """JSON form."""
