@@ -17,11 +17,18 @@ from fdllm.cli.options import Command, flag, number
 from fdllm.cli.output import console, say
 from fdllm.errors import FdllmError, UsageError
 from fdllm.presets.load import load_preset
-from fdllm.record.paths import Layout, find_root, model_slug
+from fdllm.record.paths import Layout, TaskFolder, find_root, model_slug
 from fdllm.record.summary import InvalidRecordError, read_summary
 from fdllm.report.columns import Column, Table
 from fdllm.report.grid import Finding, check_grid, findings
-from fdllm.report.records import NotComparableError, Record, RecordError, SampleKey, load_record
+from fdllm.report.records import (
+    NotComparableError,
+    Record,
+    RecordError,
+    SampleKey,
+    load_record,
+    record_folders,
+)
 from fdllm.runs import home_model
 
 if TYPE_CHECKING:  # scipy and statsmodels come in where something is compared
@@ -168,7 +175,9 @@ def choose(asked: CompareCommand) -> list[Choice]:
     folders = [_is_folder(asked.a), _is_folder(asked.b)]
     if all(folders):
         named = [Path(name).expanduser().resolve() for name in (asked.a, asked.b)]
-        beside = [*_finished(named[0].parent), *_finished(named[1].parent)]
+        beside = [
+            path.parent for one in named for path in sorted(one.parent.glob("*/summary.json"))
+        ]
         cells = {folder: load_record(folder) for folder in [*named, *filter(_is_plain, beside)]}
         return [Choice(cells[named[0]], cells[named[1]], tuple(cells.values()))]
     if any(folders):
@@ -177,8 +186,7 @@ def choose(asked: CompareCommand) -> list[Choice]:
             "records, or two configs of one experiment"
         )
     chosen: dict[str, Choice] = {}
-    for folder in _task_folders(asked):
-        records = {path.name: path for path in _finished(folder)}
+    for records in _fitting(asked):
         if not {asked.a, asked.b} <= records.keys():
             continue
         grid = {
@@ -208,8 +216,7 @@ def choose_one(asked: CompareCommand) -> list[Record]:
     """
     if _is_folder(asked.a):
         return [load_record(Path(asked.a).expanduser())]
-    found = [folder / asked.a for folder in _task_folders(asked)]
-    cells = [load_record(folder) for folder in found if (folder / "summary.json").is_file()]
+    cells = [load_record(found[asked.a]) for found in _fitting(asked) if asked.a in found]
     if not cells:
         raise UsageError(_nothing(asked, f"'{asked.a}'"))
     return cells
@@ -220,43 +227,40 @@ def _is_folder(name: str) -> bool:
     return os.sep in name or (Path(name) / "summary.json").is_file()
 
 
-def _layout(asked: CompareCommand) -> Layout:
-    return Layout.of(find_root(), asked.results)
+def _results(asked: CompareCommand) -> Path:
+    return Layout.of(find_root(), asked.results).results
 
 
-def _task_folders(asked: CompareCommand) -> list[Path]:
-    """The task folders that fit task, limit and model."""
-    layout = _layout(asked)
+def _fitting(asked: CompareCommand) -> list[dict[str, Path]]:
+    """Records that fit task, limit, preset and model: of each task folder, by config."""
     model = asked.model or os.environ.get("FDLLM_MODEL")
     preset = None if asked.preset is None else load_preset(asked.preset).name
-    found = []
-    for folder in layout.task_folders(asked.experiment):
-        own = None if model is None or model == home_model(folder.task) else model_slug(model)
-        fits = (folder.limit, folder.preset) == (asked.limit, preset)
-        if fits and asked.task in (None, folder.task) and (model is None or folder.model == own):
-            found.append(layout.results / asked.experiment / str(folder))
-    return found
+    found: dict[str, dict[str, Path]] = {}
+    for folder in record_folders(_results(asked), asked.experiment):
+        place = TaskFolder.parse(folder.parent.name)
+        if place is None:
+            continue
+        own = None if model is None or model == home_model(place.task) else model_slug(model)
+        fits = (place.limit, place.preset) == (asked.limit, preset)
+        if fits and asked.task in (None, place.task) and (model is None or place.model == own):
+            found.setdefault(folder.parent.name, {})[folder.name] = folder
+    return list(found.values())
 
 
 def _nothing(asked: CompareCommand, what: str) -> str:
     """What was asked for and what there is."""
-    place = _layout(asked).results / asked.experiment
-    there = [path.parent.relative_to(place) for path in place.glob("*/*/summary.json")]
+    place = _results(asked) / asked.experiment
+    folders = record_folders(place.parent, asked.experiment)
+    names = [folder.relative_to(place).as_posix() for folder in folders]
     limit = "without a limit" if asked.limit is None else f"of limit {asked.limit}"
     if asked.preset is not None:
         limit += f" under preset {asked.preset}"
     task = "" if asked.task is None else f" of {asked.task}"
-    names = sorted(path.as_posix() for path in there)
     shown = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")  # noqa: PLR2004 - a few lines
     return (
         f"no finished records{task} {limit} of {what} in {place}; there "
         f"are {shown or 'none: sweep first'}"
     )
-
-
-def _finished(folder: Path) -> list[Path]:
-    """Finished cells of a task folder."""
-    return [path.parent for path in sorted(folder.glob("*/summary.json"))]
 
 
 def _is_plain(folder: Path) -> bool:

@@ -45,10 +45,6 @@ class Alternative:
 def find_alternative(results: Path, table: Sequence[Record]) -> Alternative:
     """The threshold cells that may stand beside a table.
 
-    Args:
-        results: folder of all records.
-        table: finished cells of one task, model and limit.
-
     Raises:
         FdllmError: a record of the alternative is broken.
     """

@@ -19,12 +19,7 @@ VERDICTS = {"same-or-better": "met", "worse": "missed", "cannot-tell": "open"}
 
 
 def page_tables(table: TablePage, records: Sequence[Record]) -> dict[str, Table | None]:
-    """The tables of one task by name; None where there is nothing to show.
-
-    Args:
-        table: its figures.
-        records: its cells.
-    """
+    """The tables of one task by name; None where there is nothing to show."""
     written = [cell for cell in table.cells if cell.steps is not None]
     sizes = [*map(str, range(1, 8)), "8+"]
     tenths = [*map(str, range(1, 11))]

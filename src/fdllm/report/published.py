@@ -11,22 +11,19 @@ from fdllm.record.identity import Fingerprint
 from fdllm.record.summary import Summary
 from fdllm.report.compare_text import Verdict
 from fdllm.report.records import NotComparableError
-from fdllm.report.stats import wilson
+from fdllm.report.stats import Estimate, wilson
 from fdllm.runs import Evaluating
 
 
-@dataclass(frozen=True)
-class AgainstPublished:
-    """One record against the figure that was published for its protocol."""
+@dataclass(frozen=True, kw_only=True)
+class AgainstPublished(Estimate):
+    """One record's accuracy against the figure that was published for its protocol."""
 
-    task: str  # the task
+    task: str
     config: str  # the record's cell
     preset: str  # the protocol both follow
     num_samples: int  # documents of the record
-    value: float  # its accuracy, in [0, 1]
-    low: float  # lower end of its 95 % interval; the published figure has none
-    high: float  # upper end
-    published: float  # the published accuracy, in [0, 1]
+    published: float  # the published accuracy, in [0, 1]; it has no interval
     # ``worse`` where the whole interval lies below the published figure, ``same-or-better`` where a
     # loss of more than the margin is excluded
     verdict: Verdict
@@ -36,9 +33,9 @@ class AgainstPublished:
     def sentence(self) -> str:
         """All of it in words."""
         return (
-            f"{self.task} / {self.config}: {100 * self.value:.1f} % [{100 * self.low:.1f}, "
-            f"{100 * self.high:.1f}] of {self.num_samples} rows, published "
-            f"{100 * self.published:.1f} % under the same protocol (preset {self.preset})"
+            f"{self.task} / {self.config}: {self.shown(100, '.1f', ' %')} of {self.num_samples} "
+            f"rows, published {100 * self.published:.1f} % under the same protocol (preset "
+            f"{self.preset})"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -47,12 +44,7 @@ class AgainstPublished:
 
 
 def compare_published(summary: Summary, preset: Preset, margin: float) -> AgainstPublished:
-    """Set a record beside the figure that was published for its protocol.
-
-    Args:
-        summary: the record.
-        preset: the protocol.
-        margin: loss of accuracy that "same" allows, in [0, 1].
+    """Set a record beside the figure that was published for its protocol; ``margin`` in [0, 1].
 
     Raises:
         NotComparableError: it was measured in another way; the message names each difference.
@@ -84,13 +76,11 @@ def compare_published(summary: Summary, preset: Preset, margin: float) -> Agains
     elif interval.low > published - margin:
         verdict = "same-or-better"
     return AgainstPublished(
+        **vars(interval),
         task=summary.task,
         config=summary.config,
         preset=preset.name,
         num_samples=summary.headline.num_samples,
-        value=summary.headline.value,
-        low=interval.low,
-        high=interval.high,
         published=published,
         verdict=verdict,
         exceptions=preset.exceptions,
@@ -98,13 +88,7 @@ def compare_published(summary: Summary, preset: Preset, margin: float) -> Agains
 
 
 def differences(summary: Summary, preset: Preset, model: str) -> list[str]:
-    """What keeps a record from standing beside the published figure; empty where nothing does.
-
-    Args:
-        summary: the record.
-        preset: the protocol.
-        model: what the figure was measured on.
-    """
+    """What keeps a record from standing beside the published figure; empty where nothing does."""
     found = []
     if summary.limit is not None:
         found.append(f"limit {summary.limit} -> all rows")

@@ -66,14 +66,7 @@ class Recheck:
 
 
 def recheck(planner: Planner, experiment: str, folders: Sequence[Path], written: Path) -> Recheck:
-    """Compute every figure of some records, and of the written report, anew.
-
-    Args:
-        planner: knows the experiment and where records lie.
-        experiment: its name.
-        folders: the records.
-        written: the HTML report; passed over where it is not there.
-    """
+    """Compute every figure of some records, and of the written report, anew."""
     found = check_records(planner.layout, folders)
     if not written.exists():
         return found + Recheck(notes=(f"{written} is not there: only the records were compared",))
@@ -95,12 +88,7 @@ def recheck(planner: Planner, experiment: str, folders: Sequence[Path], written:
 
 
 def check_records(layout: Layout, folders: Sequence[Path]) -> Recheck:
-    """Compare each record's files with each other.
-
-    Args:
-        layout: where the copies for git lie.
-        folders: the records.
-    """
+    """Compare each record's files with each other."""
     found = Recheck(num_records=len(folders))
     for folder in folders:
         name = folder.relative_to(layout.results).as_posix()
@@ -149,12 +137,7 @@ def embedded_tables(path: Path) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def check_page(path: Path, fresh: Mapping[str, Any]) -> Recheck:
-    """Compare the figures in a written HTML report with fresh ones.
-
-    Args:
-        path: the report.
-        fresh: :meth:`fdllm.report.build.Page.figures`.
-    """
+    """Compare the figures in a written HTML report with fresh ones."""
     try:
         figures = _embedded(path)
     except ValueError:

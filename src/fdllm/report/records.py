@@ -96,9 +96,6 @@ def sample_key(sample: dict[str, Any]) -> SampleKey:
 def load_record(folder: Path) -> Record:
     """Read a finished run.
 
-    Args:
-        folder: holds ``summary.json`` and ``samples.jsonl``.
-
     Raises:
         RecordError: a file is missing, damaged, or not the one its summary describes; or a sample
             lacks a field or stands there twice.

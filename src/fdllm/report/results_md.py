@@ -17,12 +17,7 @@ _CALLS = ("computed", "reused")
 
 
 def render_results(report: Report, selection: str) -> str:
-    """The whole page.
-
-    Args:
-        report: its figures and records.
-        selection: the flags that chose the records; a check renders the page again by them.
-    """
+    """The whole page."""
     title = report.page.title
     lines = [
         f"# Results: {report.page.experiment}" + (f" - {title}" if title else ""),

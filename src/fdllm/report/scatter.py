@@ -18,6 +18,18 @@ _SHAPES = {1: ("circle", "●"), 2: ("square", "■"), 3: ("triangle", "▲")}
 _OTHER = ("diamond", "◆")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 40.0
 _HEIGHT = 11.0  # of a label
+# Where a label may stand, the nicest place first: its anchor, and how far that is from the point.
+_NEAR = (
+    ("start", 8.0, 4.0), ("end", -8.0, 4.0), ("middle", 0.0, -8.0), ("middle", 0.0, 16.0),
+    ("start", 6.0, -6.0), ("start", 6.0, 14.0), ("end", -6.0, -6.0), ("end", -6.0, 14.0),
+)  # fmt: skip
+_JOINED = tuple(  # to the point, by a line
+    (anchor, right, 4.0 + up * ring * 14)
+    for ring in range(1, 7)
+    for up in (-1, 1)
+    for anchor, right in (("start", 12.0), ("end", -12.0), ("middle", 0.0))
+)
+_BEFORE = {"start": 0.0, "middle": 0.5, "end": 1.0}  # share of a label that lies before its anchor
 
 Box = tuple[float, float, float, float]
 
@@ -34,6 +46,11 @@ class Point:
     shape: str  # of the mark
     kind: str  # class of the mark
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The ends of its interval, or the point itself."""
+        return self.y if self.low is None else self.low, self.y if self.high is None else self.high
+
 
 def frontier(points: Sequence[Point]) -> list[Point]:
     """The points that no other one beats in both speed and accuracy, the slowest first."""
@@ -42,6 +59,20 @@ def frontier(points: Sequence[Point]) -> list[Point]:
         if not best or point.y > best[-1].y:
             best.append(point)
     return best[::-1]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values from ``low`` to ``high`` along a drawing, from ``start`` to ``end``."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Where a value lies."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 @dataclass(frozen=True)
@@ -54,114 +85,73 @@ class Scatter:
     curve: Sequence[Point]  # cells of the alternative, joined by a line; empty where there is none
     axis: str  # what the horizontal axis counts
     description: str  # what can be read from it
-    width: float  # units
-    height: float  # units
+    width: float
+    height: float
 
     def render(self) -> Markup:
         """The drawing."""
         drawing = Drawing(self.key, self.width, self.height, self.title, self.description)
-        self._axes(drawing)
+        every = [*self.curve, *self.points]
+        xs, ends = [p.x for p in every], [end for p in every for end in p.interval]
+        room = max(max(xs) - min(xs), 0.05 * max(xs)) * 0.12
+        over = max(max(ends) - min(ends), 2.0) * 0.07
+        across = Axis(max(min(xs) - room, 0.0), max(xs) + room * 1.8, _LEFT, self.width - _RIGHT)
+        low, high = max(min(ends) - over, 0.0), min(max(ends) + over, 100.0 + over)
+        up = Axis(low, high, self.height - _BOTTOM, _TOP)
+        at = {point: (across.at(point.x), up.at(point.y)) for point in every}
+        self._axes(drawing, across, up)
         for one, other in pairwise(sorted(self.curve, key=lambda p: p.x)):
-            drawing.line(*self._at(one), *self._at(other), "curve")
+            drawing.line(*at[one], *at[other], "curve")
         best = frontier([*self.points, *self.curve])
         if len(best) > 1:
-            drawing.path([self._at(p) for p in best], "frontier")
-        every = [*self.curve, *self.points]
+            drawing.path([at[point] for point in best], "frontier")
         for point in every:
-            x = self._x(point.x)
             if point.low is not None and point.high is not None:
-                drawing.line(x, self._y(point.low), x, self._y(point.high), "whisker")
+                x = across.at(point.x)
+                drawing.line(x, up.at(point.low), x, up.at(point.high), "whisker")
         for point in every:
-            drawing.mark(*self._at(point), point.shape, point.kind)
-        self._labels(drawing, every)
+            drawing.mark(*at[point], point.shape, point.kind)
+        self._labels(drawing, at)
         return drawing.render()
 
-    def _range_x(self) -> tuple[float, float]:
-        values = [p.x for p in (*self.points, *self.curve)]
-        room = max(max(values) - min(values), 0.05 * max(values)) * 0.12
-        return max(min(values) - room, 0.0), max(values) + room * 1.8
+    def _axes(self, drawing: Drawing, across: Axis, up: Axis) -> None:
+        marks = ticks(across.low, across.high, count=6 if self.width > 500 else 4)  # noqa: PLR2004
+        for value in marks:
+            x, label = across.at(value), f"{value:.{decimals(marks)}f}"
+            drawing.line(x, up.end, x, up.start, "grid")
+            drawing.text(x, up.start + 15, label, "label soft", "middle")
+        marks = ticks(up.low, up.high)
+        for value in marks:
+            y, label = up.at(value), f"{value:.{decimals(marks)}f}"
+            drawing.line(across.start, y, across.end, y, "grid")
+            drawing.text(across.start - 6, y + 4, label, "label soft", "end")
+        drawing.line(across.start, up.start, across.end, up.start, "axis")
+        drawing.line(across.start, up.end, across.start, up.start, "axis")
+        middle = (across.start + across.end) / 2
+        drawing.text(middle, up.start + 33, self.axis, "label soft", "middle")
 
-    def _range_y(self) -> tuple[float, float]:
-        every = [*self.points, *self.curve]
-        low = min(p.y if p.low is None else p.low for p in every)
-        high = max(p.y if p.high is None else p.high for p in every)
-        room = max(high - low, 2.0) * 0.07
-        return max(low - room, 0.0), min(high + room, 100.0 + room)
-
-    def _x(self, value: float) -> float:
-        low, high = self._range_x()
-        return _LEFT + (value - low) / (high - low) * (self.width - _LEFT - _RIGHT)
-
-    def _y(self, value: float) -> float:
-        low, high = self._range_y()
-        return self.height - _BOTTOM - (value - low) / (high - low) * (self.height - _TOP - _BOTTOM)
-
-    def _at(self, point: Point) -> tuple[float, float]:
-        return self._x(point.x), self._y(point.y)
-
-    def _axes(self, drawing: Drawing) -> None:
-        bottom, right = self.height - _BOTTOM, self.width - _RIGHT
-        across = ticks(*self._range_x(), count=6 if self.width > 500 else 4)  # noqa: PLR2004
-        for value in across:
-            x = self._x(value)
-            drawing.line(x, _TOP, x, bottom, "grid")
-            drawing.text(x, bottom + 15, f"{value:.{decimals(across)}f}", "label soft", "middle")
-        upward = ticks(*self._range_y())
-        for value in upward:
-            y = self._y(value)
-            drawing.line(_LEFT, y, right, y, "grid")
-            drawing.text(_LEFT - 6, y + 4, f"{value:.{decimals(upward)}f}", "label soft", "end")
-        drawing.line(_LEFT, bottom, right, bottom, "axis")
-        drawing.line(_LEFT, _TOP, _LEFT, bottom, "axis")
-        drawing.text((_LEFT + right) / 2, bottom + 33, self.axis, "label soft", "middle")
-
-    def _labels(self, drawing: Drawing, points: Sequence[Point]) -> None:
+    def _labels(self, drawing: Drawing, at: dict[Point, tuple[float, float]]) -> None:
         """Names beside their points, where they cover neither a point nor each other."""
-        taken: list[Box] = []
-        for point in points:
-            x, y = self._at(point)
-            taken.append((x - 5, y - 5, x + 5, y + 5))
-        for point in points:
-            x, y = self._at(point)
+        taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in at.values()]
+        for point, (x, y) in at.items():
             width = len(point.name) * CHARACTER
-            for anchor, left, base, joined in _places(x, y, width):
+            for place in (*_NEAR, *_JOINED):
+                anchor, right, down = place
+                left, base = x + right - _BEFORE[anchor] * width, y + down
                 box = (left, base - _HEIGHT + 1, left + width, base + 2)
-                inside = (
-                    left > _LEFT
-                    and box[2] < self.width - 2
-                    and box[1] > 0
-                    and base < self.height - _BOTTOM - 2
-                )
-                if inside and not any(_overlap(box, other) for other in taken):
-                    taken.append(box)
-                    if joined:
-                        drawing.line(x, y, left + width / 2, base - _HEIGHT / 2, "leader")
-                    middle = {"start": left, "end": left + width, "middle": left + width / 2}
-                    drawing.text(middle[anchor], base, point.name, "label halo", anchor)
-                    break
+                if not self._inside(box) or any(_overlap(box, other) for other in taken):
+                    continue
+                taken.append(box)
+                if place in _JOINED:
+                    drawing.line(x, y, left + width / 2, base - _HEIGHT / 2, "leader")
+                drawing.text(x + right, base, point.name, "label halo", anchor)
+                break
 
-
-def _places(x: float, y: float, width: float) -> list[tuple[str, float, float, bool]]:
-    """Where a label may stand, the nicest place first: anchor, left end, base line, joined."""
-    places = [
-        ("start", x + 8, y + 4, False),
-        ("end", x - 8 - width, y + 4, False),
-        ("middle", x - width / 2, y - 8, False),
-        ("middle", x - width / 2, y + 16, False),
-        ("start", x + 6, y - 6, False),
-        ("start", x + 6, y + 14, False),
-        ("end", x - 6 - width, y - 6, False),
-        ("end", x - 6 - width, y + 14, False),
-    ]
-    for ring in range(1, 7):
-        for up in (-1, 1):
-            base = y + 4 + up * ring * 14
-            places += [
-                ("start", x + 12, base, True),
-                ("end", x - 12 - width, base, True),
-                ("middle", x - width / 2, base, True),
-            ]
-    return places
+    def _inside(self, box: Box) -> bool:
+        left, top, right, bottom = box
+        return (
+            left > _LEFT and right < self.width - 2 and top > 0 and bottom < self.height - _BOTTOM
+        )
 
 
 def _overlap(a: Box, b: Box) -> bool:

@@ -55,13 +55,7 @@ class Floor:
 
 
 def agreement_sentence(names: Sequence[str], where: str, floor: Floor | None) -> str:
-    """The A/A check of cells that agree, and the noise that their speeds show.
-
-    Args:
-        names: the cells.
-        where: in what they agree.
-        floor: of the grid; left out where other cells set it.
-    """
+    """The A/A check of cells that agree in ``where``, and the noise that their speeds show."""
     text = f"A/A: {' = '.join(names)} in {where}"
     if floor is None or not {*floor.names} <= {*names}:
         return text
@@ -72,11 +66,7 @@ def agreement_sentence(names: Sequence[str], where: str, floor: Floor | None) ->
 
 
 def checks(records: Sequence[Record]) -> list[Finding]:
-    """All that is known of a grid of one task ahead of its figures: what holds, and what does not.
-
-    Args:
-        records: the grid.
-    """
+    """What holds of a grid of one task, and what is suspicious, ahead of its figures."""
     pairs = twins(records)
     floor = noise_floor(records) if pairs else None
     good = [
@@ -104,11 +94,7 @@ class Speed:
         return f"{self.ratio.shown(unit='x the speed')}, by time on the same documents"
 
     def sentence(self, price: str = "") -> str:
-        """What is claimed, what was measured, and the noise behind it.
-
-        Args:
-            price: what a gain costs, said where one is claimed.
-        """
+        """What is claimed, at which ``price`` if it is a gain; what was measured; the noise."""
         claimed = {"faster": f"It is faster{price}", "slower": "It is slower"}
         text = f"{claimed.get(self.claim, 'No difference in speed is claimed')}: {self.measured}"
         if self.floor is None:
