@@ -24,42 +24,44 @@ from fdllm.plan import Planner, State
 from fdllm.record.journal import write_failure
 from fdllm.record.paths import Layout, find_root
 
+_NO_FURTHER = (
+    "asked to end before a single batch was done, and not requeued, as it would get no further; "
+    "give it more time (time_min in fdllm.toml, or --time), a smaller batch or more --shards"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions(Command):
+class JobCommand(Command):
     """What an array task runs: an assignment of a submission."""
 
     hidden = True
-    map: Path = flag("map.json of a submission", flags=("map",), type=Path, metavar="MAP")
+    map: Path = flag("map.json of a submission", flags=("map",), metavar="MAP")
     index: int = flag("number in the array", flags=("index",), type=int, metavar="INDEX")
 
     def run(self) -> int:
-        """See :func:`run_job`."""
-        return run_job(self)
+        """Do one assignment of a submission.
 
-
-def run_job(options: JobOptions) -> int:
-    """Do one assignment of a submission.
-
-    Returns:
-        0 done, or nothing left to do; 1 failed; 75 asked to end early with answers kept, so that
-        the job is to be requeued.
-    """
-    submission = read_submission(options.map.parent)
-    if not 0 <= options.index < len(submission.assignments):
-        raise UsageError(
-            f"{submission.map} has assignments 0 .. {len(submission.assignments) - 1}, no "
-            f"{options.index}"
-        )
-    one = submission.assignments[options.index]
-    root = find_root()
-    planner = Planner(root, Layout.of(root, submission.results), task_facts)
-    # The name by which the queue and the log know this task; a record's is the number behind it.
-    job = f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{options.index}"
-    log = submission.log_folder(options.index) / f"slurm_{job}.log"
-    warning = submission.warning(options.index, os.environ.get("SLURM_RESTART_COUNT", "0"))
-    outcome = _work(planner, one, submission.threads, log, warning)
-    return _exit_code(outcome)
+        Returns:
+            0 done, or nothing left to do; 1 failed; 75 asked to end early with answers kept, so
+            that the job is to be requeued.
+        """
+        submission = read_submission(self.map.parent)
+        if not 0 <= self.index < len(submission.assignments):
+            raise UsageError(
+                f"{submission.map} has assignments 0 .. {len(submission.assignments) - 1}, no "
+                f"{self.index}"
+            )
+        one = submission.assignments[self.index]
+        root = find_root()
+        planner = Planner(root, Layout.of(root, submission.results), task_facts)
+        # The name by which queue and log know this task; a record's is the number behind it.
+        job = f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{self.index}"
+        log = submission.log_folder(self.index) / f"slurm_{job}.log"
+        warning = submission.warning(self.index, os.environ.get("SLURM_RESTART_COUNT", "0"))
+        outcome = _work(planner, one, submission.threads, log, warning)
+        if outcome.state is State.PARTIAL and outcome.num_computed:
+            return ENDED_EARLY
+        return int(outcome.state in (State.FAILED, State.PARTIAL))
 
 
 def _work(
@@ -83,15 +85,3 @@ def _work(
         complain(_NO_FURTHER)
         write_failure(paths, _NO_FURTHER, str(log))
     return outcome
-
-
-_NO_FURTHER = (
-    "asked to end before a single batch was done, and not requeued, as it would get no further; "
-    "give it more time (time_min in fdllm.toml, or --time), a smaller batch or more --shards"
-)
-
-
-def _exit_code(outcome: RunOutcome) -> int:
-    if outcome.state is State.PARTIAL and outcome.num_computed:
-        return ENDED_EARLY
-    return int(outcome.state in (State.FAILED, State.PARTIAL))

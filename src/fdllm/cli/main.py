@@ -16,15 +16,15 @@ from fdllm.cli.compare import CompareCommand
 from fdllm.cli.doctor import DoctorCommand, PrefetchCommand
 from fdllm.cli.export import ExportCommand
 from fdllm.cli.grade import GradeCommand
-from fdllm.cli.job import JobOptions
+from fdllm.cli.job import JobCommand
 from fdllm.cli.new import NewCommand
 from fdllm.cli.options import Command
 from fdllm.cli.output import complain
-from fdllm.cli.prompts import PromptsOptions
+from fdllm.cli.prompts import PromptsCommand
 from fdllm.cli.report import ReportCommand
 from fdllm.cli.selftest import SelftestCommand
 from fdllm.cli.status import StatusCommand
-from fdllm.cli.sweep import EvalOptions, SweepOptions, ValidateOptions
+from fdllm.cli.sweep import EvalCommand, SweepCommand, ValidateCommand
 from fdllm.cli.trace import TraceCommand
 from fdllm.cluster.signals import Terminated
 from fdllm.errors import FdllmError, did_you_mean, first_line
@@ -52,22 +52,22 @@ examples:
 """
 
 COMMANDS: Mapping[str, type[Command]] = {
-    "eval": EvalOptions,
-    "sweep": SweepOptions,
-    "validate": ValidateOptions,
+    "eval": EvalCommand,
+    "sweep": SweepCommand,
+    "validate": ValidateCommand,
     "status": StatusCommand,
     "report": ReportCommand,
     "export": ExportCommand,
     "doctor": DoctorCommand,
     "prefetch": PrefetchCommand,
-    "prompts": PromptsOptions,
+    "prompts": PromptsCommand,
     "grade": GradeCommand,
     "trace": TraceCommand,
     "selftest": SelftestCommand,
     "bench": BenchCommand,
     "compare": CompareCommand,
     "new": NewCommand,
-    "job": JobOptions,
+    "job": JobCommand,
 }
 
 

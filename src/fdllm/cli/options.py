@@ -82,15 +82,10 @@ _how = partial(flag, group="how")
 
 @dataclass(frozen=True, kw_only=True)
 class Command(ABC):
-    """What stands behind ``fdllm``: its fields are its flags, its first line is its help.
+    """What stands behind ``fdllm``: its fields are its flags, its first line is its help."""
 
-    Attributes:
-        hidden: nobody types it.
-        epilog: stands below its flags.
-    """
-
-    hidden: ClassVar[bool] = False
-    epilog: ClassVar[str] = ""
+    hidden: ClassVar[bool] = False  # nobody types it
+    epilog: ClassVar[str] = ""  # stands below its flags
 
     @abstractmethod
     def run(self) -> int:
@@ -131,12 +126,7 @@ class Command(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(Command):
-    """Which runs are meant. What a command that computes nothing is not asked is at its default.
-
-    Attributes:
-        allow_code_execution: None where a command has no such flag, as it runs no program.
-        status: nothing is computed, states are shown.
-    """
+    """Which runs are meant. What a command that computes nothing is not asked is at its default."""
 
     experiment: str = _what("(00_baseline)", default="00_baseline", metavar="NAME")
     task: tuple[str, ...] | None = _what("repeatable (all that suit the model)", metavar="T")
@@ -168,9 +158,10 @@ class Selection(Command):
     score_batch_size: int | str | None = None
     prefix_cache_gib: float | None = None
     compile: bool | None = None
+    # None where a command has no such flag, as it runs no program
     allow_code_execution: bool | None = None
     allow_readable_files: bool = False
-    status: bool = False
+    status: bool = False  # nothing is computed, states are shown
 
     @property
     def evaluating(self) -> dict[str, Any]:

@@ -22,35 +22,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptsOptions(Selection):
+class PromptsCommand(Selection):
     """What a run would send, without its model's weights."""
 
     json: bool = flag("print every prompt and its tokens as JSON", default=False)
 
     def run(self) -> int:
-        """See :func:`run_prompts`."""
-        return run_prompts(self)
+        """Build the prompts of each task's run, and show them."""
+        if not self.task:
+            raise UsageError("name what to look at: --task gsm8k, say, with --limit for fewer rows")
+        request = read_request(self, weights=False)
+        from fdllm.evaluate.preview import described, requests_of  # noqa: PLC0415 - the harness: seconds
 
-
-def run_prompts(options: PromptsOptions) -> int:
-    """Build the prompts of each task's run, and show them."""
-    if not options.task:
-        raise UsageError("name what to look at: --task gsm8k, say, with --limit for fewer rows")
-    request = read_request(options, weights=False)
-    from fdllm.evaluate.preview import described, requests_of  # noqa: PLC0415 - the harness: seconds
-
-    runs: dict[str, Run] = {}
-    for run in request.runs:  # the cells of a task send the same
-        runs.setdefault(run.task, run)
-    built = [(run, requests_of(run)) for run in runs.values()]
-    if options.json:
-        entries = (described(one, run) for run, asked in built for one in asked)
-        lines = (strictjson.dumps(entry) for entry in entries)
-        say("[\n" + ",\n".join(lines) + "\n]")
+        runs: dict[str, Run] = {}
+        for run in request.runs:  # the cells of a task send the same
+            runs.setdefault(run.task, run)
+        built = [(run, requests_of(run)) for run in runs.values()]
+        if self.json:
+            entries = (described(one, run) for run, asked in built for one in asked)
+            lines = (strictjson.dumps(entry) for entry in entries)
+            say("[\n" + ",\n".join(lines) + "\n]")
+            return 0
+        for run, asked in built:
+            _show(run, asked)
         return 0
-    for run, asked in built:
-        _show(run, asked)
-    return 0
 
 
 def _show(run: Run, asked: Sequence[EvalRequest]) -> None:

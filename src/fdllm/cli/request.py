@@ -21,15 +21,10 @@ from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, ModelChoice, Run, Sweep, home_
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What was asked for.
+    """What was asked for."""
 
-    Attributes:
-        planner: knows experiments, tasks and records.
-        sweep: the runs.
-    """
-
-    planner: Planner
-    sweep: Sweep
+    planner: Planner  # knows experiments, tasks and records
+    sweep: Sweep  # the runs
 
     @cached_property
     def runs(self) -> list[Run]:

@@ -54,27 +54,32 @@ _ONLY_SLURM = ("max_jobs", "shards", "image", "partition", "account", "qos", "gr
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions(Computing):
+class EvalCommand(Computing):
     """One run: one task, one config."""
 
     force: bool = flag("compute it anew; the old record is kept aside", default=False)
     json: bool = flag("print the cell as JSON", default=False)
 
     def run(self) -> int:
-        """See :func:`run_eval`."""
-        return run_eval(self)
+        """One run."""
+        if len(self.task or ()) != 1 or len(self.config or ()) != 1:
+            raise UsageError(
+                "one run needs one --task and one --config, for example --task gsm8k --config "
+                "k2_middle; several are a sweep: fdllm sweep"
+            )
+        request = read_request(self)
+        return _compute(
+            request, choose_work(request.states(), force=() if self.force else None), self
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(Computing):
-    """A grid of runs: only what is missing.
-
-    Attributes:
-        force: configs that are computed anew; empty forces the whole selection, None nothing.
-    """
+class SweepCommand(Computing):
+    """A grid of runs: only what is missing."""
 
     status: bool = flag("show every cell's state, run none", default=False)
     dry_run: bool = flag("show what would run and why, run nothing", default=False)
+    # configs that are computed anew; empty forces the whole selection, None nothing
     force: tuple[str, ...] | None = flag(
         "compute these configs anew, and no others; without names all of the selection. Old "
         "records are kept aside",
@@ -97,12 +102,25 @@ class SweepOptions(Computing):
     time: int | None = _place("minutes until a requeue", metavar="MIN")
 
     def run(self) -> int:
-        """See :func:`run_sweep`."""
-        return run_sweep(self)
+        """A grid: only what is missing."""
+        # Configs named behind --force are the selection where there is no --config.
+        request = read_request(self, self.force or ())
+        show.overlaps(request)
+        if self.status:
+            show_status(request, as_json=self.json)
+            return 0
+        if _choose_executor(self) == "slurm":
+            return _submit(request, self)
+        cells = request.states()
+        work = choose_work(cells, force=self.force)
+        if self.dry_run:
+            show.plan(cells, work, as_json=self.json)
+            return 0
+        return _compute(request, work, self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidateOptions(SweepOptions):
+class ValidateCommand(SweepCommand):
     """The whole grid on the embedded model, ten rows a task, offline."""
 
     @classmethod
@@ -112,43 +130,16 @@ class ValidateOptions(SweepOptions):
         parser.set_defaults(model="tiny", limit=10, executor="local")
 
     def run(self) -> int:
-        """See :func:`run_validate`."""
-        return run_validate(self)
-
-
-def run_eval(options: EvalOptions) -> int:
-    """One run."""
-    if len(options.task or ()) != 1 or len(options.config or ()) != 1:
-        raise UsageError(
-            "one run needs one --task and one --config, for example --task gsm8k --config "
-            "k2_middle; several are a sweep: fdllm sweep"
-        )
-    request = read_request(options)
-    return _compute(
-        request, choose_work(request.states(), force=() if options.force else None), options
-    )
-
-
-def run_sweep(options: SweepOptions) -> int:
-    """A grid: only what is missing."""
-    # Configs named behind --force are the selection where there is no --config.
-    request = read_request(options, options.force or ())
-    show.overlaps(request)
-    if options.status:
-        show_status(request, as_json=options.json)
-        return 0
-    if _choose_executor(options) == "slurm":
-        return _submit(request, options)
-    cells = request.states()
-    work = choose_work(cells, force=options.force)
-    if options.dry_run:
-        show.plan(cells, work, as_json=options.json)
-        return 0
-    return _compute(request, work, options)
+        """The whole grid on the embedded model, small and offline."""
+        os.environ.update(dict.fromkeys(OFFLINE, "1"))
+        code = super().run()
+        if not (self.status or self.dry_run or self.json):
+            show.verdict(code)
+        return code
 
 
 def _compute(
-    request: SweepRequest, work: Sequence[PlannedCell], options: EvalOptions | SweepOptions
+    request: SweepRequest, work: Sequence[PlannedCell], options: EvalCommand | SweepCommand
 ) -> int:
     _check_device(options.device)
     if not work:
@@ -156,18 +147,9 @@ def _compute(
     outcomes = _execute(request.planner, work, options.threads)
     cells = request.states()
     show.cells(cells, as_json=options.json)
-    if isinstance(options, SweepOptions) and not options.json:
+    if isinstance(options, SweepCommand) and not options.json:
         show.what_is_left(cells)
     return show.exit_code(cells, outcomes)
-
-
-def run_validate(options: SweepOptions) -> int:
-    """The whole grid on the embedded model, small and offline."""
-    os.environ.update(dict.fromkeys(OFFLINE, "1"))
-    code = run_sweep(options)
-    if not (options.status or options.dry_run or options.json):
-        show.verdict(code)
-    return code
 
 
 # --- on this machine ------------------------------------------------------------------------------
@@ -235,7 +217,7 @@ def _kept(planner: Planner, rest: Sequence[PlannedCell]) -> str:
 # --- through the queue ----------------------------------------------------------------------------
 
 
-def _choose_executor(options: SweepOptions) -> str:
+def _choose_executor(options: SweepCommand) -> str:
     """``local`` or ``slurm``; what ``auto`` chose is said.
 
     Raises:
@@ -259,7 +241,7 @@ def _choose_executor(options: SweepOptions) -> str:
     return chosen
 
 
-def _submit(request: SweepRequest, options: SweepOptions) -> int:
+def _submit(request: SweepRequest, options: SweepCommand) -> int:
     """Submit what is missing; done cells, running ones and queued ones are left alone."""
     asked = {name: getattr(options, name) for name in ("partition", "account", "qos", "gres")}
     cluster = load_cluster_config(request.planner.root).changed(

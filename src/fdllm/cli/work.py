@@ -18,17 +18,11 @@ _WHY = {
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell to compute.
+    """A cell to compute."""
 
-    Attributes:
-        cell: the cell as it is now.
-        why: the reason, in a few words.
-        force: its record, or what there is of one, is moved aside first.
-    """
-
-    cell: CellState
-    why: str
-    force: bool
+    cell: CellState  # the cell as it is now
+    why: str  # the reason, in a few words
+    force: bool  # its record, or what there is of one, is moved aside first
 
 
 def choose_work(cells: Sequence[CellState], *, force: Sequence[str] | None) -> list[PlannedCell]:
