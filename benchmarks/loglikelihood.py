@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 
 import fdllm
-from fdllm.core.scorer import Score, score_requests
+from fdllm.core.scorer import Score
 from fdllm.selftest.subjects import random_model, small
 from fdllm.timing.interleave import Rounds, interleave
 from fdllm_bench.floor import seconds
@@ -93,7 +93,7 @@ def main() -> None:
 
     def run(settings: dict[str, Any], hook: Seen | None = None) -> list[Score]:
         decoding = fdllm.Decoding(stop_token=(), end_token=0)
-        return score_requests(model, pairs, decoding, scoring=given.scoring, hook=hook, **settings)
+        return fdllm.score(model, pairs, given.scoring, decoding, hook=hook, **settings)
 
     floors, fed, scores = {}, {}, {}
     for name, settings in variants.items():

@@ -19,9 +19,9 @@ import fdllm
 from fdllm.core.config import Decoding
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import LayerPlan, NoReuse, PeriodicReuse
-from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
+from fdllm.core.sampler import Generation, GenerationRequest
 from fdllm.core.schedule import Phase
-from fdllm.core.scorer import Score, score_requests
+from fdllm.core.scorer import Score
 from fdllm.errors import UsageError
 from fdllm.evaluate.adapter import EngineLM, LoadedModel
 from fdllm.evaluate.attempt import WHOLE, Part
@@ -165,7 +165,7 @@ def asking(monkeypatch: pytest.MonkeyPatch, name: str, **asked: Any) -> tuple[En
 
 
 def test_every_field_of_a_request_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, caught = asking(monkeypatch, "generate_requests")
+    lm, caught = asking(monkeypatch, "generate")
     lm.answer(PROMPTS, on_done)
     (model, requests, decoding, strategy), named = caught.only
     assert (model.name, decoding, strategy) == ("random", lm.run.decoding, STRATEGY)
@@ -184,13 +184,13 @@ def test_every_field_of_a_request_reaches_the_sampler(monkeypatch: pytest.Monkey
 
 
 def test_every_field_of_a_request_reaches_the_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, caught = asking(monkeypatch, "score_requests")
+    lm, caught = asking(monkeypatch, "score")
     lm.answer(PAIRS, on_done)
-    (model, pairs, decoding, strategy), named = caught.only
+    (model, pairs, scoring, decoding, strategy), named = caught.only
     assert (model.name, decoding, strategy) == ("random", lm.run.decoding, STRATEGY)
+    assert scoring == "first-token"
     assert pairs == [((5, 6), (8, 9)), ((5, 6), (10,))]
     assert named == {
-        "scoring": "first-token",
         "batch_size": 5,
         "on_done": on_done,
         "prefix_cache_gib": 0.25,
@@ -199,15 +199,15 @@ def test_every_field_of_a_request_reaches_the_scorer(monkeypatch: pytest.MonkeyP
     }
 
 
-@pytest.mark.parametrize("name", ["generate_requests", "score_requests"])
+@pytest.mark.parametrize("name", ["generate", "score"])
 def test_a_named_stop_token_ends_generation_and_scoring_alike(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end = "<|endoftext|>"
     lm, caught = asking(monkeypatch, name, stop_token=end)
     token = lm.tokenizer.get_vocab()[end]
-    lm.answer(PROMPTS if name == "generate_requests" else PAIRS, on_done)
-    assert caught.only[0][2] == lm.run.decoding.model_copy(update={"stop_token": token})
+    lm.answer(PROMPTS if name == "generate" else PAIRS, on_done)
+    assert caught.only[0][-2] == lm.run.decoding.model_copy(update={"stop_token": token})
 
 
 # --- request → row --------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ DECODING = Decoding(
 
 def texts(*requests: GenerationRequest, batch_size: int = 1, **changes: Any) -> list[list[int]]:
     decoding = DECODING.model_copy(update=changes)
-    found = generate_requests(bare_model(3), requests, decoding, batch_size=batch_size)
+    found = fdllm.generate(bare_model(3), requests, decoding, batch_size=batch_size)
     return [one.tokens for one in found]
 
 
@@ -262,11 +262,11 @@ def test_a_no_leaves_the_rest_unanswered(started: int) -> None:
     requests = [GenerationRequest(tuple(prompt)) for prompt in prompts]
 
     def generate(**given: Any) -> Any:
-        return generate_requests(model, requests, DECODING, batch_size=2, **given)
+        return fdllm.generate(model, requests, DECODING, batch_size=2, **given)
 
     def score(**given: Any) -> Any:
         pairs = [(prompt, [5, 6]) for prompt in prompts]
-        return score_requests(model, pairs, DECODING, scoring="denoise", batch_size=2, **given)
+        return fdllm.score(model, pairs, "denoise", DECODING, batch_size=2, **given)
 
     assert sorted(run(generate)) == list(range(started))
     assert len(run(score)) == started
@@ -342,7 +342,7 @@ def test_counts_survive_the_journal() -> None:
 
 def test_a_warm_up_decodes_a_block_and_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     caught = Caught()
-    monkeypatch.setattr("fdllm.evaluate.adapter.generate_requests", caught)
+    monkeypatch.setattr("fdllm.evaluate.adapter.generate", caught)
     model = random_model()
     for mask, token in ((None, 0), (0, 1), (model.spec.mask_id, 0)):
         run = Run(
@@ -391,4 +391,4 @@ def test_an_end_token_outside_the_vocabulary_is_refused() -> None:
     for token in (-1, model.spec.vocab_size):
         decoding = Decoding(end_token=token)
         with pytest.raises(UsageError, match="vocabulary"):
-            score_requests(model, [([5], [6])], decoding, scoring="first-token")
+            fdllm.score(model, [([5], [6])], "first-token", decoding)

@@ -16,7 +16,6 @@ import fdllm
 from fdllm.core.config import Estimator
 from fdllm.core.reuse import PeriodicReuse, ReuseStrategy
 from fdllm.core.schedule import Phase
-from fdllm.core.scorer import score_requests
 from models import DECODING, MASK, random_model, random_prompt
 from reference import reference_denoise_score, reference_generate
 from strategies import STRATEGIES, every_strategy
@@ -160,8 +159,8 @@ def test_scores_share_the_seconds_of_their_forwards(scoring: Any, batch_size: in
     decoding = DECODING.model_copy(update={"end_token": 2})
     prefixes = [random_prompt(seed, 10) for seed in range(3)]
     pairs = [(prefix, [token]) for prefix in prefixes for token in (5, 6)]
-    scores = score_requests(
-        random_model(3), pairs, decoding, scoring=scoring, batch_size=batch_size, prefix_cache_gib=0
+    scores = fdllm.score(
+        random_model(3), pairs, scoring, decoding, batch_size=batch_size, prefix_cache_gib=0
     )
     assert scores[1].counts.forwards == 0
     for first, second in zip(scores[::2], scores[1::2], strict=True):

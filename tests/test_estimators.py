@@ -12,7 +12,6 @@ import pytest
 import fdllm
 from fdllm.core.config import Estimator
 from fdllm.core.reuse import NoReuse, ReuseStrategy
-from fdllm.core.scorer import score_requests
 from fdllm.errors import FdllmError, UsageError
 from hub.checkpoint import byte_tokenizer
 from models import MASK, VOCAB, random_model, random_prompt
@@ -29,7 +28,7 @@ def total(
     """Probabilities of all answers of a length, the mask token among them, added up."""
     pairs = [(prefix, answer) for answer in itertools.product(range(VOCAB), repeat=length)]
     model = random_model(2, layers=4, width=16)
-    scores = score_requests(model, pairs, DECODING, strategy, scoring=scoring, batch_size=1)
+    scores = fdllm.score(model, pairs, scoring, DECODING, strategy, batch_size=1)
     return sum(math.exp(score.loglikelihood) for score in scores)
 
 

@@ -11,7 +11,7 @@ import torch
 import fdllm
 from fdllm.core.layer_output_cache import NeverWrittenError
 from fdllm.core.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ReuseStrategy
-from fdllm.core.sampler import GenerationRequest, generate_requests
+from fdllm.core.sampler import GenerationRequest
 from fdllm.core.schedule import Step
 from fdllm.core.unmask import by_threshold, choose_greedy, choose_sampled, most_confident
 from fdllm.errors import FdllmError, UsageError
@@ -46,7 +46,7 @@ def lettered() -> fdllm.Model:
 def answer(model: fdllm.Model, until: tuple[str, ...]) -> tuple[str | None, str, int]:
     request = GenerationRequest(tuple(random_prompt(1, 20)), until=until)
     free = DECODING.model_copy(update={"stop_token": ()})
-    [out] = generate_requests(model, [request], free, detokenize=True)
+    [out] = fdllm.generate(model, [request], free, detokenize=True)
     return out.text, out.finish, len(out.tokens)
 
 
@@ -129,12 +129,12 @@ def test_no_commit_after_the_end() -> None:
 def test_until_ends_the_row_and_is_cut_from_the_text(lettered: fdllm.Model) -> None:
     prompt = tuple(random_prompt(1, 16))
     decoding = DECODING.model_copy(update={"stop_token": ()})
-    [free] = generate_requests(lettered, [GenerationRequest(prompt)], decoding, detokenize=True)
+    [free] = fdllm.generate(lettered, [GenerationRequest(prompt)], decoding, detokenize=True)
     assert free.text is not None
     for at in (0, 7, 16, 30):
         until = free.text[at : at + 2]
         request = GenerationRequest(prompt, until=("never", until))
-        [out] = generate_requests(lettered, [request], decoding)
+        [out] = fdllm.generate(lettered, [request], decoding)
         first = free.text.index(until)
         assert out.finish == "until"
         assert out.text == free.text[:first]

@@ -17,7 +17,7 @@ from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.model_runner import ModelRunner
 from fdllm.core.prefix_cache import ROOT, PrefixPool
 from fdllm.core.reuse import NoReuse, ReuseStrategy
-from fdllm.core.scorer import Score, score_requests
+from fdllm.core.scorer import Score
 from fdllm.errors import UsageError
 from models import MASK, STOP, random_model, random_prompt
 from strategies import FEW
@@ -39,12 +39,12 @@ def score_all(
     share: bool = False,
     pool_blocks: float = 0,
 ) -> list[Score]:
-    return score_requests(
+    return fdllm.score(
         random_model(1),
         pairs,
+        scoring,
         DECODING,
         strategy,
-        scoring=scoring,
         batch_size=batch_size,
         deduplicate=share,
         prefix_cache_gib=pool_blocks * GIB_PER_BLOCK,
@@ -213,7 +213,7 @@ def test_a_pool_too_small_for_a_block_is_refused() -> None:
 
 
 def test_generation_can_share_prompts_too() -> None:
-    from fdllm.core.sampler import GenerationRequest, generate_requests  # noqa: PLC0415
+    from fdllm.core.sampler import GenerationRequest  # noqa: PLC0415
 
     model = random_model(1)
     common = random_prompt(0, 48)
@@ -221,8 +221,8 @@ def test_generation_can_share_prompts_too() -> None:
         GenerationRequest(tuple(common + random_prompt(i, n))) for i, n in enumerate([3, 16, 20])
     ]
     decoding = DECODING.model_copy(update={"max_new_tokens": 20})
-    alone = generate_requests(model, requests, decoding)
-    shared = generate_requests(
+    alone = fdllm.generate(model, requests, decoding, batch_size=1)
+    shared = fdllm.generate(
         model, requests, decoding, batch_size=3, prefix_cache_gib=50 * GIB_PER_BLOCK
     )
     assert [s.tokens for s in shared] == [a.tokens for a in alone]

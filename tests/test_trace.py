@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+import fdllm
 from fdllm.core.config import Decoding
 from fdllm.core.counts import Counts
 from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
 from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
-from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
+from fdllm.core.sampler import Generation, GenerationRequest
 from fdllm.core.schedule import Phase, Step
-from fdllm.core.scorer import score_requests
 from fdllm.core.unmask import Unmask, by_threshold
 from fdllm.trace.steps import ForwardTrace, layer_letters, layer_names
 from fdllm.trace.watcher import Watcher, assemble
@@ -79,7 +79,7 @@ def decode(
 ) -> tuple[Generation, tuple[ForwardTrace, ...]]:
     """One watched row."""
     watcher = Watcher(staleness)
-    [found] = generate_requests(
+    [found] = fdllm.generate(
         MODEL,
         [GenerationRequest(tuple(random_prompt(5, length)))],
         decoding,
@@ -94,7 +94,7 @@ def decode(
 def plain(strategy: ReuseStrategy[Any], decoding: Decoding = DECODING) -> Generation:
     """The same row, unwatched."""
     request = GenerationRequest(tuple(random_prompt(5, 21)))
-    return generate_requests(MODEL, [request], decoding, strategy)[0]
+    return fdllm.generate(MODEL, [request], decoding, strategy)[0]
 
 
 @pytest.mark.parametrize("staleness", [False, True])
@@ -227,10 +227,10 @@ def test_scored_answers_are_watched_too() -> None:
     strategy = PeriodicReuse(2, 2, 4)
     settings = DECODING.model_copy(update={"scoring_steps": 3})
     watcher = Watcher(staleness=True)
-    [found] = score_requests(
-        MODEL, [pair], settings, strategy, scoring="denoise", prefix_cache_gib=0, hook=watcher
+    [found] = fdllm.score(
+        MODEL, [pair], "denoise", settings, strategy, prefix_cache_gib=0, hook=watcher
     )
-    [alone] = score_requests(MODEL, [pair], settings, strategy, scoring="denoise")
+    [alone] = fdllm.score(MODEL, [pair], "denoise", settings, strategy)
     assert found.loglikelihood == alone.loglikelihood
     assert found.counts == alone.counts
 

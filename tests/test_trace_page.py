@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import fdllm
 from fdllm.core.config import Decoding
 from fdllm.core.reuse import PeriodicReuse
-from fdllm.core.sampler import GenerationRequest, generate_requests
+from fdllm.core.sampler import GenerationRequest
 from fdllm.core.unmask import by_threshold
 from fdllm.trace.page import page_data, render_page
 from fdllm.trace.steps import RowTrace, Trace, tokens_in
@@ -36,7 +37,7 @@ def trace() -> Trace:
     )
     prompt = tuple(random_prompt(5, 37))
     watcher = Watcher(staleness=True)
-    [found] = generate_requests(
+    [found] = fdllm.generate(
         model,
         [GenerationRequest(prompt)],
         decoding,

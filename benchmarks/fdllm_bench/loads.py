@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import fdllm
 from fdllm.cli.bench import BenchCommand
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.row_task import CacheRow, ForwardHook, ForwardRequest, RowTask, Steps
-from fdllm.core.sampler import Generation, GenerationRequest, generate_requests
+from fdllm.core.sampler import Generation, GenerationRequest
 from fdllm.core.unmask import most_confident
 from fdllm.timing.interleave import Rounds
 from fdllm_bench.floor import ForwardShape
@@ -50,7 +51,7 @@ def generate(
         return most_confident(confidence, load.per_step)
 
     decoding = bench.decoding.model_copy(update={"use_block_cache": load.block_cache})
-    return generate_requests(
+    return fdllm.generate(
         bench.model,
         load.requests,
         decoding,

@@ -20,7 +20,7 @@ import torch
 from fdllm.core.checkpoint import Model, resolve_device, resolve_dtype
 from fdllm.core.config import Decoding
 from fdllm.core.model_spec import ModelSpec
-from fdllm.core.sampler import GenerationRequest, generate_requests
+from fdllm.core.sampler import GenerationRequest, generate
 from fdllm.errors import FdllmError
 from fdllm.fast.accelerators import load_model
 from fdllm.selftest.subjects import decoding_tokens, random_model, small
@@ -128,7 +128,7 @@ def _decode(model: Model, prompt: int, rows: int) -> None:
         block_size=spec.block_size, max_new_tokens=new, threshold=0.0, stop_token=()
     )
     requests = [GenerationRequest(decoding_tokens(spec, prompt, seed)) for seed in range(rows)]
-    generate_requests(model, requests, decoding, batch_size=rows)
+    generate(model, requests, decoding, batch_size=rows)
 
 
 class _Gauge:

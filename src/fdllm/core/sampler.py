@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -65,36 +65,11 @@ class Generation:
 
 def generate(
     model: Model,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | GenerationRequest],
     decoding: Decoding,
     strategy: ReuseStrategy[Any] | None = None,
     *,
     batch_size: int | None = None,
-) -> list[Generation]:
-    """Continue token prompts of any lengths.
-
-    Args:
-        model: from :func:`fdllm.load_model`.
-        prompts: tokens of each row.
-        decoding: settings; the checkpoint fills its mask and stop tokens where they are None.
-        strategy: layer reuse; None is :class:`~fdllm.core.reuse.NoReuse`.
-        batch_size: rows decoded at once; None takes all. It never changes a row's tokens.
-
-    Returns:
-        One :class:`Generation` a prompt, in order.
-    """
-    requests = [GenerationRequest(tuple(prompt)) for prompt in prompts]
-    size = batch_size or max(1, len(requests))
-    return generate_requests(model, requests, decoding, strategy, batch_size=size)
-
-
-def generate_requests(
-    model: Model,
-    requests: Sequence[GenerationRequest],
-    decoding: Decoding,
-    strategy: ReuseStrategy[Any] | None = None,
-    *,
-    batch_size: int = 1,
     on_done: Callable[[int, Generation], None] | None = None,
     unmask: Unmask = by_threshold,
     detokenize: bool = False,
@@ -102,15 +77,15 @@ def generate_requests(
     hook: ForwardHook | None = None,
     go_on: Callable[[], bool] = lambda: True,
 ) -> list[Generation]:
-    """Continue requests; ``on_done(index, generation)`` is called as each row ends, in any order.
+    """Continue prompts of any lengths.
 
     Args:
         model: from :func:`fdllm.load_model`.
-        requests: what to continue.
-        decoding: settings.
-        strategy: layer reuse.
-        batch_size: rows decoded at once.
-        on_done: called with index and result while the other rows still run.
+        prompts: tokens of each row, or requests.
+        decoding: settings; the checkpoint fills its mask and stop tokens where they are None.
+        strategy: layer reuse; None is :class:`~fdllm.core.reuse.NoReuse`.
+        batch_size: rows decoded at once; None takes all. It never changes a row's tokens.
+        on_done: called with index and result as each row ends, in any order.
         unmask: which columns to unmask; an experiment may bring its own.
         detokenize: fill ``text`` also where no request has an ``until`` string.
         prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares none, so that each
@@ -118,25 +93,30 @@ def generate_requests(
         hook: sees every row's forwards, see :mod:`fdllm.trace`.
         go_on: asked before a row starts; rows left out by a no are missing from the result.
 
+    Returns:
+        One :class:`Generation` a prompt, in order.
+
     Raises:
         UsageError: a prompt is empty or holds a token outside the vocabulary.
         FdllmError: a row needs more positions than the model has.
         NotFiniteError: a logit is NaN or infinite.
     """
     filled = resolve(decoding, model)
-    engine = Engine(model, filled, batch_size, prefix_cache_gib)
-    jobs = []
-    for index, request in enumerate(requests):
+    rows = batch_size if batch_size is not None else max(1, len(prompts))
+    engine = Engine(model, filled, rows, prefix_cache_gib)
+    tasks = []
+    for index, prompt in enumerate(prompts):
+        request = (
+            prompt if isinstance(prompt, GenerationRequest) else GenerationRequest(tuple(prompt))
+        )
         if not request.prompt:
             raise UsageError("a prompt is empty; a row needs at least one token to start from")
         check_tokens(request.prompt, model)
-        row = _RowSampler(
-            model, request, filled, strategy or NoReuse(), unmask, detokenize=detokenize
-        )
-        job = RowTask(row.run, row.capacity, rng=_generator(request, filled), number=index)
-        jobs.append(job if hook is None else hook.wrap(job))
+        row = _RowSampler(model, request, filled, strategy or NoReuse(), unmask, detokenize)
+        task = RowTask(row.run, row.capacity, rng=_generator(request, filled), number=index)
+        tasks.append(task if hook is None else hook.wrap(task))
     out: dict[int, Generation] = {}
-    for index, generation in engine.run(jobs, go_on):
+    for index, generation in engine.run(tasks, go_on):
         out[index] = generation
         if on_done is not None:
             on_done(index, generation)
@@ -154,40 +134,39 @@ def _generator(request: GenerationRequest, decoding: Decoding) -> torch.Generato
     return torch.Generator().manual_seed(seed)
 
 
+@dataclass
 class _RowSampler:
     """The algorithm of one row. ``run`` is docs/algorithm.md 3, read from top to bottom."""
 
-    def __init__(
-        self,
-        model: Model,
-        request: GenerationRequest,
-        decoding: Decoding,
-        strategy: ReuseStrategy[Any],
-        unmask: Unmask,
-        *,
-        detokenize: bool,
-    ) -> None:
-        self.model = model
-        self.request = request
-        self.decoding = decoding
-        self.strategy = strategy
-        self.unmask = unmask
-        self.detokenize = detokenize or bool(request.until)
-        self.limit = request.max_new_tokens or decoding.max_new_tokens
-        self.capacity = len(request.prompt) + self.limit
-        self.new: list[int] = []  # settled new tokens, left to right
-        self.steps: list[int] = []
-        self.finish: Finish | None = None
+    model: Model
+    request: GenerationRequest
+    decoding: Decoding
+    strategy: ReuseStrategy[Any]
+    unmask: Unmask
+    detokenize: bool
+    new: list[int] = field(default_factory=list)  # settled new tokens, left to right
+    steps: list[int] = field(default_factory=list)
+    finish: Finish | None = None
 
-    def run(self, job: RowTask[Generation], row: CacheRow) -> Steps[Generation]:  # noqa: ARG002
+    @property
+    def limit(self) -> int:
+        """New tokens at most."""
+        return self.request.max_new_tokens or self.decoding.max_new_tokens
+
+    @property
+    def capacity(self) -> int:
+        """Positions it may write."""
+        return len(self.request.prompt) + self.limit
+
+    def run(self, task: RowTask[Generation], row: CacheRow) -> Steps[Generation]:  # noqa: ARG002
         """Decode until the row ends."""
         prompt, size = self.request.prompt, self.decoding.block_size
         full = num_full_blocks(len(prompt), size) * size
         whole = LayerPlan(self.model.n_layers)
         known = list(prompt[full:])
-        for ask in prefill(prompt[:full], whole, size, read=not known):
-            seen = yield ask
-            if ask.read:
+        for request in prefill(prompt[:full], whole, size, read=not known):
+            seen = yield request
+            if request.read:
                 known = [seen.tokens[0]]
                 self._settle(known)
         num_known = len(prompt) - full  # columns of the block that are prompt, not answer
@@ -200,7 +179,7 @@ class _RowSampler:
             known, num_known = [seen.tokens[0]], 0
             self._settle(known)
         return Generation(
-            self.new, job.counts, job.seconds, self.finish, self._text(), tuple(self.steps)
+            self.new, task.counts, task.seconds, self.finish, self._text(), tuple(self.steps)
         )
 
     def _denoise(self, block: list[int], num_known: int, num_prompt: int) -> Steps[None]:
@@ -283,7 +262,7 @@ class _RowSampler:
         return any(text in tail for text in self.request.until)
 
     def _text(self) -> str | None:
-        if not self.detokenize:
+        if not self.detokenize and not self.request.until:
             return None
         tokens = self.new[:-1] if self.finish == "stop" else self.new
         whole = self._decode(tokens, special=True) if self.request.until else ""

@@ -30,7 +30,6 @@ from fdllm.core.unmask import most_confident, observation
 from fdllm.errors import FdllmError, UsageError
 
 ScorePair = tuple[Sequence[int], Sequence[int]]
-DEFAULT_PREFIX_CACHE_GIB = 1.0
 
 
 @dataclass
@@ -66,6 +65,11 @@ def score(
     strategy: ReuseStrategy[Any] | None = None,
     *,
     batch_size: int | None = None,
+    on_done: Callable[[int, Score], None] | None = None,
+    deduplicate: bool = True,
+    prefix_cache_gib: float = 1.0,
+    hook: ForwardHook | None = None,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> list[Score]:
     """Score ``(prefix, target)`` pairs of tokens.
 
@@ -76,43 +80,14 @@ def score(
         decoding: settings; ``scoring_steps`` rounds unmask what stands behind the target.
         strategy: layer reuse; ``first-token`` takes one forward, so reuse cannot act in it.
         batch_size: rows scored at once; None takes up to 32. It never changes a score.
-
-    Returns:
-        One :class:`Score` a pair, in order.
-    """
-    size = batch_size or max(1, min(len(pairs), 32))
-    settings = decoding or Decoding()
-    return score_requests(model, pairs, settings, strategy, scoring=scoring, batch_size=size)
-
-
-def score_requests(
-    model: Model,
-    pairs: Sequence[ScorePair],
-    decoding: Decoding,
-    strategy: ReuseStrategy[Any] | None = None,
-    *,
-    scoring: Estimator,
-    batch_size: int = 1,
-    on_done: Callable[[int, Score], None] | None = None,
-    deduplicate: bool = True,
-    prefix_cache_gib: float = DEFAULT_PREFIX_CACHE_GIB,
-    hook: ForwardHook | None = None,
-    go_on: Callable[[], bool] = lambda: True,
-) -> list[Score]:
-    """Score pairs; ``on_done(index, score)`` is called as each one ends, in any order.
-
-    Args:
-        model: from :func:`fdllm.load_model`.
-        pairs: prefix and target tokens.
-        decoding: settings.
-        strategy: layer reuse.
-        scoring: the estimator.
-        batch_size: rows scored at once.
-        on_done: called with index and result while the other rows still run.
+        on_done: called with index and result as each pair ends, in any order.
         deduplicate: compute identical model inputs once.
         prefix_cache_gib: memory for prompt blocks shared between rows; 0 shares none.
         hook: sees every group's forwards, see :mod:`fdllm.trace`.
         go_on: asked before a group starts; pairs left out by a no are missing from the result.
+
+    Returns:
+        One :class:`Score` a pair, in order.
 
     Raises:
         UsageError: a prefix or target is empty or of another vocabulary, or the estimator is
@@ -125,7 +100,7 @@ def score_requests(
         known = ", ".join(get_args(Estimator))
         raise UsageError(f"unknown estimator '{scoring}'; use one of {known}")
     # Scoring never samples: a score is no draw, whatever text is decoded with.
-    filled = resolve(decoding, model).model_copy(update={"temperature": 0.0})
+    filled = resolve(decoding or Decoding(), model).model_copy(update={"temperature": 0.0})
     if scoring == "first-token":
         filled = filled.model_copy(update={"end_token": _end_token(filled, model)})
     elif scoring == "chain":
@@ -149,8 +124,9 @@ def score_requests(
         capacity = len(prefix) + len(members[0].target) + 1
         task = RowTask(steps, capacity, number=members[0].index)
         tasks.append(task if hook is None else hook.wrap(task))
+    rows = batch_size if batch_size is not None else max(1, min(len(pairs), 32))
     out: dict[int, Score] = {}
-    for at, _ in Engine(model, filled, batch_size, prefix_cache_gib).run(tasks, go_on):
+    for at, _ in Engine(model, filled, rows, prefix_cache_gib).run(tasks, go_on):
         for member in ordered[at][1]:
             out[member.index] = member.score
             if on_done is not None:

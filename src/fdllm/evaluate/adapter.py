@@ -24,8 +24,8 @@ from fdllm.core.engine import NotFiniteError
 from fdllm.core.memory import max_batch_size
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.row_task import ForwardHook
-from fdllm.core.sampler import GenerationRequest, generate_requests
-from fdllm.core.scorer import score_requests
+from fdllm.core.sampler import GenerationRequest, generate
+from fdllm.core.scorer import score
 from fdllm.core.unmask import Unmask, by_threshold
 from fdllm.errors import FdllmError
 from fdllm.evaluate.attempt import (
@@ -214,7 +214,7 @@ class EngineLM(RequestLM):
         asked = self.run.evaluating
         try:
             if requests[0].target is None:
-                generate_requests(
+                generate(
                     self._model,
                     [
                         GenerationRequest(r.tokens, r.max_new_tokens, r.until, r.seed)
@@ -230,12 +230,12 @@ class EngineLM(RequestLM):
                     go_on=self.part.go_on,
                 )
             else:
-                score_requests(
+                score(
                     self._model,
                     [(request.tokens, request.target_tokens) for request in requests],
+                    asked.scoring,
                     self.decoding,
                     self._strategy,
-                    scoring=asked.scoring,
                     batch_size=max_batch_size(self._model, asked.score_batch_size),
                     on_done=on_done,
                     prefix_cache_gib=asked.prefix_cache_gib,
@@ -253,7 +253,7 @@ class EngineLM(RequestLM):
         prompt = (token,) * (decoding.block_size + 1)
         request = GenerationRequest(prompt, max_new_tokens=decoding.block_size)
         with suppress(NotFiniteError):  # the first document will say so
-            generate_requests(self._model, [request], decoding, self._strategy)
+            generate(self._model, [request], decoding, self._strategy)
 
 
 @dataclass(frozen=True)
