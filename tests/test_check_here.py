@@ -14,6 +14,7 @@ from fdllm.doctor.checks_here import consent, disk, existing, image, scheduler
 from fdllm.doctor.checks_node import check_task, fetch_task
 from fdllm.doctor.examine import with_access
 from fdllm.doctor.findings import FINDINGS, Checkup, Finding, blocking
+from fdllm.doctor.worker import checks
 from fdllm.errors import FdllmError
 from fdllm.evaluate.hub_errors import Access
 from fdllm.runs import CodeExecution
@@ -185,6 +186,15 @@ def test_a_model_that_is_missing_is_asked_about_and_other_failures_are_not(
     other = Finding("sandbox humaneval", "fail", "not in the cache")
     assert list(with_access(checkup, [broken, gated, other])) == [broken, gated, other]
     assert len(asked) == 1
+
+
+def test_a_node_looks_for_what_only_it_can_tell(tmp_path: Path) -> None:
+    asked = of(tmp_path, "gsm8k", "mmlu")
+    tasks = ["task gsm8k", "task mmlu"]
+    assert list(checks("fetch", asked)) == ["model", *tasks]
+    assert list(checks("check", asked)) == [
+        *("versions", "source", "folders", "GPU", "model", *tasks)
+    ]
 
 
 # --- tasks ----------------------------------------------------------------------------------------

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import ast
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from typing import Any
 
-import pytest
-
+import mutate
 from helpers import ROOT
 
 SOURCE = b'''
@@ -24,18 +20,7 @@ def inside(x: int, *, strict: bool = False) -> bool:
 '''
 
 
-@pytest.fixture(scope="module")
-def mutate() -> Any:
-    spec = spec_from_file_location("mutate", ROOT / "scripts/mutate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules["mutate"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_each_fault_changes_one_thing(mutate: Any) -> None:
+def test_each_fault_changes_one_thing() -> None:
     faults = list(mutate.python_faults("src/fdllm/plan.py", SOURCE))
     assert {fault.kind for fault in faults} == {
         "comparison", "and/or", "not", "+/-", "constant", "statement", "return", "argument",
@@ -47,7 +32,7 @@ def test_each_fault_changes_one_thing(mutate: Any) -> None:
     assert {fault.function for fault in faults} == {"module", "inside"}
 
 
-def test_a_seed_draws_one_fault_a_function(mutate: Any) -> None:
+def test_a_seed_draws_one_fault_a_function() -> None:
     faults = [
         fault
         for path in ("src/fdllm/plan.py", "src/fdllm/core/a.py", "src/fdllm/report/b.py")
@@ -61,7 +46,7 @@ def test_a_seed_draws_one_fault_a_function(mutate: Any) -> None:
     assert (left.path, left.function) == (drawn[0].path, drawn[0].function)
 
 
-def test_every_source_file_has_tests_that_reach_it(mutate: Any) -> None:
+def test_every_source_file_has_tests_that_reach_it() -> None:
     nearest = mutate.nearest_tests(ROOT)
     assert nearest["src/fdllm/report/verdict.py"][0] == "tests/test_verdict.py"
     for path in ROOT.glob("src/fdllm/*/*.py"):

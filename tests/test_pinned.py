@@ -64,7 +64,7 @@ def test_all_code_is_identified_but_what_only_plans_shows_and_keeps() -> None:
     inside = {Path(name).relative_to("src/fdllm") for name in source_hashes()}
     assert inside <= files
     assert {path.parts[0] for path in files - inside} == {
-        "bench", "cli", "report", "cluster", "doctor", "record", "release", "tiny", "timing",
+        "cli", "report", "cluster", "doctor", "record", "release", "tiny", "timing",
         "trace", "plan.py", "shard.py", "errors.py", "presets", "selftest",
     }  # fmt: skip
     assert not {path.parts[0] for path in files - inside} & {path.parts[0] for path in inside}
@@ -173,3 +173,12 @@ def test_what_boxes_hold_is_told_where_there_are_any() -> None:
     assert summary.boxed_match is None
     boxed = summary.model_copy(update={"metrics": {"boxed_match,none": 0.25}})
     assert boxed.boxed_match == 0.25
+
+
+def test_an_estimator_that_was_used_where_it_is_invalid_says_so_in_its_name() -> None:
+    for scoring in ("denoise", "first-token, allowed where invalid"):
+        name = scoring.partition(",")[0]
+        fields = {"scoring": scoring}
+        cell = make_cell("k1_first", [1, 0], task="mmlu", estimator=name, fields=fields)
+        assert cell.summary.estimator_words == scoring
+    assert make_cell("k1_first", [1, 0]).summary.estimator_words is None

@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
-from checkups import fdllm
 from fdllm.cli import main
 from fdllm.evaluate.recording import text_hash
-from hub.rows import read_rows
-from hub.server import Hub
 
 KEYS = ["task", "doc_id", "choice", "prompt", "tokens", "target", "target_tokens", "until",
         "max_new_tokens", "scoring"]  # fmt: skip
@@ -93,38 +89,3 @@ def test_bad_input(
 def test_a_model_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prompts", "--task", "tiny_choice", "--model", str(tmp_path)]) == 1
     assert "has no tokenizer files" in capsys.readouterr().err
-
-
-# --- real rows and the real vocabulary ----------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", ["published", "ancestor"])
-def test_under_a_preset(hub: Hub, shared: Path, tmp_path: Path, preset: str) -> None:
-    folder = shared / "qwen_tokenizer"
-    flags = ("--task", "gsm8k", "--limit", "1", "--model", str(folder), "--json")
-    ended = fdllm("prompts", *flags, "--preset", preset, home=tmp_path, HF_ENDPOINT=hub.url)
-    assert ended.code == 0, ended.err
-    [question] = json.loads(ended.out)
-    assert question["until"] == []
-    # Whole blocks of 32: what the prompt's last one holds is taken off.
-    assert question["max_new_tokens"] == 2048 - len(question["tokens"]) % 32
-
-
-@pytest.mark.slow
-def test_from_a_tokenizer_alone(hub: Hub, shared: Path, tmp_path: Path) -> None:
-    folder = shared / "qwen_tokenizer"
-    flags = ("--task", "gsm8k", "mmlu", "--limit", "1", "--model", str(folder), "--json")
-    ended = fdllm("prompts", *flags, home=tmp_path, HF_ENDPOINT=hub.url)
-    assert ended.code == 0, ended.err
-    assert ended.err == ""
-    question, *choices = json.loads(ended.out)
-    tokenizer = AutoTokenizer.from_pretrained(folder)  # type: ignore[no-untyped-call]
-    assert question["tokens"] == tokenizer.encode(question["prompt"])
-    assert read_rows(shared, "gsm8k_test.jsonl")[0]["question"] in question["prompt"]
-    assert question["prompt"].endswith("<|im_start|>assistant\n")
-    assert question["until"] == ["Question:", "</s>", "<|im_end|>"]
-    assert len(choices) == 57 * 4
-    letters = [one["target_tokens"] for one in choices[:4]]
-    assert letters == [tokenizer.encode(one["target"]) for one in choices[:4]]
-    assert {one["task"] for one in choices} > {"mmlu_anatomy", "mmlu_virology"}

@@ -66,7 +66,7 @@ def sent(hub: Hub, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Se
             named = () if preset == "none" else ("--preset", preset)
             flags = ("--task", *TASKS, *model, *named)
             ended = fdllm("prompts", *flags, home=home, HF_ENDPOINT=hub.url, HF_TOKEN=GRANTED)
-            assert ended.code == 0, ended.err
+            assert (ended.code, ended.err) == (0, "")
             known[preset] = json.loads(ended.out)
         return [entry for entry in known[preset] if entry["task"].startswith(task)]
 
@@ -134,6 +134,7 @@ def test_without_a_preset_the_task_says_where_a_text_ends(sent: Sent) -> None:
     assert sent("gsm8k", "none")[0]["until"] == ["Question:", "</s>", "<|im_end|>"]
     lengths = {task: sent(task, "none")[0]["max_new_tokens"] for task in ("gsm8k", "ifeval")}
     assert lengths == {"gsm8k": 2048, "ifeval": 1280}
+    assert len({entry["task"] for entry in sent("mmlu", "none")}) == 57
 
 
 def test_the_text_ends_at_one_token_alone(tokenizer: PreTrainedTokenizerFast) -> None:
