@@ -45,25 +45,15 @@ CHOSEN = ("-x", "-q", "-rfE", "--tb=no", "-m", "not slow and not cluster", "-p",
 
 @dataclass(frozen=True, order=True)
 class Fault:
-    """One change of one file.
+    """One change of one file."""
 
-    Attributes:
-        path: the file, below the root.
-        function: whose text is changed; ``module`` outside of all.
-        kind: of change.
-        start: first byte that is replaced.
-        old: the text there.
-        new: what replaces it.
-        line: where, counted from 1.
-    """
-
-    path: str
-    function: str
-    kind: str
-    start: int
-    old: str
-    new: str
-    line: int
+    path: str  # the file, below the root
+    function: str  # whose text is changed; ``module`` outside of all
+    kind: str  # of change
+    start: int  # first byte that is replaced
+    old: str  # the text there
+    new: str  # what replaces it
+    line: int  # where, counted from 1
 
     @property
     def package(self) -> str:

@@ -40,43 +40,30 @@ _MATRIX = 2  # dimensions
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the weights.
+    """What decides the weights."""
 
-    Attributes:
-        causal_steps: optimiser steps of the causal model.
-        mixed_steps: up to this step 40 % of the rows are questions with lettered options. They
-            stayed at chance, so from here on all rows are arithmetic.
-        steps: optimiser steps in all; those behind ``causal_steps`` are of block diffusion.
-        causal_rows: causal rows of each of the first steps, 64 columns each.
-        block_rows: block-diffusion rows of each later step, 128 columns each.
-        kept_rows: causal rows beside them, so that sums are not forgotten while masks are learnt.
-        seed: of the initial weights and of the data.
-        muon_lr: peak learning rate of the layers' matrices.
-        adamw_lr: peak learning rate of embedding, head, norms and biases.
-        warmup_steps: linear rise at the start.
-        block_rate: share of the peaks at the first block-diffusion step.
-        fade_steps: steps in which it would fall linearly to 0; from ``mixed_steps`` on it falls
-            faster, to 0 at ``steps``.
-        clip_norm: largest norm of the whole gradient.
-        compile: fuse the loss with ``torch.compile`` (a third faster; needs a C++ compiler).
-        threads: of torch.
-    """
-
-    causal_steps: int = 800
+    causal_steps: int = 800  # optimiser steps of the causal model
+    # up to this step 40 % of the rows are questions with lettered options. They stayed at chance,
+    # so from here on all rows are arithmetic
     mixed_steps: int = 1500
+    # optimiser steps in all; those behind ``causal_steps`` are of block diffusion
     steps: int = 2700
-    causal_rows: int = 64
-    block_rows: int = 24
+    causal_rows: int = 64  # causal rows of each of the first steps, 64 columns each
+    block_rows: int = 24  # block-diffusion rows of each later step, 128 columns each
+    # causal rows beside them, so that sums are not forgotten while masks are learnt
     kept_rows: int = 16
-    seed: int = 0
-    muon_lr: float = 0.02
-    adamw_lr: float = 0.003
-    warmup_steps: int = 100
-    block_rate: float = 0.5
+    seed: int = 0  # of the initial weights and of the data
+    muon_lr: float = 0.02  # peak learning rate of the layers' matrices
+    adamw_lr: float = 0.003  # peak learning rate of embedding, head, norms and biases
+    warmup_steps: int = 100  # linear rise at the start
+    block_rate: float = 0.5  # share of the peaks at the first block-diffusion step
+    # steps in which it would fall linearly to 0; from ``mixed_steps`` on it falls faster, to 0 at
+    # ``steps``
     fade_steps: int = 2400
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # largest norm of the whole gradient
+    # fuse the loss with ``torch.compile`` (a third faster; needs a C++ compiler)
     compile: bool = False
-    threads: int = 2
+    threads: int = 2  # of torch
 
     def rate(self, step: int) -> float:
         """Share of the peak learning rate at a step."""

@@ -37,20 +37,15 @@ _LEFT_TO_RIGHT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step reads.
+    """What one training step reads."""
 
-    Attributes:
-        ids: tokens with masks in the copies, int64 [rows, columns].
-        positions: rotary positions, int64 [rows, columns].
-        visible: True where a query may see a key, bool [rows or 1, 1, columns, columns].
-        targets: the token that a column's logits predict (token shift), int64 [rows, columns].
-        weights: weight of that prediction in the loss, 0 for none, float32 [rows, columns].
-    """
-
-    ids: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]  # tokens with masks in the copies, int64 [rows, columns]
+    positions: npt.NDArray[np.int64]  # rotary positions, int64 [rows, columns]
+    # True where a query may see a key, bool [rows or 1, 1, columns, columns]
     visible: npt.NDArray[np.bool_]
+    # the token that a column's logits predict (token shift), int64 [rows, columns]
     targets: npt.NDArray[np.int64]
+    # weight of that prediction in the loss, 0 for none, float32 [rows, columns]
     weights: npt.NDArray[np.float32]
 
 

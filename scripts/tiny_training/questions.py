@@ -37,19 +37,12 @@ _HELD_OUT_SEED = 20240501
 
 @dataclass(frozen=True)
 class Row:
-    """One question with its answer.
+    """One question with its answer."""
 
-    Attributes:
-        expression: the sum that is asked for, such as ``27+48``.
-        question: the user's turn.
-        answer: the assistant's turn, without the end token.
-        target: what the harness compares: the number, or the letter.
-    """
-
-    expression: str
-    question: str
-    answer: str
-    target: str
+    expression: str  # the sum that is asked for, such as ``27+48``
+    question: str  # the user's turn
+    answer: str  # the assistant's turn, without the end token
+    target: str  # what the harness compares: the number, or the letter
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -119,17 +112,11 @@ def choice_row(rng: random.Random) -> Row:
 
 @dataclass(frozen=True)
 class FirstStep:
-    """A held-out question with four first lines of its answer, one of them right.
+    """A held-out question with four first lines of its answer, one of them right."""
 
-    Attributes:
-        question: the user's turn.
-        choices: first lines, such as ``23+45=68``; they differ in the result alone.
-        answer: which one is right, from 0.
-    """
-
-    question: str
-    choices: tuple[str, ...]
-    answer: int
+    question: str  # the user's turn
+    choices: tuple[str, ...]  # first lines, such as ``23+45=68``; they differ in the result alone
+    answer: int  # which one is right, from 0
 
 
 def first_steps() -> list[FirstStep]:

@@ -65,17 +65,13 @@ Texts = list[list[int]]
 
 @dataclass(frozen=True)
 class Path:
-    """A way to run a model.
+    """A way to run a model."""
 
-    Attributes:
-        name: ``plain`` (torch's kernels on weights as a checkpoint has them), ``packed`` (weights
-            laid out for decoding), ``compiled`` (C kernels beside that), ``graphs`` (CUDA graphs).
-        frozen: whether the weights are laid out for decoding.
-        accelerator: what decoding runs besides torch's own kernels.
-    """
-
+    # ``plain`` (torch's kernels on weights as a checkpoint has them), ``packed`` (weights laid
+    # out for decoding), ``compiled`` (C kernels beside that), ``graphs`` (CUDA graphs)
     name: str
-    frozen: bool = False
+    frozen: bool = False  # whether the weights are laid out for decoding
+    # what decoding runs besides torch's own kernels
     accelerator: Accelerator = field(default_factory=Accelerator)
 
 
@@ -94,29 +90,17 @@ def paths_of(device: torch.device, dtype: torch.dtype) -> list[Path]:
 
 @dataclass(frozen=True)
 class Check:
-    """A model in a type, on a path, at a batch size.
+    """A model in a type, on a path, at a batch size."""
 
-    Attributes:
-        model: its name.
-        dtype: the type's name.
-        path: the path's name.
-        batch: rows at once.
-        bound: what ``error`` may be.
-        error: root mean square of the logits' error; NaN where there are no logits.
-        score_error: the same of log p.
-        problems: what is wrong, each in a few words.
-        depends_on_batch: whether a row's tokens were others when it ran alone.
-    """
-
-    model: str
-    dtype: str
-    path: str
-    batch: int
-    bound: float
-    error: float = math.nan
-    score_error: float = math.nan
-    problems: tuple[str, ...] = ()
-    depends_on_batch: bool = False
+    model: str  # its name
+    dtype: str  # the type's name
+    path: str  # the path's name
+    batch: int  # rows at once
+    bound: float  # what ``error`` may be
+    error: float = math.nan  # root mean square of the logits' error; NaN where there are no logits
+    score_error: float = math.nan  # the same of log p
+    problems: tuple[str, ...] = ()  # what is wrong, each in a few words
+    depends_on_batch: bool = False  # whether a row's tokens were others when it ran alone
 
     @property
     def name(self) -> str:

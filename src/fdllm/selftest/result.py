@@ -19,17 +19,12 @@ Ratios = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a device.
+    """What came of a device."""
 
-    Attributes:
-        accelerator: the GPU's name; None for the processor.
-        checks: all of them, in order.
-        graphs: a step's time with CUDA graphs by its time without, by type and phase; of types in
-            which every check of the graphs passed.
-    """
-
-    accelerator: str | None
-    checks: tuple[Check, ...]
+    accelerator: str | None  # the GPU's name; None for the processor
+    checks: tuple[Check, ...]  # all of them, in order
+    # a step's time with CUDA graphs by its time without, by type and phase; of types in which
+    # every check of the graphs passed
     graphs: Ratios
 
     @property

@@ -28,25 +28,16 @@ _SPREAD = 0.02  # of the weights, as such models are initialised
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and what it is asked, :data:`ROWS` of each.
+    """A model and what it is asked, :data:`ROWS` of each."""
 
-    Attributes:
-        model: float32 on a CPU, laid out as a checkpoint is.
-        decoding: of its texts.
-        strategies: layer reuse that texts are decoded with.
-        sequences: tokens of whole blocks; the logits of the last block are compared.
-        prompts: what texts and scores stand behind; none ends with a block.
-        targets: tokens whose log p is compared.
-        trained: whether its texts are the same in every type, but for near ties.
-    """
-
-    model: Model
-    decoding: Decoding
-    strategies: tuple[ReuseStrategy[Any], ...]
+    model: Model  # float32 on a CPU, laid out as a checkpoint is
+    decoding: Decoding  # of its texts
+    strategies: tuple[ReuseStrategy[Any], ...]  # layer reuse that texts are decoded with
+    # tokens of whole blocks; the logits of the last block are compared
     sequences: list[tuple[int, ...]]
-    prompts: list[tuple[int, ...]]
-    targets: tuple[int, ...]
-    trained: bool
+    prompts: list[tuple[int, ...]]  # what texts and scores stand behind; none ends with a block
+    targets: tuple[int, ...]  # tokens whose log p is compared
+    trained: bool  # whether its texts are the same in every type, but for near ties
 
     @property
     def name(self) -> str:
