@@ -18,6 +18,7 @@ from fdllm.core.config import Decoding
 from fdllm.core.reuse import PeriodicReuse
 from fdllm.core.sampler import GenerationRequest
 from fdllm.core.unmask import by_threshold
+from fdllm.runs import Cell, ModelChoice, Run
 from fdllm.trace.page import page_data, render_page
 from fdllm.trace.steps import RowTrace, Trace, tokens_in
 from fdllm.trace.terminal import show
@@ -57,17 +58,18 @@ def trace() -> Trace:
         counts=found.counts.as_dict(),
     )
     return Trace(
-        experiment="00_baseline",
+        run=Run(
+            experiment="00_baseline",
+            task="made_up",
+            cell=Cell.of(2, "middle"),
+            model=ModelChoice(name="random"),
+            decoding=decoding,
+        ),
         task="made_up",
         doc_id=3,
-        config="k2_middle",
-        model="random",
         strategy=repr(strategy),
         n_layers=model.n_layers,
-        block_size=BLOCK,
-        small_block_size=8,
-        threshold=0.9,
-        mask_id=MASK,
+        decoding=decoding.model_copy(update={"mask_id": MASK}),
         pieces={token: pieces[token] for token in tokens_in([row])},
         prompt=f"a question {EVIL}",
         expected="42",

@@ -172,20 +172,14 @@ def trace_document(
         found = ask(lm, LoadedTask({name: leaf}, {}), run.evaluating, limit=number + 1)
         samples = [one for one in found["samples"][name] if one["doc_id"] == number]
         expected = _expected(leaf, samples[0]["doc"])
-    decoding = resolve(run.decoding, model)
     rows = tuple(lm.rows)
     return Trace(
-        experiment=run.experiment,
+        run=run,
         task=name,
         doc_id=number,
-        config=run.cell.name,
-        model=run.model.name,
         strategy=repr(strategy),
         n_layers=model.n_layers,
-        block_size=decoding.block_size,
-        small_block_size=decoding.small_block_size,
-        threshold=decoding.threshold,
-        mask_id=int(decoding.mask_id or 0),
+        decoding=resolve(run.decoding, model),
         pieces={t: str(model.tokenizer.decode([t])) for t in sorted(tokens_in(rows))},
         prompt=str(samples[0]["arguments"][0][0]),
         expected=expected,

@@ -32,11 +32,16 @@ def render_page(trace: Trace) -> str:
 
 
 def page_data(trace: Trace) -> Markup:
-    """The trace and its words as JSON that can stand inside a script element."""
-    data = asdict(trace)
-    data["pieces"] = {str(token): words.visible(piece) for token, piece in trace.pieces.items()}
-    for row, shown in zip(trace.rows, data["rows"], strict=True):
-        shown |= {"totals": words.totals(row), "num_prompt": len(row.prompt)}
-        for forward, step in zip(row.forwards, shown["forwards"], strict=True):
-            step["words"] = words.layer_calls(forward)
+    """What the slider shows, as JSON that can stand inside a script element."""
+    rows = []
+    for row in trace.rows:
+        steps = [asdict(one) | {"words": words.layer_calls(one)} for one in row.forwards]
+        rows.append({"totals": words.totals(row), "num_prompt": len(row.prompt), "forwards": steps})
+    data = {
+        "rows": rows,
+        "pieces": {str(token): words.visible(piece) for token, piece in trace.pieces.items()},
+        "n_layers": trace.n_layers,
+        "staleness": trace.staleness,
+        **trace.decoding.model_dump(include={"block_size", "small_block_size", "mask_id"}),
+    }
     return script_json(data)

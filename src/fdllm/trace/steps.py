@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fdllm.core.config import Decoding
 from fdllm.core.layerplan import LayerPlan, Target
+from fdllm.runs import Run
 
 COMPUTED, REUSED, PARTIAL = "c", "r", "p"
 
@@ -130,17 +132,12 @@ class Trace:
     """One document of a run.
 
     Attributes:
-        experiment: folder under ``experiments/``.
+        run: what was asked for.
         task: the leaf task.
         doc_id: the document's number in it.
-        config: the cell.
-        model: what was asked for.
         strategy: the frozen strategy, as Python writes it.
         n_layers: layers of the model.
-        block_size: tokens decoded together.
-        small_block_size: columns of a sub-block.
-        threshold: confidence above which a column is unmasked.
-        mask_id: the mask token.
+        decoding: the run's, with the checkpoint's mask token.
         pieces: the text of every token that occurs, by its number.
         prompt: the prompt's text.
         expected: the task's own answer.
@@ -149,17 +146,12 @@ class Trace:
         staleness: whether staleness was computed.
     """
 
-    experiment: str
+    run: Run
     task: str
     doc_id: int
-    config: str
-    model: str
     strategy: str
     n_layers: int
-    block_size: int
-    small_block_size: int
-    threshold: float
-    mask_id: int
+    decoding: Decoding
     pieces: dict[int, str]
     prompt: str
     expected: str
@@ -170,7 +162,8 @@ class Trace:
     @property
     def name(self) -> str:
         """Which run and document, in one line."""
-        return f"{self.experiment} / {self.task} / {self.config}, document {self.doc_id}"
+        run = self.run
+        return f"{run.experiment} / {self.task} / {run.cell.name}, document {self.doc_id}"
 
 
 def layer_letters(plan: LayerPlan) -> str:

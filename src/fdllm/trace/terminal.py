@@ -93,12 +93,12 @@ def _block(trace: Trace, row: RowTrace, forward: ForwardTrace, console: Console)
     if not forward.before:
         return Text(f"{forward.columns[1]} tokens of the prompt", style="dim italic")
     new = {guess.column for guess in forward.taken}
-    ahead = len(row.prompt) - forward.block * trace.block_size  # columns that are prompt
+    ahead = len(row.prompt) - forward.block * trace.decoding.block_size  # columns that are prompt
     text = Text()
     columns = [(token, column in new, column < ahead) for column, token in enumerate(forward.after)]
     for (token, is_new, is_prompt), group in groupby(columns):
         shown, number = words.visible(trace.pieces[token]), len(list(group))
-        if token == trace.mask_id:
+        if token == trace.decoding.mask_id:
             text.append(_MASK * number, style="dim")
             continue
         if number > _FEW and len(shown) > _FEW:  # a tail of <|pad|>, say

@@ -61,9 +61,11 @@ def taken(forward: ForwardTrace, pieces: dict[int, str]) -> str:
 
 def settings(trace: Trace) -> str:
     """How the document was decoded."""
+    decoding = trace.decoding
     return (
-        f"model {trace.model}, {trace.n_layers} layers; blocks of {trace.block_size}, sub-blocks "
-        f"of {trace.small_block_size}, threshold {trace.threshold:g}; {trace.strategy}"
+        f"model {trace.run.model.name}, {trace.n_layers} layers; blocks of {decoding.block_size}, "
+        f"sub-blocks of {decoding.small_block_size}, threshold {decoding.threshold:g}; "
+        f"{trace.strategy}"
     )
 
 
