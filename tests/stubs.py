@@ -188,7 +188,7 @@ class StubMachine:
             entry = kept
             if entry is None:
                 if not part.go_on():
-                    raise EndedEarly(done, len(docs))
+                    raise EndedEarly(f"{done} of {len(docs)} requests")
                 done += 1
                 self.before(i)
                 time.sleep(self.delay_s)

@@ -59,11 +59,6 @@ OnDone = Callable[[int, Any], None]
 class RequestLM(TokenizingLM):
     """An lm-eval model that takes what the store has, and asks :meth:`answer` for the rest.
 
-    Args:
-        run: how the task is asked, and decoded.
-        tokenizer: the model's.
-        max_positions: the longest sequence of the model, in tokens.
-
     Attributes:
         store: answers that are already known; new ones are put there as they come.
         progress: told how far it is.
@@ -112,14 +107,12 @@ class RequestLM(TokenizingLM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Log-likelihoods of whole documents, for perplexity: every token is scored once.
 
-        A document is the target behind the tokenizer's first token; it is scored block by block,
-        left to right, teacher-forced. One that is longer than the model's positions is
-        cut into disjoint windows, each behind the last token of the one before, as lm-eval's own
-        causal models do it.
+        A document is the target behind the tokenizer's first token. One that is longer than the
+        model's positions is cut into disjoint windows, each behind the last token of the one
+        before, as lm-eval's own causal models do it.
 
         Raises:
-            FdllmError: the estimator is ``first-token``, which scores one token and cannot say
-                how likely a document is.
+            FdllmError: the estimator is ``first-token``, which scores one token.
         """
         if self.run.evaluating.scoring == "first-token":
             raise FdllmError(
@@ -171,7 +164,7 @@ class RequestLM(TokenizingLM):
         if todo:
             self.answer(todo, on_done)
         if len(known) < len(requests) and not self.part.go_on():
-            raise EndedEarly(len(known), len(requests))
+            raise EndedEarly(f"{len(known)} of {len(requests)} requests")
         if self.part.shard is not None:
             raise ShardAnswered
         for request in requests:
@@ -377,10 +370,13 @@ def ask(
 ) -> dict[str, Any]:
     """Put a task's requests to an lm-eval model, and grade what it says: the harness's results.
 
+    Who calls has the user's consent where the task's metric runs programs. A model without a
+    tokenizer is asked in the harness's plain words.
+
     Args:
         lm: answers.
-        loaded: the task; who calls has the user's consent where its metric runs programs.
-        asked: how it is asked. A model without a tokenizer is asked in the harness's plain words.
+        loaded: the task.
+        asked: how it is asked.
         limit: documents of each leaf task at most.
         documents: the documents of each leaf task, sorted; None is all.
     """

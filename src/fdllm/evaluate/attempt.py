@@ -84,12 +84,7 @@ class Part:
     go_on: Callable[[], bool] = lambda: True
 
     def select(self, requests: Sequence[T], document: Callable[[T], object]) -> list[T]:
-        """The requests of this part's documents; documents are split by position, whole.
-
-        Args:
-            requests: of the whole run, in order.
-            document: which document a request belongs to.
-        """
+        """This part's of the whole run's requests; documents are split by position, whole."""
         if self.shard is None:
             return list(requests)
         mine = set(self.shard.part(list(dict.fromkeys(map(document, requests)))))
@@ -101,15 +96,7 @@ WHOLE = Part()
 
 
 class EndedEarly(Exception):  # noqa: N818 - nothing is wrong
-    """An evaluation was asked to end; what it has answered is in the store.
-
-    Args:
-        done: requests answered so far, by this attempt and earlier ones.
-        total: requests of this part of the run.
-    """
-
-    def __init__(self, done: int, total: int) -> None:
-        super().__init__(f"{done} of {total} requests")
+    """An evaluation was asked to end; what it has answered, as it says, is in the store."""
 
 
 class ShardAnswered(Exception):  # noqa: N818 - nothing is wrong
@@ -193,11 +180,6 @@ class RunAttempt:
 
         The journal of a whole run takes over what shards have answered. A shard takes from the
         whole run's journal what it is asked for, unless it is to compute everything anew.
-
-        Args:
-            identity: of the run.
-            session: who computes from here on.
-            note: told what a person should know.
 
         Raises:
             FdllmError: the journal cannot be written, or another part's cannot be read.

@@ -73,10 +73,7 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Instantiate; fetches the documents.
-
-        Args:
-            config: the definition, plus ``options`` (:class:`TaskOptions`) and ``class`` (this).
+        """Instantiate by a definition, which also holds ``options``; fetches the documents.
 
         Raises:
             UsageError: more worked examples are asked for than there are.
@@ -285,16 +282,14 @@ class LoadedTask:
 def load_task(
     name: str, asked: Evaluating | None = None, *, code_execution: CodeExecution = "refused"
 ) -> LoadedTask:
-    """Instantiate a task or group through the harness's task manager.
+    """Instantiate a task or group of :data:`fdllm.evaluate.tasks.TASKS` through the harness.
 
     Only the folders that define it are scanned (all of the harness's take many seconds).
 
     Args:
-        name: a task of :data:`fdllm.evaluate.tasks.TASKS`.
-        asked: how it is asked; None takes the defaults. Under a chat template the program of a
-            reply is looked for in it, see :mod:`fdllm.evaluate.humaneval`.
-        code_execution: consent to run programs that the model wrote, see
-            :mod:`fdllm.sandbox.confinement`. Loading runs none.
+        name: the task.
+        asked: how it is asked; None takes the defaults.
+        code_execution: consent to run programs that the model wrote. Loading runs none.
 
     Raises:
         UsageError: the task is unknown, or has fewer worked examples.

@@ -37,12 +37,7 @@ class Access:
 
 
 def ask_access(repo: str, kind: Literal["dataset", "model"]) -> Access:
-    """Ask the Hub whether a repository may be read with the token at hand (or none).
-
-    Args:
-        repo: its name, ``owner/name``.
-        kind: what it holds.
-    """
+    """Ask the Hub whether a repository (``owner/name``) may be read with the token at hand."""
     from huggingface_hub import constants  # noqa: PLC0415 - only where the Hub is asked
     from huggingface_hub.utils._headers import build_hf_headers  # noqa: PLC0415
     from huggingface_hub.utils._http import get_session, hf_raise_for_status  # noqa: PLC0415
@@ -64,14 +59,7 @@ def _page(repo: str, kind: str) -> str:
 
 
 def explain_access(error: Exception, task: str, repo: str, config: str | None) -> FdllmError:
-    """Turn whatever the dataset client raised into one error.
-
-    Args:
-        error: what it raised; causes are looked at too.
-        task: the task that needs the documents.
-        repo: the dataset's name on the Hub.
-        config: its configuration, if any.
-    """
+    """Turn whatever the dataset client raised, and its causes, into one error."""
     if isinstance(error, FdllmError):
         return error
     what = f"task '{task}' needs dataset {repo}" + (f" ({config})" if config else "")

@@ -119,10 +119,7 @@ class Programs:
             self._proved = True
 
     def prepare(self, wanted: Sequence[tuple[str, str]]) -> None:
-        """Run programs ahead of :meth:`pass_at_k`.
-
-        Args:
-            wanted: programs with their tests.
+        """Run programs, each with its tests, ahead of :meth:`pass_at_k`.
 
         Raises:
             FdllmError: programs cannot be confined on this machine; none was scored.
@@ -147,11 +144,7 @@ class Programs:
         """The chance that one of k programs passes, estimated from n; mean over problems.
 
         Unbiased: 1 - C(n - c, k) / C(n, k) where c of n pass (Chen et al. 2021, equation 1).
-
-        Args:
-            references: tests, a text a problem.
-            predictions: programs of each problem.
-            k: how many may be tried.
+        ``references`` are tests, a text a problem; ``predictions`` are programs of each.
 
         Raises:
             FdllmError: fewer programs than k, or they cannot be confined.
@@ -284,11 +277,8 @@ def program_of(reply: str, doc: Mapping[str, Any]) -> str:
 
     The last fenced block that defines the function; else a block, or a text ahead of all blocks,
     that is the function's body; else the whole reply. It stands behind the document's own code
-    (its imports and helpers), where there is some.
-
-    Args:
-        reply: what the model wrote.
-        doc: humaneval's (``prompt``, ``entry_point``) or mbpp's (``test_list``).
+    (its imports and helpers), where there is some. The document is humaneval's (``prompt``,
+    ``entry_point``) or mbpp's (``test_list``).
     """
     ahead, names = _code_ahead(doc), _functions(doc)
     blocks = fenced_blocks(reply)

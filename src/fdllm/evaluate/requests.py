@@ -104,15 +104,7 @@ def request_key(
     arguments: Mapping[str, Any] | None = None,
     repeat: int = 0,
 ) -> str:
-    """SHA-256 over everything that asks for an answer.
-
-    Args:
-        instance: the harness's request.
-        kind: what is asked for, in the harness's words.
-        target: the continuation to score; None where text is generated.
-        arguments: generation arguments.
-        repeat: which of several equal requests.
-    """
+    """SHA-256 over everything that asks for an answer; ``repeat`` tells equal requests apart."""
     where = [str(instance.task_name), int(instance.doc_id), int(instance.idx)]
     parts = [*where, repeat, kind, str(instance.args[0]), target, dict(arguments or {})]
     return text_hash(json.dumps(parts, sort_keys=True, ensure_ascii=False))

@@ -25,13 +25,7 @@ EntriesByDocument = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
 def evaluation_of(
     found: dict[str, Any], loaded: LoadedTask, entries: EntriesByDocument, run: Run
 ) -> Evaluation:
-    """The harness's results as plain data.
-
-    Args:
-        found: what the harness delivered, its samples too.
-        loaded: the task.
-        entries: journal entries by leaf task and document.
-        run: how it was asked.
+    """What the harness delivered as plain data, with the journal entries of each document.
 
     Raises:
         FdllmError: a prompt does not hold its document's text, or there is no headline.
@@ -86,13 +80,7 @@ def join_samples(
     entries: EntriesByDocument,
     info: TaskInfo,
 ) -> list[dict[str, Any]]:
-    """One mapping a document, sorted by leaf task and document.
-
-    Args:
-        logged: the harness's samples by leaf task; one a document and filter.
-        tasks: the leaf tasks.
-        entries: journal entries by leaf task and document.
-        info: the task.
+    """One mapping a document, sorted by leaf task and document, from one a document and filter.
 
     Raises:
         FdllmError: a prompt does not hold its document's text.

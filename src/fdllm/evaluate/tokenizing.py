@@ -69,8 +69,6 @@ class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
         UsageError: the tokenizer has no chat template or no end token, where the run names one.
 
     Attributes:
-        run: as given.
-        tokenizer: as given.
         decoding: the run's settings, with its end token.
     """
 
@@ -149,17 +147,10 @@ class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
     def encode_pair(
         self, context: str, continuation: str, where: str
     ) -> tuple[list[int], list[int]]:
-        """Tokens of a context and of the continuation behind it; no white space moves.
+        """``tokens(context)`` and ``tokens(context + continuation)[len(tokens(context)):]``.
 
-        An empty context becomes the tokenizer's first token (beginning or end of text).
-
-        Args:
-            context: what stands ahead.
-            continuation: what is scored.
-            where: what to call the request in an error.
-
-        Returns:
-            ``tokens(context)`` and ``tokens(context + continuation)[len(tokens(context)):]``.
+        No white space moves. An empty context becomes the tokenizer's first token (beginning or end
+        of text). ``where`` is what an error calls the request.
 
         Raises:
             FdllmError: a token reaches over the boundary, no token is left to score, or the context
