@@ -107,7 +107,8 @@ def test_command(
     assert "refresh" in out
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
-    assert main([*chosen, "--html", str(tmp_path)]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([*chosen, "--html", str(tmp_path)])
     assert "names the folder" in capsys.readouterr().err
     assert main(["trace", "--task", "tiny_choice"]) == 2
     assert "--config" in capsys.readouterr().err

@@ -26,6 +26,14 @@ def absolute_path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def new_file(text: str) -> Path:
+    """A file that is going to be written; a folder of the name is refused before any work."""
+    path = absolute_path(text)
+    if path.is_dir():
+        raise ArgumentTypeError(f"it names the folder '{text}'; name a file in it")
+    return path
+
+
 def number(
     kind: Callable[[str], N], words: str, least: float, below: float = math.inf
 ) -> Callable[[str], N]:
