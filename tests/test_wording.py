@@ -13,7 +13,7 @@ from fdllm.report.alternative import Alternative
 from fdllm.report.build import TablePage
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures
-from fdllm.report.grid import Finding
+from fdllm.report.grid import GridFinding
 from fdllm.report.origin import Origin
 from fdllm.report.page_tables import page_tables
 from fdllm.report.report_text import notices, summary_sentence
@@ -159,9 +159,9 @@ def test_twins_that_agree_set_the_floor() -> None:
 
 
 def test_twins_that_differ_are_no_good_news() -> None:
-    wrong = Finding("twins-differ", ("k1_first", "k1_last"), "k1_first and k1_last differ")
+    wrong = GridFinding("twins-differ", ("k1_first", "k1_last"), "k1_first and k1_last differ")
     assert said(table(BASE, findings=(wrong,))) == [("✗ k1_first and k1_last differ.", "bad")]
-    other = Finding("identical", ("k1_first",), "two identical cells")
+    other = GridFinding("identical", ("k1_first",), "two identical cells")
     found = said(table(BASE, findings=(other,)))
     assert found[0] == ("! two identical cells.", "bad")
     assert found[1][1] == "good"

@@ -258,11 +258,11 @@ def test_what_a_grid_does_not_vary_by_design_is_unexpected(at: int) -> None:
 
 def test_no_alternative_says_why(tmp_path: Any) -> None:
     base = make_cell("k1_first", share(40, 30))
-    found = find_alternative(tmp_path, [base])
+    found = find_alternative(tmp_path, [base], [])
     assert (found.cells, found.against) == ((), ())
     assert found.note == "05_threshold has no records of this task, model and limit"
     own = replace(base, summary=base.summary.model_copy(update={"experiment": "05_threshold"}))
-    assert find_alternative(tmp_path, [own]).note == ""
+    assert find_alternative(tmp_path, [own], []).note == ""
 
 
 # --- flips ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from fdllm.presets.load import load_preset
 from fdllm.record.paths import Layout, TaskFolder, find_root, model_slug
 from fdllm.record.summary import InvalidRecordError, read_summary
 from fdllm.report.columns import Column, Table
-from fdllm.report.grid import Finding, check_grid, findings
+from fdllm.report.grid import GridFinding, check_grid, findings
 from fdllm.report.records import (
     NotComparableError,
     Record,
@@ -275,7 +275,7 @@ def _is_plain(folder: Path) -> bool:
 
 
 def _print_comparison(
-    choice: Choice, found: Comparison, suspicious: Sequence[Finding], *, num_flips: int
+    choice: Choice, found: Comparison, suspicious: Sequence[GridFinding], *, num_flips: int
 ) -> None:
     """A verdict, a table of figures, and the answers that changed."""
     from fdllm.report.compare_text import SMOKE_TEST  # noqa: PLC0415 - as above

@@ -42,7 +42,9 @@ class Alternative:
     note: str  # why nothing is drawn; empty where it is
 
 
-def find_alternative(results: Path, table: Sequence[Record]) -> Alternative:
+def find_alternative(
+    results: Path, table: Sequence[Record], figures: Sequence[CellFigures]
+) -> Alternative:
     """The threshold cells that may stand beside a table.
 
     Raises:
@@ -62,12 +64,14 @@ def find_alternative(results: Path, table: Sequence[Record]) -> Alternative:
         note = f"{EXPERIMENT} has records, yet not comparable ones: {'; '.join(problems)}"
         return Alternative((), (), note)
     curve = sorted(((cell_figures(cell), cell) for cell in found), key=lambda pair: pair[0].speed)
-    against = tuple(_at_equal_speed(cell, curve) for cell in table if cell.summary.strategy.reuses)
+    pairs = zip(figures, table, strict=True)
+    against = tuple(_at_equal_speed(one, cell, curve) for one, cell in pairs if one.reuses)
     return Alternative(tuple(one for one, _ in curve), against, "")
 
 
-def _at_equal_speed(cell: Record, curve: Sequence[tuple[CellFigures, Record]]) -> EqualSpeed:
-    one = cell_figures(cell)
+def _at_equal_speed(
+    one: CellFigures, cell: Record, curve: Sequence[tuple[CellFigures, Record]]
+) -> EqualSpeed:
     between = _interpolate(one.speed, [found for found, _ in curve])
     unit = "tokens/s" if cell.summary.kind == "generate" else "scored tokens/s"
     text = f"{one.name}: {100 * one.accuracy:.1f} % at {one.speed:.1f} {unit}"

@@ -14,7 +14,7 @@ from fdllm.report.alternative import Alternative, find_alternative
 from fdllm.report.compare import compare_grid
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures, cell_figures
-from fdllm.report.grid import Finding, check_grid, findings, overlap_sentence
+from fdllm.report.grid import GridFinding, check_grid, findings, overlap_sentence
 from fdllm.report.origin import Origin, origin
 from fdllm.report.records import NotComparableError, Record, finished
 from fdllm.report.speed import Floor, noise_floor
@@ -43,7 +43,7 @@ class TablePage:
     against: dict[str, Comparison]  # comparison with the baseline, by config
     # what the cells that are one computation show of the noise; None where there are no two of them
     floor: Floor | None
-    findings: tuple[Finding, ...]  # what is suspicious about the grid
+    findings: tuple[GridFinding, ...]  # what is suspicious about the grid
     alternative: Alternative  # lowering the threshold instead
     origin: Origin  # provenance
 
@@ -109,8 +109,9 @@ def _table(
     check_grid(cells)
     first = cells[0]
     baseline = choose_baseline(cells, criteria)
-    others = [cell for cell in cells if baseline is not None and cell is not baseline]
+    others = [cell for cell in cells if cell is not baseline]
     floor = noise_floor(cells)
+    figures = tuple(cell_figures(cell) for cell in cells)
     return TablePage(
         key=key,
         task=first.task,
@@ -124,13 +125,13 @@ def _table(
         unit="tokens/s" if first.summary.kind == "generate" else "scored tokens/s",
         n_layers=first.summary.strategy.n_layers,
         baseline=None if baseline is None else baseline.name,
-        cells=tuple(cell_figures(cell) for cell in cells),
-        against={}
-        if baseline is None or not others
-        else {c.b: c for c in compare_grid(baseline, others, floor=floor)},
+        cells=figures,
+        against={c.b: c for c in compare_grid(baseline, others, floor=floor)}
+        if baseline is not None
+        else {},
         floor=floor,
         findings=tuple(findings(cells, None if floor is None else floor.finding)),
-        alternative=find_alternative(results, cells),
+        alternative=find_alternative(results, cells, figures),
         origin=origin(cells),
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fdllm.record import measure
 from fdllm.record.journal import read_journal
-from fdllm.record.summary import Headline
+from fdllm.record.summary import Headline, Throughput
 from fdllm.report.records import Record
 from fdllm.report.stats import Estimate, wilson
 
@@ -96,18 +96,11 @@ def headline(cell: Record) -> Headline:
     return measure.headline(metric, fmean(values) if values else 0.0, cell.samples)
 
 
-def rows(cell: Record) -> list[dict[str, Any]]:
-    """The samples under the names that :mod:`fdllm.record.measure` reads."""
-    return [
-        {
-            "num_tokens": sample["tokens"],
-            "scored_tokens": sample["tokens"],
-            "seconds": sample["seconds"],
-            "counts": sample["counts"],
-            "finish": sample.get("finish"),
-        }
-        for sample in cell.samples
-    ]
+def pace(cell: Record, counts: measure.CountsByPhase) -> Throughput:
+    """The speed, from the samples alone."""
+    names = ("num_tokens", "scored_tokens")
+    entries = [sample | dict.fromkeys(names, sample["tokens"]) for sample in cell.samples]
+    return measure.throughput(cell.summary.kind, entries, cell.samples, counts)
 
 
 def cell_figures(cell: Record) -> CellFigures:
@@ -120,8 +113,8 @@ def cell_figures(cell: Record) -> CellFigures:
     generates = summary.kind == "generate"
     entries = journal_entries(cell)
     counts = measure.add_counts(cell.samples)
-    pace = measure.throughput(summary.kind, rows(cell), cell.samples, counts)
-    tokens = (pace.tokens if generates else pace.scored_tokens) or 0
+    speed = pace(cell, counts)
+    tokens = (speed.tokens if generates else speed.scored_tokens) or 0
     found = headline(cell)
     calls = measure.layer_calls(counts)
     quality = measure.quality(summary.kind, entries) if entries else None
@@ -136,12 +129,12 @@ def cell_figures(cell: Record) -> CellFigures:
         interval=wilson(found),
         num_samples=found.num_samples,
         num_correct=found.num_correct,
-        speed=(pace.tokens_per_second if generates else pace.scored_tokens_per_second) or 0.0,
+        speed=(speed.tokens_per_second if generates else speed.scored_tokens_per_second) or 0.0,
         tokens=tokens,
-        seconds=pace.seconds,
+        seconds=speed.seconds,
         tokens_per_forward=tokens / max(measure.total(counts, "forwards"), 1),
-        latency_p50_s=pace.latency_p50_s,
-        latency_p95_s=pace.latency_p95_s,
+        latency_p50_s=speed.latency_p50_s,
+        latency_p95_s=speed.latency_p95_s,
         calls=counts,
         saved_share=calls.saved_share,
         made=calls.made,

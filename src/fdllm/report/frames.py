@@ -11,7 +11,6 @@ import pandas as pd
 from fdllm import strictjson
 from fdllm.errors import UsageError, did_you_mean
 from fdllm.record.paths import find_root
-from fdllm.record.summary import Summary
 from fdllm.report.records import Record, load_records
 
 _IDENTITY = {
@@ -190,24 +189,19 @@ def _records(root: str | Path | None) -> Path:
 
 def _result(cell: Record) -> dict[str, Any]:
     summary = cell.summary
-    quality = {} if summary.quality is None else summary.quality.model_dump()
-    return {
-        **_identity(cell.summary),
-        **summary.throughput.model_dump(),
-        **summary.layer_calls.model_dump(),
-        **quality,
-        "k": summary.strategy.k,
-        "subset": summary.strategy.subset,
-        "n_layers": summary.strategy.n_layers,
+    parts = (
+        summary,
+        summary.headline,
+        summary.throughput,
+        summary.layer_calls,
+        summary.strategy,
+        summary.quality,
+    )
+    fields = {name: value for part in parts for name, value in dict(part or {}).items()}
+    return fields | {
+        "preset": summary.preset_words,
         "layers": " ".join(map(str, summary.strategy.layers)),
         "strategy": summary.strategy.text,
-        "kind": summary.kind,
-        "estimator": summary.estimator,
-        "metric": summary.headline.metric,
-        "value": summary.headline.value,
-        "num_samples": summary.headline.num_samples,
-        "num_correct": summary.headline.num_correct,
-        "num_requests": summary.num_requests,
         "forwards": sum(count["forwards"] for count in summary.counts.values()),
         "peak_memory_bytes": summary.peak_memory.bytes,
         "machine": " then ".join(summary.machines),
@@ -227,24 +221,14 @@ def _samples(cell: Record) -> Iterator[dict[str, Any]]:
         yield {
             **metrics,
             **{name: sample.get(name) for name in SAMPLE_COLUMNS if name not in _IDENTITY},
-            **_identity(cell.summary),
+            **{n: getattr(cell.summary, n) for n in _IDENTITY if n != "preset"},
+            "preset": cell.summary.preset_words,
             "subtask": sample["task"],
             "value": cell.value(sample),
             "forwards": sum(count["forwards"] for count in counts),
             "computed": sum(count["computed"] for count in counts),
             "reused": sum(count["reused"] for count in counts),
         }
-
-
-def _identity(summary: Summary) -> dict[str, Any]:
-    return {
-        "experiment": summary.experiment,
-        "task": summary.task,
-        "config": summary.config,
-        "limit": summary.limit,
-        "preset": summary.preset_words,
-        "model": summary.model,
-    }
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> bool:

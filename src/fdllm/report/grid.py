@@ -27,7 +27,7 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 @dataclass(frozen=True)
-class Finding:
+class GridFinding:
     """Something about a grid that a reader must know ahead of its figures."""
 
     # ``twins`` where one computation gave one output, as it must; ``warning`` where a few rows did
@@ -176,7 +176,7 @@ class Twins:
         return f"all {self.num_samples} samples{stated(self.tolerance)}"
 
     @property
-    def finding(self) -> Finding | None:
+    def finding(self) -> GridFinding | None:
         """What is wrong where they do not agree, with the first three documents."""
         if not self.differing:
             return None
@@ -185,7 +185,7 @@ class Twins:
             f"{self.num_samples} samples differ{stated(self.tolerance)}: "
             f"{'; '.join(self.differing[:3])}"
         )
-        return Finding("twins-differ", self.names, text)
+        return GridFinding("twins-differ", self.names, text)
 
 
 def twins(records: Sequence[Record]) -> list[Twins]:
@@ -230,7 +230,7 @@ def _agree(one: Record, other: Record) -> bool:
     )
 
 
-def findings(records: Sequence[Record], odd: Finding | None = None) -> list[Finding]:
+def findings(records: Sequence[Record], odd: GridFinding | None = None) -> list[GridFinding]:
     """What is suspicious in a grid of one task.
 
     Args:
@@ -238,7 +238,7 @@ def findings(records: Sequence[Record], odd: Finding | None = None) -> list[Find
         odd: the twin of another speed, if there is one (:attr:`fdllm.report.speed.Floor.finding`).
     """
     found = [
-        Finding("warning", (cell.name,), f"{cell.name}: {text}")
+        GridFinding("warning", (cell.name,), f"{cell.name}: {text}")
         for cell in records
         for text in cell.summary.warnings
     ]
@@ -256,7 +256,7 @@ def findings(records: Sequence[Record], odd: Finding | None = None) -> list[Find
             f"{number} identical cells ({', '.join(group)}): every output agrees"
             f"{stated(tolerance_of(cells))}, at {100 * cells[0].headline.value:.2f} %; {why}"
         )
-        found.append(Finding("identical", group, text))
+        found.append(GridFinding("identical", group, text))
     others = [*(pair.finding for pair in twins(records)), odd]
     return found + [one for one in others if one is not None]
 

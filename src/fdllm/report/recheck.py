@@ -22,7 +22,7 @@ from fdllm.record import measure
 from fdllm.record.journal import DamagedJournalError
 from fdllm.record.paths import Layout
 from fdllm.report.build import build_page
-from fdllm.report.figures import headline, journal_entries, rows
+from fdllm.report.figures import headline, journal_entries, pace
 from fdllm.report.records import Record, load_record
 
 _CLOSE = 1e-9
@@ -203,15 +203,15 @@ def _figures(cell: Record, notes: list[str]) -> Iterator[Figure]:
     entries = journal_entries(cell)
     counts = measure.add_counts(samples)
     requests = sum(len(s["output"]) if isinstance(s["output"], list) else 1 for s in samples)
-    pace = measure.throughput(summary.kind, rows(cell), samples, counts)
+    speed = pace(cell, counts).model_dump()
     if summary.kind == "loglikelihood":
-        rate = requests / pace.seconds if pace.seconds else 0.0
-        pace = pace.model_copy(update={"requests_per_second": rate})
+        seconds = speed["seconds"]
+        speed["requests_per_second"] = requests / seconds if seconds else 0.0
     fresh: dict[str, Any] = {
         "headline": headline(cell).model_dump(),
         "metrics": {name: measure.mean_of(name, samples) for name in summary.metrics},
         "num_requests": requests,
-        "throughput": pace.model_dump(),
+        "throughput": speed,
         "counts": counts,
         "layer_calls": measure.layer_calls(counts).model_dump(),
     }

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from fdllm.record import measure
-from fdllm.report.grid import Finding, batch_sizes, find_twins, findings, twins
+from fdllm.report.grid import GridFinding, batch_sizes, find_twins, findings, twins
 from fdllm.report.records import Record
 from fdllm.report.stats import ALPHA, Estimate, Floats, bootstrap_t, log_ratio
 
@@ -40,7 +40,7 @@ class Floor:
     odd: str | None  # the cell that is far from its twins, if there is one
 
     @property
-    def finding(self) -> Finding | None:
+    def finding(self) -> GridFinding | None:
         """Which cell is far from its twins, and what that means."""
         if self.odd is None:
             return None
@@ -51,7 +51,7 @@ class Floor:
             f"{' and '.join(f'{s:.2f}' for s in of.values())}: one computation, so the machine was "
             "busy or a path was slow. Compute it anew before any speed is compared with it"
         )
-        return Finding("twins-speed", (self.odd,), text)
+        return GridFinding("twins-speed", (self.odd,), text)
 
 
 def agreement_sentence(names: Sequence[str], where: str, floor: Floor | None) -> str:
@@ -65,12 +65,12 @@ def agreement_sentence(names: Sequence[str], where: str, floor: Floor | None) ->
     return f"{text}: noise floor {100 * floor.floor:.1f} %, no speed-up below it is claimed"
 
 
-def checks(records: Sequence[Record]) -> list[Finding]:
+def checks(records: Sequence[Record]) -> list[GridFinding]:
     """What holds of a grid of one task, and what is suspicious, ahead of its figures."""
     pairs = twins(records)
     floor = noise_floor(records) if pairs else None
     good = [
-        Finding("twins", one.names, agreement_sentence(one.names, one.agreement, floor))
+        GridFinding("twins", one.names, agreement_sentence(one.names, one.agreement, floor))
         for one in pairs
         if not one.differing
     ]
