@@ -73,7 +73,7 @@ def test_every_key_of_the_example_is_one() -> None:
         ("warn_s = 600\n[resources]\ntime_min = 10", "nothing would be computed"),
         ("[tasks.mmlu]\ntime_min = 2", "task mmlu has only 2 min"),
         ("[tasks.mmlu]\ntime = 200", "unknown key 'time'"),
-        ("[resources\n", "is no TOML"),
+        ("[resources\n", "cannot be read"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, said: str) -> None:

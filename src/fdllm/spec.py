@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fdllm.errors import UsageError, did_you_mean
+
+
+def read_toml(path: Path, what: str = "") -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        UsageError: it is absent, cannot be read, or is no TOML; ``what`` says what it would be.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{what}{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{what}{path} cannot be read: {error}") from None
 
 
 class Spec(BaseModel):

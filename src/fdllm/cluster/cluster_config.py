@@ -6,7 +6,6 @@ Nothing here can change an output, so nothing of it is part of a fingerprint.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +13,10 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from fdllm.caches import hub_home
-from fdllm.errors import FdllmError, UsageError
+from fdllm.errors import UsageError
 from fdllm.runs import TINY_MODEL, Run
-from fdllm.spec import Spec
+from fdllm.spec import Spec, read_toml
 
-SITE_FILE = "fdllm.toml"
 _GPU = "gpu:1"
 
 
@@ -140,32 +138,21 @@ class ClusterConfig(Spec):
         return ClusterConfig.read(data, "the flags and the site file together")
 
 
-def cluster_config_path(root: Path) -> Path:
-    """Where the site is described: ``$FDLLM_SITE``, else ``fdllm.toml`` of the checkout."""
-    named = os.environ.get("FDLLM_SITE")
-    return Path(named).expanduser().absolute() if named else root / SITE_FILE
-
-
 def load_cluster_config(root: Path) -> ClusterConfig:
-    """The site file, checked; the defaults where there is none.
+    """The site file, ``$FDLLM_SITE`` or ``fdllm.toml``, checked; the defaults where there is none.
 
     Relative paths in it start at its own folder, and ``~`` and ``$NAME`` are filled in.
 
     Raises:
-        UsageError: ``FDLLM_SITE`` names no file, or a key or value is wrong.
-        FdllmError: the file cannot be read.
+        UsageError: ``FDLLM_SITE`` names no file, it cannot be read, or a key or value is wrong.
     """
-    path = cluster_config_path(root)
+    named = os.environ.get("FDLLM_SITE")
+    path = Path(named).expanduser().absolute() if named else root / "fdllm.toml"
     if not path.exists():
-        if os.environ.get("FDLLM_SITE"):
+        if named:
             raise UsageError(f"FDLLM_SITE names '{path}', which does not exist; set it or unset it")
         return ClusterConfig()
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FdllmError(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is no TOML: {error}") from None
+    data = read_toml(path)
     if isinstance(data.get("resources"), dict):
         data["resources"] = Resources.read(data["resources"], f"{path}, [resources]")
     site = ClusterConfig.read(data, str(path))

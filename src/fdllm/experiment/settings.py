@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,7 +11,7 @@ from pydantic import Field, model_validator
 from fdllm.core.config import Decoding, Subset
 from fdllm.errors import UsageError
 from fdllm.runs import Cell, Evaluating
-from fdllm.spec import Spec
+from fdllm.spec import Spec, read_toml
 
 
 class Title(Spec):
@@ -115,10 +114,7 @@ def read_settings(path: Path) -> Settings:
     Raises:
         UsageError: absent, not TOML, an unknown key, a wrong value, or two cells of one name.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
+    data = read_toml(path)
     kinds: Mapping[str, type[Spec]] = {
         "experiment": Title, "grid": Grid, "decoding": Decoding,
         "evaluation": Evaluating, "reuse": ReuseSettings, "criteria": Criteria,

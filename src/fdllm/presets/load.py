@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from fdllm.core.config import Decoding
 from fdllm.errors import UsageError, did_you_mean
 from fdllm.presets import Figures, Preset, TaskPreset
 from fdllm.runs import Evaluating
+from fdllm.spec import read_toml
 
 FOLDER = Path(__file__).resolve().parent
 BUILT_IN = ("published", "ancestor")
@@ -43,12 +42,7 @@ def load_preset(given: str) -> Preset:
 
 
 def _read(path: Path, name: str) -> Preset:
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"preset {path} cannot be read: {os.strerror(error.errno or 0)}") from None
-    except ValueError as error:
-        raise UsageError(f"preset {path} cannot be read: {error}") from None
+    data = read_toml(path, "preset ")
     if "name" in data:
         raise UsageError(f"preset {path}: unknown key 'name'; a preset is named as its file is")
     parts: dict[str, Any] = {**data, "name": name}
