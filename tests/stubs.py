@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fdllm.core.config import Unmask
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import LayerPlan, ReuseStrategy
 from fdllm.core.schedule import Phase, Step
@@ -29,7 +30,6 @@ from fdllm.evaluate.attempt import (
 )
 from fdllm.evaluate.recording import Evaluation
 from fdllm.evaluate.runner import Runner
-from fdllm.experiment import Unmask
 from fdllm.plan import Planner, TaskFacts
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import PeakMemory, Summary

@@ -270,14 +270,14 @@ def test_blocks_are_counted(tokens: int, full: int, touched: int) -> None:
 @pytest.mark.parametrize("blocks", [0, 1, 16, 17, 32, 33])
 def test_a_prompt_is_prefilled_in_chunks_and_read_at_its_end(blocks: int) -> None:
     whole = ids(blocks * BLOCK)
-    asks = list(prefill(whole, WHOLE, BLOCK, read=True, targets=((3,),)))
+    asks = list(prefill(whole, WHOLE, BLOCK, read=True))
     assert tuple(token for ask in asks for token in ask.ids) == whole
     assert [len(ask.ids) for ask in asks[:-1]] == [16 * BLOCK] * max(len(asks) - 1, 0)
     assert len(asks) == -(-blocks // 16)
     for ask in asks[:-1]:
-        assert (ask.read, ask.targets, ask.lazy) == ((), (), False)
+        assert (ask.read, ask.lazy) == ((), False)
     for ask in asks[-1:]:
-        assert (ask.read, ask.targets, ask.lazy) == ((len(ask.ids) - 1,), ((3,),), False)
+        assert (ask.read, ask.lazy) == ((len(ask.ids) - 1,), False)
     waiting = list(prefill(whole, WHOLE, BLOCK, read=False, lazy=True))
     assert [ask.lazy for ask in waiting] == [False] * max(len(asks) - 1, 0) + [True] * bool(blocks)
     assert all(not ask.read for ask in waiting)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import fdllm
-from fdllm.core.config import Decoding
+from fdllm.core.config import Decoding, Unmask
 from fdllm.core.counts import Counts
 from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
 from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
 from fdllm.core.sampler import Generation, GenerationRequest
 from fdllm.core.schedule import Phase, Step
-from fdllm.core.unmask import Unmask, by_threshold
+from fdllm.core.unmask import by_threshold
 from fdllm.trace.steps import ForwardTrace, layer_letters, layer_names
 from fdllm.trace.watcher import Watcher, assemble
 from models import MASK, random_model, random_prompt

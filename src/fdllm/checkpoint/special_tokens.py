@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fdllm.checkpoint.folder import read_json
 from fdllm.checkpoint.hub_config import end_tokens, spec_of
@@ -86,10 +84,10 @@ def _find_mask(folder: Path) -> int:
     mask = _special_token(folder, "mask_token")
     if mask is not None:
         return mask
-    added = _added_tokens(folder)
+    known = _token_ids(folder)
     for name in _MASK_NAMES:
-        if name in added:
-            return added[name]
+        if name in known:
+            return known[name]
     raise FdllmError(
         f"checkpoint {folder} names no mask token: set mask_token_id in config.json (a "
         "block-diffusion model needs one), or mask_token in tokenizer_config.json"
@@ -103,43 +101,32 @@ def _special_token(folder: Path, key: str) -> int | None:
         text = token.get("content") if isinstance(token, dict) else token
         if text is None:
             continue
-        for known in (_added_tokens, _vocabulary):
-            found = known(folder).get(text)
-            if found is not None:
-                return found
-        raise FdllmError(
-            f"{folder / name}: {key} is {text!r}, which none of tokenizer.json, vocab.json and "
-            "added_tokens.json has; copy the tokenizer's files whole"
-        )
+        found = _token_ids(folder).get(text)
+        if found is None:
+            raise FdllmError(
+                f"{folder / name}: {key} is {text!r}, which none of tokenizer.json, vocab.json and "
+                "added_tokens.json has; copy the tokenizer's files whole"
+            )
+        return found
     return None
 
 
-def _added_tokens(folder: Path) -> dict[str, int]:
-    """Ids of the tokens that stand apart from the vocabulary, by text."""
-    with _complaining(folder):
+def _token_ids(folder: Path) -> dict[str, int]:
+    """Ids of the tokenizer's tokens by text; those that stand apart from the vocabulary win."""
+    whole = read_json(folder / "tokenizer.json")
+    try:
+        entries = (whole.get("model") or {}).get("vocab") or {}
+        if isinstance(entries, list):  # with a score each, in the order of their ids
+            entries = {entry[0]: i for i, entry in enumerate(entries)}
+        listed = whole.get("added_tokens") or []
         decoder = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-        listed = read_json(folder / "tokenizer.json").get("added_tokens") or []
         return {
+            **read_json(folder / "vocab.json"),
+            **entries,
             **{str(text): int(i) for text, i in read_json(folder / "added_tokens.json").items()},
             **{str(token["content"]): int(token["id"]) for token in listed},
             **{str(token["content"]): int(i) for i, token in decoder.items()},
         }
-
-
-def _vocabulary(folder: Path) -> dict[str, Any]:
-    """Ids of the tokenizer's other tokens, by text."""
-    with _complaining(folder):
-        model = read_json(folder / "tokenizer.json").get("model") or {}
-        entries = model.get("vocab") or {}
-        if isinstance(entries, list):  # with a score each, in the order of their ids
-            entries = {entry[0]: i for i, entry in enumerate(entries)}
-        return {**read_json(folder / "vocab.json"), **entries}
-
-
-@contextmanager
-def _complaining(folder: Path) -> Iterator[None]:
-    try:
-        yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FdllmError(
             f"the tokenizer files in {folder} cannot be read ({error!r}); fetch them again"

@@ -5,6 +5,7 @@ A TOML file, a command line and Python code are checked by the same rules.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -14,6 +15,9 @@ from fdllm.spec import Spec
 
 Estimator = Literal["first-token", "denoise", "chain"]
 Subset = Literal["first", "middle", "last"]
+Unmask = Callable[[Sequence[float], float], list[int]]
+"""Which masked columns to unmask, given how sure the model is of each, and the threshold: indices,
+ascending, at least one. An experiment that changes unmasking supplies one."""
 BatchSize = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
@@ -62,6 +66,13 @@ class Decoding(Spec):
     def words(self) -> str:
         """All settings, as a fingerprint has them."""
         return ", ".join(f"{name}={value}" for name, value in sorted(self))
+
+    @property
+    def mask(self) -> int:
+        """``mask_id`` of resolved settings, see :func:`fdllm.core.engine.resolve`."""
+        if self.mask_id is None:
+            raise ValueError("decoding is not resolved: mask_id is None")
+        return self.mask_id
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:

@@ -37,13 +37,8 @@ T = TypeVar("T")
 class NotFiniteError(FdllmError):
     """A logit that was read is NaN or infinite: whatever is chosen from it means nothing.
 
-    Args:
-        request: number of the request, counted from 0.
-        phase: of the forward.
-        dtype: of the weights.
-
     Attributes:
-        request: its number.
+        request: number of the text or pair, counted from 0.
         reason: the rest of the message, for whoever knows a better name than a number.
     """
 
@@ -119,11 +114,8 @@ class Engine:
             raise UsageError(f"batch size must be 1 or more; got {batch_size}")
         if prefix_cache_gib < 0:
             raise UsageError(f"prefix cache must be 0 GiB or more; got {prefix_cache_gib}")
-        if decoding.mask_id is None:
-            raise ValueError("decoding is not resolved: mask_id is None")
         self.model = model
         self.decoding = decoding
-        self.mask_id = decoding.mask_id
         self.batch_size = batch_size
         self.pool: PrefixPool | None = None
         if prefix_cache_gib:
@@ -251,7 +243,7 @@ class Engine:
         done = runner.forward(ids, backend, at, requests[-1].plan, read)
         reading = [(one.request, one.running.task.rng) for one in batch]
         predictions = sample_tokens(
-            runner.head, done.hidden, reading, self.decoding, self.mask_id, choose=backend.choose
+            runner.head, done.hidden, reading, self.decoding, backend.choose
         )
         for one, told in zip(batch, predictions, strict=True):
             if math.isnan(sum(told.confidence)):

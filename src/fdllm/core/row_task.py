@@ -132,13 +132,7 @@ class ForwardHook(Protocol):
 
 
 def prefill(
-    ids: tuple[int, ...],
-    plan: LayerPlan,
-    block_size: int,
-    *,
-    read: bool,
-    targets: tuple[tuple[int, ...], ...] = (),
-    lazy: bool = False,
+    ids: tuple[int, ...], plan: LayerPlan, block_size: int, *, read: bool, lazy: bool = False
 ) -> Iterator[ForwardRequest]:
     """The requests of a PREFILL of whole blocks, in chunks.
 
@@ -147,13 +141,10 @@ def prefill(
         plan: every layer, always.
         block_size: tokens of a block.
         read: whether the last logits, which predict the token behind, are wanted.
-        targets: the tokens whose log-probabilities are wanted there.
         lazy: whether the last chunk may wait for what is asked for behind it.
     """
     chunk = PREFILL_CHUNK_BLOCKS * block_size
     for at in range(0, len(ids), chunk):
-        part = ids[at : at + chunk]
-        if read and at + chunk >= len(ids):
-            yield ForwardRequest(Phase.PREFILL, part, plan, read=(len(part) - 1,), targets=targets)
-        else:
-            yield ForwardRequest(Phase.PREFILL, part, plan, lazy=lazy and at + chunk >= len(ids))
+        part, last = ids[at : at + chunk], at + chunk >= len(ids)
+        reads = (len(part) - 1,) if read and last else ()
+        yield ForwardRequest(Phase.PREFILL, part, plan, read=reads, lazy=lazy and last and not read)

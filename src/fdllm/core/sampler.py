@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 
 from fdllm.core.checkpoint import Model
-from fdllm.core.config import Decoding
+from fdllm.core.config import Decoding, Unmask
 from fdllm.core.counts import Counts
 from fdllm.core.engine import Engine, check_tokens, resolve
 from fdllm.core.reuse import LayerPlan, NoReuse, ReuseStrategy
 from fdllm.core.row_task import CacheRow, ForwardHook, ForwardRequest, RowTask, Steps, prefill
 from fdllm.core.schedule import Phase, Step, next_step_index, num_full_blocks
-from fdllm.core.unmask import Unmask, by_threshold, observation
+from fdllm.core.unmask import by_threshold, observation
 from fdllm.errors import UsageError
 
 Finish = Literal["stop", "length", "until"]
@@ -171,7 +171,7 @@ class _RowSampler:
                 self._settle(known)
         num_known = len(prompt) - full  # columns of the block that are prompt, not answer
         while self.finish is None:
-            block = known + [self._mask] * (size - len(known))
+            block = known + [self.decoding.mask] * (size - len(known))
             yield from self._denoise(block, len(known), num_known)
             if self.finish is not None:
                 break
@@ -231,12 +231,6 @@ class _RowSampler:
         count = next_step_index(index, phase, refresh_reuse=self.strategy.refresh_reuse)
         inside = tuple(c for c in range(*columns) if c in masked)
         return Step(phase, count, columns, first=index is None, masked=inside)
-
-    @property
-    def _mask(self) -> int:
-        if self.decoding.mask_id is None:
-            raise ValueError("decoding is not resolved: mask_id is None")
-        return self.decoding.mask_id
 
     def _settle(self, tokens: list[int]) -> None:
         """Take tokens that nothing can change any more; end the row at the first that ends it."""

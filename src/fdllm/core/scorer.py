@@ -207,7 +207,7 @@ class _GroupScorer:
         self.decoding = decoding
         self.strategy = strategy
         self.size = decoding.block_size
-        self.mask: int = decoding.mask_id  # type: ignore[assignment] # resolved by the caller
+        self.mask = decoding.mask
         self.full = num_full_blocks(len(prefix), self.size) * self.size
 
     def first_token(self, task: RowTask[None], row: CacheRow) -> Steps[None]:

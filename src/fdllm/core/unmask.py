@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,16 +13,6 @@ from fdllm.core.reuse import Observation
 from fdllm.core.row_task import ForwardRequest, Prediction
 
 Choose = Callable[[Tensor, int], tuple[list[int], list[float]]]
-
-
-class Unmask(Protocol):
-    """Which masked columns to unmask, given how sure the model is of each.
-
-    An experiment that changes unmasking supplies a function of this form.
-    """
-
-    def __call__(self, confidence: Sequence[float], threshold: float) -> list[int]:
-        """Indices into ``confidence`` to unmask, ascending, at least one."""
 
 
 def by_threshold(confidence: Sequence[float], threshold: float) -> list[int]:
@@ -55,8 +44,6 @@ def sample_tokens(
     hidden: Tensor,
     requests: Sequence[tuple[ForwardRequest, torch.Generator | None]],
     decoding: Decoding,
-    mask_id: int,
-    *,
     choose: Choose,
 ) -> list[Prediction]:
     """Apply the head to the columns that are read, and to no others.
@@ -65,8 +52,7 @@ def sample_tokens(
         head: the output projection.
         hidden: last hidden states of the columns that are read, row by row, [reads, hidden size].
         requests: what each row reads, and its generator where sampling is on.
-        decoding: temperature and top-p.
-        mask_id: the mask token.
+        decoding: temperature, top-p and mask token.
         choose: the greedy choice, see :meth:`fdllm.core.attention.AttentionBackend.choose`.
 
     Returns:
@@ -78,13 +64,13 @@ def sample_tokens(
     scoring = any(request.targets for request, _ in requests)
     # Ahead of the choice, which bars the mask token.
     logprobs = _logprobs(logits, [request for request, _ in requests]) if scoring else []
-    greedy = decoding.temperature == 0.0 or scoring
-    if greedy:
-        tokens, sure = choose(logits, mask_id)
+    if decoding.temperature == 0.0 or scoring:
+        tokens, sure = choose(logits, decoding.mask)
     else:
         draws = [torch.rand(len(r.read), generator=rng, dtype=torch.float64) for r, rng in requests]
         uniform = torch.cat(draws).to(logits.device)
-        drawn = choose_sampled(logits, mask_id, decoding.temperature, decoding.top_p, uniform)
+        temperature, top_p = decoding.temperature, decoding.top_p
+        drawn = choose_sampled(logits, decoding.mask, temperature, top_p, uniform)
         tokens, sure = (part.tolist() for part in drawn)
     out, at = [], 0
     for request, _ in requests:

@@ -20,13 +20,14 @@ from lm_eval.api.model import LM
 
 from fdllm.checkpoint.folder import unread_weights
 from fdllm.core.checkpoint import Model
+from fdllm.core.config import Unmask
 from fdllm.core.engine import NotFiniteError
 from fdllm.core.memory import max_batch_size
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.row_task import ForwardHook
 from fdllm.core.sampler import GenerationRequest, generate
 from fdllm.core.scorer import score
-from fdllm.core.unmask import Unmask, by_threshold
+from fdllm.core.unmask import by_threshold
 from fdllm.errors import FdllmError
 from fdllm.evaluate.attempt import (
     NOWHERE,

@@ -3,7 +3,6 @@
 from fdllm.experiment.load import (
     CODE_FILE,
     Experiment,
-    Unmask,
     create_experiment,
     list_experiments,
     load_experiment,
@@ -15,7 +14,6 @@ __all__ = [
     "CODE_FILE",
     "Experiment",
     "Settings",
-    "Unmask",
     "create_experiment",
     "list_experiments",
     "load_experiment",

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fdllm.core.config import Decoding, StrategyConfig, Subset
+from fdllm.core.config import Decoding, StrategyConfig, Subset, Unmask
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError, UsageError, did_you_mean
 from fdllm.experiment.settings import Grid, Settings, read_settings
@@ -33,9 +33,6 @@ TEMPLATE = "_template"
 _PAGES = ("proposal.md", "tasks.md", "results.md")
 _TITLE = re.compile(r"^title\s*=.*$", re.MULTILINE)
 EXPERIMENT_NAME = re.compile(r"^\d\d_[a-z0-9][a-z0-9_]*$")
-
-Unmask = Callable[..., list[int]]
-"""``unmask(confidence, threshold)``: indices of the masked columns to unmask."""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from fdllm.core.checkpoint import Model
+from fdllm.core.config import Unmask
 from fdllm.core.counts import Counts
 from fdllm.core.engine import resolve
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.sampler import Generation
 from fdllm.core.scorer import Score
-from fdllm.core.unmask import Unmask, by_threshold
+from fdllm.core.unmask import by_threshold
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM, OnDone, ask
 from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_task, quiet
