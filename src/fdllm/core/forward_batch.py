@@ -83,7 +83,7 @@ class ForwardBatch:
             raise ValueError("a forward over several windows computes every layer")
         return self.windows[0]
 
-    @property
+    @cached_property
     def storing(self) -> list[tuple[Window, slice]]:
         """The windows for which a plan's runs are stored, each with its columns in the forward."""
         found, at = [], 0

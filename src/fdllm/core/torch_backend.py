@@ -26,6 +26,7 @@ class TorchWindow:
         factors: rotary factors of its columns, complex, [columns, 1, head dim / 2] where all rows
             share them, else [rows, columns, 1, head dim / 2].
         query_factors: the same for queries, [..., columns, 1, 1, head dim / 2].
+        shape: of heads as pairs, (rows, columns, -1, head dim / 2, 2).
         mask: what is added to scores, 0 where a key is seen; None where all are.
         query: [rows, kv heads, columns * group, head dim]. A column's heads of one group stand
             side by side, so that keys need no copy for each of them and attention's result none to
@@ -41,6 +42,7 @@ class TorchWindow:
 
     factors: Tensor
     query_factors: Tensor
+    shape: tuple[int, ...]
     mask: Tensor | None
     query: Tensor
     query_out: Tensor
@@ -77,6 +79,9 @@ class TorchBackend(AttentionBackend[TorchWindow]):
     def __init__(self, cache: RowCache) -> None:
         super().__init__(cache)
         self._works = Kept[int, Workspace](lambda n: Workspace(self.spec, n, cache.keys))
+        kv = self.spec.num_kv_heads
+        self._split = (self.spec.num_heads, kv, kv)
+        self._groups = (kv, self.spec.num_heads // kv)
 
     def resize(self, columns: int) -> None:
         """As declared."""
@@ -97,10 +102,9 @@ class TorchBackend(AttentionBackend[TorchWindow]):
         return tokens.tolist(), confidence.tolist()
 
     def _attend(self, at: TorchWindow, layer: int, heads: Tensor) -> Tensor:
-        kv, group = self.spec.num_kv_heads, self.spec.num_heads // self.spec.num_kv_heads
-        query, fresh = self._pairs(at, heads).tensor_split((kv * group,), 2)
-        rotate_pairs(query.unflatten(2, (kv, group)), at.query_factors, at.query_out)
-        self._write(at, layer, fresh)
+        query, keys, values = self._pairs(at, heads).split_with_sizes(self._split, 2)
+        rotate_pairs(query.unflatten(2, self._groups), at.query_factors, at.query_out)
+        self._write(at, layer, keys, values)
         keys, values = at.keys[layer], at.values[layer]
         if at.pick is not None:
             keys, values = keys[at.pick], values[at.pick]
@@ -109,7 +113,8 @@ class TorchBackend(AttentionBackend[TorchWindow]):
         return mixed.transpose(1, 2).reshape(heads.shape[0], -1)
 
     def _write_kv(self, at: TorchWindow, layer: int, heads: Tensor) -> None:
-        self._write(at, layer, self._pairs(at, heads)[:, :, -2 * self.spec.num_kv_heads :])
+        fresh = self._pairs(at, heads)[:, :, -2 * self.spec.num_kv_heads :]
+        self._write(at, layer, *fresh.chunk(2, 2))
 
     def _pairs(self, at: TorchWindow, heads: Tensor) -> Tensor:
         """Heads as complex pairs, [rows, columns, heads, head dim / 2].
@@ -117,14 +122,10 @@ class TorchBackend(AttentionBackend[TorchWindow]):
         Not kept from one layer to the next: in float32 the pairs are a view of ``heads``, in
         narrower types a copy, which would stay as it was when ``heads`` is written.
         """
-        rows, columns = at.query_out.shape[:2]
-        return torch.view_as_complex(
-            heads.float().view(rows, columns, -1, self.spec.head_dim // 2, 2)
-        )
+        return torch.view_as_complex(heads.float().view(at.shape))
 
-    def _write(self, at: TorchWindow, layer: int, fresh: Tensor) -> None:
-        """Keys and values, as complex pairs side by side, to the cache."""
-        keys, values = fresh.chunk(2, 2)
+    def _write(self, at: TorchWindow, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keys and values, as complex pairs, to the cache."""
         rotate_pairs(keys, at.factors, at.keys_out[layer])
         out = at.values_out[layer]
         out.copy_(values if out.is_complex() else torch.view_as_real(values).flatten(-2))
@@ -168,6 +169,7 @@ class TorchBackend(AttentionBackend[TorchWindow]):
         made = TorchWindow(
             factors=factors,
             query_factors=factors.unsqueeze(-2),
+            shape=(rows, columns, -1, dim // 2, 2),
             mask=self._mask(window, extent, fixed=fixed),
             query=query,
             query_out=pairs_of(query.view(rows, kv, columns, -1, dim).permute(0, 2, 1, 3, 4)),
@@ -185,8 +187,7 @@ class TorchBackend(AttentionBackend[TorchWindow]):
         like = self.cache.keys
         if window.causal_block is not None:
             seen = block_causal_mask(window.width, extent, window.causal_block, like.device)
-            group = self.spec.num_heads // self.spec.num_kv_heads
-            seen = seen.repeat_interleave(group, 0)  # [columns * group, extent]
+            seen = seen.repeat_interleave(self._groups[1], 0)  # [columns * group, extent]
             return like.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
         # Rows of different lengths share one call. What lies behind a row's end weighs exactly 0.
         ragged = fixed or not window.uniform
