@@ -13,7 +13,7 @@ import torch
 import fdllm
 from fdllm.errors import UsageError
 from fdllm.fast.accelerators import accelerator_on
-from fdllm.fast.build import CompilerError
+from fdllm.fast.compiler import CompilerError
 from fdllm.fast.kernels import load_kernels
 from models import DECODING, random_model, random_prompt
 

@@ -17,7 +17,7 @@ from fdllm.core.reuse import LayerPlan, LayerRun, Observation, ProbePlan
 from fdllm.core.schedule import Step
 from fdllm.experiment import create_experiment, load_experiment
 from fdllm.plan import State
-from fdllm.presets.load import load_preset
+from fdllm.presets.reader import load_preset
 from helpers import ROOT
 from stubs import make_root
 

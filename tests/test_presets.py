@@ -11,7 +11,7 @@ import pytest
 from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS
 from fdllm.plan import Planner, State, TaskFacts
-from fdllm.presets.load import BUILT_IN, load_preset
+from fdllm.presets.reader import BUILT_IN, load_preset
 from fdllm.record.paths import Layout, TaskFolder
 from fdllm.runs import Cell, Evaluating, ModelChoice, Run, Sweep
 from stubs import do_run

@@ -14,7 +14,7 @@ from checkups import fdllm
 from fdllm.core.config import Decoding
 from fdllm.errors import UsageError
 from fdllm.evaluate.tokenizing import ending_at
-from fdllm.presets.load import load_preset
+from fdllm.presets.reader import load_preset
 from hub.checkpoint import byte_tokenizer
 from hub.rows import all_repositories, read_rows, repository
 from hub.sentences import train_sentences

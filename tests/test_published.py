@@ -12,7 +12,7 @@ import pytest
 from cells import make_cell, share, write_cell
 from fdllm.cli import main
 from fdllm.core.config import Decoding
-from fdllm.presets.load import load_preset
+from fdllm.presets.reader import load_preset
 from fdllm.record.summary import Summary
 from fdllm.report.published import compare_published, differences
 from fdllm.report.records import NotComparableError, Record

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fdllm.cli.status import status_table
+from fdllm.cli.status_table import status_table
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState
 from fdllm.report.build import Report, make_report

@@ -13,7 +13,7 @@ import pytest
 from fdllm.cli import main
 from fdllm.evaluate.tasks import TASKS
 from fdllm.experiment import load_experiment
-from fdllm.presets.load import load_preset
+from fdllm.presets.reader import load_preset
 from helpers import ROOT, a_shell_reads
 
 SCRIPTS = sorted((ROOT / "sbatch").glob("*.sh"))

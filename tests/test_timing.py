@@ -15,7 +15,7 @@ from fdllm.core.layerplan import LayerPlan
 from fdllm.core.model_runner import Forwarded, ModelRunner
 from fdllm.core.row_task import ForwardRequest
 from fdllm.core.schedule import Phase
-from fdllm.timing.engine import Scene, time_forwards
+from fdllm.timing.forwards import Scene, time_forwards
 from fdllm.timing.interleave import Clock, Lane, Rounds, in_turn, interleave
 from models import random_model, random_prompt
 

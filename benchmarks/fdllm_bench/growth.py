@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 
 from fdllm.cli.bench import BenchCommand
 from fdllm.selftest.subjects import SUB_BLOCK
-from fdllm.timing.engine import Scene, time_forwards
+from fdllm.timing.forwards import Scene, time_forwards
 from fdllm.timing.interleave import Lane, Rounds, interleave
 from fdllm_bench.loads import forwards_of, generate, load_of, rounds_of
 from fdllm_bench.memory import measure_apart

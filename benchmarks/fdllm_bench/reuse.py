@@ -12,7 +12,7 @@ from fdllm.core.reuse import SUBSETS, NoReuse, PeriodicReuse, subset_bounds
 from fdllm.core.row_task import ForwardRequest
 from fdllm.core.schedule import Phase, Step
 from fdllm.selftest.subjects import SUB_BLOCK
-from fdllm.timing.engine import Scene, time_forwards
+from fdllm.timing.forwards import Scene, time_forwards
 from fdllm.timing.interleave import Lane, Rounds, interleave
 from fdllm_bench.floor import Work, seconds
 from fdllm_bench.loads import forwards_of, generate, load_of, rounds_of

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fdllm.cli.bench import BenchCommand
 from fdllm.core.row_task import ForwardRequest
-from fdllm.timing.engine import Scene, time_forwards
+from fdllm.timing.forwards import Scene, time_forwards
 from fdllm.timing.interleave import Lane, Rounds, interleave
 from fdllm_bench.floor import Limits, measure_limits
 from fdllm_bench.loads import forwards_of, generate, load_of, rounds_of

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from fdllm.cli.bench import BenchCommand
-from fdllm.cli.compare import CompareCommand
+from fdllm.cli.compare_command import CompareCommand
 from fdllm.cli.doctor import DoctorCommand, PrefetchCommand
 from fdllm.cli.export import ExportCommand
 from fdllm.cli.grade import GradeCommand
@@ -23,7 +23,7 @@ from fdllm.cli.output import complain
 from fdllm.cli.prompts import PromptsCommand
 from fdllm.cli.report import ReportCommand
 from fdllm.cli.selftest import SelftestCommand
-from fdllm.cli.status import StatusCommand
+from fdllm.cli.status_table import StatusCommand
 from fdllm.cli.sweep import EvalCommand, SweepCommand, ValidateCommand
 from fdllm.cli.trace import TraceCommand
 from fdllm.cluster.signals import Terminated

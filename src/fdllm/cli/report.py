@@ -16,7 +16,7 @@ from fdllm.cli.output import complain, say
 from fdllm.cli.request import default_tasks, make_planner, read_request
 from fdllm.errors import FdllmError
 from fdllm.plan import SETTLED, Planner
-from fdllm.presets.load import load_preset
+from fdllm.presets.reader import load_preset
 from fdllm.record.atomic import write_text
 from fdllm.record.paths import model_slug
 from fdllm.report.records import html_path, record_folders

@@ -14,7 +14,7 @@ from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS, definition_hash, task_info
 from fdllm.experiment import Experiment
 from fdllm.plan import CellState, Planner, TaskFacts
-from fdllm.presets.load import load_preset
+from fdllm.presets.reader import load_preset
 from fdllm.record.paths import Layout, find_root
 from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, ModelChoice, Run, Sweep, home_model
 

@@ -22,7 +22,7 @@ from fdllm.cli.options import Computing, flag
 from fdllm.cli.output import complain, say
 from fdllm.cli.progress import GridProgress
 from fdllm.cli.request import SweepRequest, read_request
-from fdllm.cli.status import show_status
+from fdllm.cli.status_table import show_status
 from fdllm.cli.work import PlannedCell, choose_work
 from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import plan_submissions

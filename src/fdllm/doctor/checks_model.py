@@ -112,7 +112,7 @@ def _check_compiler(choice: ModelChoice) -> Iterator[Finding]:
     import torch  # noqa: PLC0415 - seconds
 
     from fdllm.core.checkpoint import resolve_dtype  # noqa: PLC0415
-    from fdllm.fast.build import CompilerError  # noqa: PLC0415
+    from fdllm.fast.compiler import CompilerError  # noqa: PLC0415
     from fdllm.fast.kernels import load_kernels  # noqa: PLC0415
 
     dtype = resolve_dtype(choice.dtype, torch.device("cpu"))

@@ -18,7 +18,7 @@ from fdllm.core import checkpoint
 from fdllm.core.checkpoint import Model
 from fdllm.core.torch_backend import Accelerator
 from fdllm.errors import UsageError
-from fdllm.fast.build import CompilerError
+from fdllm.fast.compiler import CompilerError
 from fdllm.fast.cuda_graphs import CudaGraphs
 from fdllm.fast.kernels import load_kernels
 

@@ -27,7 +27,7 @@ from fdllm.core.cache import RowCache
 from fdllm.core.forward_batch import Window
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.torch_backend import Accelerator
-from fdllm.fast.build import CompilerError, load_library
+from fdllm.fast.compiler import CompilerError, load_library
 
 MOST_DIM = 256
 """Of a head, up to which attention has room; ``kernels.c`` has the same number, as of the next."""

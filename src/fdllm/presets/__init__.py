@@ -31,7 +31,7 @@ class Figures(Spec):
 
 
 class Preset(Spec):
-    """The protocol of an evaluation, as settings; read by :mod:`fdllm.presets.load`."""
+    """The protocol of an evaluation, as settings; read by :mod:`fdllm.presets.reader`."""
 
     name: str  # as ``--preset``, folders and tables have it
     title: str = ""  # what it reproduces

@@ -1,8 +1,8 @@
 """Rounds of lanes: every round takes each lane, in an order drawn anew, and adds one sample of it.
 
-A lane is work of any kind, or forwards that a row asks the engine for (:mod:`fdllm.timing.engine`).
-What samples mean is for whoever asked: two lanes' samples of one round were taken next to each
-other, so their ratio holds whatever else the machine was doing.
+A lane is work of any kind, or forwards that a row asks the engine for
+(:mod:`fdllm.timing.forwards`). What samples mean is for whoever asked: two lanes' samples of one
+round were taken next to each other, so their ratio holds whatever else the machine was doing.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from fdllm import strictjson
 from fdllm.cli.options import Command, flag, number
 from fdllm.cli.output import console, say
 from fdllm.errors import FdllmError, UsageError
-from fdllm.presets.load import load_preset
+from fdllm.presets.reader import load_preset
 from fdllm.record.paths import Layout, TaskFolder, find_root, model_slug
 from fdllm.record.summary import InvalidRecordError, read_summary
 from fdllm.report.columns import Column, Table
