@@ -14,7 +14,6 @@ import json
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -25,11 +24,10 @@ import fdllm
 from fdllm.checkpoint.folder import INDEX
 from fdllm.checkpoint.tensors import hub_shapes
 from fdllm.core.model_spec import ModelSpec
-from fdllm_bench.memory import apart
+from fdllm_bench.memory import apart, held
 from fdllm_bench.models import SHAPES
 
 _SHARD = 120  # tensors; 7B's are 4 GB at most
-_EVERY_S = 0.002
 
 
 def write(spec: ModelSpec, folder: Path) -> None:
@@ -71,14 +69,6 @@ def read(folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def held(pid: int | str) -> int:
-    """Bytes of a process that no file stands behind."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return sum(
-        int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon", "RssShmem"))
-    )
-
-
 def load(folder: str, device: str, dtype: str) -> dict[str, float]:
     """Load here; what came before is no part of it."""
     fdllm.load_model("tiny", device, dtype)  # libraries that load themselves on first use
@@ -102,21 +92,15 @@ def main() -> None:
         return
     spec = SHAPES[given.shape]
     assert spec is not None  # noqa: S101 - the parser looked
-    peaks = [0]
-
-    def watch(pid: int) -> None:
-        with suppress(OSError, ValueError):  # it has ended
-            peaks.append(held(pid))
-
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         write(spec, Path(folder))
         read_s = read(Path(folder))
         command = [__file__, "--child", folder, "--device", given.device, "--dtype", given.dtype]
-        done = apart(command, watch=watch, every_s=_EVERY_S)
+        done = apart(command)
     if "error" in done:
         sys.exit(f"loading {given.shape} failed: {done['error']}")
     found = done["result"]
-    peak = max(peaks) - found["before"]
+    peak = done["peak"] - found["before"]
     result = {
         "shape": given.shape,
         "dtype": given.dtype,

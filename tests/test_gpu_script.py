@@ -22,7 +22,7 @@ def child(code: str) -> list[str]:
 def test_a_part_s_figures() -> None:
     done = apart(child("print('some words'); print([1])"), 30)
     assert done["result"] == [1]
-    assert done.keys() == {"seconds", "result"}
+    assert done.keys() == {"seconds", "peak", "result"}
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def bench_growth(
     ]
     lines = [_memory(bench, options, n, rows) for n, rows in memory if n <= most]
     told = "formula: weights, and keys and values of every row to the length it needs"
-    title = "memory while decoding, above a process that has loaded no model"
+    title = "memory of making a model and decoding, above a process without one"
     held = replace(section(bench, "growth", title, lines, told), unit="B")
     return [*sections, held] if lines else sections
 
@@ -107,13 +107,7 @@ def _prompt(bench: BenchModel, options: BenchCommand, prompt: int) -> Line:
 
 
 def fit(at: Sequence[float], seconds: Sequence[float], terms: Sequence[str]) -> list[float]:
-    """The terms' coefficients, none below zero, by least squares of the relative error.
-
-    Args:
-        at: where it was measured.
-        seconds: what was measured.
-        terms: names in :data:`TERMS`.
-    """
+    """The terms' coefficients, none below zero, by least squares of the relative error."""
     x, y = np.asarray(at, dtype=float), np.asarray(seconds, dtype=float)
     columns = np.stack([x ** TERMS[name] for name in terms], axis=1)
     coefficients, _ = nnls(columns / y[:, None], np.ones_like(y))
@@ -123,15 +117,7 @@ def fit(at: Sequence[float], seconds: Sequence[float], terms: Sequence[str]) -> 
 def _fitted(
     bench: BenchModel, title: str, lines: dict[int, Line], terms: Sequence[str], *notes: str
 ) -> Section:
-    """A table with what the terms give beside each line.
-
-    Args:
-        bench: the model.
-        title: of the table.
-        lines: by where they were measured.
-        terms: names in :data:`TERMS`.
-        notes: below the table.
-    """
+    """A table with what the terms give beside each line."""
     measured = {x: median(line.measured) for x, line in lines.items()}
     found = dict(zip(terms, fit(list(measured), list(measured.values()), terms), strict=True))
     fitted = {x: sum(c * float(x) ** TERMS[name] for name, c in found.items()) for x in lines}

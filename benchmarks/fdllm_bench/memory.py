@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +27,25 @@ from fdllm.selftest.subjects import decoding_tokens, random_model, small
 from fdllm_bench.models import SHAPES
 
 _NEW_BLOCKS = 2
+_EVERY_S = 0.002  # between two looks at a process
 
 
-def apart(
-    command: Sequence[str],
-    budget_s: float = math.inf,
-    watch: Callable[[int], None] = lambda _: None,
-    every_s: float = 0.05,
-) -> dict[str, Any]:
+def held(pid: int | str) -> int:
+    """Bytes of a process that no file stands behind: a mapped file is the system's to take back."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return sum(
+        int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon", "RssShmem"))
+    )
+
+
+def apart(command: Sequence[str], budget_s: float = math.inf) -> dict[str, Any]:
     """Run a Python program whose last line of output is JSON, in a process of its own.
 
-    Args:
-        command: what to run.
-        budget_s: seconds until it is ended.
-        watch: called with its process id while it runs.
-        every_s: seconds between two such calls.
-
     Returns:
-        ``seconds``, and either ``result`` or ``error``, a line.
+        ``seconds``, ``peak`` (bytes that it held at most; 0 where there is no ``/proc``), and
+        either ``result`` or ``error``, a line.
     """
-    began = time.perf_counter()
+    began, peak = time.perf_counter(), 0
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with (
         tempfile.TemporaryFile("w+") as out,
@@ -54,15 +53,16 @@ def apart(
         subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, env=env) as process,
     ):
         while process.poll() is None and time.perf_counter() - began < budget_s:
-            watch(process.pid)
-            time.sleep(every_s)
+            with suppress(OSError, ValueError):  # it has ended, or this is no Linux
+                peak = max(peak, held(process.pid))
+            time.sleep(_EVERY_S)
         late = process.poll() is None
         process.kill()
         process.wait()
         for file in (out, err):
             file.seek(0)
         said, complaint = (file.read().strip().splitlines() for file in (out, err))
-    done: dict[str, Any] = {"seconds": time.perf_counter() - began}
+    done: dict[str, Any] = {"seconds": time.perf_counter() - began, "peak": peak}
     if late:
         return done | {"error": f"not done within its {budget_s:.0f} s"}
     if process.returncode:
@@ -77,7 +77,7 @@ def apart(
 class Memory:
     """Bytes above a process without a model, and those of the formula."""
 
-    held: int  # at most while decoding
+    held: int  # at most, while the model was made and decoded
     weights: int  # of the formula
     caches: int  # of the formula
 
@@ -90,29 +90,33 @@ def measure_apart(shape: str, device: str, dtype: str, prompt: int, rows: int) -
     """
     request = json.dumps([shape, device, dtype, prompt, rows], allow_nan=False)
     done = apart(["-m", "fdllm_bench.memory", request])
-    if "error" in done:
-        raise FdllmError(f"memory of {shape} could not be measured: {done['error']}")
-    return Memory(**done["result"])
+    if "error" in done or not done["peak"]:
+        why = done.get("error", "it is read from /proc, on Linux only; leave out the topic growth")
+        raise FdllmError(f"memory of {shape} could not be measured: {why}")
+    found = done["result"]
+    peak = done["peak"] if found["peak"] is None else found["peak"]
+    return Memory(peak - found["before"], found["weights"], found["caches"])
 
 
-def measure_here(shape: str, device: str, dtype: str, prompt: int, rows: int) -> Memory:
-    """Make the model, decode, and see how much memory that took."""
+def decode_here(shape: str, device: str, dtype: str, prompt: int, rows: int) -> dict[str, Any]:
+    """Make the model and decode; what was held before, and on a GPU at most."""
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     # Libraries that load themselves on first use are no model.
     _decode(random_model("warm-up", small(1, 64), where, kind), prompt, 1)
-    gauge = _Gauge(where)
+    gpu = where.type == "cuda"
+    before = torch.cuda.memory_allocated(where) if gpu else held("self")
     spec = SHAPES[shape]
-    model = (
-        load_model(shape, device, dtype) if spec is None else random_model(shape, spec, where, kind)
-    )
+    model = random_model(shape, spec, where, kind) if spec else load_model(shape, device, dtype)
     model.freeze()
-    gauge.reset()
     _decode(model, prompt, rows)
     positions = prompt + _NEW_BLOCKS * model.spec.block_size
-    caches = cache_bytes(model.spec, kind.itemsize, positions, rows)
-    weights = model.spec.num_parameters * kind.itemsize
-    return Memory(gauge.peak(), weights, caches)
+    return {
+        "before": before,
+        "peak": torch.cuda.max_memory_allocated(where) if gpu else None,
+        "weights": model.spec.num_parameters * kind.itemsize,
+        "caches": cache_bytes(model.spec, kind.itemsize, positions, rows),
+    }
 
 
 def cache_bytes(spec: ModelSpec, size: int, positions: int, rows: int) -> int:
@@ -131,37 +135,5 @@ def _decode(model: Model, prompt: int, rows: int) -> None:
     generate(model, requests, decoding, batch_size=rows)
 
 
-class _Gauge:
-    """Peak memory above what the process held when this was made."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device if device.type == "cuda" else None
-        self._before = 0
-        self.reset()
-        self._before = self.peak()
-
-    def reset(self) -> None:
-        """Begin a new peak."""
-        if self._cuda is not None:
-            torch.cuda.reset_peak_memory_stats(self._cuda)
-            return
-        try:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        except OSError:
-            raise FdllmError(
-                "the memory peak of a process can be reset on Linux only; leave out the topic "
-                "growth here, or measure on a GPU"
-            ) from None
-
-    def peak(self) -> int:
-        """Bytes above the beginning."""
-        if self._cuda is not None:
-            return torch.cuda.max_memory_allocated(self._cuda) - self._before
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        [peak] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-        return int(peak) * 1024 - self._before
-
-
 if __name__ == "__main__":
-    found = measure_here(*json.loads(sys.argv[1]))
-    sys.stdout.write(json.dumps(asdict(found), allow_nan=False) + "\n")
+    print(json.dumps(decode_here(*json.loads(sys.argv[1])), allow_nan=False))

@@ -76,13 +76,7 @@ class BenchModel:
         return ForwardRequest(Phase.DENOISE, ids, whole, SUB_BLOCK, read=read)
 
     def shape_of(self, request: ForwardRequest, length: int, rows: int = 1) -> ForwardShape:
-        """What the floor of a forward is.
-
-        Args:
-            request: the forward.
-            length: tokens of the prefix ahead of it.
-            rows: rows that ask for it together.
-        """
+        """The floor of a forward of so many rows, each behind ``length`` tokens."""
         width, plan, layers = len(request.ids), request.plan, None
         seen = length + (width if request.phase is Phase.PREFILL else self.block)
         if isinstance(plan, LayerPlan) and plan.reuse:

@@ -68,13 +68,7 @@ class PhaseProfile:
 
 
 def profile_model(bench: BenchModel, options: BenchCommand, path: Path) -> list[PhaseProfile]:
-    """Profile every phase of a block on the engine's path, and write the trace.
-
-    Args:
-        bench: the model.
-        options: the prompt's length.
-        path: where the trace goes, in Chrome's format.
-    """
+    """Profile every phase of a block on the engine's path, and write the trace."""
     bare, marked = _Marked(bench, options), _Marked(bench, options)
     bare.run()
     activities = [ProfilerActivity.CPU]

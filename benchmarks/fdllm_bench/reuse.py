@@ -8,7 +8,7 @@ from functools import partial
 
 from fdllm.cli.bench import BenchCommand
 from fdllm.core.layerplan import LayerPlan, Target
-from fdllm.core.reuse import SUBSETS, NoReuse, PeriodicReuse, subset_bounds
+from fdllm.core.reuse import SUBSETS, PeriodicReuse, subset_bounds
 from fdllm.core.row_task import ForwardRequest
 from fdllm.core.schedule import Phase, Step
 from fdllm.selftest.subjects import SUB_BLOCK
@@ -50,12 +50,9 @@ class Skipped:
 
 
 def ideal_speed_up(share: float, k: int, fraction: float = 1.0) -> float:
-    """The most that skipping can give.
+    """The most that skipping a share of the layers can give.
 
-    Args:
-        share: share of the layers that a step may skip.
-        k: reuse period: all but every k-th step skip.
-        fraction: the fraction of all steps that may skip.
+    All but every ``k``-th step skip, of the ``fraction`` of the steps that may.
     """
     return 1.0 / (1.0 - fraction * share * (1.0 - 1.0 / k))
 
@@ -70,7 +67,7 @@ def every_subset(n_layers: int) -> list[Skipped]:
 
 
 def bench_reuse(bench: BenchModel, options: BenchCommand) -> list[Section]:
-    """Steps, generations, and what the machinery costs where it skips nothing."""
+    """Steps and generations; of these k=1 too, what the machinery costs where it skips nothing."""
     subsets = every_subset(bench.model.n_layers)
     size = f"{subsets[0].stop - subsets[0].start} of {bench.model.n_layers} layers"
     return [
@@ -93,13 +90,6 @@ def bench_reuse(bench: BenchModel, options: BenchCommand) -> list[Section]:
             "skip: REFRESH and DENOISE but a block's first, neither PREFILL nor COMMIT",
             "possible by time: f weighted by each forward's floor",
             baseline="the same generation without reuse",
-        ),
-        section(
-            bench,
-            "reuse",
-            "the machinery where it skips nothing: a whole generation",
-            [_machinery(bench, options, subsets[0])],
-            baseline="NoReuse",
         ),
     ]
 
@@ -133,12 +123,9 @@ def _generations(bench: BenchModel, options: BenchCommand, skipped: Skipped) -> 
     prompt, new = options.prompt_blocks * bench.block + 1, options.new_tokens
     load = load_of(bench, prompt, new, options.tokens_per_step)
     plain = forwards_of(bench, load)
-    works: dict[str, Work] = {
-        "k=1": partial(generate, bench, load),
-        "floor k=1": bench.floor.prepare_all(plain.shapes),
-    }
-    saved = {}
-    for k in PERIODS:
+    works: dict[str, Work] = {"none": partial(generate, bench, load)}
+    saved, periods = {}, (1, *PERIODS)
+    for k in periods:
         strategy = skipped.strategy(k, refresh_reuse=True)
         shapes = forwards_of(bench, load, strategy).shapes
         works[f"k={k}"] = partial(generate, bench, load, strategy)
@@ -156,7 +143,7 @@ def _generations(bench: BenchModel, options: BenchCommand, skipped: Skipped) -> 
             f"{skipped.name}, k={k}",
             done[f"k={k}"],
             done[f"floor k={k}"],
-            done["k=1"],
+            done["none"],
             {
                 "ideal": ideal_speed_up(skipped.share, k),
                 "f": fraction,
@@ -167,7 +154,7 @@ def _generations(bench: BenchModel, options: BenchCommand, skipped: Skipped) -> 
                 "tokens/s": tuple(new / second for second in done[f"k={k}"]),
             },
         )
-        for k in PERIODS
+        for k in periods
     ]
 
 
@@ -179,19 +166,3 @@ def may_skip(requests: Sequence[ForwardRequest]) -> list[bool]:
         out.append(step and not first)
         first = not step
     return out
-
-
-def _machinery(bench: BenchModel, options: BenchCommand, skipped: Skipped) -> Line:
-    """k=1 with a strategy that could skip, against none."""
-    prompt = options.prompt_blocks * bench.block + 1
-    load = load_of(bench, prompt, options.new_tokens, options.tokens_per_step)
-    one = skipped.strategy(1, refresh_reuse=True)
-    works: dict[str, Work] = {
-        "none": lambda: generate(bench, load, NoReuse()),
-        "k=1": lambda: generate(bench, load, one),
-        "floor": bench.floor.prepare_all(forwards_of(bench, load).shapes),
-    }
-    done = interleave(works, bench.model.device, Rounds(3 * options.repeats))
-    over = ratio(done["k=1"], done["none"])
-    label = "PeriodicReuse(k=1)"
-    return Line(label, done["k=1"], done["floor"], done["none"], {"x NoReuse": over})

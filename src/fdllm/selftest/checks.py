@@ -127,14 +127,7 @@ def run_checks(
     paths: Callable[[torch.device, torch.dtype], list[Path]] = paths_of,
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> Iterator[Check]:
-    """Check a device; each check comes as it is done.
-
-    Args:
-        device: which.
-        subjects: what makes the models; one is in memory at a time.
-        paths: the device's, for a type.
-        dtypes: the types.
-    """
+    """Check a device; each check comes as it is done."""
     for make in subjects:
         subject = make()
         for dtype in dtypes:

@@ -25,14 +25,7 @@ _REPEATS = 5
 def time_graphs(
     model: Model, device: torch.device, dtype: torch.dtype, recorded: Accelerator
 ) -> dict[str, float]:
-    """A step's time with recordings by its time without, batch 1, by phase; medians.
-
-    Args:
-        model: not laid out for decoding yet; it is copied.
-        device: where to measure.
-        dtype: in which type.
-        recorded: how forwards are recorded.
-    """
+    """A step's time with recordings by its time without, batch 1, by phase; medians."""
     ways = {"plain": Accelerator(), "recorded": recorded}
     models = {way: copied(model, device, dtype) for way in ways}
     for way, one in models.items():

@@ -122,13 +122,7 @@ def decoding_tokens(spec: ModelSpec, count: int, seed: int = 0) -> tuple[int, ..
 
 
 def copied(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
-    """The same weights elsewhere or in another type; none is shared.
-
-    Args:
-        model: not laid out for decoding yet.
-        device: where the copy lies.
-        dtype: its type.
-    """
+    """The same weights elsewhere or in another type, none shared, not laid out for decoding."""
     network = _empty(model.spec, device, dtype)
     network.load_state_dict(model.network.state_dict())
     return Model(network, model.spec, model.folder, model.name, device, dtype)
