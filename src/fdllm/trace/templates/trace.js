@@ -109,51 +109,50 @@
 
   /* The maps --------------------------------------------------------------------------------- */
 
-  function steps(svg, height, name) {
-    const list = forwards();
-    svg.append(element("rect", { class: "frame", x: LABEL, y: 0, width: list.length * cellWidth, height }));
+  /* A map by step (across): paint(forward, bar) draws a step's bars, bar(first row, rows, look). */
+  function map(id, size, count, labels, alternative, paint) {
+    const list = forwards(), height = count * size, wide = list.length * cellWidth;
+    const svg = picture(LABEL + wide + 8, height + 20, alternative);
+    list.forEach((forward, i) => paint(forward, (first, rows, look) => svg.append(element("rect", {
+      x: LABEL + i * cellWidth + 1, width: cellWidth - 2, y: first * size, height: rows * size, ...look,
+    }))));
+    svg.append(element("text", { x: 0, y: 10 }, labels[0]),
+      element("text", { x: 0, y: height - 1 }, labels[1]),
+      element("rect", { class: "frame", x: LABEL, y: 0, width: wide, height }));
     list.forEach((forward, i) => {
+      const x = LABEL + i * cellWidth;
       if (i && list[i - 1].block !== forward.block) {
-        const x = LABEL + i * cellWidth;
         svg.append(element("line", { class: "rule", x1: x, x2: x, y1: 0, y2: height + 6 }));
       }
-      if (i % 5 === 0) {
-        svg.append(element("text", { x: LABEL + i * cellWidth + 2, y: height + 14 }, String(i)));
-      }
+      if (i % 5 === 0) svg.append(element("text", { x: x + 2, y: height + 14 }, String(i)));
     });
-    svg.append(element("rect", { class: "here", id: name, y: 0, width: cellWidth, height, x: LABEL }));
+    svg.append(element("rect", { class: "here", id, y: 0, width: cellWidth, height, x: LABEL }));
     svg.addEventListener("click", (event) => {
       const x = event.clientX - svg.getBoundingClientRect().left - LABEL;
       if (x >= 0) go(Math.floor(x / cellWidth));
     });
+    return svg;
   }
 
   function drawLayers() {
-    const list = forwards(), size = data.n_layers > 24 ? 7 : 11, height = data.n_layers * size;
-    const svg = picture(LABEL + list.length * cellWidth + 8, height + 20,
-      "Layers by step, layer 0 at the bottom: " + data.rows[row].totals);
+    const count = data.n_layers, size = count > 24 ? 7 : 11;
+    const svg = map("layer-here", size, count, [String(count - 1), "0"],
+      "Layers by step, layer 0 at the bottom: " + data.rows[row].totals, (forward, bar) => {
+        for (let first = 0; first < count;) {
+          let stop = first + 1;
+          while (stop < count && forward.layers[stop] === forward.layers[first]) stop += 1;
+          bar(count - stop, stop - first, { class: forward.layers[first] });
+          first = stop;
+        }
+      });
     const hatch = element("pattern", { id: "hatch", width: 5, height: 5, patternUnits: "userSpaceOnUse" });
     hatch.append(element("rect", { width: 5, height: 5 }), element("path", { d: "M-1 6L6 -1" }));
-    svg.append(element("defs"));
+    svg.prepend(element("defs"));
     svg.firstChild.append(hatch);
-    list.forEach((forward, i) => {
-      for (let first = 0; first < data.n_layers;) {
-        let stop = first + 1;
-        while (stop < data.n_layers && forward.layers[stop] === forward.layers[first]) stop += 1;
-        svg.append(element("rect", {
-          class: forward.layers[first], x: LABEL + i * cellWidth + 1, width: cellWidth - 2,
-          y: height - stop * size, height: (stop - first) * size,
-        }));
-        first = stop;
-      }
-    });
-    svg.append(element("text", { x: 0, y: height - 2 }, "0"),
-      element("text", { x: 0, y: 10 }, String(data.n_layers - 1)));
-    for (let layer = 1; layer < data.n_layers; layer += 1) {
-      svg.append(element("line", { class: "gap", x1: LABEL, x2: LABEL + list.length * cellWidth,
-        y1: layer * size, y2: layer * size }));
+    for (let y = size; y < count * size; y += size) {
+      svg.querySelector(".frame").before(element("line", { class: "gap", x1: LABEL, y1: y, y2: y,
+        x2: LABEL + forwards().length * cellWidth }));
     }
-    steps(svg, height, "layer-here");
     at("layers").replaceChildren(svg);
   }
 
@@ -165,27 +164,22 @@
     at("stale-map").replaceChildren();
     const all = distances();
     if (!all.length) return;
-    const most = Math.max(...all, 1e-9), size = data.block_size > 16 ? 6 : 10;
-    const height = data.block_size * size, list = forwards();
-    const svg = picture(LABEL + list.length * cellWidth + 8, height + 20,
-      "Staleness by step and column, column 0 at the top; the largest is " + most.toFixed(3));
-    list.forEach((forward, i) => {
-      const worst = new Map();
-      for (const one of forward.stale) {
-        one.columns.forEach((column, j) => {
-          worst.set(column, Math.max(worst.get(column) || 0, one.distances[j]));
-        });
-      }
-      for (const [column, value] of worst) {
-        svg.append(element("rect", {
-          x: LABEL + i * cellWidth + 1, width: cellWidth - 2, y: column * size, height: size,
-          style: "fill: rgb(var(--stale) / " + (0.12 + 0.88 * value / most).toFixed(3) + ")",
-        }));
-      }
-    });
-    svg.append(element("text", { x: 0, y: 10 }, "0"),
-      element("text", { x: 0, y: height - 1 }, String(data.block_size - 1)));
-    steps(svg, height, "stale-here");
+    const most = Math.max(...all, 1e-9);
+    const svg = map("stale-here", data.block_size > 16 ? 6 : 10, data.block_size,
+      ["0", String(data.block_size - 1)],
+      "Staleness by step and column, column 0 at the top; the largest is " + most.toFixed(3),
+      (forward, bar) => {
+        const worst = new Map();
+        for (const one of forward.stale) {
+          one.columns.forEach((column, j) => {
+            worst.set(column, Math.max(worst.get(column) || 0, one.distances[j]));
+          });
+        }
+        for (const [column, value] of worst) {
+          const share = (0.12 + 0.88 * value / most).toFixed(3);
+          bar(column, 1, { style: "fill: rgb(var(--stale) / " + share + ")" });
+        }
+      });
     at("stale-map").append(html("p", "soft",
       "By step (across) and column (down), darkest " + most.toFixed(3) + ":"), svg);
   }
