@@ -96,12 +96,18 @@ def _write(
     metric = METRICS[task]
     value = sum(s["metrics"][metric] for s in samples) / len(samples)
     found = Evaluation(
-        {"results": {task: {metric: value}}}, samples, metric, value, "d" * 64, {task: 1}, num_docs
+        {"results": {task: {metric: value}}},
+        samples,
+        metric,
+        value,
+        "d" * 64,
+        {task: 1},
+        num_docs,
+        entries,
     )
     summary = fill_summary(
         run,
         found,
-        entries,
         strategy=strategy,
         identity=identity,
         peak_memory=PeakMemory(bytes=1 << 30, kind="resident"),

@@ -183,7 +183,7 @@ class StubMachine:
         done = sum(entry is not None for entry in known.values())
         store.set_total(len(docs))
         progress.begin(len(docs), done)
-        samples = []
+        samples, entries = [], []
         for i, kept in known.items():
             entry = kept
             if entry is None:
@@ -198,13 +198,16 @@ class StubMachine:
                         file.write(f"{i}\n")
                 store.put(f"{run.task}-{i}", entry)
                 progress.advance(entry)
+            entries.append(entry)
             samples.append(self._sample(run, i, entry))
         if part.shard is not None:
             raise ShardAnswered
         metric = METRIC[run.task]
         value = sum(s["metrics"][metric] for s in samples) / len(samples)
         results = {"results": {run.task: {metric: value}}}
-        return Evaluation(results, samples, metric, value, "docs", {run.task: 1}, len(samples))
+        return Evaluation(
+            results, samples, metric, value, "docs", {run.task: 1}, len(samples), entries
+        )
 
     def _entry(self, run: Run, strategy: ReuseStrategy[Any], doc: int) -> dict[str, Any]:
         shared: dict[str, Any] = {

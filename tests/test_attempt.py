@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate.attempt import JournalingStore, Part, RunAttempt
+from fdllm.evaluate.attempt import Part, RunAttempt
 from fdllm.plan import State
 from fdllm.record.identity import Fingerprint
-from fdllm.record.journal import Journal, read_failure, read_journal
+from fdllm.record.journal import Journal, read_failure
 from fdllm.record.paths import RunPaths
 from fdllm.runs import Cell, Run
 from fdllm.shard import Shard
@@ -63,10 +63,11 @@ def fill(
 def test_a_failure_is_a_line_a_log_and_a_file(
     attempt: RunAttempt, error: Exception, reason: str
 ) -> None:
-    attempt.num_computed = 3
+    with attempt.open_journal(ONE, {}, lambda _: None) as journal:
+        journal.put("a", {"text": "a"})
     outcome = attempt.failed(error)
     assert (outcome.run, outcome.state, outcome.reason) == (attempt.run, State.FAILED, reason)
-    assert (outcome.num_computed, outcome.summary) == (3, None)
+    assert (outcome.num_computed, outcome.summary) == (1, None)
     assert outcome.log is not None
     assert type(error).__name__ in Path(outcome.log).read_text()
     kept = read_failure(attempt.paths)
@@ -80,23 +81,6 @@ def test_a_failure_without_room_for_a_log_is_still_told(attempt: RunAttempt) -> 
     assert (outcome.reason, outcome.log) == ("RuntimeError: gone", None)
 
 
-# --- between evaluation and journal ---------------------------------------------------------------
-
-
-def test_what_is_used_is_kept_and_what_is_computed_is_counted(attempt: RunAttempt) -> None:
-    fill(attempt.paths, "a", "of a document that is gone")
-    with Journal(attempt.paths.journal, ONE, {"machine": "n"}) as journal:
-        store = JournalingStore(journal, attempt)
-        store.set_total(3)
-        assert store.get("a") == {"text": "a"}
-        assert store.get("b") is None
-        store.put("b", {"text": "new"})
-        assert store.used == [{"text": "a"}, {"text": "new"}]
-    assert attempt.num_computed == 1
-    kept = read_journal(attempt.paths.journal)
-    assert (kept.entries["b"], kept.total) == ({"text": "new"}, 3)
-
-
 # --- journals of parts ----------------------------------------------------------------------------
 
 
@@ -107,6 +91,7 @@ def test_the_whole_run_takes_over_what_its_shards_have_answered(paths: RunPaths)
     told: list[str] = []
     with of(paths).open_journal(ONE, {"machine": "n"}, told.append) as journal:
         assert sorted(entry["text"] for entry in journal.entries) == ["a", "b"]
+        assert journal.num_put == 0
     assert told == ["1 answers of shard 1 of 2 are taken over"]
 
 

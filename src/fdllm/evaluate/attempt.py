@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from fdllm.errors import FdllmError, first_line
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Store(Protocol):
-    """Answers of a run that are already known."""
+    """Answers of a run that are already known; a :class:`~fdllm.record.journal.Journal` is one."""
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The entry put under ``key``, or None."""
@@ -138,7 +138,7 @@ class RunAttempt:
         part: which documents, and until when.
         merge: shards whose answers make the record, computing none; None where it computes.
         force: everything is computed anew.
-        num_computed: requests computed so far.
+        journal: of its answers, once it is open.
     """
 
     run: Run
@@ -146,13 +146,14 @@ class RunAttempt:
     part: Part
     merge: int | None = None
     force: bool = False
-    num_computed: int = field(default=0, init=False)
+    journal: Journal | None = None
 
     def outcome(
         self, state: State, reason: str, summary: Summary | None = None, log: str | None = None
     ) -> RunOutcome:
         """How it ended."""
-        return RunOutcome(self.run, state, reason, log, self.num_computed, summary)
+        num_computed = 0 if self.journal is None else self.journal.num_put
+        return RunOutcome(self.run, state, reason, log, num_computed, summary)
 
     def failed(self, error: Exception) -> RunOutcome:
         """Keep the reason and the traceback, as far as the disk still takes them."""
@@ -191,6 +192,7 @@ class RunAttempt:
             aside = paths.supersede(paths.journal.name)
             note(f"{error}; it is now in {aside}")
             journal = Journal(paths.journal, identity, session)
+        self.journal = journal
         if paths.shard is not None:
             if not self.force:
                 journal.know(_of_this_run(paths.of_shard(None), identity))
@@ -228,31 +230,3 @@ def _of_this_run(paths: RunPaths, identity: Fingerprint) -> JournalContent:
     if content.fingerprint is None or identity.differences(content.fingerprint):
         return JournalContent()
     return content
-
-
-class JournalingStore:
-    """The journal as the :class:`Store` of an evaluation: keeps which answers were asked for."""
-
-    def __init__(self, journal: Journal, attempt: RunAttempt) -> None:
-        self.set_total = journal.set_total
-        self._journal = journal
-        self._attempt = attempt
-        self._used: dict[str, dict[str, Any]] = {}
-
-    @property
-    def used(self) -> list[dict[str, Any]]:
-        """Answers this evaluation asked for: a journal may hold some of documents since gone."""
-        return list(self._used.values())
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The journal's answer, if it has one."""
-        entry = self._journal.get(key)
-        if entry is not None:
-            self._used[key] = entry
-        return entry
-
-    def put(self, key: str, entry: dict[str, Any]) -> None:
-        """Keep an answer."""
-        self._journal.put(key, entry)
-        self._used[key] = entry
-        self._attempt.num_computed += 1

@@ -33,6 +33,7 @@ class Evaluation:
         dataset: SHA-256 over the documents used, in order.
         task_versions: the harness's version of every task and group.
         num_documents: documents evaluated.
+        entries: journal entries of the answers, in the order asked.
         metrics: all of the task's figures, by ``metric,filter``.
     """
 
@@ -43,6 +44,7 @@ class Evaluation:
     dataset: str
     task_versions: dict[str, Any]
     num_documents: int
+    entries: list[dict[str, Any]]
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -66,7 +68,6 @@ def describe_strategy(run: Run, strategy: ReuseStrategy[Any], n_layers: int) -> 
 def fill_summary(
     run: Run,
     found: Evaluation,
-    entries: Sequence[Mapping[str, Any]],
     *,
     strategy: StrategyRecord,
     identity: Fingerprint,
@@ -78,7 +79,7 @@ def fill_summary(
     Raises:
         FdllmError: a guard failed.
     """
-    kind = task_info(run.task).kind
+    kind, entries = task_info(run.task).kind, found.entries
     counts = measure.add_counts(entries)
     estimator = run.evaluating.scoring if kind == "loglikelihood" else None
     guards = measure.guards(

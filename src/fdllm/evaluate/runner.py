@@ -13,7 +13,6 @@ from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.attempt import (
     EndedEarly,
-    JournalingStore,
     Part,
     Reporter,
     RunAttempt,
@@ -134,10 +133,9 @@ class Runner:
         if attempt.paths.shard is not None:
             facts["shard"] = str(attempt.paths.shard)
         with attempt.open_journal(identity, session(**facts), self._reporter.note) as journal:
-            store = JournalingStore(journal, attempt)
             found = model.evaluate(
                 run,
-                store,
+                journal,
                 self._reporter,
                 strategy=strategy,
                 unmask=self._planner.experiment(run.experiment).unmask,
@@ -146,7 +144,6 @@ class Runner:
             summary = fill_summary(
                 run,
                 found,
-                store.used,
                 strategy=describe_strategy(run, strategy, model.n_layers),
                 identity=identity,
                 peak_memory=model.peak_memory(),

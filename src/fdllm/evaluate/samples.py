@@ -19,7 +19,7 @@ from fdllm.evaluate.recording import Evaluation, text_hash
 from fdllm.evaluate.tasks import TaskInfo, task_info
 from fdllm.runs import Run
 
-EntriesByDocument = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
+EntriesByDocument = Mapping[tuple[str, int], Sequence[dict[str, Any]]]
 
 
 def evaluation_of(
@@ -49,6 +49,7 @@ def evaluation_of(
         dataset=digest.hexdigest(),
         task_versions=results["versions"],
         num_documents=len(samples),
+        entries=[entry for answers in entries.values() for entry in answers],
         metrics=metrics,
     )
 

@@ -96,6 +96,7 @@ class Journal:
     def __init__(self, path: Path, fingerprint: Fingerprint, session: dict[str, Any]) -> None:
         self.path = path
         self.moved_aside: Path | None = None
+        self.num_put = 0
         make_folder(path.parent)
         content = read_journal(path)
         if content.fingerprint is not None and fingerprint.differences(content.fingerprint):
@@ -156,6 +157,7 @@ class Journal:
             self._session = None
         self._append({"key": key, "entry": entry})
         self._content.entries[key] = entry
+        self.num_put += 1
 
     def absorb(self, other: JournalContent) -> int:
         """Take over the answers and sessions of another journal of the same run, a shard's.
