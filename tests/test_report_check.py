@@ -11,7 +11,7 @@ import pytest
 
 from fdllm.record.paths import Layout
 from fdllm.record.summary import describe_file
-from fdllm.report.build import build_page
+from fdllm.report.build import Section, build_report
 from fdllm.report.html import render_html
 from fdllm.report.recheck import Recheck, check_page, check_records, embedded_tables
 from fdllm.report.records import load_record, record_folders
@@ -137,17 +137,17 @@ def test_without_journals_that_is_said(results: Path) -> None:
 
 def test_a_written_page_is_compared_figure_by_figure(results: Path) -> None:
     def build() -> Any:
-        tables = [[load_record(cell(results, config=c.config)) for c in GRID]]
-        return build_page("00_baseline", "", None, tables, results), tables
+        table = Section(tuple(load_record(cell(results, config=c.config)) for c in GRID))
+        return build_report("00_baseline", "", None, [table], results)
 
-    page, tables = build()
+    page = build()
     path = results / "report.html"
-    path.write_text(render_html(page, tables, {}, {}))
+    path.write_text(render_html(page))
     assert embedded_tables(path) == [("gsm8k", ("k1_first", "k1_last", "k2_first"))]
-    assert check_page(path, build()[0].figures()).differences == ()
+    assert check_page(path, build().figures()).differences == ()
     speed = json.dumps(page.tables[0].cells[2].speed)
     assert speed in path.read_text()
     path.write_text(path.read_text().replace(f'"speed":{speed}', '"speed":99.5'))
-    (difference,) = check_page(path, build()[0].figures()).differences
+    (difference,) = check_page(path, build().figures()).differences
     assert difference.figure == "tables[gsm8k].cells[k2_first].speed"
     assert difference.written == "99.5"

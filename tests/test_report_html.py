@@ -12,7 +12,7 @@ import pytest
 
 from fdllm.errors import UsageError
 from fdllm.experiment.settings import Criteria, read_settings
-from fdllm.report.build import Page, build_page
+from fdllm.report.build import Report, Section, build_report
 from fdllm.report.figures import cell_figures, ideal_speedup
 from fdllm.report.html import render_html
 from fdllm.report.records import Record, load_record
@@ -29,8 +29,11 @@ def load(results: Path, cells: list[Invented], **options: object) -> tuple[Recor
     return tuple(load_record(paths.folder) for paths in written)
 
 
-def build(results: Path, *tables: tuple[Record, ...], criteria: Criteria | None = CRITERIA) -> Page:
-    return build_page("00_baseline", "Layer reuse baseline", criteria, tables, results)
+def build(
+    results: Path, *tables: tuple[Record, ...], criteria: Criteria | None = CRITERIA
+) -> Report:
+    sections = [Section(table) for table in tables]
+    return build_report("00_baseline", "Layer reuse baseline", criteria, sections, results)
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +58,20 @@ def tables(results: Path) -> list[tuple[Record, ...]]:
 
 
 @pytest.fixture(scope="module")
-def page(results: Path, tables: list[tuple[Record, ...]]) -> Page:
+def page(results: Path, tables: list[tuple[Record, ...]]) -> Report:
     return build(results, *tables)
 
 
 @pytest.fixture(scope="module")
-def text(page: Page, tables: list[tuple[Record, ...]]) -> str:
-    missing = {"t0": ("k9_last: failed (the <disk> is full)",)}
-    return render_html(
-        page, tables, missing, {"t0": "subsets overlap on 28 layers"}, ("humaneval",)
+def text(page: Report) -> str:
+    first, *others = page.sections
+    first = replace(
+        first,
+        missing=("k9_last: failed (the <disk> is full)",),
+        overlap="subsets overlap on 28 layers",
     )
+    nothing = Section((), title="humaneval on tiny")
+    return render_html(replace(page, sections=(first, *others, nothing)))
 
 
 class Elements(HTMLParser):
@@ -94,7 +101,7 @@ def test_every_figure_has_a_text_alternative(text: str) -> None:
         assert re.search(r"\d", words[1]), "a description holds the figures themselves"
 
 
-def test_the_scatter_lists_every_config_and_every_threshold(page: Page, text: str) -> None:
+def test_the_scatter_lists_every_config_and_every_threshold(page: Report, text: str) -> None:
     for table in page.tables:
         (words,) = re.findall(rf'<desc id="{table.key}-scatter-wide-text">(.+?)</desc>', text)
         listed, _, best = words.partition(" On the frontier: ")
@@ -139,7 +146,7 @@ def test_what_a_reader_must_know_is_said(text: str) -> None:
         "✓ A/A: k1_first = k1_middle = k1_last in every output; speeds ",
         "Subsets overlap on 28 layers.",
         "Not in the table: k9_last: failed",
-        "No finished cell yet: humaneval.",
+        "No finished cell yet: humaneval on tiny.",
         "Against simply lowering the threshold",
         "anatomy",
         "How many tokens a denoising step unmasks",
@@ -149,11 +156,11 @@ def test_what_a_reader_must_know_is_said(text: str) -> None:
 
 
 def test_a_page_is_the_same_each_time(
-    page: Page, results: Path, tables: list[tuple[Record, ...]]
+    page: Report, results: Path, tables: list[tuple[Record, ...]]
 ) -> None:
     again = build(results, *tables)
     assert again == page
-    assert render_html(again, tables, {}, {}) == render_html(page, tables, {}, {})
+    assert render_html(again) == render_html(page)
 
 
 def test_collapsed_cells_are_not_praised(tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_collapsed_cells_are_not_praised(tmp_path: Path) -> None:
     grid = [Invented("k1_first"), Invented("k1_last"), Invented("k3_last", 0.05, 90, 0.7)]
     cells = load(tmp_path / "results", grid, num_docs=200)
     page = build(tmp_path / "results", cells)
-    text = render_html(page, [cells], {}, {})
+    text = render_html(page)
     assert "Collapsed" in text
     assert ": k3_last" in text
     assert "The fastest, k3_last" not in text
@@ -173,7 +180,7 @@ def test_nine_identical_cells_are_flagged(tmp_path: Path) -> None:
     first, second = load(tmp_path / "results", grid)
     same = replace(second, read=first.samples)
     page = build(tmp_path / "results", (first, same))
-    text = render_html(page, [(first, same)], {}, {})
+    text = render_html(page)
     assert "identical cells (k1_first, k2_first)" in text
 
 
@@ -231,7 +238,7 @@ def test_short_answers_count_in_every_tenth(tmp_path: Path) -> None:
     assert found.shares == (0, 0, 0.5, 0, 0, 0, 0.5, 0)
 
 
-def test_a_page_states_one_noise_floor(page: Page) -> None:
+def test_a_page_states_one_noise_floor(page: Report) -> None:
     for table in page.tables:
         floors = {against.speed.floor for against in table.against.values() if against.speed}
         assert floors == {table.floor}
@@ -241,7 +248,7 @@ def test_twins_of_unequal_speed_are_no_good_news(tmp_path: Path) -> None:
     grid = [Invented("k1_first", speed=22), Invented("k1_middle"), Invented("k1_last")]
     cells = load(tmp_path / "results", grid)
     page = build(tmp_path / "results", cells)
-    text = render_html(page, [cells], {}, {})
+    text = render_html(page)
     assert "k1_first ran at" in text
     assert '<p class="notice good">' not in text
 
@@ -297,6 +304,6 @@ def test_a_whole_grid_stays_small(tmp_path: Path) -> None:
     """Nine cells of 1,319 documents, their answers as long and as wrong as they come."""
     grid = [replace(one, accuracy=0.05 if one.k > 1 else 0.8) for one in baseline_grid()]
     cells = load(tmp_path / "results", grid, num_docs=1319, prompt_length=1500)
-    text = render_html(build(tmp_path / "results", cells), [cells], {}, {})
+    text = render_html(build(tmp_path / "results", cells))
     assert len(text.encode()) < 5_000_000
     assert "flips are left out to keep the page small" in text or "texts are cut here" in text

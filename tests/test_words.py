@@ -9,7 +9,7 @@ import pytest
 
 from cells import make_cell, share
 from fdllm.report.alternative import find_alternative
-from fdllm.report.build import TablePage
+from fdllm.report.build import Section, TablePage
 from fdllm.report.compare import compare
 from fdllm.report.compare_text import Comparison, describe, points, smoke_mark
 from fdllm.report.flips import embed
@@ -272,7 +272,8 @@ def flips(base: Record, other: Record, budget: int) -> dict[str, Any]:
     values: dict[str, Any] = dict.fromkeys(TablePage.__dataclass_fields__)
     against = {other.name: compare(base, other)}
     values |= {"key": "t0", "baseline": base.name, "against": against}
-    found: dict[str, Any] = embed([TablePage(**values)], [[base, other]], budget)["t0"]
+    section = Section((base, other), table=TablePage(**values))
+    found: dict[str, Any] = embed([section], budget)["t0"]
     return found
 
 

@@ -44,7 +44,7 @@ class ReportCommand(Selection):
 
     def run(self) -> int:
         """``experiments/NAME/results.md`` and the HTML report, from the records."""
-        from fdllm.report.html import render_report  # noqa: PLC0415 - as above
+        from fdllm.report.html import render_html  # noqa: PLC0415 - as above
 
         planner = make_planner(self)
         markdown = planner.experiment(self.experiment).folder / "results.md"
@@ -55,7 +55,7 @@ class ReportCommand(Selection):
         if self.stdout:
             say(text)
             return 0
-        html = render_report(report)
+        html = render_html(report)
         for place, content in ((markdown, text), (page, html)):
             write_text(place, content)
             say(f"wrote {place}")

@@ -22,7 +22,7 @@ from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename
 from fdllm.release.scrub import check_texts, places
 from fdllm.report.alternative import EXPERIMENT as ALTERNATIVE
 from fdllm.report.build import make_report
-from fdllm.report.html import render_report
+from fdllm.report.html import render_html
 from fdllm.report.records import html_path, record_folders
 from fdllm.runs import Sweep
 
@@ -117,7 +117,7 @@ def _fill(
     layout = Layout.of(draft)
     try:
         report = make_report(Planner(draft, layout, planner.task), sweeps, experiment)
-        write_text(html_path(layout, experiment), rename(render_report(report), renamed))
+        write_text(html_path(layout, experiment), rename(render_html(report), renamed))
     except FdllmError as error:
         remarks.append(f"there is no report: {error}")
     return remarks

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from fdllm.errors import FdllmError
 from fdllm.experiment.settings import Criteria
-from fdllm.plan import CellState, Planner, State
+from fdllm.plan import Planner, State
 from fdllm.report.alternative import Alternative, find_alternative
 from fdllm.report.compare import compare_grid
 from fdllm.report.compare_text import Comparison
@@ -59,40 +60,70 @@ class TablePage:
 
 
 @dataclass(frozen=True)
-class Page:
-    """The figures of a whole report."""
+class Section:
+    """One task of a report."""
+
+    records: tuple[Record, ...]  # cells that are done, in the order of the grid
+    title: str = ""  # task, model and preset
+    limit: int | None = None  # documents of each leaf task at most; None is all
+    remark: str = ""  # where runs differ from their preset all the same
+    missing: tuple[str, ...] = ()  # cells that are not done, and why
+    overlap: str | None = None  # the sentence on overlapping subsets; None where none do
+    table: TablePage | None = None  # the figures; None where no cell is done
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``results.md`` and the HTML file say."""
 
     experiment: str
     title: str
     verdict: Judgement
-    tables: tuple[TablePage, ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def tables(self) -> tuple[TablePage, ...]:
+        """The figures of those tasks that have some."""
+        return tuple(one.table for one in self.sections if one.table is not None)
 
     def figures(self) -> dict[str, Any]:
         """All of them as JSON values: what ``--check`` computes anew and compares."""
-        return asdict(self)
+        return {
+            "experiment": self.experiment,
+            "title": self.title,
+            "verdict": asdict(self.verdict),
+            "tables": [asdict(table) for table in self.tables],
+        }
 
 
-def build_page(
+def build_report(
     experiment: str,
     title: str,
     criteria: Criteria | None,
-    tables: Sequence[Sequence[Record]],
+    sections: Sequence[Section],
     results: Path,
-) -> Page:
+) -> Report:
     """Compute every figure of a report.
 
     Args:
         experiment: its name.
         title: its title.
         criteria: success criteria; None where there are none.
-        tables: finished cells, a list for each task, model and limit, in the order of the grid.
+        sections: what is known of each task, model and limit, without its table.
         results: folder of all records, where the alternative's lie too.
 
     Raises:
         FdllmError: a record is broken, or cells cannot be compared.
     """
-    made = tuple(_table(f"t{i}", cells, criteria, results) for i, cells in enumerate(tables))
-    return Page(experiment, title, judge(criteria, [_judged(table) for table in made]), made)
+    keys = (f"t{number}" for number in count())
+    made = tuple(
+        replace(one, table=_table(next(keys), one.records, criteria, results))
+        if one.records
+        else one
+        for one in sections
+    )
+    judged = [_judged(one.table) for one in made if one.table is not None]
+    return Report(experiment, title, judge(criteria, judged), made)
 
 
 def choose_baseline(cells: Sequence[Record], criteria: Criteria | None) -> Record | None:
@@ -150,34 +181,6 @@ def _judged(table: TablePage) -> Judged:
 # --- from a sweep's records -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Section:
-    """One task of a report."""
-
-    sweep: Sweep  # what was asked for
-    cells: tuple[CellState, ...]  # the state of each of its cells
-    records: tuple[Record, ...]  # those that are done
-    overlap: str | None  # the sentence on overlapping subsets; None where none do
-    table: TablePage | None  # their figures on the page; None where no cell is done
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Cells that are not done, and why."""
-        return tuple(
-            f"{cell.run.cell.name}: {cell.state.value}{f' ({cell.reason})' if cell.reason else ''}"
-            for cell in self.cells
-            if cell.state is not State.DONE
-        )
-
-
-@dataclass(frozen=True)
-class Report:
-    """What goes into ``results.md`` and the HTML file."""
-
-    page: Page  # every figure of the page
-    sections: tuple[Section, ...]  # a task each; those with a record have one of the page's tables
-
-
 def make_report(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -> Report:
     """Compute a report from the records of some sweeps.
 
@@ -186,32 +189,37 @@ def make_report(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -> R
     """
     settings = planner.experiment(experiment).settings
     check_names(planner, experiment, settings.criteria)
-    states = [tuple(planner.state(run) for run in planner.runs(sweep)) for sweep in sweeps]
-    records = [tuple(finished(cells)) for cells in states]
+    sections = [_section(planner, sweep) for sweep in sweeps]
+    title, results = settings.experiment.title, planner.layout.results
     try:
-        page = build_page(
-            experiment,
-            settings.experiment.title,
-            settings.criteria,
-            [one for one in records if one],
-            planner.layout.results,
-        )
+        return build_report(experiment, title, settings.criteria, sections, results)
     except NotComparableError as error:  # exit code 2 is "cannot tell", the word of a comparison
         raise FdllmError(str(error)) from None
-    tables = iter(page.tables)
-    sections = [
-        Section(
-            sweep,
-            cells,
-            own,
-            overlap_sentence(planner.overlaps(sweep), own[0].summary.strategy.n_layers)
-            if own
-            else None,
-            next(tables) if own else None,
-        )
-        for sweep, cells, own in zip(sweeps, states, records, strict=True)
-    ]
-    return Report(page, tuple(sections))
+
+
+def _section(planner: Planner, sweep: Sweep) -> Section:
+    cells = [planner.state(run) for run in planner.runs(sweep)]
+    records = tuple(finished(cells))
+    left = [cell for cell in cells if cell.state is not State.DONE]
+    title, remark = f"{sweep.tasks[0]} on {sweep.model.name}", ""
+    if sweep.preset is not None:
+        title += f", preset {cells[0].run.preset_words}"
+    if sweep.preset is not None and sweep.preset.exceptions:
+        but = "; ".join(sweep.preset.exceptions)
+        remark = f"{sweep.preset.title}. Where a run differs from it all the same: {but}."
+    return Section(
+        records=records,
+        title=title,
+        limit=sweep.limit,
+        remark=remark,
+        missing=tuple(
+            f"{cell.run.cell.name}: {cell.state.value}{f' ({cell.reason})' if cell.reason else ''}"
+            for cell in left
+        ),
+        overlap=overlap_sentence(planner.overlaps(sweep), records[0].summary.strategy.n_layers)
+        if records
+        else None,
+    )
 
 
 def check_names(planner: Planner, experiment: str, criteria: Criteria | None) -> None:

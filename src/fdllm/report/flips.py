@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fdllm import strictjson
-from fdllm.report.build import TablePage
+from fdllm.report.build import Section, TablePage
 from fdllm.report.records import Record, SampleKey
 
 # Characters of a text and flips of a config, tried in this order until the page is small enough.
@@ -18,14 +18,11 @@ _ALL = 1 << 30
 _CUTS = ((6000, _ALL), (3000, _ALL), (1500, _ALL), (800, _ALL), (800, 400), (600, 150), (300, 50))
 
 
-def embed(
-    tables: Sequence[TablePage], cells: Sequence[Sequence[Record]], budget: int
-) -> dict[str, Any]:
+def embed(sections: Sequence[Section], budget: int) -> dict[str, Any]:
     """The flips of all tables, as small as it takes.
 
     Args:
-        tables: with their comparisons.
-        cells: the records of each.
+        sections: records with their comparisons.
         budget: bytes of JSON that all of them together may take.
 
     Returns:
@@ -33,8 +30,11 @@ def embed(
         list of document, cell and 1 where the config gained it; and how much was ``cut`` and
         ``left_out``.
     """
-    own = [{cell.name: cell for cell in records} for records in cells]
-    pairs = [pair for pair in zip(tables, own, strict=True) if pair[0].baseline in pair[1]]
+    pairs = [
+        (one.table, {record.name: record for record in one.records})
+        for one in sections
+        if one.table is not None and one.table.baseline is not None
+    ]
     data: dict[str, Any] = {}
     for characters, most in _CUTS:
         data = {table.key: _table(table, of, _Cutter(characters), most) for table, of in pairs}

@@ -21,7 +21,7 @@ from fdllm.plan import Planner
 from fdllm.record import measure
 from fdllm.record.journal import DamagedJournalError
 from fdllm.record.paths import Layout
-from fdllm.report.build import build_page
+from fdllm.report.build import Section, build_report
 from fdllm.report.figures import headline, journal_entries, pace
 from fdllm.report.records import Record, load_record
 
@@ -73,18 +73,20 @@ def recheck(planner: Planner, experiment: str, folders: Sequence[Path], written:
     place = planner.layout.results / experiment
     named = embedded_tables(written)
     try:
-        tables = [tuple(load_record(place / folder / n) for n in names) for folder, names in named]
+        sections = [
+            Section(tuple(load_record(place / folder / name) for name in names))
+            for folder, names in named
+        ]
         settings = planner.experiment(experiment).settings
-        page = build_page(
-            experiment, settings.experiment.title, settings.criteria, tables, planner.layout.results
-        )
+        title, results = settings.experiment.title, planner.layout.results
+        report = build_report(experiment, title, settings.criteria, sections, results)
     except FdllmError as error:
         wrong = Mismatch(written.name, "a record behind it", "gone or broken", str(error))
         return found + Recheck(differences=(wrong,))
     shown = {place / folder / name for folder, names in named for name in names}
     later = [f.relative_to(place).as_posix() for f in folders if f not in shown]
     notes = (f"not in {written.name}: {', '.join(later)}",) if later else ()
-    return found + check_page(written, page.figures()) + Recheck(notes=notes)
+    return found + check_page(written, report.figures()) + Recheck(notes=notes)
 
 
 def check_records(layout: Layout, folders: Sequence[Path]) -> Recheck:

@@ -17,53 +17,44 @@ _CALLS = ("computed", "reused")
 
 
 def render_results(report: Report, selection: str) -> str:
-    """The whole page."""
-    title = report.page.title
+    """The whole page; ``selection`` are the flags by which a check renders it again."""
+    verdict = report.verdict
     lines = [
-        f"# Results: {report.page.experiment}" + (f" - {title}" if title else ""),
+        f"# Results: {report.experiment}" + (f" - {report.title}" if report.title else ""),
         "",
         f"Written by `fdllm report {selection}` from the records; do not edit.",
         "See [proposal.md](proposal.md) and [tasks.md](tasks.md).",
         "",
-        *_verdict(report),
+        "## Verdict",
+        "",
+        f"**{verdict.word.capitalize()}.** {verdict.sentence}",
+        "",
     ]
-    lines += [render_section(section) for section in report.sections]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _verdict(report: Report) -> list[str]:
-    """The verdict, and each comparison in words."""
-    verdict = report.page.verdict
-    lines = ["## Verdict", "", f"**{verdict.word.capitalize()}.** {verdict.sentence}", ""]
     if verdict.criteria:
         lines += [f"Success criteria, decided beforehand: {verdict.criteria}.", ""]
-    for table in report.page.tables:
+    for table in report.tables:
         limit = "" if table.limit is None else f" (limit {table.limit}, a smoke test)"
         lines.append(f"- {table.task}{limit}: {summary_sentence(table)}")
         lines += [f"  - {against.sentence}" for against in table.against.values()]
         lines += [f"  - At equal speed, {one.sentence}" for one in table.alternative.against]
-    return [*lines, ""]
+    lines += ["", *(render_section(section) for section in report.sections)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def render_section(section: Section) -> str:
     """One task: figures, counters, checks, provenance."""
-    sweep, records = section.sweep, section.records
-    limit = "" if sweep.limit is None else f", limit {sweep.limit}: SMOKE TEST"
-    preset = "" if sweep.preset is None else f", preset {section.cells[0].run.preset_words}"
-    lines = [f"## {sweep.tasks[0]} on {sweep.model.name}{preset}{limit}", ""]
-    if sweep.preset is not None and sweep.preset.exceptions:
-        but = "; ".join(sweep.preset.exceptions)
-        lines += [f"{sweep.preset.title}. Where a run differs from it all the same: {but}.", ""]
-    if sweep.limit is not None:
+    limit = "" if section.limit is None else f", limit {section.limit}: SMOKE TEST"
+    lines = [f"## {section.title}{limit}", ""]
+    if section.remark:
+        lines += [section.remark, ""]
+    if section.limit is not None:
         lines += ["**Smoke test: so few rows say nothing about accuracy or speed.**", ""]
-    if records:
-        lines += [*_figures(records), *_checks(section)]
+    if section.records:
+        lines += [*_figures(section.records), *_checks(section)]
     if section.missing:
-        lines += ["Not in the table:", ""]
-        lines += [f"- {missing}" for missing in section.missing]
-        lines.append("")
-    if records:
-        lines += _provenance(records)
+        lines += ["Not in the table:", "", *(f"- {missing}" for missing in section.missing), ""]
+    if section.records:
+        lines += _provenance(section.records)
     return "\n".join(lines)
 
 
