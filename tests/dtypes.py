@@ -19,8 +19,7 @@ import fdllm
 from fdllm.core import decoder_layer
 from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.layerplan import LayerPlan
-from fdllm.core.layers import block_causal_mask
-from fdllm.core.network import Network
+from fdllm.core.network import Network, block_causal_mask
 from fdllm.fast.accelerators import accelerator_on
 from fdllm.fast.cuda_graphs import RECORD_FROM, CudaGraphs
 from fdllm.fast.kernels import Kernels

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fdllm
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.layers import block_causal_mask
+from fdllm.core.network import block_causal_mask
 from fdllm.core.reuse import LayerPlan
 
 TOLERANCE = 1e-4

@@ -1,6 +1,6 @@
 """One layer as the step loop runs it: few kernels, no modules, results written where they belong.
 
-:class:`fdllm.core.layers.Layer` is the definition; what stands here is the same arithmetic in
+:class:`fdllm.core.network.Layer` is the definition; what stands here is the same arithmetic in
 fewer steps. Rotary embedding multiplies complex numbers, so the rows of the query and key
 projections are reordered to bring the two halves of each pair together; a dot product does not
 mind the order. On a CPU large matrices are packed into oneDNN's own layout, which reads weights
@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fdllm.core.attention import AttentionBackend, Norm
-from fdllm.core.layers import Layer, RMSNorm
+from fdllm.core.network import Layer, RMSNorm
 
 PACK_FROM = 1 << 16
 """Weights of a matrix that is worth packing: below, oneDNN's fixed cost per call is more."""
@@ -76,29 +76,20 @@ class DecoderLayer:
                 if packs(part.weight, pack=pack):
                     part.weight.data = part.weight.data.new_empty(0)
 
-    def __call__(self, x: Tensor, backend: Backend) -> Tensor:
-        """The hidden state behind the layer.
+    def __call__(self, x: Tensor, backend: Backend, columns: Tensor | None = None) -> Tensor:
+        """The hidden state behind the layer; keys and values go to the cache.
 
         Args:
             x: hidden state [columns, hidden]; left alone.
-            backend: prepared for these columns.
-        """
-        heads = self._qkv(backend.norm(x, self._norm_in), backend)
-        x = self._o(backend.attend(self.index, heads), x)
-        return self._down(self._gated(backend.norm(x, self._norm_out), backend), x)
-
-    def read(self, x: Tensor, backend: Backend, columns: Tensor) -> Tensor:
-        """The hidden state behind the layer where it is read; keys and values everywhere.
-
-        Args:
-            x: hidden state [columns, hidden].
             backend: prepared for these columns; from here on, for those that are read.
-            columns: which of them are read.
+            columns: which of them are read, where not all are.
         """
         heads = self._qkv(backend.norm(x, self._norm_in), backend)
         mixed = backend.attend(self.index, heads)
-        x = self._o(mixed.index_select(0, columns), x.index_select(0, columns))
-        backend.resize(x.shape[0])
+        if columns is not None:
+            mixed, x = mixed.index_select(0, columns), x.index_select(0, columns)
+            backend.resize(x.shape[0])
+        x = self._o(mixed, x)
         return self._down(self._gated(backend.norm(x, self._norm_out), backend), x)
 
     def write_kv(self, x: Tensor, backend: Backend) -> None:

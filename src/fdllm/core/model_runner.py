@@ -187,7 +187,7 @@ class ModelRunner:
             return x[:0]
         if 2 * len(read) > x.shape[0]:
             return chosen_columns(last(x, backend), read)
-        return last.read(x, backend, torch.tensor(read, device=x.device))
+        return last(x, backend, torch.tensor(read, device=x.device))
 
     def _partial(self, x: Tensor, run: LayerRun, backend: Backend, batch: ForwardBatch) -> None:
         """Compute a run for some columns of the block, and keep them."""

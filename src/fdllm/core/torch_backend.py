@@ -13,7 +13,7 @@ from torch import Tensor
 from fdllm.core.attention import AttentionBackend, Kept, Norm, Workspace
 from fdllm.core.cache import RowCache
 from fdllm.core.forward_batch import Window
-from fdllm.core.layers import block_causal_mask
+from fdllm.core.network import block_causal_mask
 from fdllm.core.unmask import choose_greedy
 from fdllm.errors import UsageError
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -144,19 +144,19 @@ class KernelWorkspace(Workspace):
         self.address = ctypes.addressof(self._struct)
 
 
-class KernelWindow:
+class KernelWindow(NamedTuple):
     """Where a window's keys and values go, and which each of its rows sees.
 
-    Args:
-        struct: as the functions take it.
-        mixed: what each column sees, [rows * columns, heads * head dim].
-        held: what the struct points into, for as long as it is used.
+    Attributes:
+        address: of the struct that the functions take.
+        mixed: what each column sees, [rows * columns, heads * head dim]; and its address.
+        held: the struct, and what it points into.
     """
 
-    def __init__(self, struct: _Window, mixed: Tensor, held: Sequence[Tensor]) -> None:
-        self.mixed = mixed
-        self.addresses = ctypes.addressof(struct), mixed.data_ptr()
-        self._held = (struct, held)
+    address: int
+    mixed: Tensor
+    mixed_address: int
+    held: tuple[_Window, tuple[Tensor, ...]]
 
 
 class CpuKernelBackend(AttentionBackend[KernelWindow]):
@@ -197,13 +197,12 @@ class CpuKernelBackend(AttentionBackend[KernelWindow]):
         return self._kernels.choose(logits, mask_id)
 
     def _attend(self, at: KernelWindow, layer: int, heads: Tensor) -> Tensor:
-        struct, mixed = at.addresses
-        self._kernels.attend(_address(heads), struct, layer, mixed)
+        self._kernels.attend(_address(heads), at.address, layer, at.mixed_address)
         return at.mixed
 
     def _write_kv(self, at: KernelWindow, layer: int, heads: Tensor) -> None:
         skipped = heads.shape[1] // self.spec.head_dim - 2 * self.spec.num_kv_heads
-        self._kernels.write_kv(_address(heads), at.addresses[0], layer, skipped)
+        self._kernels.write_kv(_address(heads), at.address, layer, skipped)
 
     def _lay_out(self, window: Window) -> KernelWindow:
         keys, values, spec = self.cache.keys, self.cache.values, self.spec
@@ -228,7 +227,8 @@ class CpuKernelBackend(AttentionBackend[KernelWindow]):
             *keys.stride()[:3],
             *(part.data_ptr() for part in (rows, positions, extents)),
         )
-        return KernelWindow(struct, mixed, (factors, query, rows, positions, extents))
+        held = struct, (factors, query, rows, positions, extents)
+        return KernelWindow(ctypes.addressof(struct), mixed, mixed.data_ptr(), held)
 
 
 def _address(x: Tensor) -> int:
