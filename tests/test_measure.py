@@ -10,12 +10,8 @@ from typing import Any
 import pytest
 
 from fdllm.record import measure
-from fdllm.record.identity import Fingerprint
 from fdllm.record.provenance import git_state, session
 from fdllm.record.summary import StrategyRecord
-
-ONE = Fingerprint(fields={"source": "1", "limit": "10"})
-OTHER = Fingerprint(fields={"source": "2", "limit": "10"})
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,10 @@ import pytest
 
 from fdllm.errors import FdllmError
 from fdllm.record.atomic import write_json, write_text
-from fdllm.record.identity import Fingerprint
 from fdllm.record.lock import LockedError, holder_of, locked
 from fdllm.record.paths import RunPaths
 from helpers import ROOT
 from stubs import small_disk
-
-ONE = Fingerprint(fields={"source": "1", "limit": "10"})
-OTHER = Fingerprint(fields={"source": "2", "limit": "10"})
 
 
 @contextmanager

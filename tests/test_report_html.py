@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("small_heap")
 CRITERIA = Criteria(max_accuracy_drop=0.02, min_speedup=1.05)
 
 
-def load(results: Path, cells: list[Invented], **options: object) -> tuple[Record, ...]:
-    written = write_grid(results, cells, **options)  # type: ignore[arg-type]
+def load(results: Path, cells: list[Invented], **options: Any) -> tuple[Record, ...]:
+    written = write_grid(results, cells, **options)
     return tuple(load_record(paths.folder) for paths in written)
 
 
