@@ -18,8 +18,8 @@ from fdllm.experiment import (
     list_experiments,
     load_experiment,
     load_strategy,
-    read_settings,
 )
+from fdllm.experiment.settings import read_settings
 from fdllm.record.paths import find_root
 from helpers import ROOT
 
