@@ -19,7 +19,6 @@ from fdllm.core.config import Unmask
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import LayerPlan, ReuseStrategy
 from fdllm.core.schedule import Phase, Step
-from fdllm.core.unmask import Unmask
 from fdllm.evaluate.attempt import (
     WHOLE,
     EndedEarly,

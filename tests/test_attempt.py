@@ -90,7 +90,7 @@ def test_the_whole_run_takes_over_what_its_shards_have_answered(paths: RunPaths)
     fill(paths.of_shard(Shard(1, 2)), "c", identity=TWO)
     told: list[str] = []
     with of(paths).open_journal(ONE, {"machine": "n"}, told.append) as journal:
-        assert sorted(entry["text"] for entry in journal.entries) == ["a", "b"]
+        assert sorted(entry["text"] for entry in journal.content.entries.values()) == ["a", "b"]
         assert journal.num_put == 0
     assert told == ["1 answers of shard 1 of 2 are taken over"]
 
@@ -100,7 +100,7 @@ def test_a_shard_is_asked_for_what_the_whole_run_knows(paths: RunPaths, *, fresh
     fill(paths, "a", "b")
     part = paths.of_shard(Shard(0, 2))
     with of(part, force=fresh).open_journal(ONE, {}, lambda _: None) as journal:
-        assert len(journal) == 0
+        assert len(journal.content.entries) == 0
         assert journal.get("a") == (None if fresh else {"text": "a"})
     with of(part).open_journal(TWO, {}, lambda _: None) as journal:
         assert journal.get("a") is None
@@ -112,7 +112,7 @@ def test_a_damaged_journal_is_moved_aside_and_told(paths: RunPaths) -> None:
     paths.journal.write_bytes(b"x\n" + whole)
     told: list[str] = []
     with of(paths).open_journal(ONE, {}, told.append) as journal:
-        assert len(journal) == 0
+        assert len(journal.content.entries) == 0
     (note,) = told
     assert "line 1 cannot be read" in note
     assert "it is now in " in note

@@ -35,12 +35,14 @@ def test_journal_gives_back_what_was_put(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     fill(path, range(3))
     with Journal(path, ONE, {"machine": "n"}) as journal:
-        assert len(journal) == 3
+        assert len(journal.content.entries) == 3
         assert journal.get("1") == {"text": "answer 1 \ud800 ü"}
         assert journal.get("7") is None
-        assert [s["machine"] for s in journal.sessions] == ["m"], "it has computed nothing yet"
+        assert [s["machine"] for s in journal.content.sessions] == ["m"], (
+            "it has computed nothing yet"
+        )
         journal.put("3", {})
-        assert [s["machine"] for s in journal.sessions] == ["m", "n"]
+        assert [s["machine"] for s in journal.content.sessions] == ["m", "n"]
     content = read_journal(path)
     assert content.total == 10
     assert [s["machine"] for s in content.sessions] == ["m", "n"]
@@ -58,7 +60,7 @@ def test_a_journal_cut_anywhere_loses_at_most_the_last_entry(
     path.write_bytes(kept)
     whole = kept.count(b'"key"') - (0 if kept.endswith(b"\n") else kept[-1:] != b"")
     with Journal(path, ONE, {"machine": "n"}) as journal:
-        survived = len(journal)
+        survived = len(journal.content.entries)
         assert 0 <= num_entries - survived <= num_entries
         assert survived >= min(whole, num_entries) - 1
         journal.put("after", {"text": "x"})
@@ -146,7 +148,7 @@ def test_a_shard_is_taken_over_once(tmp_path: Path) -> None:
         before = path.read_bytes()
         assert journal.absorb(read_journal(shard)) == 0
         assert path.read_bytes() == before
-        assert len(journal) == len(journal.entries) == 3
+        assert len(journal.content.entries) == len(journal.content.entries) == 3
     content = read_journal(path)
     assert content.entries["1"]["text"].startswith("answer 1")
     assert content.entries["2"] == {"text": "new"}
@@ -158,10 +160,10 @@ def test_what_another_journal_knows_is_kept_where_it_is_asked_for(tmp_path: Path
     fill(other, range(3))
     with Journal(path, ONE, {"machine": "n"}) as journal:
         journal.know(read_journal(other))
-        assert len(journal) == 0
+        assert len(journal.content.entries) == 0
         assert journal.get("1") == read_journal(other).entries["1"]
         assert journal.get("9") is None
-        assert len(journal) == 1
+        assert len(journal.content.entries) == 1
         journal.put("2", {"text": "its own"})
         assert journal.get("2") == {"text": "its own"}
     content = read_journal(path)
@@ -183,7 +185,7 @@ def test_another_fingerprint_is_moved_aside_and_never_mixed(tmp_path: Path) -> N
     path = tmp_path / "task" / "k2" / "journal.jsonl"
     fill(path, range(3))
     with Journal(path, OTHER, {}) as journal:
-        assert len(journal) == 0
+        assert len(journal.content.entries) == 0
         assert journal.moved_aside is not None
         kept = read_journal(journal.moved_aside / "journal.jsonl")
     assert (len(kept.entries), kept.fingerprint) == (3, ONE)

@@ -147,7 +147,7 @@ class Runner:
                 strategy=describe_strategy(run, strategy, model.n_layers),
                 identity=identity,
                 peak_memory=model.peak_memory(),
-                sessions=journal.sessions,
+                sessions=journal.content.sessions,
             )
             return write_record(attempt.paths, summary, found)
 

@@ -104,8 +104,8 @@ class Experiment:
         return _import(self.folder / CODE_FILE)
 
     @property
-    def unmask(self) -> Callable[..., list[int]] | None:
-        """The experiment's own rule of unmasking (``core.unmask.Unmask``), if it brings one."""
+    def unmask(self) -> Unmask | None:
+        """The experiment's own rule of unmasking, where it brings one."""
         return vars(self._module).get("unmask")
 
     def strategy(self, config: StrategyConfig) -> ReuseStrategy[Any]:

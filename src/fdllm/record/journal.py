@@ -21,7 +21,7 @@ from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.record.atomic import explained, make_folder, sync_folder, write_json
 from fdllm.record.identity import Fingerprint
-from fdllm.record.paths import RunPaths, utc_stamp
+from fdllm.record.paths import RunPaths, set_aside
 from fdllm.record.provenance import utc_now
 
 VERSION = 1
@@ -83,10 +83,12 @@ def _take(content: JournalContent, line: Mapping[str, Any], *, first: bool) -> N
 class Journal:
     """The open journal of a run; the :class:`~fdllm.evaluate.attempt.Store` of its evaluation.
 
+    ``content`` is what the file holds at any moment.
+
     Args:
         path: the file; made where it is absent.
         fingerprint: of this run. A journal of another one is moved aside, never added to.
-        session: who computes from here on.
+        session: who computes from here on; who only reads answers is not written down.
 
     Raises:
         FdllmError: the file cannot be written.
@@ -98,48 +100,32 @@ class Journal:
         self.moved_aside: Path | None = None
         self.num_put = 0
         make_folder(path.parent)
-        content = read_journal(path)
-        if content.fingerprint is not None and fingerprint.differences(content.fingerprint):
-            self.moved_aside = self._move_aside()
-            content = JournalContent()
-        self._content = content
+        self.content = read_journal(path)
+        then = self.content.fingerprint
+        if then is not None and fingerprint.differences(then):
+            self.moved_aside = set_aside(path.parent, [path])
+            self.content = JournalContent()
         self._known: dict[str, dict[str, Any]] = {}
+        self._session: dict[str, Any] | None = session
         with explained(path):
             self._file: BinaryIO = path.open("ab", buffering=0)
-            self._file.truncate(content.size)
-            self._file.seek(content.size)
+            self._file.truncate(self.content.size)
+            self._file.seek(self.content.size)
             sync_folder(path.parent)
-        if content.fingerprint is None:
+        if self.content.fingerprint is None:
             self._append({"journal": VERSION, "fingerprint": fingerprint.model_dump()})
-        self._session: dict[str, Any] | None = session
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        return len(self._content.entries)
-
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        """All answers, in the order they came."""
-        return list(self._content.entries.values())
-
-    @property
-    def sessions(self) -> list[dict[str, Any]]:
-        """Who computed the answers, in order; who only read them is not among these."""
-        return self._content.sessions
+        self._file.close()
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The answer to a request, or None."""
-        entry = self._content.entries.get(key)
-        if entry is None and key in self._known:
-            entry = self._known[key]
-            self._append({"key": key, "entry": entry}, sync=False)
-            self._content.entries[key] = entry
-        return entry
+        if key not in self.content.entries and key in self._known:
+            self._append({"key": key, "entry": self._known[key]}, sync=False)
+        return self.content.entries.get(key)
 
     def know(self, other: JournalContent) -> None:
         """Take answers of another journal of the same run over as they are asked for."""
@@ -153,10 +139,8 @@ class Journal:
         """
         if self._session is not None:
             self._append({"session": self._session})
-            self._content.sessions.append(self._session)
             self._session = None
         self._append({"key": key, "entry": entry})
-        self._content.entries[key] = entry
         self.num_put += 1
 
     def absorb(self, other: JournalContent) -> int:
@@ -171,26 +155,19 @@ class Journal:
             FdllmError: they cannot be written.
         """
         for session in other.sessions:
-            if session not in self._content.sessions:
+            if session not in self.content.sessions:
                 self._append({"session": session})
-                self._content.sessions.append(session)
-        fresh = {k: e for k, e in other.entries.items() if k not in self._content.entries}
+        fresh = {k: e for k, e in other.entries.items() if k not in self.content.entries}
         for key, entry in fresh.items():
             self._append({"key": key, "entry": entry}, sync=False)
-            self._content.entries[key] = entry
         with explained(self.path):
             os.fsync(self._file.fileno())
         return len(fresh)
 
     def set_total(self, total: int) -> None:
         """Keep the number of requests of the run, for whoever asks how far it is."""
-        if total != self._content.total:
+        if total != self.content.total:
             self._append({"total": total})
-            self._content.total = total
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
 
     def _append(self, line: dict[str, Any], *, sync: bool = True) -> None:
         data = strictjson.dumps(line).encode("utf-8", "surrogatepass") + b"\n"
@@ -206,14 +183,7 @@ class Journal:
             self._file.truncate(start)
             self._file.seek(start)
             raise
-
-    def _move_aside(self) -> Path:
-        folder = self.path.parent
-        place = folder.parent / ".superseded" / f"{folder.name}-{utc_stamp()}"
-        with explained(place):
-            place.mkdir(parents=True)
-            self.path.rename(place / self.path.name)
-        return place
+        _take(self.content, line, first="journal" in line)
 
 
 @dataclass(frozen=True)

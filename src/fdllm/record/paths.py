@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +45,20 @@ def model_slug(name: str) -> str:
 
 def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "-", text)
+
+
+def set_aside(folder: Path, files: Sequence[Path]) -> Path:
+    """Move files of a run's folder to where superseded ones lie; the place they went to.
+
+    Raises:
+        FdllmError: they cannot be moved.
+    """
+    aside = folder.parent / ".superseded" / f"{folder.name}-{utc_stamp()}"
+    with explained(folder):
+        aside.mkdir(parents=True)
+        for path in files:
+            path.rename(aside / path.name)
+    return aside
 
 
 @dataclass(frozen=True)
@@ -138,13 +152,7 @@ class RunPaths:
                 for path in sorted(self.folder.iterdir() if self.folder.is_dir() else ())
                 if not path.name.startswith(_LOCK_FILES) and (not names or path.name in names)
             ]
-            if not moving:
-                return None
-            aside = self.folder.parent / ".superseded" / f"{self.folder.name}-{utc_stamp()}"
-            aside.mkdir(parents=True)
-            for path in moving:
-                path.rename(aside / path.name)
-        return aside
+        return set_aside(self.folder, moving) if moving else None
 
 
 @dataclass(frozen=True)
