@@ -21,28 +21,19 @@ _GPU = "gpu:1"
 
 
 class Resources(Spec):
-    """What one array task asks SLURM for; an empty text asks for nothing of the kind.
+    """What one array task asks SLURM for; an empty text asks for nothing of the kind."""
 
-    Attributes:
-        partition: None takes the cluster's default.
-        account: who pays.
-        qos: quality of service.
-        gres: generic resources, ``gpu:1``; None is one GPU, or none for the embedded model.
-        cpus: processors; None is 4, or 1 for the embedded model.
-        memory_gb: GiB; None takes the partition's default.
-        time_min: minutes one life of a task may take; a run that needs more is requeued.
-        constraint: features a node must have.
-        extra: options of ``sbatch`` as they are, ``--exclude=node7``: a line each.
-    """
-
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
+    partition: str | None = None  # None takes the cluster's default
+    account: str | None = None  # who pays
+    qos: str | None = None  # quality of service
+    # generic resources, ``gpu:1``; None is one GPU, or none for the embedded model
     gres: str | None = None
-    cpus: int | None = Field(None, ge=1)
-    memory_gb: int | None = Field(None, ge=1)
+    cpus: int | None = Field(None, ge=1)  # processors; None is 4, or 1 for the embedded model
+    memory_gb: int | None = Field(None, ge=1)  # GiB; None takes the partition's default
+    # minutes one life of a task may take; a run that needs more is requeued
     time_min: int = Field(24 * 60, ge=1)
-    constraint: str | None = None
+    constraint: str | None = None  # features a node must have
+    # options of ``sbatch`` as they are, ``--exclude=node7``: a line each
     extra: tuple[str, ...] = ()
 
     @field_validator("partition", "account", "qos", "gres", "constraint")
@@ -64,33 +55,28 @@ class Resources(Spec):
 
 
 class ClusterConfig(Spec):
-    """A cluster.
+    """A cluster."""
 
-    Attributes:
-        resources: what a task asks for.
-        tasks: by task, what differs from ``resources``.
-        image: the Apptainer image that tasks run in; None is the environment that submits.
-        apptainer: the command that runs it.
-        binds: folders that are visible in the image besides checkout, results and caches:
-            ``/data`` or ``/data:/inside:ro``.
-        hf_home: cache of models and data sets, as nodes see it; None takes ``HF_HOME`` as the
-            submitting shell has it.
-        offline: nodes have no network: the Hub is not asked, and what is missing fails at once.
-        max_jobs: tasks of one array that run at the same time; None is no throttle.
-        warn_s: seconds ahead of the time limit at which a run is asked to end and is requeued;
-            longer than a batch takes.
-        setup: shell lines ahead of everything else in a job, ``module load apptainer``.
-    """
-
-    resources: Resources = Resources()
+    resources: Resources = Resources()  # what a task asks for
+    # by task, what differs from ``resources``
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    # the Apptainer image that tasks run in; None is the environment that submits
     image: Path | None = None
-    apptainer: str = "apptainer"
+    apptainer: str = "apptainer"  # the command that runs it
+    # folders that are visible in the image besides checkout, results and caches: ``/data`` or
+    # ``/data:/inside:ro``
     binds: tuple[str, ...] = ()
+    # cache of models and data sets, as nodes see it; None takes ``HF_HOME`` as the submitting shell
+    # has it
     hf_home: Path | None = None
+    # nodes have no network: the Hub is not asked, and what is missing fails at once
     offline: bool = True
+    # tasks of one array that run at the same time; None is no throttle
     max_jobs: int | None = Field(None, ge=1)
+    # seconds ahead of the time limit at which a run is asked to end and is requeued; longer than a
+    # batch takes
     warn_s: int = Field(300, ge=10, le=65535)
+    # shell lines ahead of everything else in a job, ``module load apptainer``
     setup: tuple[str, ...] = ()
 
     @model_validator(mode="after")

@@ -30,17 +30,11 @@ _UNKNOWN = "ended without a record and without a word (SIGKILL, a node failure, 
 
 @dataclass(frozen=True)
 class ExitReason:
-    """How a job ended.
+    """How a job ended."""
 
-    Attributes:
-        reason: in a few words.
-        by_itself: it ran to its end and said that nothing was wrong.
-        by_slurm: SLURM ended it, and the reason is why.
-    """
-
-    reason: str
-    by_itself: bool = False
-    by_slurm: bool = False
+    reason: str  # in a few words
+    by_itself: bool = False  # it ran to its end and said that nothing was wrong
+    by_slurm: bool = False  # SLURM ended it, and the reason is why
 
 
 def remembered(job_ids: Iterable[str]) -> dict[str, ExitReason]:

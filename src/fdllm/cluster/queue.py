@@ -66,23 +66,14 @@ def run_command(*command: str, timeout_s: float = 60, told: str = "{}") -> str:
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """A job, or one task of an array.
+    """A job, or one task of an array."""
 
-    Attributes:
-        job_id: ``12``, or ``12_3`` for a task of an array.
-        state: SLURM's word, ``PENDING`` or ``RUNNING``, say.
-        node: where it runs; None while it waits.
-        elapsed_s: seconds it has run.
-        time_left_s: seconds until its time limit; None where it has none.
-        reason: why it waits, in SLURM's word; empty where it does not.
-    """
-
-    job_id: str
-    state: str
-    node: str | None
-    elapsed_s: int
-    time_left_s: int | None
-    reason: str
+    job_id: str  # ``12``, or ``12_3`` for a task of an array
+    state: str  # SLURM's word, ``PENDING`` or ``RUNNING``, say
+    node: str | None  # where it runs; None while it waits
+    elapsed_s: int  # seconds it has run
+    time_left_s: int | None  # seconds until its time limit; None where it has none
+    reason: str  # why it waits, in SLURM's word; empty where it does not
 
     @property
     def is_running(self) -> bool:

@@ -38,27 +38,16 @@ PASSED_ON = (
 
 @dataclass(frozen=True)
 class Script:
-    """What a job script says.
+    """What a job script says."""
 
-    Attributes:
-        cluster: where it runs.
-        name: the job's name in the queue.
-        resources: what each array task asks for.
-        logs: log folder of each array task, by its index.
-        ended: folder where each task notes how it ended.
-        workdir: where tasks run.
-        command: what a task runs; its index comes behind.
-        environment: fixed variables; no secret may be among them.
-    """
-
-    cluster: ClusterConfig
-    name: str
-    resources: Resources
-    logs: Mapping[int, Path]
-    ended: Path
-    workdir: Path
-    command: Sequence[str]
-    environment: Mapping[str, str]
+    cluster: ClusterConfig  # where it runs
+    name: str  # the job's name in the queue
+    resources: Resources  # what each array task asks for
+    logs: Mapping[int, Path]  # log folder of each array task, by its index
+    ended: Path  # folder where each task notes how it ended
+    workdir: Path  # where tasks run
+    command: Sequence[str]  # what a task runs; its index comes behind
+    environment: Mapping[str, str]  # fixed variables; no secret may be among them
 
 
 def render(script: Script) -> str:

@@ -30,41 +30,27 @@ MERGE_SCRIPT = "merge.sh"
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one array task does.
+    """What one array task does."""
 
-    Attributes:
-        index: its number in the array.
-        run: the run.
-        shard: the part of it; None is the whole run, or its merging.
-        merge: it puts this many shards together, in a job behind theirs; None computes.
-    """
-
-    index: int
+    index: int  # its number in the array
     run: Run
-    shard: Shard | None = None
+    shard: Shard | None = None  # the part of it; None is the whole run, or its merging
+    # it puts this many shards together, in a job behind theirs; None computes
     merge: int | None = None
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One array of one (experiment, task), and where runs need it the one that merges shards.
-
-    Attributes:
-        folder: its files.
-        assignments: by index; those that merge come last and have a job of their own.
-        results: the folder given with ``--results``; None is the checkout's.
-        threads: torch's threads, or None.
-        job_id: the array's id; None while it was not accepted.
-        merge_job_id: the merging array's id.
-        scripts: texts of its job scripts by name; empty where it is read back.
-    """
+    """One array of one (experiment, task), and where runs need it the one that merges shards."""
 
     folder: Path
+    # by index; those that merge come last and have a job of their own
     assignments: tuple[Assignment, ...]
-    results: Path | None = None
-    threads: int | None = None
-    job_id: str | None = None
-    merge_job_id: str | None = None
+    results: Path | None = None  # the folder given with ``--results``; None is the checkout's
+    threads: int | None = None  # torch's
+    job_id: str | None = None  # the array's id; None while it was not accepted
+    merge_job_id: str | None = None  # the merging array's id
+    # texts of its job scripts by name; empty where it is read back
     scripts: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property

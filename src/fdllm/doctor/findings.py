@@ -17,19 +17,13 @@ from fdllm.runs import Sweep
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a check-up.
+    """One line of a check-up."""
 
-    Attributes:
-        name: what was looked at: ``task gsm8k``, ``disk``.
-        state: ``ok``; ``warn``, it may go wrong or be slow; ``fail``, the runs cannot end well.
-        found: what there is, in words.
-        remedy: what to do next; empty where it is ``ok``.
-    """
-
-    name: str
+    name: str  # what was looked at: ``task gsm8k``, ``disk``
+    # ``ok``; ``warn``, it may go wrong or be slow; ``fail``, the runs cannot end well
     state: Literal["ok", "warn", "fail"]
-    found: str
-    remedy: str = ""
+    found: str  # what there is, in words
+    remedy: str = ""  # what to do next; empty where it is ``ok``
 
 
 def ok(name: str, found: str) -> Finding:
@@ -49,33 +43,25 @@ def fail(name: str, found: str, remedy: str) -> Finding:
 
 @dataclass(frozen=True)
 class Checkup:
-    """What is to be computed, and where: all that a check-up needs to know.
+    """What is to be computed, and where: all that a check-up needs to know."""
 
-    Attributes:
-        root: the checkout.
-        layout: where records, their copies and logs will lie.
-        sweep: tasks, model, device, data type and consent, as the runs will have them.
-        executor: ``local`` computes on this machine; ``slurm`` on a node that is not this one, so
-            that a GPU which is missing here is only worth a warning.
-        partition: the partition that jobs are sent to, or several with commas between them; None
-            is the site's default.
-        account: the account that jobs are charged to, or several; None is the user's default.
-        image: the image that the runs will be inside of; None is the plain environment.
-        binds: what is bound into it, as ``source[:destination[:options]]``.
-        hf_home: ``HF_HOME`` of the runs, where the site names one; None is this process's.
-        source: hashes of the checkout's source files, as :func:`fdllm.doctor.remote.ask_node`
-            tells a node.
-    """
-
-    root: Path
-    layout: Layout
-    sweep: Sweep
+    root: Path  # the checkout
+    layout: Layout  # where records, their copies and logs will lie
+    sweep: Sweep  # tasks, model, device, data type and consent, as the runs will have them
+    # ``local`` computes on this machine; ``slurm`` on a node that is not this one, so that a GPU
+    # which is missing here is only worth a warning
     executor: Literal["local", "slurm"] = "local"
+    # the partition that jobs are sent to, or several with commas between them; None is the site's
+    # default
     partition: str | None = None
+    # the account that jobs are charged to, or several; None is the user's default
     account: str | None = None
+    # the image that the runs will be inside of; None is the plain environment
     image: Path | None = None
-    binds: tuple[str, ...] = ()
+    binds: tuple[str, ...] = ()  # what is bound into it, as ``source[:destination[:options]]``
+    # ``HF_HOME`` of the runs, where the site names one; None is this process's
     hf_home: Path | None = None
+    # hashes of the checkout's source files, as :func:`fdllm.doctor.remote.ask_node` tells a node
     source: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -19,14 +19,11 @@ ALLOWANCES: tuple[Allowance, ...] = get_args(Allowance)
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a release holds and what it lacks.
+    """What a release holds and what it lacks."""
 
-    Attributes:
-        records: cells with their records, in the order of tables.
-        remarks: what a reader must know: stale, mixed, missing and broken cells, a line each.
-    """
-
+    # cells with their records, in the order of tables
     records: tuple[tuple[CellState, Summary], ...]
+    # what a reader must know: stale, mixed, missing and broken cells, a line each
     remarks: tuple[str, ...]
 
 

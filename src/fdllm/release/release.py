@@ -32,17 +32,11 @@ SUMS = "SHA256SUMS"
 
 @dataclass(frozen=True)
 class Release:
-    """A folder that was written.
+    """A folder that was written."""
 
-    Attributes:
-        folder: where.
-        num_cells: records in it.
-        remarks: what it lacks, and what was taken as it is.
-    """
-
-    folder: Path
-    num_cells: int
-    remarks: tuple[str, ...]
+    folder: Path  # where
+    num_cells: int  # records in it
+    remarks: tuple[str, ...]  # what it lacks, and what was taken as it is
 
 
 def export(

@@ -28,15 +28,10 @@ from fdllm.trace.watcher import Watcher, assemble
 
 @dataclass(frozen=True)
 class DocumentName:
-    """Which document of a task.
+    """Which document of a task."""
 
-    Attributes:
-        number: its number in the leaf task.
-        subtask: the leaf task; None where the task has no others.
-    """
-
-    number: int
-    subtask: str | None = None
+    number: int  # its number in the leaf task
+    subtask: str | None = None  # the leaf task; None where the task has no others
 
     @classmethod
     def parse(cls, text: str) -> DocumentName:

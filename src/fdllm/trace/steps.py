@@ -15,39 +15,24 @@ COMPUTED, REUSED, PARTIAL = "c", "r", "p"
 
 @dataclass(frozen=True)
 class Guess:
-    """What a forward predicted for one column.
+    """What a forward predicted for one column."""
 
-    Attributes:
-        column: of the block; a block's size where it is the look-ahead token of the next block.
-        token: the chosen token; in the scoring of an answer, the answer's own.
-        confidence: its probability, in (0, 1].
-        taken: whether it was unmasked there and then.
-    """
-
-    column: int
-    token: int
-    confidence: float
-    taken: bool
+    column: int  # of the block; a block's size where it is the look-ahead token of the next block
+    token: int  # the chosen token; in the scoring of an answer, the answer's own
+    confidence: float  # its probability, in (0, 1]
+    taken: bool  # whether it was unmasked there and then
 
 
 @dataclass(frozen=True)
 class Staleness:
-    """How far one reused run was from what its layers would have computed.
+    """How far one reused run was from what its layers would have computed."""
 
-    Attributes:
-        start: first layer of the run.
-        stop: one past its last layer.
-        target: what is stored of it.
-        columns: the block's columns whose stored values were used.
-        distances: for each of them, the norm of (stored - fresh) by the norm of fresh. Fresh is
-            what the run computes in the same forward, from the same caches, where every layer is
-            computed.
-    """
-
-    start: int
-    stop: int
-    target: Target
-    columns: tuple[int, ...]
+    start: int  # first layer of the run
+    stop: int  # one past its last layer
+    target: Target  # what is stored of it
+    columns: tuple[int, ...]  # the block's columns whose stored values were used
+    # for each of them, the norm of (stored - fresh) by the norm of fresh. Fresh is what the run
+    # computes in the same forward, from the same caches, where every layer is computed.
     distances: tuple[float, ...]
 
     def __str__(self) -> str:
@@ -62,37 +47,22 @@ class Staleness:
 
 @dataclass(frozen=True)
 class ForwardTrace:
-    """One forward of a row.
+    """One forward of a row."""
 
-    Attributes:
-        phase: ``prefill``, ``refresh``, ``denoise`` or ``commit``.
-        index: the step counter, docs/algorithm.md 4.2; None outside a block's denoising.
-        block: which block of the sequence, from 0; of a PREFILL the first one.
-        columns: ``(start, stop)``, the block's columns that were fed; a PREFILL feeds whole blocks.
-        layers: a letter a layer: ``c`` computed, ``r`` reused, ``p`` computed for some columns.
-        partial: the columns that partial layers were computed for.
-        computed: layer calls made, as the row's counters booked them.
-        reused: layer calls saved, as booked.
-        before: the block's tokens ahead of the forward; empty for a PREFILL.
-        guesses: what was predicted, column by column.
-        after: the block's tokens behind the unmasking.
-        stale: staleness of each reused run; empty where it was not asked for.
-        change: what a probe measured; None where there was none.
-    """
-
-    phase: str
-    index: int | None
-    block: int
+    phase: str  # ``prefill``, ``refresh``, ``denoise`` or ``commit``
+    index: int | None  # the step counter, docs/algorithm.md 4.2; None outside a block's denoising
+    block: int  # which block of the sequence, from 0; of a PREFILL the first one
+    # ``(start, stop)``, the block's columns that were fed; a PREFILL feeds whole blocks
     columns: tuple[int, int]
-    layers: str
-    partial: tuple[int, ...]
-    computed: int
-    reused: int
-    before: tuple[int, ...]
-    guesses: tuple[Guess, ...]
-    after: tuple[int, ...]
-    stale: tuple[Staleness, ...]
-    change: float | None
+    layers: str  # a letter a layer: ``c`` computed, ``r`` reused, ``p`` computed for some columns
+    partial: tuple[int, ...]  # the columns that partial layers were computed for
+    computed: int  # layer calls made, as the row's counters booked them
+    reused: int  # layer calls saved, as booked
+    before: tuple[int, ...]  # the block's tokens ahead of the forward; empty for a PREFILL
+    guesses: tuple[Guess, ...]  # what was predicted, column by column
+    after: tuple[int, ...]  # the block's tokens behind the unmasking
+    stale: tuple[Staleness, ...]  # staleness of each reused run; empty where it was not asked for
+    change: float | None  # what a probe measured; None where there was none
 
     @property
     def taken(self) -> tuple[Guess, ...]:
@@ -102,62 +72,39 @@ class ForwardTrace:
 
 @dataclass(frozen=True)
 class RowTrace:
-    """One row: a text that was generated, or one answer that was scored.
+    """One row: a text that was generated, or one answer that was scored."""
 
-    Attributes:
-        title: what it is, in a few words.
-        prompt: its tokens.
-        forwards: in order.
-        tokens: new tokens, up to and including what ended the row; the target's where scored.
-        text: the text that the run records; the target's where scored.
-        counts: forwards and layer calls by phase, as the run books them for this row.
-        finish: what ended a generated row; None where scored.
-        loglikelihood: of the target; None where text was generated.
-        is_greedy: whether every token of the target was the most probable; None where generated.
-    """
-
-    title: str
-    prompt: tuple[int, ...]
-    forwards: tuple[ForwardTrace, ...]
+    title: str  # what it is, in a few words
+    prompt: tuple[int, ...]  # its tokens
+    forwards: tuple[ForwardTrace, ...]  # in order
+    # new tokens, up to and including what ended the row; the target's where scored
     tokens: tuple[int, ...]
-    text: str
+    text: str  # the text that the run records; the target's where scored
+    # forwards and layer calls by phase, as the run books them for this row
     counts: dict[str, dict[str, Any]]
+    # what ended a generated row; None where scored
     finish: Literal["stop", "length", "until"] | None = None
-    loglikelihood: float | None = None
+    loglikelihood: float | None = None  # of the target; None where text was generated
+    # whether every token of the target was the most probable; None where generated
     is_greedy: bool | None = None
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One document of a run.
+    """One document of a run."""
 
-    Attributes:
-        run: what was asked for.
-        task: the leaf task.
-        doc_id: the document's number in it.
-        strategy: the frozen strategy, as Python writes it.
-        n_layers: layers of the model.
-        decoding: the run's, with the checkpoint's mask token.
-        pieces: the text of every token that occurs, by its number.
-        prompt: the prompt's text.
-        expected: the task's own answer.
-        metrics: the task's metrics of this document.
-        rows: one, or one a choice.
-        staleness: whether staleness was computed.
-    """
-
-    run: Run
-    task: str
-    doc_id: int
-    strategy: str
-    n_layers: int
-    decoding: Decoding
-    pieces: dict[int, str]
-    prompt: str
-    expected: str
-    metrics: dict[str, Any]
-    rows: tuple[RowTrace, ...]
-    staleness: bool
+    run: Run  # what was asked for
+    task: str  # the leaf task
+    doc_id: int  # the document's number in it
+    strategy: str  # the frozen strategy, as Python writes it
+    n_layers: int  # layers of the model
+    decoding: Decoding  # the run's, with the checkpoint's mask token
+    pieces: dict[int, str]  # the text of every token that occurs, by its number
+    prompt: str  # the prompt's text
+    expected: str  # the task's own answer
+    metrics: dict[str, Any]  # the task's metrics of this document
+    rows: tuple[RowTrace, ...]  # one, or one a choice
+    staleness: bool  # whether staleness was computed
 
     @property
     def name(self) -> str:

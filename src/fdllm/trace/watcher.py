@@ -29,41 +29,27 @@ _TINY = 1e-30  # a fresh value of nothing but zeros is as far from itself as 0
 
 @dataclass
 class Seen:
-    """One forward, as it was asked for and answered.
+    """One forward, as it was asked for and answered."""
 
-    Attributes:
-        ask: what the row asked for.
-        told: what it was told.
-        plan: what the layers did.
-        length: tokens of the row's prefix ahead of the forward.
-        computed: layer calls that the row's counters booked for it as made.
-        reused: layer calls that they booked as saved.
-        chosen: indices into the prediction that were unmasked; None until the rule has spoken,
-            and for ever where no rule is asked.
-        stale: staleness of the reused runs; empty where it was not asked for.
-    """
-
-    ask: ForwardRequest
-    told: Prediction
-    plan: LayerPlan
-    length: int
-    computed: int
-    reused: int
+    ask: ForwardRequest  # what the row asked for
+    told: Prediction  # what it was told
+    plan: LayerPlan  # what the layers did
+    length: int  # tokens of the row's prefix ahead of the forward
+    computed: int  # layer calls that the row's counters booked for it as made
+    reused: int  # layer calls that they booked as saved
+    # indices into the prediction that were unmasked; None until the rule has spoken, and for ever
+    # where no rule is asked
     chosen: tuple[int, ...] | None = None
+    # staleness of the reused runs; empty where it was not asked for
     stale: tuple[Staleness, ...] = ()
 
 
 @dataclass
 class Watcher:
-    """A :class:`~fdllm.core.row_task.ForwardHook` that keeps what it sees; of one row at a time.
+    """A :class:`~fdllm.core.row_task.ForwardHook` that keeps what it sees; of one row at a time."""
 
-    Attributes:
-        staleness: compute how far each reused value is from a fresh one.
-        seen: the row's forwards so far, in order.
-    """
-
-    staleness: bool = False
-    seen: list[Seen] = field(default_factory=list)
+    staleness: bool = False  # compute how far each reused value is from a fresh one
+    seen: list[Seen] = field(default_factory=list)  # the row's forwards so far, in order
 
     def wrap(self, job: RowTask[T]) -> RowTask[T]:
         """The same job, watched."""
