@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from checkups import fdllm
 from fdllm.core.config import Decoding
 from fdllm.errors import UsageError
-from fdllm.evaluate.tokenizing import ending_at
 from fdllm.presets.reader import load_preset
 from hub.checkpoint import byte_tokenizer
+from hub.lm import AnsweredLM, Recorder, run_of
 from hub.rows import all_repositories, read_rows, repository
 from hub.sentences import train_sentences
 from hub.server import GRANTED, Hub
@@ -138,14 +138,18 @@ def test_without_a_preset_the_task_says_where_a_text_ends(sent: Sent) -> None:
 
 
 def test_the_text_ends_at_one_token_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    untouched = Decoding(stop_token=(1, 2))
+
+    def decoding(token: str | None, read: PreTrainedTokenizerFast = tokenizer) -> Decoding:
+        run = run_of("gsm8k", untouched, stop_token=token, chat_template=False)
+        return AnsweredLM(Recorder(), run, read, 512).decoding
+
     for name in ("published", "ancestor"):
         token = load_preset(name).evaluation_of("gsm8k")["stop_token"]
-        found = ending_at(Decoding(stop_token=(1, 2)), token, tokenizer, "m")
-        assert found.stop_tokens == (151645,)
-    untouched = Decoding(stop_token=(1, 2))
-    assert ending_at(untouched, None, tokenizer, "m") == untouched
+        assert decoding(token).stop_tokens == (151645,)
+    assert decoding(None) == untouched
     with pytest.raises(UsageError, match=r"at the token '<\|end\|>', which the tokenizer of model"):
-        ending_at(untouched, "<|end|>", byte_tokenizer(), "m")
+        decoding("<|end|>", byte_tokenizer())
 
 
 # --- answers are scored -------------------------------------------------------------------------

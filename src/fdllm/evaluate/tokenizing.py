@@ -15,7 +15,6 @@ from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
-from fdllm.core.config import Decoding
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.requests import (
     EvalRequest,
@@ -30,26 +29,6 @@ from fdllm.runs import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-def ending_at(
-    decoding: Decoding, stop_token: str | None, tokenizer: PreTrainedTokenizerBase, name: str
-) -> Decoding:
-    """Decoding settings under which one token alone ends a text; as they are where none is named.
-
-    Raises:
-        UsageError: the tokenizer has no token of that name.
-    """
-    if stop_token is None:
-        return decoding
-    token = tokenizer.get_vocab().get(stop_token)
-    if token is None:
-        raise UsageError(
-            f"texts are to end at the token '{stop_token}', which the tokenizer of model "
-            f"'{name}' does not have (its end token is '{tokenizer.eos_token}'); set "
-            "stop_token in [evaluation] or in a preset of your own"
-        )
-    return decoding.model_copy(update={"stop_token": token})
 
 
 class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
@@ -82,7 +61,16 @@ class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
                 f"the tokenizer of model '{self._name}' has no chat template; run without one, or "
                 "choose a model that was tuned for chat"
             )
-        self.decoding = ending_at(run.decoding, run.evaluating.stop_token, tokenizer, self._name)
+        self.decoding, end = run.decoding, run.evaluating.stop_token
+        if end is not None:
+            token = tokenizer.get_vocab().get(end)
+            if token is None:
+                raise UsageError(
+                    f"texts are to end at the token '{end}', which the tokenizer of model "
+                    f"'{self._name}' does not have (its end token is '{tokenizer.eos_token}'); set "
+                    "stop_token in [evaluation] or in a preset of your own"
+                )
+            self.decoding = run.decoding.model_copy(update={"stop_token": token})
 
     @property
     def eot_token_id(self) -> int | None:
