@@ -22,7 +22,10 @@ from fdllm.record.summary import (
     Throughput,
     describe_file,
 )
+from fdllm.report.compare import compare_all
+from fdllm.report.compare_text import Comparison
 from fdllm.report.records import Record, load_record
+from fdllm.report.speed import noise_floor
 
 Numbers = Sequence[float] | Any
 GRID = tuple(f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last"))
@@ -145,6 +148,12 @@ def write_cell(results: Path, cell: Record) -> Record:
     summary = cell.summary.model_copy(update={"files": files})
     write_json(folder / "summary.json", summary.model_dump(mode="json"))
     return load_record(folder)
+
+
+def compare_grid(baseline: Record, others: Sequence[Record]) -> list[Comparison]:
+    """Every cell of a grid against its baseline, as one family, with the grid's own floor."""
+    floor = noise_floor([baseline, *others])
+    return compare_all([(baseline, cell, floor) for cell in others])
 
 
 def flipped(right: Any, losses: int, gains: int) -> Any:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cells import GRID, flipped, make_cell, share
-from fdllm.report.compare import compare_grid
+from cells import GRID, compare_grid, flipped, make_cell, share
 from fdllm.report.grid import check_grid, findings
 from fdllm.report.records import NotComparableError, Record
 from fdllm.report.speed import noise_floor

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cells import GRID, flipped, make_cell, share
-from fdllm.report.compare import compare, compare_all, compare_grid, decide
+from cells import GRID, compare_grid, flipped, make_cell, share
+from fdllm.report.compare import compare, compare_all, decide
 from fdllm.report.records import NotComparableError, Record, RecordError
 from fdllm.report.stats import Estimate
 

@@ -12,7 +12,7 @@ from fdllm.errors import FdllmError
 from fdllm.experiment.settings import Criteria
 from fdllm.plan import Planner, State
 from fdllm.report.alternative import Alternative, find_alternative
-from fdllm.report.compare import compare_grid
+from fdllm.report.compare import compare_all
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures, cell_figures
 from fdllm.report.grid import GridFinding, check_grid, findings, overlap_sentence
@@ -140,8 +140,9 @@ def _table(
     check_grid(cells)
     first = cells[0]
     baseline = choose_baseline(cells, criteria)
-    others = [cell for cell in cells if cell is not baseline]
     floor = noise_floor(cells)
+    others = [cell for cell in cells if cell is not baseline]
+    pairs = [(baseline, cell, floor) for cell in others] if baseline is not None else []
     figures = tuple(cell_figures(cell) for cell in cells)
     return TablePage(
         key=key,
@@ -157,9 +158,7 @@ def _table(
         n_layers=first.summary.strategy.n_layers,
         baseline=None if baseline is None else baseline.name,
         cells=figures,
-        against={c.b: c for c in compare_grid(baseline, others, floor=floor)}
-        if baseline is not None
-        else {},
+        against={one.b: one for one in compare_all(pairs)},
         floor=floor,
         findings=tuple(findings(cells, None if floor is None else floor.finding)),
         alternative=find_alternative(results, cells, figures),

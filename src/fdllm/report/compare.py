@@ -21,7 +21,7 @@ from fdllm.report.agreement import agree, stated, tolerance_of
 from fdllm.report.compare_text import MARGIN, Comparison, Verdict, describe
 from fdllm.report.grid import differences, same_computation, speed_refusal
 from fdllm.report.records import NotComparableError, Record, RecordError, SampleKey
-from fdllm.report.speed import Floor, doubt_speed, measure_speed, noise_floor
+from fdllm.report.speed import Floor, doubt_speed, measure_speed
 from fdllm.report.stats import (
     ALPHA,
     Difference,
@@ -44,22 +44,6 @@ def compare(
 ) -> Comparison:
     """Compare B with A; see :func:`compare_all`. Without a floor no speed-up is claimed."""
     return compare_all([(a, b, floor)], margin=margin)[0]
-
-
-def compare_grid(
-    baseline: Record,
-    others: Sequence[Record],
-    *,
-    floor: Floor | None = None,
-    margin: float = MARGIN,
-) -> list[Comparison]:
-    """Compare every cell of a grid with its baseline; see :func:`compare_all`.
-
-    Whether the records may stand in one table at all is asked by
-    :func:`fdllm.report.grid.check_grid`. Without a floor that of these cells is taken.
-    """
-    floor = floor or noise_floor([baseline, *others])
-    return compare_all([(baseline, cell, floor) for cell in others], margin=margin)
 
 
 def compare_all(

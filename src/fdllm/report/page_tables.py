@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 
 from fdllm.record.measure import made
 from fdllm.report.build import TablePage
@@ -20,34 +21,33 @@ VERDICTS = {"same-or-better": "met", "worse": "missed", "cannot-tell": "open"}
 
 def page_tables(table: TablePage, records: Sequence[Record]) -> dict[str, Table | None]:
     """The tables of one task by name; None where there is nothing to show."""
-    written = [cell for cell in table.cells if cell.steps is not None]
-    sizes = [*map(str, range(1, 8)), "8+"]
-    tenths = [*map(str, range(1, 11))]
     return {
         "grid": _grid(table, records),
         "saved": _saved(table),
         "shares": _by_config(
-            written,
+            table,
             "How many tokens a denoising step unmasks, in percent of the steps.",
-            sizes,
+            [*map(str, range(1, 8)), "8+"],
             lambda cell: (
-                [f"{100 * share:.0f}" for share in cell.steps.shares] if cell.steps else []
+                [f"{100 * share:.0f}" for share in cell.steps.shares] if cell.steps else None
             ),
         ),
         "tenths": _by_config(
-            written,
+            table,
             "Mean tokens a step unmasks, from the first tenth of an answer's steps to the last.",
-            tenths,
-            lambda cell: [_figure(mean) for mean in cell.steps.tenths] if cell.steps else [],
+            [*map(str, range(1, 11))],
+            lambda cell: [_figure(mean) for mean in cell.steps.tenths] if cell.steps else None,
         ),
         "lengths": _by_config(
-            [cell for cell in table.cells if cell.lengths is not None],
+            table,
             "Tokens of an answer: the lengths below which so many answers stay, and the mean. "
             "Speed is no merit where answers only grow longer. Truncated, in the grid: answers "
             "that ended at their token limit. Repetitive: answers of which more than half of all "
             "8-token windows have occurred before.",
             ["5 %", "25 %", "half", "75 %", "95 %", "mean"],
-            lambda cell: [f"{number:.0f}" for number in vars(cell.lengths).values()],
+            lambda cell: (
+                [f"{tokens:.0f}" for tokens in astuple(cell.lengths)] if cell.lengths else None
+            ),
         ),
         "subjects": _subjects(table),
         "differing": Table(
@@ -72,21 +72,16 @@ def page_tables(table: TablePage, records: Sequence[Record]) -> dict[str, Table 
 
 def criteria_table(verdict: Judgement) -> Table:
     """The criteria, cell by cell."""
-    found = [(*one.findings, None) for one in verdict.cells]
     columns = [
         Column("Config", [one.config for one in verdict.cells], is_words=True),
         Column("Task", [one.task for one in verdict.cells], is_words=True),
     ]
-    for judged in zip(*found, strict=True):
-        shown = [one or cell for one, cell in zip(judged, verdict.cells, strict=True)]
-        columns.append(
-            Column(
-                getattr(shown[0], "criterion", "Together"),
-                [" ".join((o.outcome, getattr(o, "text", ""))).strip() for o in shown],
-                is_words=True,
-                styles=[one.outcome for one in shown],
-            )
-        )
+    for judged in zip(*(one.findings for one in verdict.cells), strict=True):
+        texts = [f"{one.outcome}: {one.text}" for one in judged]
+        styles = [one.outcome for one in judged]
+        columns.append(Column(judged[0].criterion, texts, is_words=True, styles=styles))
+    outcomes = [one.outcome for one in verdict.cells]
+    columns.append(Column("Together", outcomes, is_words=True, styles=outcomes))
     return Table(columns, "The criteria, cell by cell.")
 
 
@@ -99,16 +94,18 @@ def _figure(value: float | None, form: str = ".1f") -> str:
 
 
 def _by_config(
-    cells: Sequence[CellFigures],
+    table: TablePage,
     caption: str,
     heads: Sequence[str],
-    texts: Callable[[CellFigures], Sequence[str]],
+    texts: Callable[[CellFigures], Sequence[str] | None],
 ) -> Table | None:
-    """A row for each config; None where there is none."""
-    if not cells:
+    """A row for each config that has these figures; None where none has."""
+    rows = {cell.name: row for cell in table.cells if (row := texts(cell))}
+    if not rows:
         return None
-    columns = zip(heads, zip(*map(texts, cells), strict=True), strict=True)
-    return Table([_names(cells), *(Column(head, column) for head, column in columns)], caption)
+    columns = zip(heads, zip(*rows.values(), strict=True), strict=True)
+    names = Column("Config", [*rows], is_words=True)
+    return Table([names, *(Column(head, column) for head, column in columns)], caption)
 
 
 def _grid(table: TablePage, records: Sequence[Record]) -> Table:
@@ -162,7 +159,7 @@ def _saved(table: TablePage) -> Table | None:
         ]
 
     return _by_config(
-        table.cells,
+        table,
         "Ideal speed-up: every step but each k-th skips the layers. Possible: time follows the "
         f"layer calls that were really made. Measured: {table.baseline}'s model time on the same "
         f"documents by the config's. Then layer calls for each {unit} token: made, by phase and "
