@@ -18,8 +18,8 @@ from torch import Tensor
 import fdllm
 from fdllm.core import decoder_layer
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.layerplan import LayerPlan
 from fdllm.core.network import Network, block_causal_mask
+from fdllm.core.reuse import LayerPlan
 from fdllm.fast.accelerators import accelerator_on
 from fdllm.fast.cuda_graphs import RECORD_FROM, CudaGraphs
 from fdllm.fast.kernels import Kernels

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 import fdllm
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.layerplan import LayerPlan
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.network import Network
+from fdllm.core.reuse import LayerPlan
 from fdllm.fast.accelerators import accelerator_on
 
 VOCAB = 48

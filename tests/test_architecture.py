@@ -42,7 +42,6 @@ LAYERS = (
         "core.model_spec",
         "core.config",
         "core.reuse",
-        "core.layerplan",
         "core.schedule",
         "errors",
         "runs",

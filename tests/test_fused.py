@@ -14,9 +14,8 @@ import fdllm
 from fdllm.core.attention import AttentionBackend, Norm
 from fdllm.core.cache import RowCache
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.layerplan import LayerPlan, LayerRun
 from fdllm.core.model_spec import ModelSpec
-from fdllm.core.reuse import ReuseStrategy
+from fdllm.core.reuse import LayerPlan, LayerRun, ReuseStrategy
 from fdllm.core.torch_backend import TorchBackend
 from fdllm.core.unmask import choose_greedy
 from fdllm.errors import UsageError

@@ -15,7 +15,7 @@ import fdllm
 from fdllm import strictjson, tiny
 from fdllm.cli import main
 from fdllm.core.engine import Engine, NotFiniteError, resolve
-from fdllm.core.layerplan import LayerPlan
+from fdllm.core.reuse import LayerPlan
 from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps
 from fdllm.core.schedule import Phase
 from fdllm.core.unmask import choose_sampled

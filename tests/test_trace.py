@@ -12,8 +12,7 @@ import pytest
 import fdllm
 from fdllm.core.config import Decoding, Unmask
 from fdllm.core.counts import Counts
-from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
-from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ProbePlan, ReuseStrategy
 from fdllm.core.sampler import Generation, GenerationRequest
 from fdllm.core.schedule import Phase, Step
 from fdllm.core.unmask import by_threshold

@@ -9,8 +9,8 @@ import torch
 
 from fdllm.core.checkpoint import Model, resolve_device, resolve_dtype
 from fdllm.core.config import Decoding
-from fdllm.core.layerplan import LayerPlan
 from fdllm.core.model_spec import ModelSpec
+from fdllm.core.reuse import LayerPlan
 from fdllm.core.row_task import ForwardRequest
 from fdllm.core.schedule import Phase
 from fdllm.errors import FdllmError

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from fdllm.cli.bench import BenchCommand
 from fdllm.core.engine import Engine
-from fdllm.core.layerplan import LayerPlan
+from fdllm.core.reuse import LayerPlan
 from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps
 from fdllm.core.schedule import Phase
 from fdllm.fast.kernels import Kernels

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fdllm.cli.bench import BenchCommand
-from fdllm.core.layerplan import LayerPlan, Target
-from fdllm.core.reuse import SUBSETS, PeriodicReuse, subset_bounds
+from fdllm.core.reuse import SUBSETS, LayerPlan, PeriodicReuse, Target, subset_bounds
 from fdllm.core.row_task import ForwardRequest
 from fdllm.core.schedule import Phase, Step
 from fdllm.selftest.subjects import SUB_BLOCK

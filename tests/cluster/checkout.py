@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fdllm.core.config import StrategyConfig
-from fdllm.core.layerplan import LayerPlan
+from fdllm.core.reuse import LayerPlan
 from fdllm.core.reuse import PeriodicReuse
 from fdllm.core.schedule import Step
 

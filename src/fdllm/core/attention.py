@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fdllm.core.cache import RowCache
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.layerplan import LayerPlan
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.network import rotary_table
+from fdllm.core.reuse import LayerPlan
 
 Compute = Callable[[Tensor, Sequence[int]], Tensor]
 """Carries out a plan at what is prepared: tokens, and which columns are read, to hidden states."""

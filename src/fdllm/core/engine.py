@@ -22,9 +22,9 @@ from fdllm.core.attention import AttentionBackend
 from fdllm.core.cache import RowCache
 from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding
-from fdllm.core.layerplan import LayerPlan
 from fdllm.core.model_runner import ModelRunner
 from fdllm.core.prefix_cache import PrefixPool
+from fdllm.core.reuse import LayerPlan
 from fdllm.core.row_task import NOTHING, CacheRow, Prediction, RowTask
 from fdllm.core.schedule import Phase, num_blocks
 from fdllm.core.scheduler import Batch, Running, answers_of, forward_batch, next_batches

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fdllm.core.forward_batch import ForwardBatch
-from fdllm.core.layerplan import LayerRun, PlanStep
+from fdllm.core.reuse import LayerRun, PlanStep
 from fdllm.errors import FdllmError
 
 

@@ -19,8 +19,8 @@ from fdllm.core.decoder_layer import (
     packs,
 )
 from fdllm.core.forward_batch import ForwardBatch
-from fdllm.core.layerplan import AnyPlan, LayerPlan, LayerRun, PlanStep, ProbePlan, plan_steps
 from fdllm.core.network import Network
+from fdllm.core.reuse import AnyPlan, LayerPlan, LayerRun, PlanStep, ProbePlan, plan_steps
 
 Fill = Callable[[nn.Module], None]
 """Gives a module its parameters, just ahead of their use."""

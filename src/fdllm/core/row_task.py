@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fdllm.core.cache import RowCache, Snapshot
 from fdllm.core.counts import Counts
-from fdllm.core.layerplan import AnyPlan, LayerPlan, LayerRun
 from fdllm.core.prefix_cache import ROOT
+from fdllm.core.reuse import AnyPlan, LayerPlan, LayerRun
 from fdllm.core.schedule import Phase
 
 T = TypeVar("T")

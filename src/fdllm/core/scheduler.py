@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Generic, TypeVar
 
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.layerplan import LayerPlan, ProbePlan
+from fdllm.core.reuse import LayerPlan, ProbePlan
 from fdllm.core.row_task import (
     NOTHING,
     PREFILL_CHUNK_BLOCKS,

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fdllm.core.config import Decoding
-from fdllm.core.layerplan import AnyPlan, ProbePlan
-from fdllm.core.reuse import Observation
+from fdllm.core.reuse import AnyPlan, Observation, ProbePlan
 from fdllm.core.row_task import ForwardRequest, Prediction
 
 Choose = Callable[[Tensor, int], tuple[list[int], list[float]]]

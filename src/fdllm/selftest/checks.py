@@ -29,8 +29,8 @@ from fdllm.core.attention import AttentionBackend
 from fdllm.core.checkpoint import Model
 from fdllm.core.decoder_layer import can_pack
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.layerplan import LayerPlan
 from fdllm.core.network import block_causal_mask
+from fdllm.core.reuse import LayerPlan
 from fdllm.core.sampler import generate
 from fdllm.core.scorer import score
 from fdllm.core.torch_backend import Accelerator

@@ -10,7 +10,7 @@ import torch
 
 from fdllm.core.checkpoint import Model
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.layerplan import LayerPlan
+from fdllm.core.reuse import LayerPlan
 from fdllm.core.torch_backend import Accelerator
 from fdllm.fast.cuda_graphs import RECORD_FROM
 from fdllm.selftest.subjects import SUB_BLOCK, copied, decoding_tokens

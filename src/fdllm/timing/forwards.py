@@ -13,7 +13,7 @@ from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding
 from fdllm.core.counts import Counts
 from fdllm.core.engine import Engine
-from fdllm.core.layerplan import LayerPlan
+from fdllm.core.reuse import LayerPlan
 from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps, prefill
 from fdllm.timing.interleave import Clock, Lane, Rounds, Timed, in_turn
 

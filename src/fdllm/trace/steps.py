@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fdllm.core.config import Decoding
-from fdllm.core.layerplan import LayerPlan, Target
+from fdllm.core.reuse import LayerPlan, Target
 from fdllm.runs import Run
 
 COMPUTED, REUSED, PARTIAL = "c", "r", "p"

@@ -17,7 +17,7 @@ from typing import TypeVar
 from fdllm.core.cache import Snapshot
 from fdllm.core.config import Unmask
 from fdllm.core.counts import Counts
-from fdllm.core.layerplan import LayerPlan, LayerRun, ProbePlan
+from fdllm.core.reuse import LayerPlan, LayerRun, ProbePlan
 from fdllm.core.row_task import CacheRow, ForwardRequest, Prediction, RowTask, Steps
 from fdllm.core.schedule import Phase, next_step_index
 from fdllm.trace.steps import ForwardTrace, Guess, Staleness, layer_letters
