@@ -16,15 +16,9 @@ def container_command(
 ) -> list[str]:
     """What starts ``argv`` inside an image, which sees only what it is given.
 
-    Variables go in as ``APPTAINERENV_<NAME>`` of the environment, as everyone on the machine reads
-    command lines.
-
-    Args:
-        image: the image file.
-        argv: program of the image, and its arguments.
-        binds: ``/folder`` or ``/folder:/inside[:ro]``, each visible inside.
-        gpu: bring the machine's driver in.
-        program: the command that runs images.
+    ``binds`` are ``/folder`` or ``/folder:/inside[:ro]``, each visible inside; ``gpu`` brings the
+    machine's driver in. Variables go in as ``APPTAINERENV_<NAME>`` of the environment, as everyone
+    on the machine reads command lines.
     """
     return [
         program,

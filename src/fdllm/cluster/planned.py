@@ -41,13 +41,7 @@ def plan_submissions(
 ) -> list[Submission]:
     """The arrays of some runs, one for each (experiment, task); nothing is written.
 
-    Args:
-        planner: knows where records lie.
-        runs: what is to be computed.
-        cluster: where, the flags applied.
-        num_shards: array tasks that share one run's samples.
-        results: folder given with ``--results``; None is the checkout's.
-        threads: torch's threads, or None.
+    Each run's samples are split over ``num_shards`` array tasks.
 
     Raises:
         UsageError: the image is not there, or a path cannot be written where it must stand.

@@ -92,11 +92,7 @@ def submissions_folder(paths: RunPaths) -> Path:
 
 
 def write_map(submission: Submission) -> None:
-    """Freeze what each array task does.
-
-    Raises:
-        FdllmError: the folder cannot be written.
-    """
+    """Freeze what each array task does."""
     make_folder(submission.folder)
     data = {
         "version": VERSION,
@@ -116,11 +112,7 @@ def write_map(submission: Submission) -> None:
 
 
 def write_jobs(submission: Submission) -> None:
-    """Keep what the queue calls the arrays.
-
-    Raises:
-        FdllmError: the folder cannot be written.
-    """
+    """Keep what the queue calls the arrays."""
     data = {"job_id": submission.job_id, "merge_job_id": submission.merge_job_id}
     write_json(submission.folder / JOBS, data)
 

@@ -32,11 +32,8 @@ _PATIENCE_S = 120
 def submitting(root: Path) -> Iterator[None]:
     """One sweep at a time reads the queue and submits; a second waits, then sees the first's jobs.
 
-    Args:
-        root: the logs of the checkout.
-
     Raises:
-        FdllmError: another one takes too long, or the folder cannot be written.
+        FdllmError: another one takes too long, or the logs' folder cannot be written.
     """
     make_folder(root)
     lock = FileLock(root / ".submitting", timeout=_PATIENCE_S)
@@ -60,16 +57,9 @@ def submit(
     cluster: ClusterConfig,
     forced: Sequence[Run] = (),
 ) -> list[Submission]:
-    """Hand submissions to the queue; held until their old records are out of the way.
+    """Hand submissions to the queue, and return them with their ids.
 
-    Args:
-        planner: knows where records lie.
-        submissions: from :func:`fdllm.cluster.planned.plan_submissions`.
-        cluster: where they go.
-        forced: runs whose records are moved aside once their jobs are accepted.
-
-    Returns:
-        The same, with ids.
+    Those with ``forced`` runs are held until these runs' old records are out of the way.
 
     Raises:
         FdllmError: SLURM does not take one. Of that one nothing stays behind; ahead of it are

@@ -32,9 +32,6 @@ _FETCHED = ("model", "task", "checks")
 def examine(checkup: Checkup) -> list[Finding]:
     """Check everything that the runs of a sweep need; changes nothing.
 
-    Args:
-        checkup: the runs and their place.
-
     Returns:
         One finding a check, in an order to read them in; :func:`blocking` picks those that must be
         mended first. A check that cannot be made is a finding too.
@@ -54,10 +51,8 @@ def prefetch(checkup: Checkup) -> list[Finding]:
 
     Each task is instantiated as the run will do it, so whatever it fetches on the way is fetched:
     its documents, its metric's data, ifeval's sentence tokenizer. humaneval's metric fetches
-    nothing. The proof is the check-up's own, in a fresh process, offline, without the token.
-
-    Args:
-        checkup: the runs; with an image, the same is done inside it.
+    nothing. The proof is the check-up's own, in a fresh process, offline, without the token, and
+    all of it is done in the image where there is one.
 
     Returns:
         What is proved, one finding for the model and for each task; where fetching failed, why.
@@ -89,10 +84,6 @@ def with_access(checkup: Checkup, findings: Iterable[Finding]) -> Iterator[Findi
     """The findings of a node, with the Hub's word where something gated is missing.
 
     What lies in the cache needs no token, so nobody is asked about it.
-
-    Args:
-        checkup: the runs.
-        findings: of ``task NAME`` and ``model``, as :mod:`fdllm.doctor.worker` names them.
     """
     for found in findings:
         yield found

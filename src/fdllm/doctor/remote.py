@@ -23,11 +23,9 @@ _CHECK_S = 900
 
 
 def ask_node(checkup: Checkup, mode: Mode) -> list[Finding]:
-    """Run the worker and read what it found.
+    """What the worker finds.
 
-    Args:
-        checkup: the runs and their place.
-        mode: ``check`` looks, offline and without a token; ``fetch`` fills the caches.
+    ``check`` looks, offline and without a token; ``fetch`` fills the caches.
     """
     environment = _environment(checkup, mode)
     command = [sys.executable, "-P", "-m", _WORKER, mode]

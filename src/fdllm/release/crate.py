@@ -41,15 +41,10 @@ def write_metadata(
     description: str,
     version: str,
 ) -> None:
-    """Write ``ro-crate-metadata.json``.
+    """Write ``ro-crate-metadata.json`` into a release.
 
-    Args:
-        folder: the release; its other files are there.
-        names: they, relative and with forward slashes.
-        runs: summaries by the relative folder of their record.
-        title: what the release is called.
-        description: one sentence.
-        version: of the package that made the records.
+    ``names`` are its other files, relative and with forward slashes; ``runs`` its summaries by the
+    relative folder of their record.
     """
     crate = ROCrate()
     crate.name, crate.description = title, description

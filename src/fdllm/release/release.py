@@ -58,8 +58,7 @@ def export(
 
     Raises:
         UsageError: the folder is in use.
-        FdllmError: cells are stale, invalid or mixed and nobody asked for them; a file holds a
-            token or names a folder of this machine; or the disk is full.
+        FdllmError: :func:`choose` or :func:`check_texts` refuses, or the disk is full.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already; name another folder with --out, or move it away")

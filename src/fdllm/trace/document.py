@@ -96,11 +96,7 @@ class TracingLM(EngineLM):
             on_done(i, found[0])
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:  # noqa: ARG002
-        """Whole documents are not traced.
-
-        Raises:
-            FdllmError: always.
-        """
+        """Refuse whole documents."""
         raise FdllmError(
             "requests of kind 'loglikelihood_rolling' cannot be traced; see tasks of fdllm sweep"
         )
@@ -156,7 +152,7 @@ def trace_document(
             for each that reuses, and changes no token.
 
     Raises:
-        UsageError: there is no such document, or the first-token estimator scores the task.
+        UsageError: there is no such document.
         FdllmError: documents cannot be had, or the prompt leaves no room for an answer.
     """
     with quiet():

@@ -137,10 +137,7 @@ def assemble(
 ) -> tuple[ForwardTrace, ...]:
     """The forwards of one row, in order.
 
-    Args:
-        seen: what the watcher kept.
-        block_size: columns of a block.
-        refresh_reuse: whether the strategy's step counter runs on through a REFRESH.
+    ``refresh_reuse``: the strategy's step counter runs on through a REFRESH.
     """
     forwards: list[ForwardTrace] = []
     index: int | None = None
