@@ -189,6 +189,20 @@ def test_no_two_files_have_one_name() -> None:
     assert not {name for name, number in names.items() if number > 1} - {"__init__.py"}
 
 
+def test_no_two_classes_have_one_name() -> None:
+    """Nor an alias of a type and a class: one word for one thing."""
+    homes: dict[str, set[str]] = {}
+    for module, tree in TREES.items():
+        for node in tree.body:
+            named = [node.name] if isinstance(node, ast.ClassDef) else []
+            if isinstance(node, ast.Assign):
+                named = [one.id for one in node.targets if isinstance(one, ast.Name)]
+            for name in named:
+                if re.fullmatch(r"[A-Z]+[a-z]\w*", name):
+                    homes.setdefault(name, set()).add(module)
+    assert not {name: sorted(modules) for name, modules in homes.items() if len(modules) > 1}
+
+
 def test_json_is_written_without_nan() -> None:
     """Through ``strictjson``, or by its own word; keys sorted for a hash are no file."""
     for name, tree in TREES.items():

@@ -14,14 +14,14 @@ import torch
 
 import fdllm
 from fdllm.core.reuse import ReuseStrategy
-from fdllm.fast.cuda_graphs import EXTENT_STEP, CudaGraphs, Record, cuda_graph
+from fdllm.fast.cuda_graphs import EXTENT_STEP, Capture, CudaGraphs, cuda_graph
 from models import DECODING, PROMPTS, random_model, random_prompt
 from strategies import STRATEGIES, every_strategy
 from tape import Tape
 
 
 @contextmanager
-def recording(model: fdllm.Model, record: Record) -> Iterator[None]:
+def recording(model: fdllm.Model, record: Capture) -> Iterator[None]:
     model.freeze()
     model.accelerator = CudaGraphs(record)
     try:

@@ -26,7 +26,7 @@ from fdllm.core.reuse import LayerPlan
 from fdllm.core.torch_backend import Accelerator, TorchBackend, TorchWindow
 
 Work = Callable[[], Tensor]
-Record = Callable[[Work], Work]
+Capture = Callable[[Work], Work]
 """Makes a replay of some work, which it may call as often as it likes."""
 EXTENT_STEP = 128
 """Recordings serve every extent up to the next multiple of this."""
@@ -54,7 +54,7 @@ class CudaGraphBackend(TorchBackend):
         record: makes a replay.
     """
 
-    def __init__(self, cache: RowCache, record: Record) -> None:
+    def __init__(self, cache: RowCache, record: Capture) -> None:
         super().__init__(cache)
         self._record = record
         self._recordings: dict[Hashable, _Recording] = {}
@@ -136,7 +136,7 @@ class CudaGraphs(Accelerator):
 
     name = "CUDA graphs"
 
-    def __init__(self, record: Record = cuda_graph) -> None:
+    def __init__(self, record: Capture = cuda_graph) -> None:
         self.record = record
 
     def backend(self, cache: RowCache) -> CudaGraphBackend:
