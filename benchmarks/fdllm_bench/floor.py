@@ -229,4 +229,9 @@ def _captured(work: Work) -> Work:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    return graph.replay
+    return partial(_replay, graph, work)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, _: Work) -> None:
+    """What the work reads stays as long as the graph does."""
+    graph.replay()
