@@ -86,20 +86,12 @@ def init_weights(network: Network) -> None:
             nn.init.normal_(parameter, std=0.5 * parameter.shape[1] ** -0.5)
 
 
-class Loss(nn.Module):
-    """The weighted mean cross-entropy of a batch's masked columns."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self, ids: Tensor, positions: Tensor, visible: Tensor, targets: Tensor, weights: Tensor
-    ) -> Tensor:
-        """The loss; the arguments are the fields of :class:`~tiny_training.batches.Batch`."""
-        logits = self.network.dense(ids, positions, visible)
-        each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return (each * weights.flatten()).sum() / weights.sum()
+def loss_of(network: Network, batch: dict[str, Tensor]) -> Tensor:
+    """The weighted mean cross-entropy of a :class:`Batch`'s masked columns."""
+    logits = network.dense(batch["ids"], batch["positions"], batch["visible"])
+    targets, weights = batch["targets"].flatten(), batch["weights"].flatten()
+    each = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none")
+    return (each * weights).sum() / weights.sum()
 
 
 class Trainer:
@@ -112,9 +104,8 @@ class Trainer:
         self.seconds = 0.0  # of training alone; validation is outside
         self.network = Network(files.spec())
         init_weights(self.network)
-        self.loss: nn.Module = Loss(self.network)
-        if recipe.compile:
-            self.loss.compile(dynamic=False)  # three shapes, each worth its own kernels
+        # Three shapes, each worth its own kernels.
+        self.loss = torch.compile(loss_of, dynamic=False) if recipe.compile else loss_of
         matrices = [p for p in self.network.layers.parameters() if p.dim() == _MATRIX]
         taken = {id(p) for p in matrices}
         rest = [p for p in self.network.parameters() if id(p) not in taken]
@@ -128,7 +119,10 @@ class Trainer:
         rate = self.recipe.rate(self.step)
         self.muon.param_groups[0]["lr"] = self.recipe.muon_lr * rate
         self.adamw.param_groups[0]["lr"] = self.recipe.adamw_lr * rate
-        loss = torch.stack([self.loss(*tensors(batch)) for batch in self.batches()]).sum()
+        loss = torch.zeros(())
+        for batch in self.batches():
+            arrays = {name: torch.from_numpy(array) for name, array in vars(batch).items()}
+            loss = loss + self.loss(self.network, arrays)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         for optimizer in self.optimizers:
@@ -203,21 +197,11 @@ class Trainer:
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
 
 
-def tensors(batch: Batch) -> tuple[Tensor, ...]:
-    """A batch as tensors, in the order of the loss's arguments."""
-    arrays = (batch.ids, batch.positions, batch.visible, batch.targets, batch.weights)
-    return tuple(torch.from_numpy(array) for array in arrays)
-
-
 def train(recipe: Recipe, folder: Path, log_path: Path, state_path: Path, *, resume: bool) -> None:
     """Train, log, validate, export.
 
-    Args:
-        recipe: what decides the weights.
-        folder: where the checkpoint goes, also the unfinished one at each validation.
-        log_path: a JSON line each 50 steps and at each validation.
-        state_path: the training state, written every 500 steps.
-        resume: go on from ``state_path``.
+    The log gets a line each 50 steps and at each validation, which exports too; the state is
+    written every 500 steps.
     """
     torch.set_num_threads(recipe.threads)
     trainer = Trainer(recipe)

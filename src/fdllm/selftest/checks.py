@@ -243,12 +243,7 @@ def _dense(model: Model, sequences: Sequence[tuple[int, ...]]) -> Tensor:
 def _stepped(subject: Subject, model: Model, rows: list[int], batch: int, times: int) -> Tensor:
     """The same from the caches: a PREFILL, a REFRESH, a DENOISE of the second sub-block.
 
-    Args:
-        subject: what is asked.
-        model: who is asked.
-        rows: which of the subject's.
-        batch: rows at once.
-        times: how often each step is made: recorded ones are replayed from some time on.
+    Each step is made so many times: recorded ones are replayed from some time on.
 
     Returns:
         Logits of the block's columns and then of the sub-block's, [rows, columns, vocabulary].
