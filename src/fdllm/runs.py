@@ -26,20 +26,14 @@ FREE = ("batch_size", "score_batch_size", "prefix_cache_gib", "compile")
 
 
 class Cell(Spec):
-    """One config of an experiment's grid.
+    """One config of an experiment's grid."""
 
-    Attributes:
-        name: its folder and flag; ``k2_middle`` where the grid is periods by subsets.
-        k: reuse period.
-        subset: which layers.
-        params: parameters of the strategy, on top of the experiment's.
-        decoding: decoding settings that differ from the experiment's.
-    """
-
-    name: str
-    k: int = Field(1, ge=1)
-    subset: Subset = "first"
+    name: str  # its folder and flag; ``k2_middle`` where the grid is periods by subsets
+    k: int = Field(1, ge=1)  # reuse period
+    subset: Subset = "first"  # which layers
+    # parameters of the strategy, on top of the experiment's
     params: dict[str, Any] = Field(default_factory=dict)
+    # decoding settings that differ from the experiment's
     decoding: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -58,72 +52,55 @@ class Cell(Spec):
 
 
 class ModelChoice(Spec):
-    """Which checkpoint, and where it computes.
+    """Which checkpoint, and where it computes."""
 
-    Attributes:
-        name: ``tiny``, a folder, or a Hub id.
-        revision: branch, tag or commit of a Hub id; None is its main branch.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
-    """
-
-    name: str = DEFAULT_MODEL
-    revision: str | None = None
+    name: str = DEFAULT_MODEL  # ``tiny``, a folder, or a Hub id
+    revision: str | None = None  # branch, tag or commit of a Hub id; None is its main branch
+    # ``auto``, ``float32``, ``bfloat16`` or ``float16``
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
+    device: str = "auto"  # ``auto``, ``cpu``, ``cuda``, ``cuda:N``
 
 
 class Evaluating(Spec):
-    """How a task is asked; the ``[evaluation]`` table of ``experiment.toml``.
+    """How a task is asked; the ``[evaluation]`` table of ``experiment.toml``."""
 
-    Attributes:
-        tasks: what the experiment runs; None takes the model's own list.
-        num_fewshot: worked examples ahead of each question.
-        chat_template: whether the model's chat template wraps the prompt.
-        fewshot_as_multiturn: under a chat template each worked example is a turn of its own; else
-            all of them stand in the question's.
-        instruction: where the step-by-step sentence stands in for a task's cue ("Answer:" of
-            gsm8k, "Solution:" of minerva_math): ``ending``, once, behind each question and worked
-            example; ``everywhere``, at every occurrence in the whole prompt, as the published
-            evaluation has it; ``none`` sends the harness's own words.
-        ignore_until: a task's own strings that end a text are not looked for.
-        whole_blocks: ``max_new_tokens`` of the decoding settings holds for every task, whatever
-            its definition says, and a text ends with a block:
-            ``max_new_tokens - len(prompt) % block_size`` new tokens at most.
-        stop_token: name of the one token that ends a text; None takes those of the checkpoint, or
-            ``stop_token`` of the decoding settings.
-        max_prompt_tokens: prompt and answer together, at most, where an answer is scored; a longer
-            one is an error. None is what the model holds.
-        headline: figure that goes into tables, ``metric,filter``; None takes the task's.
-        batch_size: rows at once where text is generated, or ``auto``: as many as memory holds. It
-            changes no answer and is no part of an identity; nor are the next three.
-        score_batch_size: the same where answers are scored.
-        prefix_cache_gib: memory for prompt blocks that scored requests share; 0 shares none.
-        compile: C kernels on a CPU, CUDA graphs on a GPU; None takes what pays.
-        scoring: the log-likelihood estimator.
-        fewshot_seed: seed of the choice of worked examples; the default is the harness's, so that
-            a prompt is the one that everybody else sends. Sampling has another, see
-            :class:`Decoding`.
-        allow_invalid: accept an estimator that the task makes meaningless, and say so.
-    """
-
+    # what the experiment runs; None takes the model's own list
     tasks: tuple[str, ...] | None = None
-    num_fewshot: int = Field(0, ge=0)
-    chat_template: bool = True
+    num_fewshot: int = Field(0, ge=0)  # worked examples ahead of each question
+    chat_template: bool = True  # whether the model's chat template wraps the prompt
+    # under a chat template each worked example is a turn of its own; else all of them stand in the
+    # question's
     fewshot_as_multiturn: bool = True
+    # where the step-by-step sentence stands in for a task's cue ("Answer:" of gsm8k, "Solution:" of
+    # minerva_math): ``ending``, once, behind each question and worked example; ``everywhere``, at
+    # every occurrence in the whole prompt, as the published evaluation has it; ``none`` sends the
+    # harness's own words
     instruction: Instruction = "ending"
-    ignore_until: bool = False
+    ignore_until: bool = False  # a task's own strings that end a text are not looked for
+    # ``max_new_tokens`` of the decoding settings holds for every task, whatever its definition
+    # says, and a text ends with a block: ``max_new_tokens - len(prompt) % block_size`` new tokens
+    # at most
     whole_blocks: bool = False
+    # name of the one token that ends a text; None takes those of the checkpoint, or ``stop_token``
+    # of the decoding settings
     stop_token: str | None = None
+    # prompt and answer together, at most, where an answer is scored; a longer one is an error. None
+    # is what the model holds.
     max_prompt_tokens: int | None = Field(None, ge=1)
+    # figure that goes into tables, ``metric,filter``; None takes the task's
     headline: str | None = None
+    # rows at once where text is generated, or ``auto``: as many as memory holds. It changes no
+    # answer and is no part of an identity; nor are the next three.
     batch_size: BatchSize = 1
-    score_batch_size: BatchSize = 16
+    score_batch_size: BatchSize = 16  # the same where answers are scored
+    # memory for prompt blocks that scored requests share; 0 shares none
     prefix_cache_gib: float = Field(1.0, ge=0.0)
-    compile: bool | None = None
-    scoring: Estimator = "denoise"
+    compile: bool | None = None  # C kernels on a CPU, CUDA graphs on a GPU; None takes what pays
+    scoring: Estimator = "denoise"  # the log-likelihood estimator
+    # seed of the choice of worked examples; the default is the harness's, so that a prompt is the
+    # one that everybody else sends. Sampling has another, see :class:`Decoding`.
     fewshot_seed: int = FEWSHOT_SEED
-    allow_invalid: bool = False
+    allow_invalid: bool = False  # accept an estimator that the task makes meaningless, and say so
 
     def changed(self, values: dict[str, Any]) -> Evaluating:
         """The same with other values, which are checked."""
@@ -144,37 +121,24 @@ class Evaluating(Spec):
 
 
 class Run(Spec):
-    """One run: all that decides it, before it starts.
+    """One run: all that decides it, before it starts."""
 
-    Attributes:
-        experiment: folder under ``experiments/``.
-        task: a name of :data:`fdllm.evaluate.tasks.TASKS`.
-        cell: the config.
-        model: the checkpoint.
-        limit: documents of each leaf task at most; None is all.
-        decoding: settings, the cell's overrides applied.
-        evaluating: how the task is asked.
-        subset_size: layers of the subset.
-        params: the strategy's parameters, the cell's applied.
-        preset: name of the protocol it follows; None where it is the experiment's own.
-        departures: flags that stand over the preset, as ``scoring=denoise``.
-        exceptions: where the preset differs from its evaluation all the same; said, and no part of
-            an identity.
-        code_execution: consent to run code that the model writes; no part of an identity.
-    """
-
-    experiment: str
-    task: str
-    cell: Cell
-    model: ModelChoice = ModelChoice()
-    limit: int | None = Field(None, ge=1)
-    decoding: Decoding = Decoding()
-    evaluating: Evaluating = Evaluating()
-    subset_size: int | None = None
+    experiment: str  # folder under ``experiments/``
+    task: str  # a name of :data:`fdllm.evaluate.tasks.TASKS`
+    cell: Cell  # the config
+    model: ModelChoice = ModelChoice()  # the checkpoint
+    limit: int | None = Field(None, ge=1)  # documents of each leaf task at most; None is all
+    decoding: Decoding = Decoding()  # settings, the cell's overrides applied
+    evaluating: Evaluating = Evaluating()  # how the task is asked
+    subset_size: int | None = None  # layers of the subset
+    # the strategy's parameters, the cell's applied
     params: dict[str, Any] = Field(default_factory=dict)
+    # name of the protocol it follows; None where it is the experiment's own
     preset: str | None = None
-    departures: tuple[str, ...] = ()
+    departures: tuple[str, ...] = ()  # flags that stand over the preset, as ``scoring=denoise``
+    # where the preset differs from its evaluation all the same; said, and no part of an identity
     exceptions: tuple[str, ...] = ()
+    # consent to run code that the model writes; no part of an identity
     code_execution: CodeExecution = "refused"
 
     @property
@@ -189,29 +153,18 @@ class Run(Spec):
 
 
 class Sweep(Spec):
-    """The runs of a grid, as asked for on the command line.
+    """The runs of a grid, as asked for on the command line."""
 
-    Attributes:
-        experiment: folder under ``experiments/``.
-        tasks: one or more.
-        configs: names of the cells; empty is the whole grid.
-        model: the checkpoint.
-        limit: documents of each leaf task at most; None is all.
-        evaluating: how the experiment asks its tasks.
-        preset: the protocol that stands over the experiment's settings, or None.
-        flags: what was asked for by flags: keys of :class:`Evaluating`, over everything else.
-        code_execution: consent to run code that the model writes.
-    """
-
-    experiment: str
-    tasks: tuple[str, ...] = Field(min_length=1)
-    configs: tuple[str, ...] = ()
-    model: ModelChoice = ModelChoice()
-    limit: int | None = Field(None, ge=1)
-    evaluating: Evaluating = Evaluating()
-    preset: Preset | None = None
+    experiment: str  # folder under ``experiments/``
+    tasks: tuple[str, ...] = Field(min_length=1)  # one or more
+    configs: tuple[str, ...] = ()  # names of the cells; empty is the whole grid
+    model: ModelChoice = ModelChoice()  # the checkpoint
+    limit: int | None = Field(None, ge=1)  # documents of each leaf task at most; None is all
+    evaluating: Evaluating = Evaluating()  # how the experiment asks its tasks
+    preset: Preset | None = None  # the protocol that stands over the experiment's settings, or None
+    # what was asked for by flags: keys of :class:`Evaluating`, over everything else
     flags: dict[str, Any] = Field(default_factory=dict)
-    code_execution: CodeExecution = "refused"
+    code_execution: CodeExecution = "refused"  # consent to run code that the model writes
 
     def asked(self, task: str) -> Evaluating:
         """How a task is asked: as the experiment does, under the preset, under the flags."""
