@@ -95,7 +95,7 @@ class Runner:
                         return RunOutcome(run, State.RUNNING, f"{other.shard or 'whole'}: {holder}")
                 return self._attempt(attempt, now)
         except LockedError as error:
-            return RunOutcome(run, State.RUNNING, str(error.holder or "another process"))
+            return RunOutcome(run, State.RUNNING, str(error))
 
     def _attempt(self, attempt: RunAttempt, now: CellState) -> RunOutcome:
         run = attempt.run

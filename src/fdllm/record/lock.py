@@ -34,15 +34,7 @@ class Holder:
 
 
 class LockedError(Exception):
-    """Another process works in this folder.
-
-    Attributes:
-        holder: who, where that is known.
-    """
-
-    def __init__(self, holder: Holder | None) -> None:
-        super().__init__(f"running: {holder or 'another process'}")
-        self.holder = holder
+    """Another process works in this folder; the message says which, where that is known."""
 
 
 @contextmanager
@@ -59,7 +51,7 @@ def locked(paths: RunPaths) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:  # an OSError too, but nothing is wrong with the file
-            raise LockedError(_read_holder(paths)) from None
+            raise LockedError(_read_holder(paths) or "another process") from None
     try:
         write_json(paths.holder, asdict(_myself()))
         yield
@@ -79,9 +71,7 @@ def holder_of(paths: RunPaths) -> Holder | None:
     lock = FileLock(paths.lock, timeout=0)
     try:
         lock.acquire()
-    except Timeout:
-        return holder
-    except OSError:  # somebody else's folder, read-only for us: believe the card
+    except OSError:  # a timeout, or somebody else's folder, read-only for us: believe the card
         return holder
     lock.release()
     return None

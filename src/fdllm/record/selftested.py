@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from fdllm.record.atomic import read_cache, write_cache
 from fdllm.record.identity import digest_of, source_hashes
@@ -61,14 +62,9 @@ def keep(accelerator: str | None, found: Selftested) -> None:
 
 def last(accelerator: str | None) -> Selftested | None:
     """The device's last outcome with this torch and this source; None where there is none."""
-    kept: Any = read_cache(_FILE).get(_key(accelerator))
     try:
-        return Selftested(
-            tuple(map(str, kept["failed"])),
-            tuple(map(str, kept["depends_on_batch"])),
-            {str(name): float(ratio) for name, ratio in kept["graphs"].items()},
-        )
-    except (TypeError, KeyError, ValueError, AttributeError):
+        return TypeAdapter(Selftested).validate_python(read_cache(_FILE).get(_key(accelerator)))
+    except ValidationError:
         return None
 
 
