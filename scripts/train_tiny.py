@@ -25,6 +25,7 @@ from fdllm.core.config import Decoding
 from fdllm.core.network import Network
 from fdllm.core.sampler import generate
 from fdllm.core.scorer import score
+from fdllm.fast.accelerators import accelerator_on
 from fdllm.selftest.subjects import CPU, copied
 from fdllm.tiny.vocabulary import END_ID, MASK_ID, decode, encode
 from tiny_training import files
@@ -147,7 +148,9 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Accuracy on the first rows of both validation sets, of a copy as it would be loaded."""
         spec, kind = self.network.spec, torch.float32
-        model = copied(Model(self.network, spec, None, "tiny", CPU, kind), CPU, kind)
+        model = copied(
+            Model(self.network, spec, None, "tiny", CPU, kind, accelerator_on), CPU, kind
+        )
         decoding = Decoding(
             max_new_tokens=56, threshold=0.95, stop_token=END_ID, end_token=END_ID, mask_id=MASK_ID
         )

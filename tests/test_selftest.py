@@ -1,6 +1,6 @@
 """``fdllm selftest``: right arithmetic passes, wrong arithmetic does not, and records say so.
 
-There is no GPU here: a stand-in takes the place of a graph, as in ``test_recorded.py``.
+There is no GPU here: a stand-in takes the place of a graph, as in ``test_cuda_graphs.py``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fdllm
-from fdllm.core.attention import AttentionBackend
 from fdllm.core.cache import RowCache
 from fdllm.core.config import Estimator
 from fdllm.core.forward_batch import ForwardBatch, Window
@@ -18,6 +17,7 @@ from fdllm.core.model_runner import ModelRunner
 from fdllm.core.prefix_cache import ROOT, PrefixPool
 from fdllm.core.reuse import NoReuse, ReuseStrategy
 from fdllm.core.scorer import Score
+from fdllm.core.torch_backend import TorchBackend, TorchWindow
 from fdllm.errors import UsageError
 from models import MASK, STOP, random_model, random_prompt
 from strategies import FEW
@@ -138,19 +138,22 @@ def test_prefixes_of_any_length_and_their_last_blocks_share_a_forward(
 
 
 def test_masks_of_prompts_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    backends: list[AttentionBackend[Any]] = []
-    make = AttentionBackend.__init__
+    made: list[Window] = []
+    lay_out, backends = TorchBackend._lay_out, set[TorchBackend]()  # noqa: SLF001
 
-    def spy(self: AttentionBackend[Any], cache: RowCache) -> None:
-        backends.append(self)
-        make(self, cache)
+    def spy(self: TorchBackend, window: Window) -> TorchWindow:
+        backends.add(self)
+        made.append(window)
+        return lay_out(self, window)
 
-    monkeypatch.setattr(AttentionBackend, "__init__", spy)
-    score_all([(random_prompt(n, 50 + n), [5]) for n in range(4)], "denoise", NoReuse())
+    monkeypatch.setattr(TorchBackend, "_lay_out", spy)
+    model = random_model(1)
+    model.compile(asked=False)
+    fdllm.score(model, [(random_prompt(n, 50 + n), [5]) for n in range(4)], "denoise", DECODING)
     [backend] = backends
-    kept: list[Window] = list(backend._kept)  # noqa: SLF001 - what it holds on to
-    assert kept
-    assert all(window.causal_block is None for window in kept)
+    prompts = [window for window in made if window.causal_block is not None]
+    assert prompts
+    assert backend._kept.cache_info().currsize == len(made) - len(prompts) > 0  # noqa: SLF001
 
 
 def test_a_common_text_is_prefilled_once() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -23,10 +23,9 @@ from fdllm.core.reuse import LayerPlan
 
 Compute = Callable[[Tensor, Sequence[int]], Tensor]
 """Carries out a plan at what is prepared: tokens, and which columns are read, to hidden states."""
-_MOST = 64  # windows and sizes remembered: a block has one for each sub-block, REFRESH and COMMIT
+KEPT = 64
+"""Windows and sizes remembered: a block has one for each sub-block, and REFRESH and COMMIT."""
 At = TypeVar("At")
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 
 class Norm(NamedTuple):
@@ -39,20 +38,6 @@ class Norm(NamedTuple):
 
     plain: Callable[[Tensor], Tensor]
     scale: Tensor | None
-
-
-class Kept(dict[Key, Value]):
-    """What is made when it is first asked for, and forgotten all at once where it is too much."""
-
-    def __init__(self, make: Callable[[Key], Value]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, key: Key) -> Value:
-        if len(self) >= _MOST:
-            self.clear()  # windows that are still used hold their own
-        made = self[key] = self._make(key)
-        return made
 
 
 class Workspace:
@@ -102,7 +87,7 @@ class AttentionBackend(ABC, Generic[At]):
         cos, sin = rotary_table(self.spec, cache.capacity, cache.keys.device)
         half = self.spec.head_dim // 2
         self.factors = torch.complex(cos[:, :half], sin[:, :half])[:, None]
-        self._kept = Kept(self._lay_out)
+        self._kept = lru_cache(KEPT)(self._lay_out)
         self._stand([], [])
 
     def forward(
@@ -129,7 +114,7 @@ class AttentionBackend(ABC, Generic[At]):
         """Stand at the windows of a forward, until the next call."""
         # A prompt's mask is large, and seldom comes again.
         at = [
-            self._kept[window] if window.causal_block is None else self._lay_out(window)
+            self._kept(window) if window.causal_block is None else self._lay_out(window)
             for window in batch.windows
         ]
         self._stand(at, [window.num_columns for window in batch.windows])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from fdllm.core.attention import AttentionBackend, Kept, Norm, Workspace
+from fdllm.core.attention import KEPT, AttentionBackend, Norm, Workspace
 from fdllm.core.cache import RowCache
 from fdllm.core.forward_batch import Window
 from fdllm.core.network import block_causal_mask
@@ -78,14 +79,14 @@ class TorchBackend(AttentionBackend[TorchWindow]):
 
     def __init__(self, cache: RowCache) -> None:
         super().__init__(cache)
-        self._works = Kept[int, Workspace](lambda n: Workspace(self.spec, n, cache.keys))
+        self._works = lru_cache(KEPT)(lambda n: Workspace(self.spec, n, cache.keys))
         kv = self.spec.num_kv_heads
         self._split = (self.spec.num_heads, kv, kv)
         self._groups = (kv, self.spec.num_heads // kv)
 
     def resize(self, columns: int) -> None:
         """As declared."""
-        self.work = self._works[columns]
+        self.work = self._works(columns)
 
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
         """As declared."""
@@ -152,7 +153,7 @@ class TorchBackend(AttentionBackend[TorchWindow]):
             spec.num_kv_heads,
             spec.head_dim,
         )
-        work, start = self._works[rows * columns], window.starts[0]
+        work, start = self._works(rows * columns), window.starts[0]
         among = slice(window.rows[0], window.rows[0] + rows) if window.adjacent else slice(None)
         query = work.query.view(rows, kv, -1, dim)
         if window.uniform and window.only is None and not fixed:

@@ -89,7 +89,7 @@ class CudaGraphBackend(TorchBackend):
     def _fixed(self, compute: Compute, ids: Tensor, window: Window, extent: int) -> _Recording:
         """A forward of all columns at buffers of its own."""
         at, buffer, size = self._views(window, extent, fixed=True), ids.clone(), ids.numel()
-        held = self._works[size]
+        held = self._works(size)
 
         def work() -> Tensor:
             self._stand([at], [size])

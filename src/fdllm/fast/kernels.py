@@ -15,14 +15,14 @@ import ctypes
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fdllm.core.attention import AttentionBackend, Kept, Norm, Workspace
+from fdllm.core.attention import KEPT, AttentionBackend, Norm, Workspace
 from fdllm.core.cache import RowCache
 from fdllm.core.forward_batch import Window
 from fdllm.core.model_spec import ModelSpec
@@ -172,14 +172,12 @@ class CpuKernelBackend(AttentionBackend[KernelWindow]):
     def __init__(self, cache: RowCache, kernels: Kernels) -> None:
         super().__init__(cache)
         self._kernels = kernels
-        self._works = Kept[int, KernelWorkspace](
-            lambda columns: KernelWorkspace(self.spec, columns, cache.keys)
-        )
-        self._queries = Kept[tuple[int, ...], Tensor](torch.zeros)
+        self._works = lru_cache(KEPT)(lambda n: KernelWorkspace(self.spec, n, cache.keys))
+        self._queries = lru_cache(KEPT)(lambda *shape: torch.zeros(shape))
 
     def resize(self, columns: int) -> None:
         """As declared."""
-        self.work = self._works[columns]
+        self.work = self._works(columns)
 
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
         """As declared."""
@@ -207,7 +205,7 @@ class CpuKernelBackend(AttentionBackend[KernelWindow]):
     def _lay_out(self, window: Window) -> KernelWindow:
         keys, values, spec = self.cache.keys, self.cache.values, self.spec
         columns, group = len(window.offsets), spec.num_heads // spec.num_kv_heads
-        mixed = self._works[window.num_columns].mixed
+        mixed = self._works(window.num_columns).mixed
         starts, offsets = torch.tensor(window.starts), torch.tensor(list(window.offsets))
         rows, extents = torch.tensor(window.rows), torch.tensor(window.extents)
         positions = starts[:, None] + offsets  # [rows, columns]
@@ -220,7 +218,7 @@ class CpuKernelBackend(AttentionBackend[KernelWindow]):
         factors = torch.view_as_real(self.factors[positions])  # [rows, width, 1, head dim / 2, 2]
         tiles = math.ceil(width * group / LANES)
         # Windows of one shape share them.
-        query = self._queries[len(rows), spec.num_kv_heads, tiles, spec.head_dim, LANES]
+        query = self._queries(len(rows), spec.num_kv_heads, tiles, spec.head_dim, LANES)
         struct = _Window(
             *(len(rows), width, spec.num_kv_heads, group, spec.head_dim),
             *(part.data_ptr() for part in (factors, query, keys, values)),

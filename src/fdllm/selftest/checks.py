@@ -142,6 +142,7 @@ class Tried:
     def __init__(self, subject: Subject, device: torch.device, dtype: torch.dtype) -> None:
         # The same weights in float32 as in the type: what is compared is arithmetic, not storage.
         exact = copied(copied(subject.model, CPU, dtype), CPU, torch.float32)
+        exact.compile(asked=False)
         self.subject, self.model = subject, copied(subject.model, device, dtype)
         self.logits, self.scores = _dense(exact, subject.sequences), _defined_scores(subject, exact)
         full, self.on_cpu = dtype == torch.float32, device.type == "cpu"

@@ -125,7 +125,8 @@ def copied(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
     """The same weights elsewhere or in another type, none shared, not laid out for decoding."""
     network = _empty(model.spec, device, dtype)
     network.load_state_dict(model.network.state_dict())
-    return Model(network, model.spec, model.folder, model.name, device, dtype)
+    name, accelerators = model.name, model.accelerators
+    return Model(network, model.spec, model.folder, name, device, dtype, accelerators)
 
 
 def _empty(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Network:
