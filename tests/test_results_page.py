@@ -18,10 +18,9 @@ from fdllm.plan import CellState
 from fdllm.report.build import Report, make_report
 from fdllm.report.results_md import render_results, render_section
 from fdllm.report.table import (
-    check_lines,
+    cell_checks,
     figures_table,
     heading,
-    twins_agree,
 )
 from fdllm.runs import Sweep
 from stubs import (
@@ -204,7 +203,7 @@ def test_agreement_that_should_not_be_is_told(root: Path) -> None:
         "task"
     )
     assert f"- {said}" in page(root)
-    assert said in [line.plain for line in check_lines(states(root))]
+    assert said in [f"{one.mark} {one.text}" for one in cell_checks(states(root))]
 
 
 def test_a_smoke_test_says_so_twice(root: Path) -> None:
@@ -234,8 +233,7 @@ def test_records_that_do_not_belong_together_make_no_table(root: Path, at: int) 
     assert "documents differs" in str(table.caption)
     shown = [list(column.cells) for column in table.columns]
     assert not any(str(figure) for column in shown[1:-1] for figure in column)
-    assert check_lines(cells) == []
-    assert twins_agree(cells)
+    assert cell_checks(cells) == []
 
 
 # --- in the terminal ------------------------------------------------------------------------------
@@ -278,13 +276,12 @@ def test_states_in_the_terminal(root: Path) -> None:
 
 
 def test_twins_that_differ_fail_the_check(root: Path) -> None:
-    assert twins_agree(states(root))
+    assert [one.kind for one in cell_checks(states(root))] == ["twins"]
     odd = StubMachine(answer=lambda _, doc: "odd" if doc == 3 else f"1: {doc}")
     do_run(root, make_run(root, "k1_last"), odd, force=True)
     cells = states(root)
-    assert not twins_agree(cells)
-    (line,) = check_lines(cells)
-    assert line.plain == (
+    (found,) = cell_checks(cells)
+    assert f"{found.mark} {found.text}" == (
         "✗ k1_first, k1_last are one computation, yet 1 of 5 samples differ: "
         "tiny_arithmetic row 3: k1_first against k1_last"
     )

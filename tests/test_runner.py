@@ -13,7 +13,7 @@ from fdllm.errors import UsageError
 from fdllm.evaluate.runner import Runner
 from fdllm.plan import State
 from fdllm.record.summary import read_summary
-from fdllm.report.table import check_lines
+from fdllm.report.table import cell_checks
 from fdllm.runs import ModelChoice, Run
 from stubs import (
     NUM_DOCS,
@@ -122,7 +122,7 @@ def test_a_few_rows_without_reuse_are_a_record_with_a_warning(root: Path) -> Non
     assert cell.summary is not None
     [guard] = [guard for guard in cell.summary.guards if not guard.passed]
     assert (guard.name, guard.level) == ("reuse counters", "warning")
-    assert check_lines([cell])[0].plain == f"! k2_middle: {cell.reason}"
+    assert cell_checks([cell])[0].text == f"k2_middle: {cell.reason}"
 
 
 @pytest.mark.parametrize(("limit", "level"), [(None, None), (None, "warning"), (5, "error")])

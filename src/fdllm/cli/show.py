@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from rich.console import Console
+from rich.text import Text
 
 from fdllm import strictjson
 from fdllm.cli.output import console, say
@@ -16,10 +17,11 @@ from fdllm.evaluate.attempt import RunOutcome
 from fdllm.plan import SETTLED, CellState, State
 from fdllm.record.paths import TaskFolder
 from fdllm.report.grid import overlap_sentence
-from fdllm.report.table import check_lines, figures_table, heading, twins_agree
+from fdllm.report.table import cell_checks, figures_table, heading
 from fdllm.runs import home_model
 
 JSON_VERSION = 1
+_COLOURS = {"✓": "green", "✗": "red", "!": "yellow"}
 
 
 def by_task(cells: Sequence[CellState]) -> Iterator[list[CellState]]:
@@ -39,23 +41,30 @@ def print_json(cells: Sequence[CellState]) -> None:
     say(strictjson.dumps(data, indent=2))
 
 
-def cells(cells: Sequence[CellState], *, as_json: bool) -> None:
-    """Figures of every cell, the A/A check, and how many are done."""
+def cells(cells: Sequence[CellState], *, as_json: bool) -> bool:
+    """Figures of every cell, the A/A check, and how many are done.
+
+    Returns:
+        Whether the A/A check holds.
+    """
+    groups = [(group, cell_checks(group)) for group in by_task(cells)]
+    agree = not any(one.kind == "twins-differ" for _, found in groups for one in found)
     if as_json:
         print_json(cells)
-        return
+        return agree
     out = console()
-    for group in by_task(cells):
+    for group, found in groups:
         out.print(heading(group), style="bold", markup=False, highlight=False)
         out.print(figures_table(group))
-        for line in check_lines(group):
-            out.print(line)
+        for one in found:
+            out.print(Text(f"{one.mark} {one.text}", style=_COLOURS[one.mark]))
         for cell in group:
             if cell.state not in SETTLED:
                 reason = f"  {cell.run.cell.name} {cell.state.value}: {cell.reason}"
                 out.print(reason, style="yellow", markup=False, highlight=False)
         out.print()
     out.print(tally(cells))
+    return agree
 
 
 def plan(cells: Sequence[CellState], work: Sequence[PlannedCell], *, as_json: bool) -> None:
@@ -142,11 +151,11 @@ def verdict(code: int) -> None:
     )
 
 
-def exit_code(cells: Sequence[CellState], outcomes: Sequence[RunOutcome]) -> int:
+def exit_code(cells: Sequence[CellState], outcomes: Sequence[RunOutcome], *, agree: bool) -> int:
     """1 where a run failed, a cell is broken, or the A/A check does not hold; else 0."""
     failed = any(outcome.state is State.FAILED for outcome in outcomes)
     broken = any(cell.state in (State.FAILED, State.INVALID) for cell in cells)
-    return int(failed or broken or not all(twins_agree(group) for group in by_task(cells)))
+    return int(failed or broken or not agree)
 
 
 def tally(cells: Sequence[CellState]) -> str:

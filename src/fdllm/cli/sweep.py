@@ -146,10 +146,10 @@ def _compute(
         show.nothing_to_do(request.states(), as_json=options.json)
     outcomes = _execute(request.planner, work, options.threads)
     cells = request.states()
-    show.cells(cells, as_json=options.json)
+    agree = show.cells(cells, as_json=options.json)
     if isinstance(options, SweepCommand) and not options.json:
         show.what_is_left(cells)
-    return show.exit_code(cells, outcomes)
+    return show.exit_code(cells, outcomes, agree=agree)
 
 
 # --- on this machine ------------------------------------------------------------------------------

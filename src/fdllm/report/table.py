@@ -10,7 +10,7 @@ from rich.text import Text
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Headline, Summary
 from fdllm.report.columns import Column, Table
-from fdllm.report.grid import mixtures, twins
+from fdllm.report.grid import GridFinding, mixtures
 from fdllm.report.records import Record, finished
 
 _STYLE = {
@@ -151,17 +151,9 @@ def with_interval(headline: Headline) -> str:
     return percent(headline.value) if interval is None else interval.shown(100, ".1f", " %")
 
 
-def check_lines(cells: Sequence[CellState]) -> list[Text]:
-    """The A/A check and the other findings of one task, a line each."""
+def cell_checks(cells: Sequence[CellState]) -> list[GridFinding]:
+    """The A/A check and the other findings of one task; none where its cells do not compare."""
     from fdllm.report.speed import checks  # noqa: PLC0415 - scipy; each command imports this
 
     records = finished(cells)
-    colours = {"✓": "green", "✗": "red", "!": "yellow"}
-    found = [] if mixtures(records) else checks(records)
-    return [Text(f"{one.mark} {one.text}", colours[one.mark]) for one in found]
-
-
-def twins_agree(cells: Sequence[CellState]) -> bool:
-    """Whether the A/A check of one task holds, or there is nothing to check."""
-    records = finished(cells)
-    return bool(mixtures(records)) or not any(pair.differing for pair in twins(records))
+    return [] if mixtures(records) else checks(records)
