@@ -79,7 +79,7 @@ LIGHT = (
 )
 HEAVY = {"torch", "transformers", "lm_eval", "datasets"}
 MAX_LINES = 400
-FOLDERS = ("src", "tests", "benchmarks", "experiments", "sbatch", ".ci")
+FOLDERS = ("src", "tests", "benchmarks", "scripts", "experiments", "sbatch", ".ci")
 CODE = {".py", ".c", ".sh", ".toml", ".def", ""}
 
 TREES = modules()
