@@ -32,17 +32,11 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What a file says of one of its tensors.
+    """What a file says of one of its tensors."""
 
-    Attributes:
-        file: where it lies.
-        dtype: the format's name of its type, such as ``BF16``.
-        shape: its size.
-    """
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
+    file: Path  # where it lies
+    dtype: str  # the format's name of its type, such as ``BF16``
+    shape: tuple[int, ...]  # its size
 
 
 def local_folder(name: str) -> Path | None:

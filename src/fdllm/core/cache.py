@@ -20,19 +20,12 @@ from fdllm.core.model_spec import ModelSpec
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A row's current block: what has to come back before another continuation is tried.
+    """A row's current block: what has to come back before another continuation is tried."""
 
-    Attributes:
-        length: tokens of the prefix.
-        keys: the block cache's keys [layers, kv heads, block, head dim].
-        values: its values.
-        outputs: what the layer outputs' cache held.
-    """
-
-    length: int
-    keys: Tensor
-    values: Tensor
-    outputs: SavedOutputs
+    length: int  # tokens of the prefix
+    keys: Tensor  # the block cache's keys [layers, kv heads, block, head dim]
+    values: Tensor  # its values
+    outputs: SavedOutputs  # what the layer outputs' cache held
 
 
 class RowCache:

@@ -28,27 +28,17 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass
 class Model:
-    """A loaded checkpoint: the network, its shape, and where it came from.
+    """A loaded checkpoint: the network, its shape, and where it came from."""
 
-    Attributes:
-        network: the weights, in evaluation mode.
-        spec: the shape; ``spec.mask_id`` may have been found in the tokenizer.
-        folder: where the files lie on this machine.
-        name: what the user asked for.
-        device: where the weights are.
-        dtype: their type.
-        accelerators: what decoding may take besides torch's kernels; none by default.
-        accelerator: what it takes, as :meth:`compile` has chosen.
-    """
-
-    network: Network
-    spec: ModelSpec
-    folder: Path | None
-    name: str
-    device: torch.device
-    dtype: torch.dtype
+    network: Network  # the weights, in evaluation mode
+    spec: ModelSpec  # the shape; ``spec.mask_id`` may have been found in the tokenizer
+    folder: Path | None  # where the files lie on this machine
+    name: str  # what the user asked for
+    device: torch.device  # where the weights are
+    dtype: torch.dtype  # their type
+    # what decoding may take besides torch's kernels; none by default
     accelerators: Accelerators = no_accelerator
-    accelerator: Accelerator = field(init=False)
+    accelerator: Accelerator = field(init=False)  # what it takes, as :meth:`compile` has chosen
     _runner: ModelRunner | None = field(default=None, init=False, repr=False)
     _tokenizer: Any = field(default=None, repr=False)
 

@@ -9,27 +9,20 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Window:
-    """As many positions of each of some rows.
+    """As many positions of each of some rows."""
 
-    Attributes:
-        rows: of the cache.
-        starts: first position written, one a row.
-        width: positions written, the same for all rows.
-        extents: keys visible to every query of the row: positions ``0 .. extent - 1``.
-        causal_block: block size where queries see only their own and earlier blocks *within* the
-            window (PREFILL of several blocks); None where they see all of it.
-        stores: whether a plan's runs are stored for these columns.
-        first_columns: the block's column that each row's window begins at; all 0 by default.
-        only: offsets inside the window, where not all of its columns are computed.
-    """
-
-    rows: tuple[int, ...]
-    starts: tuple[int, ...]
-    width: int
+    rows: tuple[int, ...]  # of the cache
+    starts: tuple[int, ...]  # first position written, one a row
+    width: int  # positions written, the same for all rows
+    # keys visible to every query of the row: positions ``0 .. extent - 1``.
     extents: tuple[int, ...]
+    # block size where queries see only their own and earlier blocks *within* the window (PREFILL of
+    # several blocks); None where they see all of it
     causal_block: int | None = None
-    stores: bool = True
+    stores: bool = True  # whether a plan's runs are stored for these columns
+    # the block's column that each row's window begins at; all 0 by default
     first_columns: tuple[int, ...] = ()
+    # offsets inside the window, where not all of its columns are computed
     only: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:

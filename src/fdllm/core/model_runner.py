@@ -32,16 +32,11 @@ def nothing(_: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Forwarded:
-    """What came of a forward.
+    """What came of a forward."""
 
-    Attributes:
-        hidden: the last hidden states of the columns that are read, normed, [reads, hidden].
-        plan: the plan that was carried out; where a probe chose, the one it chose.
-        change: the relative change that a probe measured; None where there was none.
-    """
-
-    hidden: Tensor
-    plan: LayerPlan
+    hidden: Tensor  # the last hidden states of the columns that are read, normed, [reads, hidden]
+    plan: LayerPlan  # the plan that was carried out; where a probe chose, the one it chose
+    # the relative change that a probe measured; None where there was none
     change: float | None = None
 
 

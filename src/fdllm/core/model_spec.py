@@ -7,42 +7,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Qwen2.5's architecture with blocks, as docs/algorithm.md 3 fixes it.
+    """Qwen2.5's architecture with blocks, as docs/algorithm.md 3 fixes it."""
 
-    Attributes:
-        vocab_size: rows of the embedding and of the head.
-        hidden_size: width of the hidden state.
-        num_layers: transformer layers.
-        num_heads: query heads.
-        num_kv_heads: key and value heads; ``num_heads`` is a multiple of it.
-        intermediate_size: width of the SwiGLU.
-        max_positions: longest sequence, in tokens.
-        rope_theta: base of the rotary embedding.
-        rms_norm_eps: epsilon of every RMSNorm.
-        tie_embeddings: True where the head is the embedding's transpose.
-        block_size: tokens of a block.
-        block_is_fixed: the checkpoint names its block, so that decoding has no choice of another.
-        mask_id: the mask token; None where the checkpoint names none.
-        stop_tokens: end-of-sequence tokens, perhaps none. Of a loaded checkpoint the tokenizer's
-            own stands first: the one that the published score puts behind a target.
-        pad_id: the padding token, if any.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    intermediate_size: int
-    max_positions: int = 32768
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
-    tie_embeddings: bool = False
-    block_size: int = 32
+    vocab_size: int  # rows of the embedding and of the head
+    hidden_size: int  # width of the hidden state
+    num_layers: int  # transformer layers
+    num_heads: int  # query heads
+    num_kv_heads: int  # key and value heads; ``num_heads`` is a multiple of it
+    intermediate_size: int  # width of the SwiGLU
+    max_positions: int = 32768  # longest sequence, in tokens
+    rope_theta: float = 1e6  # base of the rotary embedding
+    rms_norm_eps: float = 1e-6  # epsilon of every RMSNorm
+    tie_embeddings: bool = False  # True where the head is the embedding's transpose
+    block_size: int = 32  # tokens of a block
+    # the checkpoint names its block, so that decoding has no choice of another
     block_is_fixed: bool = False
-    mask_id: int | None = None
+    mask_id: int | None = None  # the mask token; None where the checkpoint names none
+    # end-of-sequence tokens, perhaps none. Of a loaded checkpoint the tokenizer's own stands first:
+    # the one that the published score puts behind a target.
     stop_tokens: tuple[int, ...] = ()
-    pad_id: int | None = None
+    pad_id: int | None = None  # the padding token, if any
 
     @property
     def head_dim(self) -> int:

@@ -22,46 +22,32 @@ PREFILL_CHUNK_BLOCKS = 16
 
 @dataclass(frozen=True)
 class ForwardRequest:
-    """One forward that a row needs.
+    """One forward that a row needs."""
 
-    Attributes:
-        phase: what it is for. PREFILL and COMMIT move the row's prefix on by ``len(ids)``.
-        ids: tokens fed; whole blocks for PREFILL.
-        plan: what each layer does.
-        start: the block's column that ``ids[0]`` stands at.
-        read: indices into ``ids`` whose logits are read. Logits at i predict column i + 1.
-        targets: for each read, the tokens whose log-probabilities are wanted.
-        lazy: of a PREFILL that reads nothing: another request follows whatever comes of this one,
-            so that the row may be told to go on before it is carried out, and one forward serves
-            both.
-    """
-
-    phase: Phase
-    ids: tuple[int, ...]
-    plan: AnyPlan
-    start: int = 0
+    phase: Phase  # what it is for. PREFILL and COMMIT move the row's prefix on by ``len(ids)``.
+    ids: tuple[int, ...]  # tokens fed; whole blocks for PREFILL
+    plan: AnyPlan  # what each layer does
+    start: int = 0  # the block's column that ``ids[0]`` stands at
+    # indices into ``ids`` whose logits are read. Logits at i predict column i + 1.
     read: tuple[int, ...] = ()
+    # for each read, the tokens whose log-probabilities are wanted
     targets: tuple[tuple[int, ...], ...] = ()
+    # of a PREFILL that reads nothing: another request follows whatever comes of this one, so that
+    # the row may be told to go on before it is carried out, and one forward serves both
     lazy: bool = False
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one row's logits say at the columns that were read.
+    """What one row's logits say at the columns that were read."""
 
-    Attributes:
-        tokens: the chosen token of each column, never the mask token.
-        confidence: its softmax probability.
-        logprobs: for each column read, the log-probabilities of the tokens asked for.
-        plan: the plan that a probe chose; None where the plan asked for had none.
-        change: what the probe measured.
-    """
-
-    tokens: tuple[int, ...]
-    confidence: tuple[float, ...]
+    tokens: tuple[int, ...]  # the chosen token of each column, never the mask token
+    confidence: tuple[float, ...]  # its softmax probability
+    # for each column read, the log-probabilities of the tokens asked for
     logprobs: tuple[tuple[float, ...], ...] = ()
+    # the plan that a probe chose; None where the plan asked for had none
     plan: LayerPlan | None = None
-    change: float | None = None
+    change: float | None = None  # what the probe measured
 
 
 NOTHING = Prediction((), ())
@@ -105,23 +91,15 @@ Steps = Generator[ForwardRequest, Prediction, T]
 
 @dataclass
 class RowTask(Generic[T]):
-    """One row: its algorithm and what it has cost so far.
+    """One row: its algorithm and what it has cost so far."""
 
-    Attributes:
-        steps: the algorithm; its return value is the row's result.
-        capacity: positions it may write.
-        rng: generator for sampling, the row's own; None where greedy.
-        number: of the text or pair that it answers, of several the first; named in an error.
-        counts: forwards and layer calls so far.
-        seconds: this row's share of model time so far.
-    """
-
+    # the algorithm; its return value is the row's result
     steps: Callable[[RowTask[T], CacheRow], Steps[T]]
-    capacity: int
-    rng: torch.Generator | None = None
-    number: int = 0
-    counts: Counts = field(default_factory=Counts)
-    seconds: float = 0.0
+    capacity: int  # positions it may write
+    rng: torch.Generator | None = None  # generator for sampling, the row's own; None where greedy
+    number: int = 0  # of the text or pair that it answers, of several the first; named in an error
+    counts: Counts = field(default_factory=Counts)  # forwards and layer calls so far
+    seconds: float = 0.0  # this row's share of model time so far
 
 
 class ForwardHook(Protocol):

@@ -25,40 +25,25 @@ T = TypeVar("T")
 
 @dataclass
 class Running(Generic[T]):
-    """A row that runs.
+    """A row that runs."""
 
-    Attributes:
-        index: its task's place in the list of tasks.
-        task: the task.
-        row: its row of the cache.
-        steps: the algorithm, which waits for the answer to ``request``.
-        request: the forward it waits for.
-        tail: what it asks for behind a lazy ``request``, where it has been told to go on.
-        waited: forwards since it asked.
-    """
-
-    index: int
-    task: RowTask[T]
-    row: CacheRow
-    steps: Steps[T]
-    request: ForwardRequest
+    index: int  # its task's place in the list of tasks
+    task: RowTask[T]  # the task
+    row: CacheRow  # its row of the cache
+    steps: Steps[T]  # the algorithm, which waits for the answer to ``request``
+    request: ForwardRequest  # the forward it waits for
+    # what it asks for behind a lazy ``request``, where it has been told to go on
     tail: ForwardRequest | None = None
-    waited: int = 0
+    waited: int = 0  # forwards since it asked
 
 
 @dataclass(frozen=True)
 class Scheduled(Generic[T]):
-    """A request in a forward.
+    """A request in a forward."""
 
-    Attributes:
-        running: who asks.
-        request: for what.
-        ahead: columns of the same row ahead of it in the forward.
-    """
-
-    running: Running[T]
-    request: ForwardRequest
-    ahead: int = 0
+    running: Running[T]  # who asks
+    request: ForwardRequest  # for what
+    ahead: int = 0  # columns of the same row ahead of it in the forward
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -252,13 +252,9 @@ class EngineLM(RequestLM):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device: evaluates runs, and says what it is.
+    """A model on its device: evaluates runs, and says what it is."""
 
-    Attributes:
-        model: from :func:`fdllm.load_model`.
-    """
-
-    model: Model
+    model: Model  # from :func:`fdllm.load_model`
 
     @classmethod
     def load(cls, choice: ModelChoice, threads: int | None = None) -> LoadedModel:

@@ -72,15 +72,11 @@ NOWHERE = _Nowhere()
 
 @dataclass(frozen=True)
 class Part:
-    """Which of a run's documents an evaluation answers, and until when.
+    """Which of a run's documents an evaluation answers, and until when."""
 
-    Attributes:
-        shard: the documents; None is all of them.
-        go_on: asked before a request is begun. Where it says no, those in flight are finished and
-            the evaluation ends with :class:`EndedEarly`.
-    """
-
-    shard: Shard | None = None
+    shard: Shard | None = None  # the documents; None is all of them
+    # asked before a request is begun. Where it says no, those in flight are finished and the
+    # evaluation ends with :class:`EndedEarly`.
     go_on: Callable[[], bool] = lambda: True
 
     def select(self, requests: Sequence[T], document: Callable[[T], object]) -> list[T]:
@@ -108,45 +104,29 @@ class ShardAnswered(Exception):  # noqa: N818 - nothing is wrong
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended.
+    """How a run ended."""
 
-    Attributes:
-        run: the run.
-        state: ``done``, ``failed``, ``partial`` (asked to end early; it goes on from there),
-            ``running`` (somebody else has it) or ``not-applicable``.
-        reason: why, where it is not done.
-        log: the log of a failure.
-        num_computed: requests computed by this attempt.
-        summary: the record; None for a shard, which writes none.
-    """
-
-    run: Run
+    run: Run  # the run
+    # ``done``, ``failed``, ``partial`` (asked to end early; it goes on from there), ``running``
+    # (somebody else has it) or ``not-applicable``
     state: State
-    reason: str = ""
-    log: str | None = None
-    num_computed: int = 0
-    summary: Summary | None = None
+    reason: str = ""  # why, where it is not done
+    log: str | None = None  # the log of a failure
+    num_computed: int = 0  # requests computed by this attempt
+    summary: Summary | None = None  # the record; None for a shard, which writes none
 
 
 @dataclass
 class RunAttempt:
-    """One call of :meth:`fdllm.evaluate.runner.Runner.run`.
+    """One call of :meth:`fdllm.evaluate.runner.Runner.run`."""
 
-    Attributes:
-        run: the run.
-        paths: its files, or a shard's.
-        part: which documents, and until when.
-        merge: shards whose answers make the record, computing none; None where it computes.
-        force: everything is computed anew.
-        journal: of its answers, once it is open.
-    """
-
-    run: Run
-    paths: RunPaths
-    part: Part
+    run: Run  # the run
+    paths: RunPaths  # its files, or a shard's
+    part: Part  # which documents, and until when
+    # shards whose answers make the record, computing none; None where it computes
     merge: int | None = None
-    force: bool = False
-    journal: Journal | None = None
+    force: bool = False  # everything is computed anew
+    journal: Journal | None = None  # of its answers, once it is open
 
     def outcome(
         self, state: State, reason: str, summary: Summary | None = None, log: str | None = None

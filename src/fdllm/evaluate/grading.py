@@ -26,19 +26,12 @@ Answers = Mapping[str, Mapping[int, str]]  # leaf task, document, text
 
 @dataclass(frozen=True)
 class Grade:
-    """What answers are worth.
+    """What answers are worth."""
 
-    Attributes:
-        metric: the task's headline, ``metric,filter``.
-        value: its value.
-        metrics: all of the task's figures.
-        num_samples: documents with an answer; the others are left out.
-    """
-
-    metric: str
-    value: float
-    metrics: dict[str, float]
-    num_samples: int
+    metric: str  # the task's headline, ``metric,filter``
+    value: float  # its value
+    metrics: dict[str, float]  # all of the task's figures
+    num_samples: int  # documents with an answer; the others are left out
 
 
 class _AnswersLM(LM):  # type: ignore[misc] # lm-eval is untyped

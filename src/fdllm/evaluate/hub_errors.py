@@ -23,17 +23,12 @@ _UNREACHED = frozenset(
 
 @dataclass(frozen=True)
 class Access:
-    """What the Hub says of a repository to the token at hand.
+    """What the Hub says of a repository to the token at hand."""
 
-    Attributes:
-        state: ``granted``, ``refused``, or ``unknown`` where the Hub did not answer.
-        found: what was found, as a sentence without its end.
-        remedy: what to do, with the address to visit; empty where access is granted.
-    """
-
+    # ``granted``, ``refused``, or ``unknown`` where the Hub did not answer
     state: Literal["granted", "refused", "unknown"]
-    found: str
-    remedy: str = ""
+    found: str  # what was found, as a sentence without its end
+    remedy: str = ""  # what to do, with the address to visit; empty where access is granted
 
 
 def ask_access(repo: str, kind: Literal["dataset", "model"]) -> Access:

@@ -22,29 +22,20 @@ from fdllm.runs import Run
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """What an evaluation found."""
 
-    Attributes:
-        results: the harness's results, JSON-able; written as ``results.json``. Groups carry their
-            own metrics and those of every subject.
-        samples: one mapping a document, sorted by task and document; lines of ``samples.jsonl``.
-        headline: the key of the task's headline metric.
-        value: its value.
-        dataset: SHA-256 over the documents used, in order.
-        task_versions: the harness's version of every task and group.
-        num_documents: documents evaluated.
-        entries: journal entries of the answers, in the order asked.
-        metrics: all of the task's figures, by ``metric,filter``.
-    """
-
+    # the harness's results, JSON-able; written as ``results.json``. Groups carry their own metrics
+    # and those of every subject.
     results: dict[str, Any]
+    # one mapping a document, sorted by task and document; lines of ``samples.jsonl``
     samples: list[dict[str, Any]]
-    headline: str
-    value: float
-    dataset: str
-    task_versions: dict[str, Any]
-    num_documents: int
-    entries: list[dict[str, Any]]
+    headline: str  # the key of the task's headline metric
+    value: float  # its value
+    dataset: str  # SHA-256 over the documents used, in order
+    task_versions: dict[str, Any]  # the harness's version of every task and group
+    num_documents: int  # documents evaluated
+    entries: list[dict[str, Any]]  # journal entries of the answers, in the order asked
+    # all of the task's figures, by ``metric,filter``
     metrics: dict[str, float] = field(default_factory=dict)
 
 

@@ -23,35 +23,21 @@ _KNOWN_ARGUMENTS = ("until", "do_sample", "temperature", *_LENGTH_NAMES)
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """One request of the harness, tokenised.
+    """One request of the harness, tokenised."""
 
-    Attributes:
-        key: its identity inside a run, stable across restarts, see :func:`request_key`.
-        task: the leaf task.
-        doc_id: the document's number.
-        index: the request's number within the document (its choice).
-        doc: the document the prompt was made of.
-        prompt: the prompt's text.
-        tokens: the prompt's tokens; for a log-likelihood, the tokens ahead of the target.
-        target: text to score; None where text is generated.
-        target_tokens: its tokens.
-        until: strings that end the text.
-        max_new_tokens: new tokens at most; 0 where nothing is generated.
-        seed: seed of a repeated request where sampling is on.
-    """
-
-    key: str
-    task: str
-    doc_id: int
-    index: int
-    doc: Mapping[str, Any]
-    prompt: str
+    key: str  # its identity inside a run, stable across restarts, see :func:`request_key`
+    task: str  # the leaf task
+    doc_id: int  # the document's number
+    index: int  # the request's number within the document (its choice)
+    doc: Mapping[str, Any]  # the document the prompt was made of
+    prompt: str  # the prompt's text
+    # the prompt's tokens; for a log-likelihood, the tokens ahead of the target
     tokens: tuple[int, ...]
-    target: str | None = None
-    target_tokens: tuple[int, ...] = ()
-    until: tuple[str, ...] = ()
-    max_new_tokens: int = 0
-    seed: int | None = None
+    target: str | None = None  # text to score; None where text is generated
+    target_tokens: tuple[int, ...] = ()  # its tokens
+    until: tuple[str, ...] = ()  # strings that end the text
+    max_new_tokens: int = 0  # new tokens at most; 0 where nothing is generated
+    seed: int | None = None  # seed of a repeated request where sampling is on
 
     @property
     def document(self) -> tuple[str, int]:

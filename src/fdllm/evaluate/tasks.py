@@ -21,45 +21,36 @@ _DEFINITION_SUFFIXES = (".yaml", ".yml", ".py", ".jsonl", ".json")
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What the project knows of a task.
+    """What the project knows of a task."""
 
-    Attributes:
-        name: the harness's name of the task or group.
-        kind: ``generate`` writes text, ``loglikelihood`` ranks choices.
-        headline: the key of the figure that goes into a table, as the harness writes it:
-            ``metric,filter``.
-        max_new_tokens: new tokens a row may have (1 where nothing is generated): room enough that
-            a right answer is never cut. A limit in the task's own definition takes precedence.
-        description: one line for people.
-        dataset: where the documents live on the Hub; None where they are in the package.
-        sources: files and folders of the definition, inside the harness's ``tasks``, or inside
-            the package's own where ``dataset`` is None.
-        gated: whether the Hub asks for a token and for agreement to the dataset's conditions.
-        cluster_by: ``subject`` where the task is a group of subjects.
-        one_token: whether its choices are letters: one token each, so that ``chain`` scores them
-            in one forward.
-        runs_code: whether its metric runs programs that the model wrote, so that it needs consent.
-        solution: field of a document that holds a text which is scored as right; an oracle
-            answers with it. None where the target itself is such a text.
-        boxed: field of a document with the answer that ``boxed_match`` compares a box with; None
-            where no box is asked for.
-        is_usual: whether it is meant where no task is named; variants of a task are not.
-    """
-
-    name: str
+    name: str  # the harness's name of the task or group
+    # ``generate`` writes text, ``loglikelihood`` ranks choices
     kind: Literal["generate", "loglikelihood"]
+    # the key of the figure that goes into a table, as the harness writes it: ``metric,filter``
     headline: str
+    # new tokens a row may have (1 where nothing is generated): room enough that a right answer is
+    # never cut. A limit in the task's own definition takes precedence.
     max_new_tokens: int
-    description: str
+    description: str  # one line for people
+    # where the documents live on the Hub; None where they are in the package
     dataset: str | None = None
+    # files and folders of the definition, inside the harness's ``tasks``, or inside the package's
+    # own where ``dataset`` is None
     sources: tuple[str, ...] = ()
+    # whether the Hub asks for a token and for agreement to the dataset's conditions
     gated: bool = False
-    cluster_by: str | None = None
+    cluster_by: str | None = None  # ``subject`` where the task is a group of subjects
+    # whether its choices are letters: one token each, so that ``chain`` scores them in one forward
     one_token: bool = False
+    # whether its metric runs programs that the model wrote, so that it needs consent
     runs_code: bool = False
+    # field of a document that holds a text which is scored as right; an oracle answers with it.
+    # None where the target itself is such a text.
     solution: str | None = None
+    # field of a document with the answer that ``boxed_match`` compares a box with; None where no
+    # box is asked for
     boxed: str | None = None
-    is_usual: bool = True
+    is_usual: bool = True  # whether it is meant where no task is named; variants of a task are not
 
 
 _ALL = (
@@ -197,17 +188,11 @@ system sent ``\boxed{{}}`` (a format string that nobody formatted), which is ano
 
 @dataclass(frozen=True)
 class PromptRule:
-    """Replace the words a question ends with; part of a task's definition hash.
+    """Replace the words a question ends with; part of a task's definition hash."""
 
-    Attributes:
-        ending: what the harness's text of a document ends with.
-        instruction: what stands there instead.
-        everywhere: whether it stands in for every other occurrence in a prompt too.
-    """
-
-    ending: str
-    instruction: str
-    everywhere: bool = False
+    ending: str  # what the harness's text of a document ends with
+    instruction: str  # what stands there instead
+    everywhere: bool = False  # whether it stands in for every other occurrence in a prompt too
 
     def apply(self, text: str) -> str:
         """The text of a document as it is sent.

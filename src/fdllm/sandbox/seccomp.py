@@ -147,15 +147,10 @@ Op = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 @dataclass(frozen=True)
 class Arch:
-    """A processor's face to the filter.
+    """A processor's face to the filter."""
 
-    Attributes:
-        column: of the tables above.
-        audit: the kernel's number of the architecture, which every call carries.
-    """
-
-    column: int
-    audit: int
+    column: int  # of the tables above
+    audit: int  # the kernel's number of the architecture, which every call carries
 
 
 ARCHS = {"x86_64": Arch(0, 0xC000003E), "aarch64": Arch(1, 0xC00000B7)}

@@ -20,27 +20,18 @@ _LANDLOCK_VERSION = 444  # landlock_create_ruleset, asked for its version
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use.
+    """What one program may use."""
 
-    Attributes:
-        cpu_s: processor time, the interpreter's start included; the limit that decides, because it
-            is nearly the same on a busy machine.
-        wall_s: wall-clock time, for a program that sleeps.
-        memory_mb: address space.
-        file_mb: size of one file.
-        open_files: files open at once.
-        scratch_mb: all files of the scratch folder.
-        scratch_files: their number.
-        start_s: wall-clock time until the program begins; beyond it is no verdict but an error.
-    """
-
+    # processor time, the interpreter's start included; the limit that decides, because it is nearly
+    # the same on a busy machine
     cpu_s: int = 5
-    wall_s: float = 60.0
-    memory_mb: int = 1024
-    file_mb: int = 4
-    open_files: int = 32
-    scratch_mb: int = 32
-    scratch_files: int = 256
+    wall_s: float = 60.0  # wall-clock time, for a program that sleeps
+    memory_mb: int = 1024  # address space
+    file_mb: int = 4  # size of one file
+    open_files: int = 32  # files open at once
+    scratch_mb: int = 32  # all files of the scratch folder
+    scratch_files: int = 256  # their number
+    # wall-clock time until the program begins; beyond it is no verdict but an error
     start_s: float = 120.0
 
     def resources(self) -> dict[str, int]:
@@ -57,17 +48,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Isolation:
-    """What this kernel offers to confine a process.
+    """What this kernel offers to confine a process."""
 
-    Attributes:
-        system: ``Linux``.
-        machine: the processor's name, as :func:`platform.machine` has it.
-        landlock: version of Landlock; 0 where there is none.
-    """
-
-    system: str
-    machine: str
-    landlock: int
+    system: str  # ``Linux``
+    machine: str  # the processor's name, as :func:`platform.machine` has it
+    landlock: int  # version of Landlock; 0 where there is none
 
     @classmethod
     def here(cls) -> Isolation:

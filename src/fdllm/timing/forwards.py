@@ -20,28 +20,19 @@ from fdllm.timing.interleave import Clock, Lane, Rounds, Timed, in_turn
 
 @dataclass(frozen=True)
 class Scene:
-    """Where the forwards happen.
+    """Where the forwards happen."""
 
-    Attributes:
-        prompt: tokens of every row, whole blocks.
-        before: forwards behind the prompt, ahead of the first lane: a REFRESH, what is stored.
-        batch_size: rows that make the same forwards together.
-    """
-
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...]  # tokens of every row, whole blocks
+    # forwards behind the prompt, ahead of the first lane: a REFRESH, what is stored
     before: tuple[ForwardRequest, ...] = ()
-    batch_size: int = 1
+    batch_size: int = 1  # rows that make the same forwards together
 
 
 @dataclass(frozen=True)
 class TimedForwards(Timed):
-    """What came of lanes on the engine's path.
+    """What came of lanes on the engine's path."""
 
-    Attributes:
-        counts: all forwards that the leading row took part in.
-    """
-
-    counts: Counts
+    counts: Counts  # all forwards that the leading row took part in
 
 
 def time_forwards(

@@ -36,19 +36,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Lane:
-    """One thing that is timed.
+    """One thing that is timed."""
 
-    Attributes:
-        name: unique.
-        forwards: on the engine's path, one after the other; they leave the prefix where it is.
-        work: what to do where there are no forwards.
-        num_steps: steps that ``work`` counts as.
-    """
-
-    name: str
+    name: str  # unique
+    # on the engine's path, one after the other; they leave the prefix where it is
     forwards: tuple[ForwardRequest, ...] = ()
-    work: Callable[[], object] | None = None
-    num_steps: int = 1
+    work: Callable[[], object] | None = None  # what to do where there are no forwards
+    num_steps: int = 1  # steps that ``work`` counts as
 
     @property
     def steps(self) -> int:
@@ -58,34 +52,22 @@ class Lane:
 
 @dataclass(frozen=True)
 class Rounds:
-    """How often lanes take turns.
+    """How often lanes take turns."""
 
-    Attributes:
-        number: rounds; each gives one sample of every lane, the median of its passes.
-        warm_ups: passes of each lane ahead of the first that counts.
-        turns: of every lane in a round.
-        stretch_s: how long a turn lasts, at the least one pass.
-        seed: of the order.
-    """
-
-    number: int
-    warm_ups: int = 1
-    turns: int = 1
-    stretch_s: float = 0.0
-    seed: int = 0
+    number: int  # rounds; each gives one sample of every lane, the median of its passes
+    warm_ups: int = 1  # passes of each lane ahead of the first that counts
+    turns: int = 1  # of every lane in a round
+    stretch_s: float = 0.0  # how long a turn lasts, at the least one pass
+    seed: int = 0  # of the order
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What came of it.
+    """What came of it."""
 
-    Attributes:
-        seconds: a step's time by lane, a sample each round, in the rounds' order.
-        passes: of a lane in each turn.
-    """
-
+    # a step's time by lane, a sample each round, in the rounds' order
     seconds: dict[str, tuple[float, ...]]
-    passes: dict[str, int]
+    passes: dict[str, int]  # of a lane in each turn
 
 
 def in_turn(lanes: Sequence[Lane], clock: Clock, rounds: Rounds) -> Steps[Timed]:
