@@ -30,7 +30,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"plan": ("plan.py",)} | {
     name: (f"{name}/*",)
-    for name in ("core", "fast", "record", "report", "evaluate", "sandbox", "cluster", "doctor")
+    for name in (
+        *("core", "checkpoint", "fast", "record", "report", "evaluate", "sandbox", "cluster"),
+        *("doctor", "timing"),
+    )
 }
 NEUTRAL = {"int": "0", "float": "0.0", "str": "''", "list": "[]", "tuple": "()", "dict": "{}"}
 OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -252,7 +255,7 @@ class Clone:
         path.write_bytes(content)
         for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
             compiled.unlink()  # told from a newer one by size and second only
-        if path.parent.name == "model":
+        if path.parent.name == "fast":
             shutil.rmtree(self._cache, ignore_errors=True)  # of compiled kernels
 
     def _first_failure(self, tests: Sequence[str]) -> str:

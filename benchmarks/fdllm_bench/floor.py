@@ -104,11 +104,8 @@ class Floor:
     def prepare(self, shape: ForwardShape, *, plain: bool = False) -> Work:
         """The loop for these extents, ready to be timed.
 
-        On a GPU it is one CUDA graph: launching kernels one by one is no part of a floor.
-
-        Args:
-            shape: the forward's.
-            plain: by torch's own products, whatever is faster.
+        On a GPU it is one CUDA graph: launching kernels one by one is no part of a floor. The plain
+        loop is of torch's own products, whatever is faster.
         """
         spec, new, last = self.spec, self.like.new_ones, shape.last_columns
         columns, rows = shape.rows * shape.width, (shape.rows, spec.num_kv_heads)

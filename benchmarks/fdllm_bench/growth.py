@@ -35,13 +35,7 @@ def bench_growth(
 ) -> list[Section]:
     """Time of a new token, time of the prompt, memory.
 
-    Args:
-        bench: the model.
-        options: how much to measure.
-        prompts: lengths of prompts, whole blocks; those that the model has no room for are left
-            out, and the table says so.
-        batches: rows at once.
-        memory: prompts and rows whose memory is measured.
+    Prompts are whole blocks; those that the model has no room for are left out, which is said.
     """
     most = bench.model.spec.max_positions - 2 * bench.block
     fit_in = [n for n in prompts if n <= most]

@@ -40,11 +40,7 @@ def run(
 ) -> None:
     """Measure and print, one model in memory at a time.
 
-    Args:
-        given: what the command was given.
-        topics: names in :data:`TOPICS`.
-        shapes: the models.
-        trace: where a profile's trace goes; of several shapes each adds its name to the file's.
+    A profile of several shapes is as many traces: each adds its name to the file's.
     """
     device, used = resolve_device(given.device), "no"
     if given.threads is not None:
