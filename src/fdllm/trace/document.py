@@ -156,8 +156,8 @@ def trace_document(
         FdllmError: documents cannot be had, or the prompt leaves no room for an answer.
     """
     with quiet():
-        name, leaf = _leaf(load_task(run.task, run.evaluating).leaves, document, run)
-        number = document.number
+        leaf = _leaf(load_task(run.task, run.evaluating).leaves, document, run)
+        name, number = str(leaf.task_name), document.number
         lm = TracingLM(run, model, strategy, unmask, number=number, staleness=staleness)
         # Worked examples are drawn document by document from one generator, so the documents ahead
         # are asked too: that makes the prompt the run's.
@@ -187,7 +187,7 @@ def trace_document(
 
 def _leaf(
     leaves: Mapping[str, DeterministicTask], document: DocumentName, run: Run
-) -> tuple[str, DeterministicTask]:
+) -> DeterministicTask:
     name = document.subtask or (run.task if len(leaves) == 1 else None)
     if name is None or name not in leaves:
         names = ", ".join(sorted(leaves))
@@ -203,7 +203,7 @@ def _leaf(
             f"task '{name}' has documents 0 to {num_documents - 1}"
             f"{'' if run.limit is None else f' under --limit {run.limit}'}; got {document.number}"
         )
-    return name, leaf
+    return leaf
 
 
 def _expected(leaf: DeterministicTask, doc: Mapping[str, Any]) -> str:
