@@ -84,6 +84,11 @@ def test_document_that_is_not_there(model: fdllm.Model) -> None:
         trace_document(model, run, STRATEGY, DocumentName(0, "mmlu"))
 
 
+def test_programs_are_agreed_to_before_anything_is_decoded(model: fdllm.Model) -> None:
+    with pytest.raises(UsageError, match="--allow-code-execution"):
+        trace_document(model, make_run("humaneval"), STRATEGY, DocumentName(0))
+
+
 @pytest.mark.parametrize("text", ["", "x", "-1", "3.0", "mmlu_anatomy:", "3:x"])
 def test_names_of_no_document(text: str) -> None:
     with pytest.raises(UsageError, match="names no document"):

@@ -19,8 +19,10 @@ from fdllm.core.unmask import by_threshold
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM, OnDone, ask
 from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_task, quiet
+from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.requests import EvalRequest
 from fdllm.evaluate.samples import plain
+from fdllm.evaluate.tasks import task_info
 from fdllm.runs import Run
 from fdllm.trace.steps import RowTrace, Trace, tokens_in
 from fdllm.trace.watcher import Watcher, assemble
@@ -152,11 +154,14 @@ def trace_document(
             for each that reuses, and changes no token.
 
     Raises:
-        UsageError: there is no such document.
+        UsageError: there is no such document, or its metric runs programs and nobody agreed.
         FdllmError: documents cannot be had, or the prompt leaves no room for an answer.
     """
+    check_consent(task_info(run.task), run.code_execution)
     with quiet():
-        leaf = _leaf(load_task(run.task, run.evaluating).leaves, document, run)
+        loaded = load_task(run.task, run.evaluating, code_execution=run.code_execution)
+        loaded.prove_confinement()
+        leaf = _leaf(loaded.leaves, document, run)
         name, number = str(leaf.task_name), document.number
         lm = TracingLM(run, model, strategy, unmask, number=number, staleness=staleness)
         # Worked examples are drawn document by document from one generator, so the documents ahead
