@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from fdllm.report.compare import compare
 from fdllm.report.figures import CellFigures, cell_figures
@@ -72,7 +73,9 @@ def find_alternative(
 def _at_equal_speed(
     one: CellFigures, cell: Record, curve: Sequence[tuple[CellFigures, Record]]
 ) -> EqualSpeed:
-    between = _interpolate(one.speed, [found for found, _ in curve])
+    speeds, heights = zip(*((found.speed, found.accuracy) for found, _ in curve), strict=True)
+    inside = speeds[0] <= one.speed <= speeds[-1]
+    between = float(np.interp(one.speed, speeds, heights)) if inside else None
     unit = "tokens/s" if cell.summary.kind == "generate" else "scored tokens/s"
     text = f"{one.name}: {100 * one.accuracy:.1f} % at {one.speed:.1f} {unit}"
     if between is not None:
@@ -91,12 +94,3 @@ def _at_equal_speed(
     text += f". Against {rival.name}, at least as fast: "
     text += f"{difference.shown(100, '+.1f', ' points')}, {word}."
     return EqualSpeed(one.name, one.speed, one.accuracy, between, rival.name, difference, text)
-
-
-def _interpolate(speed: float, curve: Sequence[CellFigures]) -> float | None:
-    for slow, fast in pairwise(curve):
-        if slow.speed <= speed <= fast.speed:
-            room = fast.speed - slow.speed
-            share = (speed - slow.speed) / room if room else 0.0
-            return slow.accuracy + share * (fast.accuracy - slow.accuracy)
-    return None
