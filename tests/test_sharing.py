@@ -14,8 +14,9 @@ from fdllm.core.cache import RowCache
 from fdllm.core.config import Estimator
 from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.model_runner import ModelRunner
-from fdllm.core.prefix_cache import ROOT, PrefixPool
+from fdllm.core.prefix_cache import PrefixPool
 from fdllm.core.reuse import NoReuse, ReuseStrategy
+from fdllm.core.row_task import CacheRow
 from fdllm.core.scorer import Score
 from fdllm.core.torch_backend import TorchBackend, TorchWindow
 from fdllm.errors import UsageError
@@ -168,6 +169,17 @@ def test_a_common_text_is_prefilled_once() -> None:
         assert sum(s.counts["prefill"].shared for s in scores) == 5 * len(common)
 
 
+def finish(pool: PrefixPool, cache: RowCache, ids: tuple[int, ...]) -> None:
+    """A row has computed these blocks, and the pool keeps them."""
+    row = CacheRow(cache, 0)
+    cache.commit(0, len(ids))
+    pool.keep(row, ids)
+
+
+def known(pool: PrefixPool, cache: RowCache, ids: tuple[int, ...]) -> int:
+    return pool.load(CacheRow(cache, 0), ids)
+
+
 def test_the_pool_is_bounded_and_keeps_what_was_used_last() -> None:
     model = random_model(1)
     like = model.network.embedding.weight
@@ -175,15 +187,13 @@ def test_the_pool_is_bounded_and_keeps_what_was_used_last() -> None:
     cache = RowCache(model.spec, num_rows=1, capacity=64, block_size=16, like=like)
     cache.keys.normal_()
     a, b, c = (tuple(random_prompt(i, 16)) for i in range(3))
-    node_a = pool.keep(ROOT, a, cache, 0, 0)
-    node_b = pool.keep(node_a, b, cache, 0, 16)
-    assert pool.match(ROOT, a + b + c) == [node_a, node_b]
-    pool.keep(ROOT, c, cache, 0, 32)  # evicts b, the end of the chain, not a
+    finish(pool, cache, a + b)
+    assert known(pool, cache, a + b + c) == 32
+    finish(pool, cache, c)  # evicts b, the end of the chain, not a
     assert len(pool) == pool.num_blocks == 2
-    assert pool.match(ROOT, a + b) == [node_a]
     want = cache.keys[:, 0, :, :16].clone()
     cache.keys.zero_()
-    pool.load(ROOT, a, cache, 0)
+    assert known(pool, cache, a + b) == 16
     assert torch.equal(cache.keys[:, 0, :, :16], want)
 
 
@@ -194,13 +204,13 @@ def test_a_block_is_known_by_what_stands_ahead_of_it() -> None:
     pool = PrefixPool(model.spec, 16, 50 * GIB_PER_BLOCK * 2**30, like)
     cache = RowCache(model.spec, num_rows=1, capacity=64, block_size=16, like=like)
     a, b, c = (tuple(random_prompt(i, 16)) for i in range(3))
-    node_a, node_b = (pool.keep(ROOT, first, cache, 0, 0) for first in (a, b))
-    behind_a = pool.keep(node_a, c, cache, 0, 16)
-    assert pool.match(ROOT, b + c) == [node_b]
-    assert pool.match(ROOT, c) == []
-    behind_b = pool.keep(node_b, c, cache, 0, 16)
-    assert len({node_a, node_b, behind_a, behind_b}) == len(pool) == 4
-    assert pool.match(ROOT, b + c) == [node_b, behind_b]
+    for ids in (a, b, a + c):
+        finish(pool, cache, ids)
+    assert known(pool, cache, b + c) == 16
+    assert known(pool, cache, c) == 0
+    finish(pool, cache, b + c)
+    assert len(pool) == 4
+    assert known(pool, cache, b + c) == 32
 
     pairs = [([*first, *c, 5], [7]) for first in (a, b)]
     alone = score_all(pairs, "chain", NoReuse())

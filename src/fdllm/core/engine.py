@@ -149,7 +149,7 @@ class Engine:
             yield from self._admit(cache, waiting, free, running, go_on)
             if not running:
                 return
-            answers = self._answer_from_pool(running, cache)
+            answers = self._answer_from_pool(running)
             asking = [one for one in running if one.index not in answers]
             pooled = self.pool is not None
             for batch in next_batches(asking, self.decoding.block_size, pooled=pooled):
@@ -196,9 +196,7 @@ class Engine:
         rows = min(self.batch_size, len(tasks))
         return self.model.backend(num_rows=rows, capacity=capacity, block_size=block)
 
-    def _answer_from_pool(
-        self, running: list[Running[T]], cache: RowCache
-    ) -> dict[int, Prediction]:
+    def _answer_from_pool(self, running: list[Running[T]]) -> dict[int, Prediction]:
         """Load known blocks of the PREFILLs at hand; answer those that need no forward."""
         answers: dict[int, Prediction] = {}
         if self.pool is None:
@@ -211,10 +209,7 @@ class Engine:
             # Where logits are read, the last block must be forwarded, known or not.
             usable = request.ids[:-block] if request.read else request.ids
             began = self._now()
-            known = len(self.pool.match(row.node, usable)) * block
-            for at in range(0, known, block):
-                row.node = self.pool.load(row.node, usable[at : at + block], cache, row.index)
-                cache.commit(row.index, block)
+            known = self.pool.load(row, usable)
             if known:
                 one.task.counts.share(Phase.PREFILL, known)
                 one.task.seconds += self._now() - began
@@ -251,7 +246,10 @@ class Engine:
                 raise NotFiniteError(number, one.request.phase, self.model.dtype)
         if done.change is not None:
             predictions = [replace(p, plan=done.plan, change=done.change) for p in predictions]
-        self._fill_pool(batch, cache)
+        if self.pool is not None:
+            for one in batch:
+                if one.request.phase is Phase.PREFILL:
+                    self.pool.keep(one.running.row, one.request.ids)
         seconds = (self._now() - began) / len(flat)
         for one in batch:
             task, request = one.running.task, one.request
@@ -259,20 +257,6 @@ class Engine:
             task.counts.add(request.phase, plan, len(request.ids))
             task.seconds += seconds * len(request.ids)
         return answers_of(batch, predictions)
-
-    def _fill_pool(self, batch: Batch[T], cache: RowCache) -> None:
-        """Keep the blocks of the PREFILLs that a forward has just made."""
-        if self.pool is None:
-            return
-        block = self.decoding.block_size
-        for one in batch:
-            if one.request.phase is not Phase.PREFILL:
-                continue
-            row, ids = one.running.row, one.request.ids
-            for at in range(0, len(ids), block):
-                position = row.length - len(ids) + at
-                piece = ids[at : at + block]
-                row.node = self.pool.keep(row.node, piece, cache, row.index, position)
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":

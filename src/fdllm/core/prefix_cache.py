@@ -8,23 +8,23 @@ same tokens. Exact: what is copied is what the row would have computed.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from fdllm.core.cache import RowCache
 from fdllm.core.model_spec import ModelSpec
+from fdllm.core.row_task import CacheRow
 from fdllm.errors import UsageError
-
-ROOT = 0
-"""The node ahead of the first block."""
 
 
 @dataclass
-class _Entry:
+class _Block:
+    """A finished block: its node in the tree, its keys and values of every layer."""
+
     node: int
-    block_index: int
+    data: Tensor
 
 
 class PrefixPool:
@@ -45,9 +45,7 @@ class PrefixPool:
 
     def __init__(self, spec: ModelSpec, block_size: int, num_bytes: float, like: Tensor) -> None:
         shape = (spec.num_layers, 2, spec.num_kv_heads, block_size, spec.head_dim)
-        one = like.element_size()
-        for length in shape:
-            one *= length
+        one = like.element_size() * math.prod(shape)
         self.num_blocks = int(num_bytes // one)
         if self.num_blocks < 1:
             raise UsageError(
@@ -58,51 +56,54 @@ class PrefixPool:
         self._shape = shape
         self._like = like
         # Blocks are allocated as they are first used: a short run never pays for the whole pool.
-        self._memory: list[Tensor] = []
-        self._entries: OrderedDict[tuple[int, tuple[int, ...]], _Entry] = OrderedDict()
-        self._next_node = ROOT + 1
+        self._blocks: OrderedDict[tuple[int, tuple[int, ...]], _Block] = OrderedDict()
+        self._next_node = 1
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._blocks)
 
-    def match(self, parent: int, ids: tuple[int, ...]) -> list[int]:
-        """Nodes of the longest known chain of whole blocks of ``ids`` behind ``parent``."""
-        chain = []
+    def load(self, row: CacheRow, ids: tuple[int, ...]) -> int:
+        """Copy the known blocks that ``ids`` begin with behind the row's prefix.
+
+        Returns:
+            How many of the tokens they are.
+        """
+        keys, cache = [], row.cache
         for at in range(0, len(ids), self.block_size):
-            entry = self._entries.get((parent, ids[at : at + self.block_size]))
-            if entry is None:
+            key = (row.node, ids[at : at + self.block_size])
+            if key not in self._blocks:
                 break
-            chain.append((parent, ids[at : at + self.block_size]))
-            parent = entry.node
-        for key in reversed(chain):
-            self._entries.move_to_end(key)
-        return [self._entries[key].node for key in chain]
+            known, position = self._blocks[key], row.length
+            there = slice(position, position + self.block_size)
+            cache.keys[:, row.index, :, there] = known.data[:, 0]  # [layers, kv heads, block, dim]
+            cache.values[:, row.index, :, there] = known.data[:, 1]
+            cache.commit(row.index, self.block_size)
+            row.node = known.node
+            keys.append(key)
+        for key in reversed(keys):
+            self._blocks.move_to_end(key)
+        return len(keys) * self.block_size
 
-    def load(self, parent: int, ids: tuple[int, ...], cache: RowCache, row: int) -> int:
-        """Copy one known block behind the row's prefix and return its node."""
-        entry = self._entries[parent, ids]
-        at = cache.lengths[row]
-        block = self._memory[entry.block_index]
-        cache.keys[:, row, :, at : at + self.block_size] = block[:, 0]
-        cache.values[:, row, :, at : at + self.block_size] = block[:, 1]
-        return entry.node
+    def keep(self, row: CacheRow, ids: tuple[int, ...]) -> None:
+        """Take the blocks of ``ids``, with which the row's prefix ends now."""
+        for at in range(0, len(ids), self.block_size):
+            key = (row.node, ids[at : at + self.block_size])
+            known = self._blocks.get(key)
+            if known is None:
+                position = row.length - len(ids) + at
+                known = self._blocks[key] = self._new(row, position)
+            else:
+                self._blocks.move_to_end(key)
+            row.node = known.node
 
-    def keep(self, parent: int, ids: tuple[int, ...], cache: RowCache, row: int, at: int) -> int:
-        """Take a block that a row has just computed at position ``at``; return its node."""
-        key = (parent, ids)
-        known = self._entries.get(key)
-        if known is not None:
-            self._entries.move_to_end(key)
-            return known.node
-        if len(self._memory) < self.num_blocks:
-            block_index = len(self._memory)
-            self._memory.append(self._like.new_empty(self._shape))
-        else:
-            block_index = self._entries.popitem(last=False)[1].block_index
-        block = self._memory[block_index]
-        block[:, 0] = cache.keys[:, row, :, at : at + self.block_size]
-        block[:, 1] = cache.values[:, row, :, at : at + self.block_size]
-        node = self._next_node
+    def _new(self, row: CacheRow, position: int) -> _Block:
+        """The block at ``position`` of a row, in place of the one that was used least recently."""
+        full = len(self._blocks) == self.num_blocks
+        data = (
+            self._blocks.popitem(last=False)[1].data if full else self._like.new_empty(self._shape)
+        )
+        there = slice(position, position + self.block_size)
+        data[:, 0] = row.cache.keys[:, row.index, :, there]
+        data[:, 1] = row.cache.values[:, row.index, :, there]
         self._next_node += 1
-        self._entries[key] = _Entry(node, block_index)
-        return node
+        return _Block(self._next_node - 1, data)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fdllm.core.cache import RowCache, Snapshot
 from fdllm.core.counts import Counts
-from fdllm.core.prefix_cache import ROOT
 from fdllm.core.reuse import AnyPlan, LayerPlan, LayerRun
 from fdllm.core.schedule import Phase
 
@@ -57,19 +56,19 @@ class CacheRow:
     """A running task's row of the cache: what the task may do there between two forwards."""
 
     def __init__(self, cache: RowCache, index: int) -> None:
-        self._cache = cache
+        self.cache = cache
         self.index = index
-        self.node = ROOT
-        """Where the row's prefix ends in the prefix pool's tree."""
+        self.node = 0
+        """Where the row's prefix ends in the prefix pool's tree; 0 is its root."""
         cache.reset(index)
 
     def save(self) -> Snapshot:
         """Keep the current block, to try several continuations of it."""
-        return self._cache.save(self.index)
+        return self.cache.save(self.index)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to where :meth:`save` was called."""
-        self._cache.restore(self.index, snapshot)
+        self.cache.restore(self.index, snapshot)
 
     def stored(self, run: LayerRun, columns: Sequence[int]) -> Tensor:
         """What a reuse of ``run`` would put in for these columns of the block, [columns, hidden].
@@ -77,13 +76,13 @@ class CacheRow:
         Raises:
             NeverWrittenError: nothing is stored for one of them.
         """
-        self._cache.outputs.check(run, (self.index,), (columns,))
-        return self._cache.outputs.read(run, (self.index,), (columns,))[0]
+        self.cache.outputs.check(run, (self.index,), (columns,))
+        return self.cache.outputs.read(run, (self.index,), (columns,))[0]
 
     @property
     def length(self) -> int:
         """Tokens of its prefix."""
-        return self._cache.lengths[self.index]
+        return self.cache.lengths[self.index]
 
 
 Steps = Generator[ForwardRequest, Prediction, T]
