@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from command import Command, summary_of
+from fdllm.cli.progress import GridProgress
+from fdllm.evaluate.attempt import RunOutcome
+from fdllm.plan import State
+from fdllm.runs import Cell, Run
 from stubs import NUM_DOCS, StubMachine
 
 TASK = ("--task", "tiny_arithmetic")
@@ -124,6 +130,8 @@ def test_limit_is_part_of_the_identity(fdllm: Command) -> None:
     fdllm("status", *TASK)
     assert "other records: --task tiny_arithmetic" in fdllm.out
     assert "--limit 5" in fdllm.out
+    fdllm("sweep", *TASK, "--status", "--json")
+    assert json.loads(fdllm.out)["counts"]["pending"] == 9, "and nothing but JSON"
 
 
 def test_another_results_folder(fdllm: Command, tmp_path: Path) -> None:
@@ -176,3 +184,33 @@ def test_validate_is_offline_and_says_what_is_next(
     assert "nox -s sweep -- --task mmlu" in fdllm.out
     assert fdllm("validate", *TASK, "--task", "tiny_choice") == 0
     assert "nothing to do: all 18 runs are done" in fdllm.out
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr("fdllm.cli.progress._QUIET_S", 0.0)
+    out = io.StringIO()
+    run = Run(experiment="00_baseline", task="tiny_choice", cell=Cell.of(2, "last"))
+    with GridProgress(2, Console(file=out, force_terminal=terminal, width=120)) as progress:
+        progress.start(run)
+        progress.begin(3, 1)
+        progress.note("a note")
+        progress.advance({})
+        progress.end(RunOutcome(run, State.FAILED, "a bad day"))
+    lines = [line.strip() for line in out.getvalue().splitlines()]
+    told = [
+        "[1/2] 00_baseline / tiny_choice / k2_last",
+        "1 of 3 requests are answered already",
+        "a note",
+        "2 of 3 requests, 0 s left in this run",
+        "00_baseline / tiny_choice / k2_last: failed: a bad day; about 0 s left in the grid",
+    ]
+    if not terminal:
+        assert lines == told
+        return
+    assert told[2] in out.getvalue()
+    assert "k2_last: failed: a bad day" in out.getvalue()
+    assert "left in" not in out.getvalue()
+    assert "1/3" in out.getvalue()

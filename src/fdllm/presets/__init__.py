@@ -15,7 +15,7 @@ from fdllm.spec import Spec
 
 
 class TaskPreset(Spec):
-    """What a preset sets for one task, over what it sets for all."""
+    """What a preset sets: for one task, over what it sets for all."""
 
     # keys of :class:`fdllm.core.config.Decoding`
     decoding: dict[str, Any] = Field(default_factory=dict)
@@ -30,7 +30,7 @@ class Figures(Spec):
     percent: dict[str, float]  # accuracy by task
 
 
-class Preset(Spec):
+class Preset(TaskPreset):
     """The protocol of an evaluation, as settings; read by :mod:`fdllm.presets.reader`."""
 
     name: str  # as ``--preset``, folders and tables have it
@@ -38,10 +38,6 @@ class Preset(Spec):
     dtype: str | None = None  # data type that the evaluation was computed in; said, and not set
     # where a run under it differs from that evaluation all the same
     exceptions: tuple[str, ...] = ()
-    # keys of :class:`fdllm.core.config.Decoding`, for every task
-    decoding: dict[str, Any] = Field(default_factory=dict)
-    # keys of :class:`fdllm.runs.Evaluating`, for every task
-    evaluation: dict[str, Any] = Field(default_factory=dict)
     tasks: dict[str, TaskPreset] = Field(default_factory=dict)  # what is otherwise, by task
     figures: Figures | None = None  # what was published for it; None where nothing was
 
