@@ -58,7 +58,8 @@ class DecoderLayer:
         self._norm_in, qkv = norm(layer.input_norm, layer.qkv.weight.data[order])
         self._norm_out, gate_up = norm(layer.post_norm, layer.gate_up.weight.data)
         bias = layer.qkv.bias.data[order]
-        # Attention gives a column's heads group by group.
+        # Attention gives a column's heads group by group: [hidden, kv heads * group * head dim] to
+        # [hidden, group * kv heads * head dim].
         o = layer.o.weight.data.unflatten(1, (layer.num_kv_heads, layer.group, -1))
         o = o.transpose(1, 2).flatten(1).contiguous()
         self._qkv = projection(qkv, bias, pack=pack)

@@ -125,7 +125,7 @@ class ModelRunner:
         backend.prepare(batch)
         before = self._layers_of(F.embedding(ids, self._embedding), 0, plan.layer, backend)
         x = self._layers[plan.layer](before, backend)
-        fresh = (x - before).view(len(window.rows), -1, x.shape[-1])
+        fresh = (x - before).view(len(window.rows), -1, x.shape[-1])  # [rows, columns, hidden]
         stored = outputs.read(plan.run, window.rows, window.columns)
         change = float((fresh - stored).norm() / stored.norm())
         chosen = plan.calm if change < plan.threshold else plan.otherwise
@@ -158,6 +158,7 @@ class ModelRunner:
                 if run is not None:
                     kept = x if run.target == "output" else x - before
                     for window, at in batch.storing:
+                        # As rows, columns of the block, hidden size.
                         new = kept[at].view(len(window.rows), -1, x.shape[-1])
                         outputs.write(run, window.rows, window.columns, new)
             elif run is not None:
@@ -189,6 +190,7 @@ class ModelRunner:
         window = batch.alone
         offsets = tuple(column - window.first_columns[0] for column in run.columns)
         rows, size = len(window.rows), x.shape[-1]
+        # [rows, columns, hidden] -> [rows * offsets, hidden]
         before = x.view(rows, -1, size)[:, list(offsets)].view(-1, size)
         backend.prepare(ForwardBatch((replace(window, only=offsets),)))
         fresh = self._layers_of(before, run.start, run.stop, backend)

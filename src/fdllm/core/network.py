@@ -61,9 +61,10 @@ class Layer(nn.Module):
         rows, columns, _ = x.shape
         q, k, v = self._qkv(x, cos, sin)
         # A group's heads stand one behind the other, so that keys need no copy for each of them.
-        grouped = q.reshape(rows, self.num_kv_heads, -1, self.head_dim)
+        grouped = q.reshape(rows, self.num_kv_heads, -1, self.head_dim)  # [.., group * columns, ..]
         mixed = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask)
         mixed = mixed.reshape(rows, self.num_kv_heads * self.group, columns, self.head_dim)
+        # [rows, heads, columns, head dim] -> [rows, columns, heads * head dim]
         x = x + self.o(mixed.transpose(1, 2).reshape(rows, columns, self.q_size))
         gate, up = self.gate_up(self.post_norm(x)).chunk(2, dim=-1)
         out: Tensor = x + self.down(F.silu(gate) * up)
@@ -71,6 +72,7 @@ class Layer(nn.Module):
 
     def _qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns, _ = x.shape
+        # [rows, queries + keys + values, columns, head dim]
         heads = self.qkv(self.input_norm(x)).view(rows, columns, -1, self.head_dim).transpose(1, 2)
         num_q = self.num_kv_heads * self.group
         rotated = rotate(heads[:, : num_q + self.num_kv_heads], cos, sin)

@@ -155,7 +155,7 @@ class TorchBackend(AttentionBackend[TorchWindow]):
         )
         work, start = self._works(rows * columns), window.starts[0]
         among = slice(window.rows[0], window.rows[0] + rows) if window.adjacent else slice(None)
-        query = work.query.view(rows, kv, -1, dim)
+        query = work.query.view(rows, kv, -1, dim)  # [rows, kv heads, columns * group, head dim]
         if window.uniform and window.only is None and not fixed:
             span, spread = slice(start, start + columns), None
             factors = self.factors[span]

@@ -212,7 +212,7 @@ class CpuKernelBackend(AttentionBackend[KernelWindow]):
         if window.causal_block is not None:
             # Of a prompt each block is a row, which sees the keys up to its own end.
             rows = rows.repeat_interleave(columns // window.causal_block)
-            positions = positions.view(len(rows), -1)
+            positions = positions.view(len(rows), -1)  # [rows * blocks, columns of a block]
             extents = positions[:, -1] + 1
         width = positions.shape[1]
         factors = torch.view_as_real(self.factors[positions])  # [rows, width, 1, head dim / 2, 2]
