@@ -30,8 +30,8 @@ QUICK = ["--repeats", "2", "--new-tokens", "8", "--prompt-blocks", "1", "--stret
         (["--shape", "28x51"], "unknown shape '28x51' (did you mean '28x512'?); choose from tiny"),
         (["--shape", "tiny", "reuse"], "topics come first: fdllm bench reuse --shape tiny"),
         (["--device", "tpu"], "unknown device 'tpu'; use cpu, cuda or cuda:N"),
-        (["--profile", "/nowhere/at/all.json"], "there is no folder '/nowhere/at'"),
-        (["--profile", "/"], "--profile names the folder '/'"),
+        (["--profile", "/nowhere/at/all.json"], "that exists; got '/nowhere/at/all.json'"),
+        (["--profile", "/"], "--profile names a file in a folder that exists; got '/'"),
     ],
 )
 def test_mistakes(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,8 @@ class Section:
         extras = dict.fromkeys(name for line in self.lines for name in line.extra)
         gain = [] if self.baseline is None else ["speed-up"]
         memory = ["MB", "formula MB"] if self.unit == "B" else []
-        table = Table("", *memory, "x floor" if self.unit == "s" else "x formula", *gain, *extras)
+        over_floor = "x formula" if memory else "x floor"
+        table = Table("", *memory, over_floor, *gain, *extras, title=title if memory else None)
         for line in self.lines:
             held = [times(s, 1e-6) for s in (line.measured, line.floor)] if memory else []
             figures = [*held, *line.ratios.values(), *(line.extra.get(n, "") for n in extras)]

@@ -58,7 +58,7 @@ class BenchCommand(Command):
     dtype: str = flag(
         "type of the weights (by device)", default="auto", group="what", choices=DTYPES
     )
-    profile: str | None = flag(
+    profile: Path | None = flag(
         "where a step's time goes, as a table, and a trace for Chrome or Perfetto in FILE",
         group="what",
         metavar="FILE",
@@ -93,7 +93,9 @@ class BenchCommand(Command):
                 f"first: fdllm bench {stray} --shape {SHAPE_NAMES[0]}"
             )
         _check("shape", shapes, SHAPE_NAMES)
-        trace = _file(self.profile)
+        trace = self.profile
+        if trace is not None and (trace.is_dir() or not trace.parent.is_dir()):
+            raise UsageError(f"--profile names a file in a folder that exists; got '{trace}'")
         if not BENCHMARKS.joinpath("fdllm_bench").is_dir():
             raise UsageError(
                 "it works from a checkout, which this installation is not: clone the repository, "
@@ -121,15 +123,3 @@ def busy_words(load: float, cores: int) -> str | None:
         f"bench: other programs are running (load {load:.1f} on {cores} cores): times will be "
         "too long and ratios noisy; look at the ranges, and measure again on an idle machine"
     )
-
-
-def _file(given: str | None) -> Path | None:
-    """Where a trace goes; checked before anything is measured."""
-    if given is None:
-        return None
-    path = Path(given).expanduser()
-    if path.is_dir():
-        raise UsageError(f"--profile names the folder '{given}'; name a file in it")
-    if not path.parent.is_dir():
-        raise UsageError(f"--profile names '{given}', and there is no folder '{path.parent}'")
-    return path
