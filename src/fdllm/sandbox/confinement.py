@@ -90,8 +90,9 @@ class Sandbox:
         missing = self.isolation.missing(self.consent)
         if missing:
             raise FdllmError(missing)
-        with tempfile.TemporaryDirectory(prefix="fdllm-", ignore_cleanup_errors=True) as scratch:
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter and script
+        with (
+            tempfile.TemporaryDirectory(prefix="fdllm-", ignore_cleanup_errors=True) as scratch,
+            subprocess.Popen(  # noqa: S603 - our own interpreter and script
                 [sys.executable, "-s", "-P", "-B", str(Path(child.__file__))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -99,15 +100,12 @@ class Sandbox:
                 cwd=scratch,
                 env=_environment(scratch),
                 start_new_session=True,
-            )
+            ) as process,
+        ):
             try:
                 return _Watch(self, process, Path(scratch)).verdict(self._job(program, tests))
             finally:
                 process.kill()
-                process.wait()
-                for pipe in (process.stdin, process.stdout):
-                    if pipe is not None:
-                        pipe.close()
 
     def _job(self, program: str, tests: str) -> bytes:
         arch = seccomp.ARCHS[self.isolation.machine]
