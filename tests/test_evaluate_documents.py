@@ -20,6 +20,8 @@ from fdllm.evaluate.documents import DeterministicTask, TaskOptions
 from fdllm.evaluate.hub_errors import explain_access
 from fdllm.evaluate.recording import Evaluation
 from fdllm.evaluate.samples import check_prompt
+from fdllm.evaluate.tasks import TaskInfo
+from fdllm.runs import Evaluating
 from helpers import ROOT
 from hub.checkpoint import MemoryStore, Tally, random_model
 from hub.lm import Oracle, evaluated, run_of
@@ -46,9 +48,9 @@ def gpqa_config() -> dict[str, Any]:
 
 
 def held(num_fewshot: int = 0) -> DeterministicTask:
-    return DeterministicTask(
-        {**gpqa_config(), "options": TaskOptions(None, num_fewshot, fewshot_seed=0)}
-    )
+    info = TaskInfo("shuffled", "loglikelihood", "acc,none", 1, "choices in another order")
+    asked = Evaluating(num_fewshot=num_fewshot, fewshot_seed=0)
+    return DeterministicTask({**gpqa_config(), "options": TaskOptions(info, asked)})
 
 
 def answers(documents: Any) -> list[str]:

@@ -33,7 +33,7 @@ from fdllm.evaluate import boxed
 from fdllm.evaluate.hub_errors import explain_access, without_token
 from fdllm.evaluate.humaneval import Programs
 from fdllm.evaluate.nltk_data import require_sentences
-from fdllm.evaluate.tasks import PromptRule, definition_paths, prompt_rule, task_info
+from fdllm.evaluate.tasks import TaskInfo, definition_paths, prompt_rule, task_info
 from fdllm.runs import CodeExecution, Evaluating
 from fdllm.sandbox.confinement import Sandbox
 
@@ -49,20 +49,14 @@ class TaskOptions:
     """How a task is instantiated.
 
     Attributes:
-        rule: how the document's text differs from the harness's; None where it does not.
-        num_fewshot: worked examples ahead of the question.
-        fewshot_seed: seed of the choice of worked examples.
-        code_execution: consent to run programs, for a task whose metric does; None elsewhere.
-        chat: whether a chat template wraps the prompts, so that a program stands in a reply.
-        boxed: field of a document that ``boxed_match`` compares with; None where it is no metric.
+        info: what is known of it, or of its group.
+        asked: how it is asked.
+        code_execution: consent to run programs, for a task whose metric does.
     """
 
-    rule: PromptRule | None
-    num_fewshot: int
-    fewshot_seed: int
-    code_execution: CodeExecution | None = None
-    chat: bool = False
-    boxed: str | None = None
+    info: TaskInfo
+    asked: Evaluating
+    code_execution: CodeExecution = "refused"
 
 
 class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is untyped
@@ -80,19 +74,22 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
             FdllmError: the documents cannot be had.
         """
         settings = {k: v for k, v in config.items() if k not in ("class", "options")}
-        self._options: TaskOptions = config["options"]
+        options: TaskOptions = config["options"]
+        self._boxed = options.info.boxed
+        self._num_fewshot = options.asked.num_fewshot
+        self._rule = prompt_rule(options.info.name, options.asked.instruction)
         self._held: dict[str, Any] = {}
         self.programs: Programs | None = None
-        if self._options.code_execution is not None:
-            self.programs = Programs(Sandbox(self._options.code_execution))
-            settings = self.programs.take_over(settings, chat=self._options.chat)
+        if options.info.runs_code:
+            self.programs = Programs(Sandbox(options.code_execution))
+            settings = self.programs.take_over(settings, chat=options.asked.chat_template)
         # The task's own filters would take the box away.
-        self._box_apart = self._options.boxed is not None and "filter_list" in settings
+        self._box_apart = self._boxed is not None and "filter_list" in settings
         if self._box_apart:
             whole = {"function": "custom", "filter_fn": boxed.whole_texts}
             beside = [{"name": "none", "filter": [whole]}]
             settings["filter_list"] = [*settings["filter_list"], *beside]
-        wanted = self._options.num_fewshot
+        wanted = self._num_fewshot
         if settings.get("num_fewshot") == 0 and wanted:
             raise UsageError(
                 f"task '{settings['task']}' is defined without worked examples; got num_fewshot "
@@ -106,11 +103,11 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
         if settings.get("process_docs") is not None:
             settings["process_docs"] = fresh_copy(settings["process_docs"])
         super().__init__(config=settings)
-        self.set_fewshot_seed(self._options.fewshot_seed)
+        self.set_fewshot_seed(options.asked.fewshot_seed)
         self._check_examples()
 
     def _check_examples(self) -> None:
-        wanted = self._options.num_fewshot
+        wanted = self._num_fewshot
         # The harness leaves the question itself out where examples come from its own split.
         own = self.fewshot_cfg.split == self.config.test_split
         spare = len(self.sampler.df) - (1 if own else 0)
@@ -163,12 +160,12 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
         here, and what is logged is what was sent.
         """
         text = super().doc_to_text(doc, doc_to_text)
-        return text if self._options.rule is None else self._options.rule.apply(text)
+        return text if self._rule is None else self._rule.apply(text)
 
     def fewshot_context(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the harness's
         """The whole prompt, worked answers and template included."""
         prompt = super().fewshot_context(*args, **kwargs)
-        rule = self._options.rule
+        rule = self._rule
         return rule.apply_everywhere(prompt) if rule is not None and rule.everywhere else prompt
 
     def build_all_requests(self, **kwargs: Any) -> None:  # noqa: ANN401 - the harness's signature
@@ -193,21 +190,21 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
     def aggregation(self) -> dict[str, Any]:
         """How each metric's values over documents become one."""
         own: dict[str, Any] = super().aggregation()
-        return own if self._options.boxed is None else own | {boxed.METRIC: mean}
+        return own if self._boxed is None else own | {boxed.METRIC: mean}
 
     def higher_is_better(self) -> dict[str, bool]:
         """Which way each metric points."""
         own: dict[str, bool] = super().higher_is_better()
-        return own if self._options.boxed is None else own | {boxed.METRIC: True}
+        return own if self._boxed is None else own | {boxed.METRIC: True}
 
     def process_results(self, doc: Mapping[str, Any], results: Any) -> Any:  # noqa: ANN401
         """Score a document, its box too where it is a metric."""
-        if self._options.boxed is None:
+        if self._boxed is None:
             return self._scored(doc, results)
         if self._box_apart and not isinstance(results[0], boxed.WholeText):
             return self._scored(doc, results)
         own = {} if self._box_apart else self._scored(doc, results)
-        match = boxed.boxed_match(results[0], str(doc[self._options.boxed]))
+        match = boxed.boxed_match(results[0], str(doc[self._boxed]))
         return own | {boxed.METRIC: float(match)}
 
     def _scored(self, doc: Mapping[str, Any], results: Any) -> Any:  # noqa: ANN401
@@ -320,14 +317,7 @@ def load_task(
             "group": _ENCLOSING,
             "task": [name],
             "class": DeterministicTask,
-            "options": TaskOptions(
-                prompt_rule(name, asked.instruction),
-                asked.num_fewshot,
-                asked.fewshot_seed,
-                code_execution if info.runs_code else None,
-                asked.chat_template,
-                info.boxed,
-            ),
+            "options": TaskOptions(info, asked, code_execution),
         },
     )
     try:
