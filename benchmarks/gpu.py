@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 
-from fdllm.cli.bench import BenchCommand
 from fdllm.core.checkpoint import resolve_device
 from fdllm.errors import UsageError
 from fdllm.record import selftested
@@ -39,6 +38,7 @@ from fdllm.record.provenance import utc_now
 from fdllm.selftest import run_selftest
 from fdllm.selftest.subjects import embedded, random_one
 from fdllm_bench.batch import bench_batch
+from fdllm_bench.command import BenchCommand
 from fdllm_bench.growth import bench_growth
 from fdllm_bench.memory import apart
 from fdllm_bench.models import SHAPES, BenchModel, make_model

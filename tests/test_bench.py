@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fdllm.cli.bench import BenchCommand
 from fdllm.core.cache import RowCache
 from fdllm.core.network import Network
 from fdllm.core.sampler import GenerationRequest
@@ -17,6 +16,7 @@ from fdllm.core.schedule import Phase
 from fdllm.errors import FdllmError
 from fdllm.selftest.subjects import SUB_BLOCK
 from fdllm_bench.batch import bench_batch, compare, full_batches
+from fdllm_bench.command import BenchCommand
 from fdllm_bench.floor import ForwardShape, Limits
 from fdllm_bench.growth import fit
 from fdllm_bench.loads import Load, forwards_of, generate

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from fdllm.cli import bench, main
-from fdllm.cli.bench import SHAPE_NAMES, BenchCommand, busy_words
 from fdllm.record import identity
+from fdllm_bench import options
+from fdllm_bench.command import BenchCommand, busy_words
 from fdllm_bench.growth import bench_growth
 from fdllm_bench.memory import measure_apart
 from fdllm_bench.models import SHAPES, make_model
@@ -68,15 +69,15 @@ def test_a_busy_machine_is_told() -> None:
 
 
 def test_names_agree() -> None:
-    assert tuple(SHAPES) == SHAPE_NAMES
-    assert list(TOPICS) == list(bench.TOPICS)
+    assert tuple(SHAPES) == options.SHAPE_NAMES
+    assert list(TOPICS) == list(options.TOPICS)
 
 
 def test_without_a_checkout_it_says_how_to_get_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "BENCHMARKS", tmp_path)
-    assert main(["bench", "step"]) == 2
+    assert main(["bench", "step", "--shape", "tiny"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("fdllm bench: it works from a checkout, which this installation is not")
     assert "pip install --editable ." in told
@@ -152,9 +153,9 @@ def test_the_trace_opens_in_a_viewer(made: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_growth_is_fitted() -> None:
-    options = BenchCommand(repeats=1, stretch_ms=1)
+    short = BenchCommand(repeats=1, stretch_ms=1)
     tiny = make_model("tiny", "cpu", "float32")
-    sections = bench_growth(tiny, options, (64, 128), (1, 2), ((64, 1),))
+    sections = bench_growth(tiny, short, (64, 128), (1, 2), ((64, 1),))
     token, batch, prompt, memory = sections
     assert [line.label for line in token.lines] == ["prompt 64, 1 row", "prompt 128, 1 row"]
     assert [line.label for line in batch.lines] == ["prompt 256, 1 row", "prompt 256, 2 rows"]

@@ -11,6 +11,7 @@ import pytest
 
 import fdllm
 from fdllm.cli.main import build_parser
+from fdllm.cli.main import commands as all_commands
 from fdllm.cluster.cluster_config import ClusterConfig, Resources
 from fdllm.core.config import StrategyConfig
 from fdllm.core.reuse import LayerPlan, LayerRun, Observation, ProbePlan
@@ -41,7 +42,7 @@ CITED = re.compile(r"docs/(?P<page>\w[\w-]*\.md),?\s+sections? (?P<number>\d+(?:
 
 
 def flags_by_command() -> dict[str, set[str]]:
-    actions = build_parser()._actions  # noqa: SLF001 - argparse offers no other way to look inside
+    actions = build_parser(all_commands())._actions  # noqa: SLF001 - no other way in
     [commands] = [action.choices for action in actions if isinstance(action.choices, dict)]
     return {
         name: {flag for action in command._actions for flag in action.option_strings}  # noqa: SLF001

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import fdllm
-from fdllm.cli.bench import BenchCommand
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.row_task import CacheRow, ForwardHook, ForwardRequest, RowTask, Steps
 from fdllm.core.sampler import Generation, GenerationRequest
@@ -15,6 +14,7 @@ from fdllm.core.unmask import most_confident
 from fdllm.timing.interleave import Rounds
 from fdllm_bench.floor import ForwardShape
 from fdllm_bench.models import BenchModel
+from fdllm_bench.options import BenchOptions
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Load:
     block_cache: bool = True  # whether a step feeds its sub-block alone
 
 
-def rounds_of(options: BenchCommand) -> Rounds:
+def rounds_of(options: BenchOptions) -> Rounds:
     """Of steps: a round has several turns, so that a disturbance meets every lane."""
     return Rounds(options.repeats, warm_ups=2, turns=3, stretch_s=options.stretch_ms / 1e3)
 

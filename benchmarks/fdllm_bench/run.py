@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 
 from fdllm import strictjson
-from fdllm.cli.bench import BenchCommand
 from fdllm.cli.output import complain, say
 from fdllm.core.checkpoint import resolve_device
 from fdllm_bench.batch import bench_batch
 from fdllm_bench.growth import bench_growth
 from fdllm_bench.models import BenchModel, make_model
+from fdllm_bench.options import BenchOptions
 from fdllm_bench.profiling import PhaseProfile, profile_model
 from fdllm_bench.reuse import bench_reuse
 from fdllm_bench.step import bench_step
@@ -26,7 +26,7 @@ from fdllm_bench.tables import Section
 
 SCHEMA = 1
 _WIDE = 200  # columns of a log, which folds nothing
-Topic = Callable[[BenchModel, BenchCommand], list[Section]]
+Topic = Callable[[BenchModel, BenchOptions], list[Section]]
 TOPICS: dict[str, Topic] = {
     "step": bench_step,
     "reuse": bench_reuse,
@@ -36,7 +36,7 @@ TOPICS: dict[str, Topic] = {
 
 
 def run(
-    given: BenchCommand, topics: Sequence[str], shapes: Sequence[str], trace: Path | None
+    given: BenchOptions, topics: Sequence[str], shapes: Sequence[str], trace: Path | None
 ) -> None:
     """Measure and print, one model in memory at a time.
 

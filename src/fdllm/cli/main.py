@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from fdllm.cli.bench import BenchCommand
+from fdllm.cli.bench import bench_command
 from fdllm.cli.compare_command import CompareCommand
 from fdllm.cli.doctor import DoctorCommand, PrefetchCommand
 from fdllm.cli.export import ExportCommand
@@ -51,7 +51,7 @@ examples:
   fdllm new adaptive_skip --from 00_baseline         the next experiment
 """
 
-COMMANDS: Mapping[str, type[Command]] = {
+_COMMANDS: Mapping[str, type[Command] | None] = {
     "eval": EvalCommand,
     "sweep": SweepCommand,
     "validate": ValidateCommand,
@@ -64,7 +64,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "grade": GradeCommand,
     "trace": TraceCommand,
     "selftest": SelftestCommand,
-    "bench": BenchCommand,
+    "bench": None,  # as the checkout has it
     "compare": CompareCommand,
     "new": NewCommand,
     "job": JobCommand,
@@ -80,9 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 something failed, 2 the request makes no sense, 130 interrupted, 143 terminated.
     """
-    args = build_parser().parse_args(arguments)
+    known = commands()
+    args = build_parser(known).parse_args(arguments)
     try:
-        return COMMANDS[args.command].read(args).run()
+        return known[args.command].read(args).run()
     except FdllmError as error:
         if args.debug:
             traceback.print_exc()
@@ -132,7 +133,12 @@ class _Parser(argparse.ArgumentParser):
         return flags
 
 
-def build_parser() -> argparse.ArgumentParser:
+def commands() -> dict[str, type[Command]]:
+    """Every command by its name."""
+    return {name: command or bench_command() for name, command in _COMMANDS.items()}
+
+
+def build_parser(known: Mapping[str, type[Command]]) -> argparse.ArgumentParser:
     """The flags of every command."""
     parser = _Parser(
         prog="fdllm",
@@ -142,7 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
+    for name, command in known.items():
         text = (command.__doc__ or "").partition("\n")[0]
         shown = f"{text[:1].lower()}{text[1:].rstrip('.')}"
         told: dict[str, Any] = {} if command.hidden else {"help": shown}
