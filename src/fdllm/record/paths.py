@@ -20,6 +20,8 @@ from fdllm.record.atomic import explained, make_folder
 from fdllm.runs import Run, home_model
 from fdllm.shard import Shard
 
+TIMING = "timing"
+"""The folder of a task's timing study, beside those of its configs."""
 _LOCK_FILES = (".lock", ".holder")  # what their names begin with
 _SHARD_FILE = re.compile(
     r"^(journal|failed|\.holder)\.shard-(?P<number>\d+)-of-(?P<count>\d+)\.jsonl?$"
@@ -212,6 +214,11 @@ class Layout:
         part = Path(run.experiment, str(TaskFolder.of(run)), run.cell.name)
         # A log belongs to a place in the table, so it has the limit and the model in its path too.
         return RunPaths(self.results / part, self.artifacts / part, self.logs / part)
+
+    def timing(self, run: Run) -> tuple[Path, Path]:
+        """The timing study of ``run``'s task, and its copy for git."""
+        part = Path(run.experiment, str(TaskFolder.of(run)), TIMING, "study.json")
+        return self.results / part, self.artifacts / part
 
     def task_folders(self, experiment: str) -> Iterator[TaskFolder]:
         """Task folders of an experiment that hold anything."""

@@ -15,11 +15,13 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+from scipy.stats import quantile_test
 
 from fdllm.record import measure
+from fdllm.record.study import Study
 from fdllm.report.grid import GridFinding, batch_sizes, find_twins, findings, twins
 from fdllm.report.records import Record
-from fdllm.report.stats import ALPHA, Estimate, Floats, bootstrap_t, log_ratio
+from fdllm.report.stats import ALPHA, LEVEL, Estimate, Floats, bootstrap_t, log_ratio
 
 Claim = Literal["faster", "slower", "none"]
 
@@ -205,3 +207,79 @@ def doubt_speed(a: Record, b: Record, speed: Speed) -> str | None:
         f"it ran faster than its layer calls allow (at most {most:.2f}x): the machine sped up "
         "between the two; compute both anew, one right after the other"
     )
+
+
+# --- timing studies -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TimedPair:
+    """One config's time by the baseline's, on the same documents in turn."""
+
+    a: str  # the baseline
+    b: str  # the config
+    ratio: Estimate  # time of ``b`` by time of ``a``, below 1 where ``b`` is faster
+    twins: bool  # whether both are one computation
+    claim: Claim
+
+
+@dataclass(frozen=True)
+class TimedPairs:
+    """What a timing study shows. Every claim of a speed in this project is one of these."""
+
+    # what noise alone may look like, as a ratio less one: as far as any twin's interval reaches.
+    # None where the study has no twins, and nothing is claimed then.
+    floor: float | None
+    pairs: tuple[TimedPair, ...]
+
+    def __getitem__(self, config: str) -> TimedPair:
+        return next(pair for pair in self.pairs if pair.b == config)
+
+
+def judge_pairs(study: Study) -> TimedPairs:
+    """Compare every config of a study with its baseline.
+
+    Of each document the median over repeats counts, of the documents the median of the logarithms
+    of their ratios: one stalled document moves nothing. A claim needs an interval off 1 and a ratio
+    beyond the floor.
+    """
+    times = {
+        name: np.log(np.median(np.array(one.seconds), axis=1))
+        for name, one in study.configs.items()
+    }
+    base, twins = times[study.baseline], study.twins
+    found = {n: median_of(t - base) for n, t in times.items() if n != study.baseline}
+    reach = [abs(end) for n in twins if n in found for end in (found[n].low, found[n].high)]
+    floor = max(reach, default=None)
+    pairs = tuple(
+        TimedPair(
+            study.baseline,
+            name,
+            Estimate(*(math.exp(min(x, 700.0)) for x in (log.value, log.low, log.high))),
+            name in twins,
+            claim_of(log, floor),
+        )
+        for name, log in found.items()
+    )
+    return TimedPairs(None if floor is None else math.expm1(min(floor, 700.0)), pairs)
+
+
+def median_of(values: Floats) -> Estimate:
+    """A median with its exact 95 % interval, by order statistics: no form of noise is assumed.
+
+    Fewer than six values have no such interval; it is everything then.
+    """
+    found = quantile_test(values, q=0, p=0.5).confidence_interval(LEVEL)
+    low, high = (float(end) for end in found)
+    return Estimate(
+        float(np.median(values)),
+        -math.inf if math.isnan(low) else low,
+        math.inf if math.isnan(high) else high,
+    )
+
+
+def claim_of(log: Estimate, floor: float | None) -> Claim:
+    """What may be said of a logarithm of a ratio: nothing without a floor, nothing within it."""
+    if floor is None or abs(log.value) <= floor or log.low <= 0 <= log.high:
+        return "none"
+    return "faster" if log.value < 0 else "slower"
