@@ -15,6 +15,7 @@ from fdllm.core.reuse import subset_bounds
 from fdllm.evaluate.recording import Evaluation, fill_summary, text_hash, write_record
 from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import VERSION as JOURNAL_VERSION
+from fdllm.record.journal import JournalContent
 from fdllm.record.measure import add_counts
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import PeakMemory, StrategyRecord
@@ -144,7 +145,7 @@ def write_cell(
         strategy=strategy,
         identity=identity,
         peak_memory=PeakMemory(bytes=1 << 30, kind="resident"),
-        sessions=[SESSION],
+        journal=JournalContent(sessions=[SESSION]),
     )
     write_record(paths, summary, found)
     return paths

@@ -35,7 +35,7 @@ LAYERS = (
     {"evaluate"},
     {"fast"},  # accelerators, which decoding does without
     {"sandbox", "core"},
-    {"plan", "experiment", "presets.reader", "record"},
+    {"plan", "applicable", "experiment", "presets.reader", "record"},
     {
         "caches",
         "checkpoint",
@@ -43,6 +43,7 @@ LAYERS = (
         "core.config",
         "core.reuse",
         "core.schedule",
+        "criteria",
         "errors",
         "runs",
         "shard",
@@ -58,6 +59,8 @@ LIGHT = (
     "report",
     "release",
     "plan",
+    "applicable",
+    "criteria",
     "experiment",
     "presets",
     "record",

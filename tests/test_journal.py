@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fdllm.criteria import criteria_lock
 from fdllm.errors import FdllmError
 from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import DamagedJournalError, Journal, read_journal
@@ -169,6 +170,31 @@ def test_what_another_journal_knows_is_kept_where_it_is_asked_for(tmp_path: Path
     content = read_journal(path)
     assert list(content.entries) == ["1", "2"]
     assert [s["machine"] for s in content.sessions] == ["n"], "who asks has not computed"
+
+
+def test_each_answer_says_which_criteria_were_in_force(tmp_path: Path) -> None:
+    """Also where another journal's answers are taken over, after the criteria were edited."""
+
+    def answer(path: Path, criteria: str | None, *keys: int) -> None:
+        session = {} if criteria is None else {"criteria": criteria}
+        with Journal(path, ONE, session) as journal:
+            for key in keys:
+                journal.put(str(key), {"task": "sums", "doc_id": key // 2})
+
+    whole, shard, other = (tmp_path / name / "journal.jsonl" for name in ("whole", "0", "1"))
+    early, late = criteria_lock('{"min_speedup": 2.0}'), criteria_lock('{"min_speedup": 1.0}')
+    answer(shard, None, 0, 1)
+    answer(shard, '{"min_speedup": 2.0}', 2, 3, 4)  # two choices a document: of 2 only one yet
+    answer(shard, '{"min_speedup": 1.0}', 6)
+    assert read_journal(shard).rows_by_lock == {early: 2, late: 1}
+    with Journal(whole, ONE, {"criteria": "none"}) as journal:
+        journal.absorb(read_journal(shard))
+        assert journal.content.rows_by_lock == {early: 2, late: 1}
+    with Journal(other, ONE, {"criteria": "none"}) as journal:
+        journal.know(read_journal(shard))
+        assert journal.get("6")
+        assert journal.get("0")
+    assert read_journal(other).rows_by_lock == {late: 1}
 
 
 def test_the_number_of_requests_is_written_when_it_changes(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any, get_args
 import pytest
 
 import fdllm
+from fdllm.applicable import repeats
 from fdllm.core.config import Estimator
 from fdllm.errors import UsageError
-from fdllm.experiment.repeats import repeats
 from fdllm.plan import State, TaskFacts
 from fdllm.record.identity import model_identity
 from fdllm.record.paths import Layout, TaskFolder, model_slug

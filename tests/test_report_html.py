@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from fdllm.criteria import Criteria
 from fdllm.errors import UsageError
-from fdllm.experiment.settings import Criteria, read_settings
+from fdllm.experiment.settings import read_settings
 from fdllm.report.build import Report, Section, build_report
 from fdllm.report.figures import cell_figures, ideal_speedup
 from fdllm.report.html import render_html

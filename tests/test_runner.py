@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from fdllm.criteria import criteria_lock, criteria_text
 from fdllm.errors import UsageError
 from fdllm.evaluate.runner import Runner
+from fdllm.experiment.settings import read_settings
 from fdllm.plan import State
 from fdllm.record.summary import read_summary
 from fdllm.report.table import cell_checks
@@ -97,6 +99,23 @@ def test_the_model_is_not_loaded_for_what_is_done(root: Path) -> None:
         pytest.fail("the model was loaded")
 
     assert Runner(make_planner(root), Notes(), load).run(run).state is State.DONE
+
+
+def test_criteria_are_locked_from_the_first_row_and_staleness_is_not_theirs(root: Path) -> None:
+    """Edited in the middle of a run: the record says how many rows had been answered by then."""
+    run = make_run(root)
+    settings = root / "experiments/00_baseline/experiment.toml"
+    locks = [criteria_lock(criteria_text(read_settings(settings).criteria))]
+    interrupt(root, run, 2)
+    settings.write_text(settings.read_text().replace("min_speedup = 1.15", "min_speedup = 1.05"))
+    locks.append(criteria_lock(criteria_text(read_settings(settings).criteria)))
+    summary = do_run(root, run).summary
+    assert summary is not None
+    assert summary.provenance["criteria"] == {locks[0]: 2, locks[1]: NUM_DOCS - 2}
+    texts = [session["criteria"] for session in summary.provenance["sessions"]]
+    assert [criteria_lock(text) for text in texts] == locks
+    settings.write_text(settings.read_text().partition("[criteria]")[0])
+    assert make_planner(root).state(run).state is State.DONE
 
 
 # --- guards -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fdllm.experiment.settings import Criteria
+from fdllm.criteria import Criteria
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures
 from fdllm.report.speed import Floor, Speed

@@ -9,11 +9,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from fdllm.applicable import repeats
 from fdllm.core.config import StrategyConfig
 from fdllm.core.reuse import ReuseStrategy, subset_overlaps
 from fdllm.errors import FdllmError
 from fdllm.experiment import Experiment, load_experiment
-from fdllm.experiment.repeats import repeats
 from fdllm.record.identity import (
     SCHEMA,
     Fingerprint,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from fdllm.evaluate.tasks import task_info
 from fdllm.record import measure
 from fdllm.record.atomic import write_json, write_text
 from fdllm.record.identity import Fingerprint
+from fdllm.record.journal import JournalContent
 from fdllm.record.paths import RunPaths
 from fdllm.record.provenance import utc_now
 from fdllm.record.summary import PeakMemory, StrategyRecord, Summary, describe_file
@@ -63,7 +63,7 @@ def fill_summary(
     strategy: StrategyRecord,
     identity: Fingerprint,
     peak_memory: PeakMemory,
-    sessions: Sequence[Mapping[str, Any]],
+    journal: JournalContent,
 ) -> Summary:
     """The summary of an evaluation, all but its files' hashes.
 
@@ -111,7 +111,8 @@ def fill_summary(
         dataset=found.dataset,
         task_versions=found.task_versions,
         provenance={
-            "sessions": [dict(one) for one in sessions],
+            "sessions": [dict(one) for one in journal.sessions],
+            "criteria": journal.rows_by_lock,  # rows by the criteria that were in force
             "finished": utc_now(),
             "exceptions": list(run.exceptions),
         },

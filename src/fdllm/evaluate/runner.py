@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fdllm.core.reuse import ReuseStrategy
+from fdllm.criteria import criteria_text
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.attempt import (
     EndedEarly,
@@ -129,7 +130,8 @@ class Runner:
         """Evaluate, and write the record; answers that are there already are not computed again."""
         run = attempt.run
         identity = self._planner.fingerprint(run).known()
-        facts = model.facts(run.evaluating)
+        criteria = self._planner.experiment(run.experiment).settings.criteria
+        facts = model.facts(run.evaluating) | {"criteria": criteria_text(criteria)}
         if attempt.paths.shard is not None:
             facts["shard"] = str(attempt.paths.shard)
         with attempt.open_journal(identity, session(**facts), self._reporter.note) as journal:
@@ -147,7 +149,7 @@ class Runner:
                 strategy=describe_strategy(run, strategy, model.n_layers),
                 identity=identity,
                 peak_memory=model.peak_memory(),
-                sessions=journal.content.sessions,
+                journal=journal.content,
             )
             return write_record(attempt.paths, summary, found)
 

@@ -1,14 +1,16 @@
 """A run that has no record yet: its answers as they come, and why an attempt ended without one.
 
 The journal is an append-only file that survives a kill at any moment. Its first line names the
-fingerprint. Every further line is an entry (a request's key and answer), a session (who computed
-what follows) or the number of requests. A line is durable when ``put`` returns; a torn last line,
-which a kill in the middle of a write leaves, is dropped.
+fingerprint. Every further line is an entry (a request's key and answer, and the lock of the
+criteria in force), a session (who computed what follows, under which criteria) or the number of
+requests. A line is durable when ``put`` returns; a torn last line, which a kill in the middle of a
+write leaves, is dropped.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -18,6 +20,7 @@ from typing import Any, BinaryIO, Self
 from pydantic import ValidationError
 
 from fdllm import strictjson
+from fdllm.criteria import criteria_lock
 from fdllm.errors import FdllmError
 from fdllm.record.atomic import explained, make_folder, sync_folder, write_json
 from fdllm.record.identity import Fingerprint
@@ -37,9 +40,21 @@ class JournalContent:
 
     fingerprint: Fingerprint | None = None  # of the run it belongs to; None where the file is empty
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)  # answers by key
+    # lock of the criteria that each answer was computed under, by key
+    locks: dict[str, str] = field(default_factory=dict)
     sessions: list[dict[str, Any]] = field(default_factory=list)  # who computed, in order
     total: int | None = None  # requests of the run; None until it was known
     size: int = 0  # bytes up to the last whole line
+
+    @property
+    def rows_by_lock(self) -> dict[str, int]:
+        """Documents by the lock of the criteria that they were answered under."""
+        rows = {
+            (lock, entry.get("task"), entry.get("doc_id"))
+            for key, entry in self.entries.items()
+            if (lock := self.locks.get(key))
+        }
+        return dict(sorted(Counter(lock for lock, _, _ in rows).items()))
 
 
 def read_journal(path: Path) -> JournalContent:
@@ -74,10 +89,18 @@ def _take(content: JournalContent, line: Mapping[str, Any], *, first: bool) -> N
         content.fingerprint = Fingerprint(**line["fingerprint"])
     elif "key" in line:
         content.entries[line["key"]] = dict(line["entry"])
+        if "criteria" in line:
+            content.locks[line["key"]] = line["criteria"]
     elif "session" in line:
         content.sessions.append(dict(line["session"]))
     else:
         content.total = int(line["total"])
+
+
+def _answer(content: JournalContent, key: str) -> dict[str, Any]:
+    """An answer's line, with the lock of the criteria that it was computed under."""
+    lock = content.locks.get(key)
+    return {"key": key, "entry": content.entries[key]} | ({"criteria": lock} if lock else {})
 
 
 class Journal:
@@ -88,7 +111,8 @@ class Journal:
     Args:
         path: the file; made where it is absent.
         fingerprint: of this run. A journal of another one is moved aside, never added to.
-        session: who computes from here on; who only reads answers is not written down.
+        session: who computes from here on, and the text of the ``criteria`` in force; who only
+            reads answers is not written down.
 
     Raises:
         FdllmError: the file cannot be written.
@@ -105,8 +129,10 @@ class Journal:
         if then is not None and fingerprint.differences(then):
             self.moved_aside = set_aside(path.parent, [path])
             self.content = JournalContent()
-        self._known: dict[str, dict[str, Any]] = {}
+        self._known = JournalContent()
         self._session: dict[str, Any] | None = session
+        text = session.get("criteria")
+        self._lock = {} if text is None else {"criteria": criteria_lock(text)}
         with explained(path):
             self._file: BinaryIO = path.open("ab", buffering=0)
             self._file.truncate(self.content.size)
@@ -123,13 +149,13 @@ class Journal:
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The answer to a request, or None."""
-        if key not in self.content.entries and key in self._known:
-            self._append({"key": key, "entry": self._known[key]}, sync=False)
+        if key not in self.content.entries and key in self._known.entries:
+            self._append(_answer(self._known, key), sync=False)
         return self.content.entries.get(key)
 
     def know(self, other: JournalContent) -> None:
         """Take answers of another journal of the same run over as they are asked for."""
-        self._known = dict(other.entries)
+        self._known = other
 
     def put(self, key: str, entry: dict[str, Any]) -> None:
         """Keep an answer; it is on the disk when this returns.
@@ -140,7 +166,7 @@ class Journal:
         if self._session is not None:
             self._append({"session": self._session})
             self._session = None
-        self._append({"key": key, "entry": entry})
+        self._append({"key": key, "entry": entry} | self._lock)
         self.num_put += 1
 
     def absorb(self, other: JournalContent) -> int:
@@ -157,9 +183,9 @@ class Journal:
         for session in other.sessions:
             if session not in self.content.sessions:
                 self._append({"session": session})
-        fresh = {k: e for k, e in other.entries.items() if k not in self.content.entries}
-        for key, entry in fresh.items():
-            self._append({"key": key, "entry": entry}, sync=False)
+        fresh = [key for key in other.entries if key not in self.content.entries]
+        for key in fresh:
+            self._append(_answer(other, key), sync=False)
         with explained(self.path):
             os.fsync(self._file.fileno())
         return len(fresh)

@@ -8,8 +8,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from fdllm.criteria import Criteria
 from fdllm.errors import FdllmError
-from fdllm.experiment.settings import Criteria
 from fdllm.plan import Planner, State
 from fdllm.report.alternative import Alternative, find_alternative
 from fdllm.report.compare import compare_all
