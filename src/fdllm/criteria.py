@@ -20,6 +20,10 @@ _SENTENCES = {
 }
 FIGURES = tuple(_SENTENCES)
 """The keys of :class:`Criteria` that state a criterion; the others say where it applies."""
+INTERVALS = ("max_accuracy_drop", "min_speedup")
+"""Those of them that a sample decides; the others are counted."""
+ALPHA = 0.05
+"""How often a verdict may be wrong."""
 
 
 class Criteria(Spec):
@@ -89,6 +93,22 @@ class Criteria(Spec):
         judged = self.rival if isinstance(self.rival, dict) else ()
         base = () if self.baseline is None else (self.baseline,)
         return tuple(dict.fromkeys((*self.configs, *base, *judged, *self.rivals)))
+
+    def levels(self, num_configs: int, num_tasks: int) -> tuple[float, float]:
+        """Two-sided levels at which one cell's criterion counts as met, and as missed.
+
+        A verdict is wrong in at most 5 % of experiments. One config of several may confirm, so they
+        share (Bonferroni's share, with which Holm begins); its tasks do not, as it must meet all of
+        them. One criterion missed on one task refutes a config, so these share; where all configs
+        must meet the criteria, one config refutes the experiment, and they share too.
+        """
+        intervals = sum(getattr(self, name) is not None for name in INTERVALS)
+        chances = max(1, num_tasks) * max(1, intervals)
+        several = self.require == "any", self.require == "all"
+        return (
+            ALPHA / (max(1, num_configs) if several[0] else 1),
+            ALPHA / chances / (max(1, num_configs) if several[1] else 1),
+        )
 
     def cannot_act(self, *, reuses: bool) -> str:
         """Which criterion a cell cannot be touched by, whatever it computes; empty where all can.

@@ -40,7 +40,7 @@ POWER = 0.8
 RESAMPLES = 2000
 SEED = 20240
 _CHUNK = 4_000_000  # resampled values in memory at once
-_FEW = 10  # documents that differ; fewer cannot show how they lie in the groups
+FEW = 10  # documents that differ; fewer cannot show how they lie in the groups
 _FLIPS = 9999
 _TAIL = 1e-9
 
@@ -106,7 +106,7 @@ def find_difference(
         return found
     mean = clustered_mean(change, np.unique(groups, return_inverse=True)[1])
     inside, smallest = mean.interval, smallest_clustered(mean, level)
-    if binary and losses + gains < _FEW:
+    if binary and losses + gains < FEW:
         low, high = min(estimate.low, inside.low), max(estimate.high, inside.high)
         return replace(
             found,
@@ -180,11 +180,7 @@ def tango(losses: Ints, gains: Ints, n: Ints) -> tuple[Floats, Floats]:
 
     def excess(delta: Floats, b: Floats, c: Floats, n: Floats, sign: Floats) -> Floats:
         """How far the score statistic at ``delta`` is from the critical value."""
-        linear = (2 * n - b + c) * delta - b - c
-        root = np.sqrt(np.maximum(linear**2 + 8 * n * c * delta * (1 - delta), 0))
-        share = (root - linear) / (4 * n)  # most likely share of losses, given delta
-        variance = np.maximum(n * (2 * share + delta * (1 - delta)), 0)
-        return b - c - n * delta - sign * critical * np.sqrt(variance)
+        return b - c - n * delta - sign * critical * _score_error(delta, b, c, n)
 
     centre, tiny = (b - c) / size, 1e-9  # where nothing differs the centre itself is a root
     one = np.ones_like(centre)
@@ -197,6 +193,23 @@ def tango(losses: Ints, gains: Ints, n: Ints) -> tuple[Floats, Floats]:
         np.where(low.success, low.x, -1.0).astype(np.float64),
         np.where(high.success, high.x, 1.0).astype(np.float64),
     )
+
+
+def _score_error(delta: Floats, b: Floats, c: Floats, n: Floats) -> Floats:
+    """Standard error of gains less losses, were ``delta`` the true difference."""
+    linear = (2 * n - b + c) * delta - b - c
+    root = np.sqrt(np.maximum(linear**2 + 8 * n * c * delta * (1 - delta), 0))
+    share = (root - linear) / (4 * n)  # most likely share of losses, given delta
+    error: Floats = np.sqrt(np.maximum(n * (2 * share + delta * (1 - delta)), 0))
+    return error
+
+
+def tango_score(losses: int, gains: int, n: int, delta: float) -> float:
+    """The score statistic against a true difference of ``delta``: what :func:`tango` inverts."""
+    columns = (np.array(float(x)) for x in (delta, gains, losses, n))
+    error = float(_score_error(*columns))
+    distance = gains - losses - n * delta
+    return distance / error if error else 0.0
 
 
 def wilson(headline: Headline) -> Estimate | None:
@@ -245,18 +258,30 @@ def bootstrap_t(
     value, error = (float(x) for x in statistic(a, b))
     if error <= 1e-12 * max(1.0, abs(value)):  # all pairs agree, but for the rounding of a sum
         return Estimate(value, value, value)
+    drawn = studentised(a, b, statistic, resamples=resamples, seed=seed)
+    half = float(np.quantile(drawn, LEVEL)) * error
+    return Estimate(value, value - half, value + half)
+
+
+def studentised(
+    a: Floats, b: Floats, statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> Floats:
+    """How many of its own standard errors each resample's figure is from that of all, (resamples,).
+
+    The arguments are those of :func:`bootstrap_t`.
+    """
+    value, error = (float(x) for x in statistic(a, b))
     draw, n = np.random.default_rng(seed), len(a)
-    studentised: list[Floats] = []
+    found: list[Floats] = []
     left = resamples
     while left:
         rows = min(left, max(1, _CHUNK // n))
         picked = draw.integers(n, size=(rows, n))
         values, errors = statistic(a[picked], b[picked])
         # A resample of equal pairs has no error; its distance counts in the whole sample's.
-        studentised.append(np.abs(values - value) / np.where(errors > 0, errors, error))
+        found.append(np.abs(values - value) / np.where(errors > 0, errors, error))
         left -= rows
-    half = float(np.quantile(np.concatenate(studentised), LEVEL)) * error
-    return Estimate(value, value - half, value + half)
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True)
