@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from fdllm.evaluate.tasks import TASKS
 from fdllm.record.atomic import write_json
 from fdllm.record.identity import Fingerprint
+from fdllm.record.paths import TIMING
+from fdllm.record.study import Agreement, ConfigTimes, Study
 from fdllm.record.summary import (
     Headline,
     LayerCalls,
@@ -24,8 +27,10 @@ from fdllm.record.summary import (
 )
 from fdllm.report.compare import compare_all
 from fdllm.report.compare_text import Comparison
-from fdllm.report.records import Record, load_record
-from fdllm.report.speed import noise_floor
+from fdllm.report.records import Record, load_record, sample_key
+from fdllm.report.speed import TimedPair, claim_of
+from fdllm.report.stats import Estimate
+from fdllm.report.times import Times
 
 Numbers = Sequence[float] | Any
 GRID = tuple(f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last"))
@@ -150,10 +155,52 @@ def write_cell(results: Path, cell: Record) -> Record:
     return load_record(folder)
 
 
-def compare_grid(baseline: Record, others: Sequence[Record]) -> list[Comparison]:
-    """Every cell of a grid against its baseline, as one family, with the grid's own floor."""
-    floor = noise_floor([baseline, *others])
-    return compare_all([(baseline, cell, floor) for cell in others])
+def make_times(
+    floor: float | None = 0.01, *, baseline: str = "k1_first", **ratios: float | tuple[float, ...]
+) -> Times:
+    """A study's times by config: a ratio, held within 1 %, or a ratio and its interval."""
+    noise = None if floor is None else math.log1p(floor)
+    pairs = {}
+    for name, given in ratios.items():
+        ends = given if isinstance(given, tuple) else (given, 0.99 * given, 1.01 * given)
+        claim = claim_of(Estimate(*(math.log(end) for end in ends)), noise)
+        pairs[name] = TimedPair(baseline, name, Estimate(*ends), name.startswith("k1"), claim)
+    return Times(pairs, floor, "timing study of 100 documents")
+
+
+def compare_grid(
+    baseline: Record, others: Sequence[Record], times: Times | None = None
+) -> list[Comparison]:
+    """Every cell of a grid against its baseline, as one family."""
+    return compare_all([(baseline, cell, times) for cell in others])
+
+
+def write_study(cells: Sequence[Record], ratios: Mapping[str, float], **changes: Any) -> Study:
+    """A study beside written records: each config takes so many times the first one's time."""
+    draw = np.random.default_rng(len(cells))
+    keys = [sample_key(sample) for sample in cells[0].samples]
+    length = draw.lognormal(-3, 0.3, (len(keys), 1))
+    configs = {}
+    for cell in cells:
+        seconds = length * ratios.get(cell.name, 1.0) * np.exp(draw.normal(0, 0.01, (len(keys), 3)))
+        configs[cell.name] = ConfigTimes(
+            fingerprint={k: v for k, v in cell.summary.fingerprint.fields.items() if v is not None},
+            k=cell.summary.strategy.k,
+            reuses=cell.summary.strategy.reuses,
+            seconds=tuple(map(tuple, seconds.tolist())),
+            answers=("0" * 16,) * len(keys),
+            agrees=Agreement(compared=len(keys), equal=len(keys)),
+        )
+    summary = cells[0].summary
+    values: dict[str, Any] = {
+        "experiment": summary.experiment, "task": summary.task, "limit": summary.limit,
+        "model": summary.model, "baseline": cells[0].name, "repeats": 3, "documents": tuple(keys),
+        "configs": configs, "device": MACHINE, "dtype": "float16", "threads": None,
+        "started": "2026-01-02T03:04:05+00:00", "seconds": 1.0,
+    }  # fmt: skip
+    study = Study(**(values | changes))
+    study.write(cells[0].folder.parent / TIMING / "study.json")
+    return study
 
 
 def flipped(right: Any, losses: int, gains: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
@@ -57,12 +58,14 @@ class Drawn:
                 if abs((y - 4 if upward else x) - line) < CLOSE and is_number(text):
                     named[line] = float(text.replace(",", ""))
         assert list(named) == list(lines), "each grid line has its figure"
+        scaled = float if upward else math.log  # the horizontal axis is one of ratios
         (x1, v1), *_, (x2, v2) = named.items()
-        return x1 + (value - v1) * (x2 - x1) / (v2 - v1)
+        share = (scaled(value) - scaled(v1)) / (scaled(v2) - scaled(v1))
+        return x1 + share * (x2 - x1)
 
 
 def is_number(text: str) -> bool:
-    return text.replace(".", "").replace(",", "").isdigit()
+    return text.lstrip("+-").replace(".", "").replace(",", "").isdigit()
 
 
 def near(value: float) -> object:

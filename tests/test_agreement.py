@@ -13,7 +13,7 @@ from cells import make_cell, share
 from fdllm.cli import main
 from fdllm.report.agreement import TOLERANCE, agree, same_answers, stated, tolerance_of
 from fdllm.report.compare import compare
-from fdllm.report.grid import findings, identical
+from fdllm.report.grid import checks, identical
 from fdllm.report.records import Record
 from stubs import make_root
 
@@ -39,7 +39,7 @@ def test_twins_agree_to_the_rounding_of_their_type(dtype: str) -> None:
     for factor, equal in ((0.9, True), (1.1, False), (-1.1, False)):
         other = scored("k1_last", dtype=dtype, shift=factor * allowed)
         assert compare(one, other).identical == equal
-        differ = [found.text for found in findings([one, other]) if found.kind == "twins-differ"]
+        differ = [found.text for found in checks([one, other]) if found.kind == "twins-differ"]
         assert bool(differ) != equal
         if differ:
             assert f"1 of 6 samples differ (log-likelihoods to {allowed:g})" in differ[0]

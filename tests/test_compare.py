@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cells import flipped, make_cell, share, write_cell
+from cells import flipped, make_cell, share, write_cell, write_study
 from fdllm.cli import main
 from fdllm.report.records import Record
 
@@ -161,17 +161,53 @@ def test_folders_of_any_experiment(
     assert "one is a folder and one a config" in capsys.readouterr().err
 
 
-def test_folders_bring_their_twins(
+def test_speed_is_a_pair_of_the_study(
     tmp_path: Path, compare: Compare, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The cells beside A tell the noise of the machine."""
-    fast = np.full(1000, 1.0)
-    cells = [make_cell(name, RIGHT) for name in ("k1_first", "k1_middle", "k1_last")]
-    folders = write(tmp_path, *cells, make_cell("k2_middle", RIGHT, seconds=fast))
-    compare(folders[0], folders[3], "--json")
-    (one,) = json.loads(capsys.readouterr().out)["comparisons"]
-    assert one["speed"]["floor"]["names"] == ["k1_first", "k1_last", "k1_middle"]
-    assert one["speed"]["claim"] == "faster"
+    cells = [make_cell(name, RIGHT) for name in ("k1_first", "k1_last", "k2_middle", "k3_last")]
+    written = [write_cell(tmp_path / "results", cell) for cell in cells]
+    write_study(written, {"k2_middle": 0.8, "k3_last": 0.6})
+    for a, b, ratio in (("k1_first", "k2_middle", 0.8), ("k2_middle", "k3_last", 0.75)):
+        compare(a, b, "--json")
+        data = json.loads(capsys.readouterr().out)
+        (one,) = data["comparisons"]
+        speed = data["speed"]
+        assert (speed["task"], speed["a"], speed["b"]) == ("gsm8k", a, b)
+        assert speed["low"] < speed["ratio"] < speed["high"]
+        assert (speed["ratio"], speed["claim"]) == (pytest.approx(ratio, abs=0.01), "faster")
+        assert (one["speed"], one["accuracy"]) == (speed, data["accuracy"])
+        assert data["accuracy"]["verdict"] == "same-or-better"
+    compare("k1_first", "k2_middle")
+    out = capsys.readouterr().out
+    assert "It is faster: 0.80 [" in out
+    assert "Timing study of 1000 documents, 3 rounds of 4 configs in random order" in out
+
+
+def test_without_a_study_there_is_no_speed(
+    tmp_path: Path, compare: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However fast the runs were; and runs of two folders were never timed in turn."""
+    fast = make_cell("k2_middle", RIGHT, seconds=np.full(1000, 0.1))
+    folders = write(tmp_path, make_cell("k1_first", RIGHT), fast)
+    compare("k1_first", "k2_middle", "--json")
+    assert json.loads(capsys.readouterr().out)["speed"] is None
+    compare("k1_first", "k2_middle")
+    out = capsys.readouterr().out
+    assert "Speed was not measured: fdllm timing --task gsm8k --experiment 00_baseline" in out
+    other = write(tmp_path / "other", fast)
+    compare(folders[0], other[0])
+    assert "Speed is not compared: the two were not timed in turn" in capsys.readouterr().out
+
+
+def test_a_damaged_study_is_not_called_worse(
+    tmp_path: Path, compare: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid(tmp_path, k1_first=RIGHT, k2_middle=RIGHT)
+    path = tmp_path / "results" / "00_baseline" / "gsm8k" / "timing" / "study.json"
+    path.parent.mkdir()
+    path.write_text("{")
+    assert compare("k1_first", "k2_middle") == 2
+    assert "run fdllm timing again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("strict", [False, True])

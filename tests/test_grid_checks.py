@@ -13,14 +13,13 @@ from fdllm.plan import CellState, State
 from fdllm.record.paths import RunPaths
 from fdllm.report.grid import (
     check_grid,
-    findings,
+    checks,
     identical,
     mixtures,
     overlap_sentence,
     twins,
 )
 from fdllm.report.records import NotComparableError, Record, finished
-from fdllm.report.speed import noise_floor
 from fdllm.runs import Run
 
 RIGHT = share(6, 4)
@@ -132,33 +131,26 @@ def test_a_twin_that_differs_in_one_row_is_found(
     assert found.num_samples == 6
     others = "k1_middle, k1_last" if cell == "k1_first" else cell
     assert found.differing == (f"gsm8k row {row}: k1_first against {others}",)
-    said = [one for one in findings(cells) if one.kind == "twins-differ"]
+    said = [one for one in checks(cells) if one.kind == "twins-differ"]
     assert [one.text for one in said] == [
         "k1_first, k1_middle, k1_last are one computation, yet 1 of 6 samples differ: "
         + found.differing[0]
     ]
 
 
-def test_equal_twins_are_equal_and_their_spread_is_told(tmp_path: Path) -> None:
-    seconds = {"k1_first": 2.0, "k1_middle": 2.5, "k1_last": 2.2}
-    records = [
-        record(tmp_path, make_cell(name, RIGHT, outputs=["same"] * 6, seconds=[s] * 6))
-        for name, s in seconds.items()
-    ]
-    (found,) = twins(records)
+def test_equal_twins_are_equal(tmp_path: Path) -> None:
+    names = ("k1_first", "k1_middle", "k1_last")
+    cells = [make_cell(name, RIGHT, outputs=["same"] * 6) for name in names]
+    (found,) = twins([record(tmp_path, cell) for cell in cells])
     assert found.differing == ()
-    assert found.finding is None
-    floor = noise_floor(records)
-    assert floor is not None
-    assert floor.spread == pytest.approx(0.25)
-    assert floor.speeds == pytest.approx((50.0, 40.0, 100 / 2.2))
+    assert found.finding.kind == "twins"
+    assert found.finding.text == "A/A: k1_first = k1_middle = k1_last in all 6 samples"
 
 
 def test_all_rows_that_differ_are_counted_and_three_are_shown(tmp_path: Path) -> None:
     cells = [make_cell(n, RIGHT, outputs=[n] * 6) for n in ("k1_first", "k1_last")]
     (found,) = twins([record(tmp_path, cell) for cell in cells])
     assert len(found.differing) == 6
-    assert found.finding is not None
     assert found.finding.text.endswith("; ".join(found.differing[:3]))
 
 
@@ -193,7 +185,7 @@ def test_cells_that_reuse_differently_and_agree_are_named(
     cells: list[Record], groups: list[tuple[str, ...]]
 ) -> None:
     assert identical(cells) == groups
-    said = [one for one in findings(cells) if one.kind == "identical"]
+    said = [one for one in checks(cells) if one.kind == "identical"]
     assert [one.cells for one in said] == groups
     for one in said:
         plain = any(name.startswith("k1") for name in one.cells)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from cells import write_study
 from fdllm.report.build import Section, build_report
 from fdllm.report.html import render_html
 from fdllm.report.records import load_record
@@ -83,6 +84,8 @@ def write_page(folder: Path, num_docs: int, *, smoke: bool = True) -> Path:
         odd = [Invented("plain"), Invented("calm-0.25", 0.4)]
         groups.append(write_grid(results, odd, task="tiny_arithmetic", num_docs=10, limit=10))
     tables = [Section(tuple(load_record(paths.folder) for paths in group)) for group in groups]
+    for table in tables[:2]:
+        write_study(table.records, {c.name: 1.1 - 0.1 * int(c.name[1]) for c in table.records})
     report = build_report("00_baseline", "Layer reuse baseline", None, tables, results)
     path = folder / "report.html"
     path.write_text(render_html(report), encoding="utf-8")
@@ -101,6 +104,7 @@ def open_page(driver: Driver, path: Path, width: int = 1280, scheme: str = "ligh
     scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme_feature]})
     driver.get(path.as_uri())
+    driver.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
     wait(lambda: "flips" in text_of(driver, "output"))
     # What an earlier test chose must not show here.
     driver.execute_script("localStorage.clear(); delete document.documentElement.dataset.theme")

@@ -95,24 +95,24 @@ def test_each_figure_stands_in_its_column(root: Path) -> None:
     assert plain == {
         "Config": "k1_first",
         "Accuracy [95 %]": "40.0 % [11.8, 76.9]",
-        "Change": "+0.0",
-        "Tokens/s": "8.00",
-        "Tokens/forward": "0.67",
-        "Speed by k=1": "0.98",
-        "Layer calls saved": "0.0 %",
+        "Change [95 %]": "",
+        "p (Holm)": "",
+        "Accuracy is": "baseline",
         "Layer calls by k=1": "1.00",
+        "Tokens/forward": "0.67",
+        "Tokens/s (described)": "8.00",
         "Truncated": "0.0 %",
         "Repetitive": "0.0 %",
     }
     assert reused == {
         "Config": "k2_middle",
         "Accuracy [95 %]": "60.0 % [23.1, 88.2]",
-        "Change": "+20.0",
-        "Tokens/s": "10.25",
-        "Tokens/forward": "0.50",
-        "Speed by k=1": "1.25",
-        "Layer calls saved": "25.0 %",
+        "Change [95 %]": "+0.0 [-43.4, +43.4]",
+        "p (Holm)": "1.000",
+        "Accuracy is": "cannot tell",
         "Layer calls by k=1": "0.75",
+        "Tokens/forward": "0.50",
+        "Tokens/s (described)": "10.25",
         "Truncated": "20.0 %",
         "Repetitive": "40.0 %",
     }
@@ -139,9 +139,9 @@ def test_a_scored_task_has_columns_of_its_own(root: Path) -> None:
     edit(root, "k2_middle", "tiny_choice", throughput=pace)
     text = page(root, tasks=("tiny_choice",))
     assert "Metric `acc,none`, estimator denoise, 5 rows." in text
-    assert list(rows(text, "Requests/s")[2].items())[3:5] == [
-        ("Scored tokens/s", "3.25"),
+    assert list(rows(text, "Requests/s")[2].items())[-2:] == [
         ("Requests/s", "1.50"),
+        ("Scored tokens/s (described)", "3.25"),
     ]
     assert "Truncated" not in text
 
@@ -187,9 +187,8 @@ def test_provenance_is_that_of_the_last_session_and_of_every_commit(root: Path) 
 
 def test_checks_are_told(root: Path) -> None:
     text = page(root)
-    # Two runs show little of a noise: the floor, as on the page, is far above their spread of 5 %.
-    assert "✓ A/A: k1_first = k1_last in all 5 samples; speeds 8.0, 8.4: noise floor 71.3 %" in text
-    assert "- Note: subsets overlap on 12 layers (first and middle share 1)" in text
+    assert "- ✓ A/A: k1_first = k1_last in all 5 samples.\n" in text
+    assert "- Subsets overlap on 12 layers (first and middle share 1)" in text
     assert "every output agrees" not in text
 
 
@@ -255,10 +254,9 @@ def test_figures_in_the_terminal(root: Path) -> None:
     assert table[2] == {
         "config": "k2_middle",
         "accuracy [95 %]": "60.0 % [23.1, 88.2]",
-        "tokens/s": "10.25",
-        "tokens/forward": "0.50",
-        "layer calls saved": "25.0 %",
         "layer calls by k=1": "0.75",
+        "tokens/forward": "0.50",
+        "tokens/s (described)": "10.25",
         "truncated": "20.0 %",
         "repetitive": "40.0 %",
         "state": "✓ done",

@@ -2,113 +2,61 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from cells import MACHINE, flipped, make_cell, share
+from cells import flipped, make_cell, make_times, share, write_cell, write_study
+from fdllm.record.summary import InvalidRecordError
 from fdllm.report.compare import compare
-from fdllm.report.grid import find_twins
-from fdllm.report.speed import Floor, floor_factor, noise_floor
+from fdllm.report.records import Record
+from fdllm.report.times import read_times
 
 pytestmark = pytest.mark.usefixtures("small_heap")
 
-QUIET = Floor(("k1_first", "k1_last"), (50.0, 50.1), 0.002, 0.01, None)
 RIGHT = share(1000, 800)
+BASE = make_cell("k1_first", RIGHT)
 
 
-def times(ratio: float, noise: float = 0.05, n: int = 1000) -> Any:
-    """Seconds of documents, 1 by ``ratio`` on average, drawn anew for each ratio."""
-    draw = np.random.default_rng(round(1000 * ratio))
-    return 2 / ratio * np.exp(noise * draw.standard_normal(n))
-
-
-BASE = make_cell("k1_first", RIGHT, seconds=times(1.0))
-
-
-def test_speed_beyond_the_floor_is_claimed() -> None:
-    found = compare(BASE, make_cell("k2_middle", RIGHT, seconds=times(1.25)), floor=QUIET)
-    assert found.speed is not None
-    assert found.speed.claim == "faster"
-    assert found.speed.ratio.low < 1.25 < found.speed.ratio.high
-    assert "It is faster: 1.25x the speed" in found.sentence
-    back = compare(make_cell("k2_middle", RIGHT, seconds=times(1.25)), BASE, floor=QUIET)
-    assert back.speed is not None
-    assert back.speed.claim == "slower"
-
-
-def test_speed_inside_the_floor_is_never_claimed() -> None:
-    """25 % on every document, beyond any doubt, on a machine whose twins spread by 30 %."""
-    loud = Floor(("k1_first", "k1_last"), (40.0, 52.0), 0.3, 0.3, "k1_first")
-    found = compare(BASE, make_cell("k2_middle", RIGHT, seconds=times(1.25)), floor=loud)
-    assert found.speed is not None
-    assert found.speed.ratio.low > 1.2
-    assert found.speed.claim == "none"
-    assert "No difference in speed is claimed" in found.sentence
+# --- in a comparison ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("denoise", "claim"), [(70, "faster"), (90, "none"), (0, "faster"), (None, "faster")]
-)
-def test_more_speed_than_the_layer_calls_allow_is_never_claimed(
-    denoise: int | None, claim: str
-) -> None:
-    """Twins that ran side by side are quiet; between them and this cell the machine sped up."""
-    calls = None if denoise is None else {"refresh": 100, "denoise": denoise}
-    base = make_cell("k1_first", RIGHT, seconds=times(1.0), calls={"refresh": 100, "denoise": 100})
-    cell = make_cell("k2_middle", RIGHT, seconds=times(1.25), calls=calls)
-    found = compare(base, cell, floor=QUIET)
-    assert found.speed is not None
-    assert found.speed.claim == claim
-    doubted = "faster than its layer calls allow (at most 1.11x)" in found.sentence
-    assert doubted == (claim == "none")
-    many = make_cell("k2_middle", RIGHT, seconds=times(1.25), calls=calls, batch_size=8)
-    also = make_cell("k1_first", RIGHT, seconds=times(1.0), calls=calls, batch_size=8)
-    full = compare(also, many, floor=QUIET).speed
-    assert full is not None, "rows share forwards: calls do not tell the time"
-    assert full.claim == "faster"
-
-
-def test_without_twins_no_speed_is_claimed() -> None:
-    found = compare(BASE, make_cell("k2_middle", RIGHT, seconds=times(2.0)))
-    assert found.speed is not None
-    assert found.speed.claim == "none"
-    assert "the noise of the machine is unknown" in found.sentence
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("ratio", "floor", "said"),
     [
-        ({"machines": ("A100",)}, "machines differ"),
-        ({"machines": (MACHINE, "A100")}, "not computed on one machine"),
-        ({"batch_size": 8}, "batch sizes differ"),
+        (0.8, 0.01, "It is faster: 0.80 [0.79, 0.81] of k1_first's time"),
+        (1.2, 0.01, "It is slower: 1.20 [1.19, 1.21] of k1_first's time"),
+        (0.8, 0.3, "No difference in speed is claimed: 0.80"),
+        (1.2, 0.3, "No difference in speed is claimed: 1.20"),
+        (0.8, None, "No difference in speed is claimed: 0.80"),
+        ((0.9, 0.7, 1.1), 0.01, "No difference in speed is claimed: 0.90"),
     ],
 )
-def test_times_of_different_machines_are_not_compared(changes: Any, reason: str) -> None:
-    found = compare(BASE, make_cell("k2_middle", RIGHT, **changes), floor=QUIET)
-    assert found.speed is None
-    assert reason in str(found.speed_refused)
-    assert "Speed is not compared" in found.sentence
-    assert found.verdict == "same-or-better"  # accuracy may be
+def test_only_what_the_study_claims_is_said(ratio: Any, floor: float | None, said: str) -> None:
+    found = compare(BASE, make_cell("k2_a", RIGHT), times=make_times(floor, k2_a=ratio))
+    assert said in found.sentence
+    noise = "noise floor unknown" if floor is None else f"noise floor {100 * floor:.1f} %"
+    assert noise in found.sentence
+    assert found.as_dict()["speed"]["claim"] in ("faster", "slower", "none")
 
 
-def test_a_gain_in_tokens_that_takes_longer_is_no_speed_up() -> None:
-    """The ancestor's re-run: more tokens/s, yet 715 s became 958, for answers grew."""
-    b = make_cell(
-        "k2_middle", RIGHT, seconds=times(715 / 958), tokens=np.full(1000, 100 * 958 / 715 * 1.08)
-    )
-    found = compare(BASE, b, floor=QUIET)
-    assert found.speed is not None
-    assert found.speed.tokens_per_second == pytest.approx(1.08, abs=0.01)
-    assert found.speed.claim == "slower"
-    assert "its tokens/s are 1.0" in found.sentence
-    assert "its answers grew to 1.4" in found.sentence
+def test_without_a_study_nothing_is_said() -> None:
+    """Whatever the runs themselves took."""
+    b = make_cell("k2_a", RIGHT, seconds=[0.1] * 1000)
+    for times in (None, make_times(k3_b=0.5)):
+        found = compare(BASE, b, times=times)
+        assert found.as_dict()["speed"] is None
+        assert "speed" not in found.sentence
+        assert "faster" not in found.sentence
 
 
 def test_a_worse_cell_is_faster_at_a_price() -> None:
-    b = make_cell("k2_middle", flipped(RIGHT, 80, 30), seconds=times(1.25))
-    assert "faster, at the price of -5.0 points" in compare(BASE, b, floor=QUIET).sentence
+    b = make_cell("k2_a", flipped(RIGHT, 80, 30))
+    assert (
+        "faster, at the price of -5.0 points"
+        in compare(BASE, b, times=make_times(k2_a=0.8)).sentence
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,13 +69,10 @@ def test_a_worse_cell_is_faster_at_a_price() -> None:
     ],
 )
 def test_collapse_is_never_praised_for_speed(b: dict[str, Any], reason: str) -> None:
-    cell = make_cell("k3_last", b.pop("right"), seconds=times(3.0), **b)
-    found = compare(BASE, cell, floor=QUIET)
-    assert found.speed is not None
-    assert found.speed.ratio.low > 2
-    assert found.speed.claim == "none"
+    cell = make_cell("k3_last", b.pop("right"), **b)
+    found = compare(BASE, cell, times=make_times(k3_last=0.3))
     assert found.collapsed == (reason,)
-    assert "its speed says nothing" in found.sentence
+    assert "its time says nothing" in found.sentence
     assert "faster" not in found.sentence
 
 
@@ -145,27 +90,69 @@ def test_a_small_sample_has_not_collapsed_by_chance() -> None:
     assert compare(a, make_cell("k2_last", share(10, 6), repetition=0.1)).collapsed == ()
 
 
-def test_twins_are_found_by_their_settings() -> None:
-    cells = [
-        make_cell("k1_first", RIGHT),
-        make_cell("k1_middle", RIGHT, machines=("A100",)),
-        make_cell("k1_last", RIGHT, fields={"decoding": "threshold=0.5"}),
-        make_cell("k2_first", RIGHT),
-    ]
-    assert [cell.name for cell in find_twins(cells)] == ["k1_first"]
-    assert noise_floor(cells) is None
-    cells.append(make_cell("k1_again", RIGHT))
-    assert [cell.name for cell in find_twins(cells)] == ["k1_first", "k1_again"]
+# --- the study beside records ---------------------------------------------------------------------
 
 
-def test_the_floor_grows_with_the_grid_and_shrinks_with_twins() -> None:
-    assert floor_factor(3, 6) > floor_factor(3, 1) > floor_factor(4, 1)
-    twins = [
-        make_cell(name, RIGHT, seconds=times(ratio, noise=0))
-        for name, ratio in (("k1_first", 1.0), ("k1_middle", 1.01), ("k1_last", 1.02))
+@pytest.fixture
+def cells(tmp_path: Path) -> list[Record]:
+    right = share(40, 30)
+    return [
+        write_cell(tmp_path, make_cell(name, right)) for name in ("k1_first", "k1_last", "k2_first")
     ]
-    floor = noise_floor(twins, 6)
-    assert floor is not None
-    assert floor.spread == pytest.approx(0.02)
-    assert floor.floor > floor.spread
-    assert floor.odd is None
+
+
+def test_a_study_is_read_beside_its_records(cells: list[Record]) -> None:
+    write_study(cells, {"k2_first": 0.8})
+    found = read_times(cells, "k1_first")
+    assert found.pairs["k2_first"].claim == "faster"
+    assert found.pairs["k2_first"].ratio.value == pytest.approx(0.8, abs=0.01)
+    assert found.floor is not None
+    assert found.sentence == (
+        "timing study of 40 documents, 3 rounds of 3 configs in random order, on Quadro RTX 6000 "
+        "(float16); 120 of 120 answers equal the records'"
+    )
+
+
+def test_a_config_may_be_set_against_another_under_the_same_floor(cells: list[Record]) -> None:
+    write_study(cells, {"k2_first": 0.8})
+    found, other = read_times(cells, "k1_first"), read_times(cells, "k2_first")
+    assert other.floor == found.floor
+    assert other.pairs["k1_first"].claim == "slower"
+    assert other.pairs["k1_first"].ratio.value == pytest.approx(1 / 0.8, abs=0.01)
+    assert not other.pairs["k1_last"].twins
+
+
+def test_without_a_study_the_command_is_named(cells: list[Record]) -> None:
+    found = read_times(cells, "k1_first")
+    assert (found.pairs, found.floor) == ({}, None)
+    assert found.sentence == (
+        "speed was not measured: fdllm timing --task gsm8k --experiment 00_baseline --model "
+        "Efficient-Large-Model/Fast_dLLM_v2_7B"
+    )
+
+
+def test_a_study_of_other_code_is_not_used(cells: list[Record]) -> None:
+    study = write_study(cells, {"k2_first": 0.8})
+    old = study.configs["k1_last"]
+    old = old.model_copy(update={"fingerprint": old.fingerprint | {"source": "before"}})
+    study.model_copy(update={"configs": study.configs | {"k1_last": old}}).write(
+        cells[0].folder.parent / "timing" / "study.json"
+    )
+    found = read_times(cells, "k1_first")
+    assert found.pairs == {}
+    assert found.sentence.startswith(
+        "the timing study is of another source than the record of k1_last: run fdllm timing "
+    )
+
+
+def test_a_study_without_the_baseline_says_so(cells: list[Record]) -> None:
+    write_study(cells[1:], {})
+    assert "the timing study lacks k1_first" in read_times(cells, "k1_first").sentence
+    assert "the timing study lacks a baseline" in read_times(cells, None).sentence
+
+
+def test_a_damaged_study_is_named(cells: list[Record]) -> None:
+    write_study(cells, {})
+    (cells[0].folder.parent / "timing" / "study.json").write_text("{")
+    with pytest.raises(InvalidRecordError, match="study.json"):
+        read_times(cells, "k1_first")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cells import make_cell
+from cells import make_cell, make_times
 from fdllm.record.summary import Headline
-from fdllm.report.alternative import Alternative
+from fdllm.report.alternative import Alternative, ThresholdCell
 from fdllm.report.build import TablePage
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures
@@ -18,11 +18,11 @@ from fdllm.report.origin import Origin
 from fdllm.report.page_tables import page_tables
 from fdllm.report.report_text import notices, summary_sentence
 from fdllm.report.scatter import legend
-from fdllm.report.speed import Floor, Speed
 from fdllm.report.stats import Estimate
 from fdllm.report.table import percent, with_interval
+from fdllm.report.times import Times
 
-FLOOR = Floor(("k1_first", "k1_last"), (40.0, 41.0), 0.025, 0.04, None)
+TIMES = make_times(0.04, k1_last=1.0, k2_first=0.8, k2_last=0.62, k3_first=0.98, k3_last=1.3)
 
 
 def cell(name: str, **changes: Any) -> CellFigures:
@@ -34,9 +34,8 @@ def cell(name: str, **changes: Any) -> CellFigures:
         "subset": subset,
         "reuses": not name.startswith("k1"),
         "accuracy": 0.8,
-        "speed": 40.0,
+        "num_samples": 250,
         "saved_share": 0.25,
-        "made": 100.0,
         "calls": {},
         "possible": 1.0,
         "tokens": 1,
@@ -46,18 +45,19 @@ def cell(name: str, **changes: Any) -> CellFigures:
     return CellFigures(**(values | changes))
 
 
-def against(**changes: Any) -> Comparison:
+def against(name: str, **changes: Any) -> Comparison:
     values: dict[str, Any] = dict.fromkeys(Comparison.__dataclass_fields__)
     values |= {
-        "speed": speed(1.25),
+        "a": "k1_first",
+        "b": name,
+        "difference": Estimate(-0.01, -0.03, 0.01),
+        "speed": TIMES.pairs.get(name),
+        "floor": TIMES.floor,
         "collapsed": (),
+        "same_computation": False,
         "verdict": "same-or-better",
     }
     return Comparison(**(values | changes))
-
-
-def speed(ratio: float, claim: Any = "faster") -> Speed:
-    return Speed(Estimate(ratio, ratio, ratio), ratio, 1.0, FLOOR, claim)
 
 
 def table(*cells: CellFigures, **changes: Any) -> TablePage:
@@ -65,11 +65,10 @@ def table(*cells: CellFigures, **changes: Any) -> TablePage:
     values |= {
         "key": "t0",
         "kind": "generate",
-        "unit": "tokens/s",
         "baseline": "k1_first",
         "cells": cells,
         "against": {},
-        "floor": FLOOR,
+        "times": TIMES,
         "findings": (),
         "alternative": Alternative((), (), ""),
     }
@@ -82,59 +81,48 @@ BASE = cell("k1_first")
 # --- the summary ----------------------------------------------------------------------------------
 
 
-def test_a_table_without_reuse_tells_its_best_accuracy_and_its_speeds() -> None:
-    cells = (BASE, cell("k1_last", accuracy=0.82, speed=44.0), cell("k1_middle"))
-    assert summary_sentence(table(*cells)) == (
-        "nothing is reused here. Accuracy is at best 82.0 % (k1_last), speed 40.0 to 44.0 tokens/s."
-    )
+def summed(*comparisons: Comparison, **changes: Any) -> str:
+    cells = (BASE, *(cell(one.b) for one in comparisons))
+    return summary_sentence(table(*cells, against={one.b: one for one in comparisons}, **changes))
 
 
 def test_without_a_baseline_nothing_is_compared() -> None:
     found = summary_sentence(table(cell("k2_last"), baseline=None))
-    assert found == "no cell without reuse is done, so nothing can be compared yet."
+    assert found == "No cell without reuse is done, so nothing can be compared yet."
 
 
 def test_the_summary_counts_verdicts_and_names_the_fastest() -> None:
-    cells = (
-        BASE,
-        *(cell(name, made=75.0) for name in ("k2_first", "k2_last", "k3_first", "k3_last")),
-    )
-    one = table(
-        *cells,
-        against={
-            "k2_first": against(),
-            "k2_last": against(verdict="worse", speed=speed(1.6)),
-            "k3_first": against(verdict="cannot-tell", speed=None),
-        },
-    )
+    four = [
+        against("k2_first"),
+        against("k2_last", verdict="worse"),
+        against("k3_first", verdict="cannot-tell"),
+        against("k3_last", verdict="worse"),
+    ]
     begins = (
-        "k1_first reaches 80.0 % at 40.0 tokens/s. Of 4 configs that reuse, 1 hold its accuracy, "
-        "1 lose some, 2 cannot be told. The fastest that did not collapse, "
+        "k1_first reaches 80.0 % on 250 documents; in accuracy, of 4 others, 1 same or better, 2 "
+        "worse, 1 cannot tell; the fastest, "
     )
-    ends = "with 25 % of its layer calls saved; it makes 0.75 times k1_first's."
-    assert summary_sentence(one) == f"{begins}k2_last, takes 62 % of the time, {ends}"
-    gone = replace(one.against["k2_last"], collapsed=("accuracy fell",))
-    other = replace(one, against=one.against | {"k2_last": gone})
-    assert summary_sentence(other) == f"{begins}k2_first, takes 80 % of the time, {ends}"
+    ends = "of k1_first's time at -1.0 points (noise floor 4.0 %)."
+    assert summed(*four) == f"{begins}k2_last, takes 0.62 [0.61, 0.63] {ends}"
+    four[1] = replace(four[1], collapsed=("accuracy fell",))
+    assert summed(*four) == f"{begins}k2_first, takes 0.80 [0.79, 0.81] {ends}"
 
 
-@pytest.mark.parametrize(
-    ("claim", "said"),
-    [
-        ("faster", "takes 80 % of the time"),
-        ("slower", "takes 80 % of the time"),
-        ("none", "is not shown to be faster (1.25 times the speed)"),
-    ],
-)
-def test_what_is_not_claimed_is_not_said(claim: str, said: str) -> None:
-    one = table(BASE, cell("k2_last"), against={"k2_last": against(speed=speed(1.25, claim))})
-    assert f" The fastest, k2_last, {said}, with" in summary_sentence(one)
+@pytest.mark.parametrize("name", ["k3_first", "k3_last"])
+def test_what_is_not_claimed_is_not_said(name: str) -> None:
+    assert summed(against(name)).endswith("; none is shown to be faster (noise floor 4.0 %).")
 
 
-def test_where_all_collapsed_no_speed_is_told() -> None:
-    fallen = against(collapsed=("accuracy fell",), verdict="worse")
-    one = table(BASE, cell("k2_last"), against={"k2_last": fallen})
-    assert summary_sentence(one).endswith("None of them is worth a word on speed.")
+def test_twins_are_no_other_configs() -> None:
+    twin = against("k1_last", same_computation=True)
+    assert "; no other computation stands beside it; " in summed(twin)
+    assert ", of 1 others, 1 same or better; " in summed(twin, against("k2_first"))
+
+
+def test_without_a_study_that_is_said() -> None:
+    no_study = Times(sentence="speed was not measured: fdllm timing --task gsm8k")
+    found = summed(against("k2_last", speed=None), times=no_study)
+    assert found.endswith("; speed was not measured: fdllm timing --task gsm8k.")
 
 
 # --- notices --------------------------------------------------------------------------------------
@@ -144,48 +132,28 @@ def said(one: TablePage, overlap: str | None = None) -> list[tuple[str, str]]:
     return [(notice.text, notice.kind) for notice in notices(one, overlap)]
 
 
-def test_twins_that_agree_set_the_floor() -> None:
-    good = (
-        "✓ A/A: k1_first = k1_last in every output; speeds 40.0, 41.0: noise floor 4.0 %, no "
-        "speed-up below it is claimed."
-    )
-    assert said(table(BASE)) == [(good, "good")]
-    odd = table(BASE, floor=replace(FLOOR, odd="k1_last"))
-    assert said(odd) == [(good, "")]
-    far = table(BASE, floor=replace(FLOOR, floor=1.5))
-    assert "40.0, 41.0, so far apart that nothing can be said about speed here." in said(far)[0][0]
-    edge = table(BASE, floor=replace(FLOOR, floor=1.0))
-    assert "noise floor 100.0 %" in said(edge)[0][0]
-
-
-def test_twins_that_differ_are_no_good_news() -> None:
+def test_checks_are_good_news_or_bad() -> None:
+    good = GridFinding("twins", ("k1_first", "k1_last"), "A/A: k1_first = k1_last")
     wrong = GridFinding("twins-differ", ("k1_first", "k1_last"), "k1_first and k1_last differ")
-    assert said(table(BASE, findings=(wrong,))) == [("✗ k1_first and k1_last differ.", "bad")]
     other = GridFinding("identical", ("k1_first",), "two identical cells")
-    found = said(table(BASE, findings=(other,)))
-    assert found[0] == ("! two identical cells.", "bad")
-    assert found[1][1] == "good"
-
-
-def test_without_twins_that_is_said() -> None:
-    ((text, kind),) = said(table(BASE, floor=None))
-    assert text.startswith("No two cells here are one computation")
-    assert text.endswith("no speed-up is claimed.")
-    assert kind == ""
+    assert said(table(BASE, findings=(good, wrong, other))) == [
+        ("✓ A/A: k1_first = k1_last.", "good"),
+        ("✗ k1_first and k1_last differ.", "bad"),
+        ("! two identical cells.", "bad"),
+    ]
 
 
 def test_collapse_overlap_and_missing_journals_are_said() -> None:
-    fallen = against(collapsed=("accuracy fell", "it repeats itself"))
+    fallen = against("k2_last", collapsed=("accuracy fell", "it repeats itself"))
     silent = cell("k2_last", repetition=None)
-    one = table(BASE, silent, against={"k2_last": fallen, "k2_first": against()})
-    found = said(one, "subsets overlap")
+    one = table(BASE, silent, against={"k2_last": fallen, "k2_first": against("k2_first")})
     reasons = "k2_last (accuracy fell; it repeats itself)"
-    assert found[1:] == [
-        (f"Collapsed, so that their speed is no merit: {reasons}.", "bad"),
+    assert said(one, "subsets overlap") == [
+        (f"Collapsed, so that their time is no merit: {reasons}.", "bad"),
         ("Subsets overlap.", ""),
         ("Some journals are not here: repetition and unmasking cannot be shown for them.", ""),
     ]
-    assert len(said(replace(one, kind="loglikelihood", against={}))) == 1
+    assert said(replace(one, kind="loglikelihood", against={})) == []
 
 
 # --- legend and subjects --------------------------------------------------------------------------
@@ -206,7 +174,8 @@ def test_the_legend_names_what_is_there() -> None:
         ("soft", "▲", "k = 3"),
         ("soft", "◆", "k = 4"),
     ]
-    named = table(cell("calm"), alternative=Alternative((BASE,), (), ""))
+    curve_cell = ThresholdCell("t0.5", Estimate(1, 1, 1), Estimate(0, 0, 0))
+    named = table(cell("calm"), alternative=Alternative((curve_cell,), (), ""))
     assert legend(named) == [("s1", "▬", "reuse"), curve]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cells import make_cell, share
+from cells import make_cell, make_times, share
 from fdllm.report.alternative import find_alternative
 from fdllm.report.build import Section, TablePage
 from fdllm.report.compare import compare
@@ -15,15 +15,13 @@ from fdllm.report.compare_text import Comparison, describe, points, smoke_mark
 from fdllm.report.flips import embed
 from fdllm.report.origin import origin
 from fdllm.report.records import Record
-from fdllm.report.speed import Floor, Speed
+from fdllm.report.speed import TimedPair
 from fdllm.report.stats import Estimate
 
-FLOOR = Floor(("k1_first", "k1_last"), (40.0, 41.0), 0.025, 0.04, None)
 
-
-def speed(claim: Any, ratio: float = 1.25, **changes: Any) -> Speed:
+def speed(claim: Any, ratio: float = 0.8) -> TimedPair:
     estimate = Estimate(ratio, ratio - 0.05, ratio + 0.05)
-    return replace(Speed(estimate, ratio, 1.0, FLOOR, claim), **changes)
+    return TimedPair("k1_first", "k2_last", estimate, False, claim)
 
 
 def comparison(**changes: Any) -> Comparison:
@@ -43,7 +41,7 @@ def comparison(**changes: Any) -> Comparison:
         "losses": (("gsm8k", 1), ("gsm8k", 2)),
         "gains": (("gsm8k", 3),),
         "speed": speed("faster"),
-        "speed_refused": None,
+        "floor": 0.04,
         "smallest_detectable": 0.021,
         "margin": 0.02,
         "collapsed": (),
@@ -62,8 +60,7 @@ FIGURES = (
     "exact McNemar, p = 0.0100, by Holm = 0.0800; 2 right to wrong, 1 wrong to right)"
 )
 FASTER = (
-    "It is faster: 1.25x the speed [1.20, 1.30], by time on the same documents; noise floor 4.0% "
-    "(A/A spread 2.5%)."
+    "It is faster: 0.80 [0.75, 0.85] of k1_first's time in the timing study; noise floor 4.0 %."
 )
 REACH = "The smallest difference these documents could have shown with 80 % power is 2.1 points."
 
@@ -130,41 +127,22 @@ def test_p_values_and_flips_are_told_where_there_are_any() -> None:
     ("changes", "said"),
     [
         ({}, FASTER),
-        ({"verdict": "worse"}, "It is faster, at the price of -1.0 points: 1.25x the speed"),
-        ({"speed": speed("slower", 0.8)}, "It is slower: 0.80x the speed [0.75, 0.85]"),
-        ({"speed": speed("none")}, "No difference in speed is claimed: 1.25x the speed"),
+        ({"verdict": "worse"}, "It is faster, at the price of -1.0 points: 0.80 [0.75, 0.85]"),
+        ({"speed": speed("slower", 1.25)}, "It is slower: 1.25 [1.20, 1.30] of k1_first's time"),
+        ({"speed": speed("none")}, "No difference in speed is claimed: 0.80 [0.75, 0.85] of"),
         (
             {"collapsed": ("accuracy fell", "it repeats")},
             (
-                "It has collapsed (accuracy fell, it repeats), so its speed says nothing "
-                "(measured: 1.25x the speed [1.20, 1.30], by time on the same documents)."
+                "It has collapsed (accuracy fell, it repeats), so its time says nothing "
+                "(measured: 0.80 [0.75, 0.85] of k1_first's time)."
             ),
         ),
-        (
-            {"speed": None, "speed_refused": "the machines differ"},
-            "Speed is not compared: the machines differ.",
-        ),
-        (
-            {"speed": speed("none", floor=None)},
-            "; there are no A/A cells beside it, so the noise of the machine is unknown.",
-        ),
-        (
-            {"speed": speed("slower", 0.8, tokens_per_second=1.1, tokens=1.4)},
-            "; its tokens/s are 1.10x, but its answers grew to 1.40x the tokens.",
-        ),
-        (
-            {"speed": speed("faster", 1.25, tokens_per_second=0.9, tokens=0.7)},
-            "; its tokens/s are 0.90x, but its answers shrank to 0.70x the tokens.",
-        ),
+        ({"speed": speed("none"), "floor": None}, "in the timing study; noise floor unknown."),
+        ({"speed": None}, "is excluded. The smallest difference"),
     ],
 )
 def test_speed_in_words(changes: dict[str, Any], said: str) -> None:
     assert said in describe(comparison(**changes))
-
-
-def test_tokens_are_only_told_where_they_disagree() -> None:
-    for one in (speed("faster", tokens_per_second=1.1), speed("none", 1.0, tokens_per_second=2.0)):
-        assert "its tokens/s" not in describe(comparison(speed=one))
 
 
 def test_reach_and_smoke() -> None:
@@ -258,11 +236,13 @@ def test_what_a_grid_does_not_vary_by_design_is_unexpected(at: int) -> None:
 
 def test_no_alternative_says_why(tmp_path: Any) -> None:
     base = make_cell("k1_first", share(40, 30))
-    found = find_alternative(tmp_path, [base], [])
+    times = make_times(k2_last=0.8)
+    found = find_alternative(tmp_path, [base], base, times)
     assert (found.cells, found.against) == ((), ())
     assert found.note == "05_threshold has no records of this task, model and limit"
     own = replace(base, summary=base.summary.model_copy(update={"experiment": "05_threshold"}))
-    assert find_alternative(tmp_path, [own], []).note == ""
+    assert find_alternative(tmp_path, [own], own, times).note == ""
+    assert find_alternative(tmp_path, [base], base, make_times()).note == "", "nothing was timed"
 
 
 # --- flips ----------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from fdllm.cli.output import console, say
 from fdllm.errors import FdllmError, UsageError
 from fdllm.presets.reader import load_preset
 from fdllm.record.paths import Layout, TaskFolder, find_root, model_slug
-from fdllm.record.summary import InvalidRecordError, read_summary
+from fdllm.record.summary import InvalidRecordError
 from fdllm.report.columns import Column, Table
-from fdllm.report.grid import GridFinding, check_grid, findings
+from fdllm.report.grid import check_grid, checks
 from fdllm.report.records import (
     NotComparableError,
     Record,
@@ -33,6 +33,7 @@ from fdllm.runs import home_model
 
 if TYPE_CHECKING:  # scipy and statsmodels come in where something is compared
     from fdllm.report.compare_text import Comparison
+    from fdllm.report.times import Times
 
 SAME_OR_BETTER, WORSE, CANNOT_TELL = 0, 1, 2
 JSON_VERSION = 1
@@ -103,18 +104,16 @@ class CompareCommand(Command):
 
     def _compare(self) -> int:
         from fdllm.report.compare import compare_all  # noqa: PLC0415 - as above
-        from fdllm.report.speed import noise_floor  # noqa: PLC0415 - as above
 
         chosen = choose(self)
-        pairs = [(one.a, one.b, noise_floor(one.grid, 1)) for one in chosen]
+        pairs = [(one.a, one.b, _times(one)) for one in chosen]
         found = compare_all(pairs, margin=self.margin / 100)
         code = exit_code([one.verdict for one in found], strict=self.strict)
         if self.json:
             _print_json(code, [one.as_dict() for one in found])
             return code
-        for choice, one, (_, _, floor) in zip(chosen, found, pairs, strict=True):
-            suspicious = findings(choice.grid, floor.finding if floor else None)
-            _print_comparison(choice, one, suspicious, num_flips=self.flips)
+        for choice, one, (_, _, times) in zip(chosen, found, pairs, strict=True):
+            _print_comparison(choice, one, times, num_flips=self.flips)
         return code
 
     def _against_published(self) -> int:
@@ -137,6 +136,8 @@ class CompareCommand(Command):
 
 def _print_json(code: int, comparisons: Sequence[Mapping[str, Any]]) -> None:
     data = {"version": JSON_VERSION, "exit_code": code, "comparisons": comparisons}
+    if len(comparisons) == 1:  # the short form stands at the top too
+        data |= {key: comparisons[0].get(key) for key in ("accuracy", "speed")}
     say(strictjson.dumps(data, indent=2))
 
 
@@ -158,9 +159,6 @@ class Choice:
 
     a: Record  # the record to compare with
     b: Record  # the record in question
-    # both, and the finished cells beside them that reuse nothing: A/A cells among them tell the
-    # noise
-    grid: tuple[Record, ...]
 
 
 def choose(asked: CompareCommand) -> list[Choice]:
@@ -174,12 +172,8 @@ def choose(asked: CompareCommand) -> list[Choice]:
     """
     folders = [_is_folder(asked.a), _is_folder(asked.b)]
     if all(folders):
-        named = [Path(name).expanduser().resolve() for name in (asked.a, asked.b)]
-        beside = [
-            path.parent for one in named for path in sorted(one.parent.glob("*/summary.json"))
-        ]
-        cells = {folder: load_record(folder) for folder in [*named, *filter(_is_plain, beside)]}
-        return [Choice(cells[named[0]], cells[named[1]], tuple(cells.values()))]
+        a, b = (load_record(Path(name).expanduser().resolve()) for name in (asked.a, asked.b))
+        return [Choice(a, b)]
     if any(folders):
         raise UsageError(
             f"'{asked.a}' and '{asked.b}': one is a folder and one a config; give two folders of "
@@ -189,19 +183,14 @@ def choose(asked: CompareCommand) -> list[Choice]:
     for records in _fitting(asked):
         if not {asked.a, asked.b} <= records.keys():
             continue
-        grid = {
-            name: load_record(path)
-            for name, path in records.items()
-            if name in (asked.a, asked.b) or _is_plain(path)
-        }
-        a, b = grid[asked.a], grid[asked.b]
+        a, b = load_record(records[asked.a]), load_record(records[asked.b])
         if a.task in chosen:
             raise UsageError(
                 f"several models have records of {a.task}: {chosen[a.task].a.summary.model} and "
                 f"{a.summary.model}; name one with --model"
             )
         check_grid([a, b])
-        chosen[a.task] = Choice(a, b, tuple(grid.values()))
+        chosen[a.task] = Choice(a, b)
     if not chosen:
         raise UsageError(_nothing(asked, f"both '{asked.a}' and '{asked.b}'"))
     return list(chosen.values())
@@ -263,20 +252,28 @@ def _nothing(asked: CompareCommand, what: str) -> str:
     )
 
 
-def _is_plain(folder: Path) -> bool:
-    """Whether a cell reuses nothing, so that it may be one of several A/A cells."""
+def _times(choice: Choice) -> Times:
+    """What the timing study beside both says; runs of two folders were timed apart.
+
+    Raises:
+        RecordError: the study is damaged.
+    """
+    from fdllm.report.times import Times, read_times  # noqa: PLC0415 - as above
+
+    a, b = choice.a, choice.b
+    if a.folder.parent != b.folder.parent:
+        apart = "speed is not compared: the two were not timed in turn, so set each against its own"
+        return Times(sentence=f"{apart} k=1 (fdllm compare k1_… {b.name})")
     try:
-        return not read_summary(folder / "summary.json").strategy.reuses
+        return read_times([a, b], a.name)
     except InvalidRecordError as error:
-        raise RecordError(f"{folder}: {error}; move it away and sweep again") from None
+        raise RecordError(f"{a.folder.parent}: {error}; run fdllm timing again") from None
 
 
 # --- for people -----------------------------------------------------------------------------------
 
 
-def _print_comparison(
-    choice: Choice, found: Comparison, suspicious: Sequence[GridFinding], *, num_flips: int
-) -> None:
+def _print_comparison(choice: Choice, found: Comparison, times: Times, *, num_flips: int) -> None:
     """A verdict, a table of figures, and the answers that changed."""
     from fdllm.report.compare_text import SMOKE_TEST  # noqa: PLC0415 - as above
 
@@ -287,8 +284,9 @@ def _print_comparison(
     verdict = found.verdict.replace("-", " ").upper()
     out.print(Text(f"{verdict}: {found.sentence}", style=_STYLE[found.verdict]))
     out.print(_figures(found))
-    for one in suspicious:
-        if {a.name, b.name} & {*one.cells} or one.kind == "twins-speed":
+    out.print(Text(f"{times.sentence[:1].upper()}{times.sentence[1:]}."))
+    for one in checks([a, b]):
+        if one.kind != "twins":
             out.print(Text(f"{one.mark} {one.text}", style="yellow"))
     flips = (
         (f"{a.name} right, {b.name} wrong", found.losses),
@@ -300,16 +298,14 @@ def _print_comparison(
 
 
 def _figures(c: Comparison) -> RichTable:
+    from fdllm.report.times import shown  # noqa: PLC0415 - as above
+
     change = c.difference.shown(100, "+.1f")
     rows = [
         ("accuracy", f"{100 * c.value_a:.1f} %", f"{100 * c.value_b:.1f} %", f"{change} points")
     ]
     if c.speed is not None:
-        rows += [
-            ("speed by time", "1", c.speed.ratio.shown(unit="x"), f"claim: {c.speed.claim}"),
-            ("tokens/s", "1", f"{c.speed.tokens_per_second:.2f}x", ""),
-            ("tokens", "1", f"{c.speed.tokens:.2f}x", ""),
-        ]
+        rows.append(("time", "1", shown(c.speed.ratio), f"claim: {c.speed.claim}"))
     names = ("", c.a, c.b, "difference [95 %]")
     columns = zip(names, zip(*rows, strict=True), strict=True)
     return Table([Column(name, texts, is_words=not name) for name, texts in columns]).terminal()

@@ -41,8 +41,13 @@ def print_json(cells: Sequence[CellState]) -> None:
     say(strictjson.dumps(data, indent=2))
 
 
-def cells(cells: Sequence[CellState], *, as_json: bool) -> bool:
+def cells(cells: Sequence[CellState], baseline: str | None, *, as_json: bool) -> bool:
     """Figures of every cell, the A/A check, and how many are done.
+
+    Args:
+        cells: the cells.
+        baseline: the config that the criteria compare with, if they name one.
+        as_json: for programs.
 
     Returns:
         Whether the A/A check holds.
@@ -55,7 +60,7 @@ def cells(cells: Sequence[CellState], *, as_json: bool) -> bool:
     out = console()
     for group, found in groups:
         out.print(heading(group), style="bold", markup=False, highlight=False)
-        out.print(figures_table(group))
+        out.print(figures_table(group, baseline))
         for one in found:
             out.print(Text(f"{one.mark} {one.text}", style=_COLOURS[one.mark]))
         for cell in group:

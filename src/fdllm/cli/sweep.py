@@ -146,7 +146,9 @@ def _compute(
         show.nothing_to_do(request.states(), as_json=options.json)
     outcomes = _execute(request.planner, work, options.threads)
     cells = request.states()
-    agree = show.cells(cells, as_json=options.json)
+    criteria = request.planner.experiment(request.sweep.experiment).settings.criteria
+    baseline = None if criteria is None else criteria.baseline
+    agree = show.cells(cells, baseline, as_json=options.json)
     if isinstance(options, SweepCommand) and not options.json:
         show.what_is_left(cells)
     return show.exit_code(cells, outcomes, agree=agree)

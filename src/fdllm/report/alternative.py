@@ -1,4 +1,4 @@
-"""Reuse against the plain alternative: lowering the confidence threshold, at equal speed."""
+"""Reuse against the plain alternative: lowering the confidence threshold, at no more time."""
 
 from __future__ import annotations
 
@@ -6,53 +6,71 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fdllm.report.compare import compare
-from fdllm.report.figures import CellFigures, cell_figures
-from fdllm.report.grid import mixtures
+from fdllm.report.grid import mixtures, same_computation
 from fdllm.report.records import Record, load_records
 from fdllm.report.stats import Estimate
+from fdllm.report.times import Times, read_times
 
 EXPERIMENT = "05_threshold"
 
 
 @dataclass(frozen=True)
-class EqualSpeed:
-    """One config against the curve of thresholds."""
+class ThresholdCell:
+    """One threshold, against that experiment's own cell without reuse."""
+
+    name: str  # the config
+    time: Estimate  # by its own k=1's, from a timing study of its own
+    change: Estimate  # accuracy less its own k=1's
+
+
+@dataclass(frozen=True)
+class EqualTime:
+    """One config against the best threshold that takes no more time."""
 
     config: str  # the config
-    speed: float  # its speed
-    accuracy: float  # its accuracy
-    # the curve's accuracy at that speed, between its two nearest cells; None where the speed lies
-    # outside the curve
-    curve_accuracy: float | None
-    # the slowest threshold cell that is at least as fast; None where there is none
+    # the most accurate threshold that is at least as fast, up to the noise; None where none is
     rival: str | None
-    # the config's accuracy less the rival's, paired; None without a rival
-    difference: Estimate | None
-    sentence: str  # in words
+    difference: Estimate | None  # the config's accuracy less the rival's, paired
+
+    @property
+    def word(self) -> str:
+        """What may be said."""
+        if self.difference is None:
+            return "no threshold is shown to be as fast"
+        if self.difference.high < 0:
+            return "less accurate"
+        return "more accurate" if self.difference.low > 0 else "not told apart"
 
 
 @dataclass(frozen=True)
 class Alternative:
     """The alternative's cells."""
 
-    cells: tuple[CellFigures, ...]  # figures of the threshold cells, the slowest first
-    against: tuple[EqualSpeed, ...]  # each config of the table against them
-    note: str  # why nothing is drawn; empty where it is
+    cells: tuple[ThresholdCell, ...]  # that were timed, the fastest first
+    against: tuple[EqualTime, ...]  # each config of the table against them
+    note: str  # why nothing is compared; empty where it is
 
 
 def find_alternative(
-    results: Path, table: Sequence[Record], figures: Sequence[CellFigures]
+    results: Path, table: Sequence[Record], baseline: Record | None, times: Times
 ) -> Alternative:
-    """The threshold cells that may stand beside a table.
+    """What lowering the threshold gives beside a table.
+
+    The two experiments' times were taken apart, so each is a ratio to its own k=1, which must be
+    the same computation.
+
+    Args:
+        results: folder of all records.
+        table: the cells.
+        baseline: of the table.
+        times: of the table.
 
     Raises:
         FdllmError: a record of the alternative is broken.
     """
     first = table[0]
-    if first.summary.experiment == EXPERIMENT:
+    if first.summary.experiment == EXPERIMENT or baseline is None or not times.pairs:
         return Alternative((), (), "")
     found = [
         cell
@@ -64,33 +82,29 @@ def find_alternative(
     if problems := mixtures([first, *found], varying=frozenset({"experiment"})):
         note = f"{EXPERIMENT} has records, yet not comparable ones: {'; '.join(problems)}"
         return Alternative((), (), note)
-    curve = sorted(((cell_figures(cell), cell) for cell in found), key=lambda pair: pair[0].speed)
-    pairs = zip(figures, table, strict=True)
-    against = tuple(_at_equal_speed(one, cell, curve) for one, cell in pairs if one.reuses)
-    return Alternative(tuple(one for one, _ in curve), against, "")
+    own = next((cell for cell in found if _decodes_alike(cell, baseline)), None)
+    theirs = read_times(found, None if own is None else own.name)
+    if own is None or not theirs.pairs or theirs.floor is None or times.floor is None:
+        return Alternative((), (), f"{EXPERIMENT}: {theirs.sentence}; {theirs.reach}")
+    others = [c for c in found if c.name in theirs.pairs and not same_computation(c, own)]
+    curve = [(Estimate(1, 1, 1), own)] + [(theirs.pairs[c.name].ratio, c) for c in others]
+    cells = tuple(
+        ThresholdCell(cell.name, time, compare(own, cell).difference)
+        for time, cell in sorted(curve, key=lambda pair: pair[0].value)
+    )
+    noise = 1 + max(theirs.floor, times.floor)
+    against = []
+    for cell in table:
+        if cell.name in times.pairs and cell.summary.strategy.reuses:
+            fast = [c for time, c in curve if time.high <= noise * times.pairs[cell.name].ratio.low]
+            rival = max(fast, key=lambda one: one.summary.headline.value, default=None)
+            difference = None if rival is None else compare(rival, cell).difference
+            name = None if rival is None else rival.name
+            against.append(EqualTime(cell.name, name, difference))
+    return Alternative(cells, tuple(against), "")
 
 
-def _at_equal_speed(
-    one: CellFigures, cell: Record, curve: Sequence[tuple[CellFigures, Record]]
-) -> EqualSpeed:
-    speeds, heights = zip(*((found.speed, found.accuracy) for found, _ in curve), strict=True)
-    inside = speeds[0] <= one.speed <= speeds[-1]
-    between = float(np.interp(one.speed, speeds, heights)) if inside else None
-    unit = "tokens/s" if cell.summary.kind == "generate" else "scored tokens/s"
-    text = f"{one.name}: {100 * one.accuracy:.1f} % at {one.speed:.1f} {unit}"
-    if between is not None:
-        text += f"; thresholds alone give {100 * between:.1f} % at that speed"
-    faster = next((pair for pair in curve if pair[0].speed >= one.speed), None)
-    if faster is None:
-        text += ". No threshold of the curve is as fast."
-        return EqualSpeed(one.name, one.speed, one.accuracy, between, None, None, text)
-    rival, record = faster
-    difference = compare(record, cell).difference
-    word = (
-        "less accurate" if difference.high < 0
-        else "more accurate" if difference.low > 0
-        else "not told apart"
-    )  # fmt: skip
-    text += f". Against {rival.name}, at least as fast: "
-    text += f"{difference.shown(100, '+.1f', ' points')}, {word}."
-    return EqualSpeed(one.name, one.speed, one.accuracy, between, rival.name, difference, text)
+def _decodes_alike(cell: Record, baseline: Record) -> bool:
+    """Whether a cell of another experiment is the baseline's computation."""
+    decoding = (one.summary.fingerprint.fields.get("decoding") for one in (cell, baseline))
+    return not cell.summary.strategy.reuses and len(set(decoding)) == 1

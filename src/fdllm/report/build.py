@@ -15,10 +15,16 @@ from fdllm.report.alternative import Alternative, find_alternative
 from fdllm.report.compare import compare_all
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures, cell_figures
-from fdllm.report.grid import GridFinding, check_grid, findings, overlap_sentence
+from fdllm.report.grid import (
+    GridFinding,
+    check_grid,
+    checks,
+    choose_baseline,
+    overlap_sentence,
+)
 from fdllm.report.origin import Origin, origin
 from fdllm.report.records import NotComparableError, Record, finished
-from fdllm.report.speed import Floor, noise_floor
+from fdllm.report.times import Times, read_times
 from fdllm.report.verdict import Judged, Judgement, judge
 from fdllm.runs import Sweep
 
@@ -37,14 +43,12 @@ class TablePage:
     kind: str  # ``generate`` or ``loglikelihood``
     estimator: str | None  # of log-likelihoods; None where text is generated
     metric: str  # the headline metric
-    unit: str  # of speeds
     n_layers: int  # layers of the model
     baseline: str | None  # the cell that the others are compared with; None where none is done
     cells: tuple[CellFigures, ...]  # figures, in the order of the grid
     against: dict[str, Comparison]  # comparison with the baseline, by config
-    # what the cells that are one computation show of the noise; None where there are no two of them
-    floor: Floor | None
-    findings: tuple[GridFinding, ...]  # what is suspicious about the grid
+    times: Times  # what the task's timing study says
+    findings: tuple[GridFinding, ...]  # what holds of the grid, and what is suspicious about it
     alternative: Alternative  # lowering the threshold instead
     origin: Origin  # provenance
 
@@ -80,6 +84,7 @@ class Report:
     title: str
     verdict: Judgement
     sections: tuple[Section, ...]
+    criteria: Criteria | None = None  # what the verdict judges by
 
     @property
     def tables(self) -> tuple[TablePage, ...]:
@@ -123,15 +128,7 @@ def build_report(
         for one in sections
     )
     judged = [_judged(one.table) for one in made if one.table is not None]
-    return Report(experiment, title, judge(criteria, judged), made)
-
-
-def choose_baseline(cells: Sequence[Record], criteria: Criteria | None) -> Record | None:
-    """The cell that the others are compared with: the criteria's, else the first without reuse."""
-    named = criteria.baseline if criteria is not None else None
-    if named is not None:
-        return next((cell for cell in cells if cell.name == named), None)
-    return next((cell for cell in cells if not cell.summary.strategy.reuses), None)
+    return Report(experiment, title, judge(criteria, judged), made, criteria)
 
 
 def _table(
@@ -139,10 +136,10 @@ def _table(
 ) -> TablePage:
     check_grid(cells)
     first = cells[0]
-    baseline = choose_baseline(cells, criteria)
-    floor = noise_floor(cells)
+    baseline = choose_baseline(cells, None if criteria is None else criteria.baseline)
+    times = read_times(cells, None if baseline is None else baseline.name)
     others = [cell for cell in cells if cell is not baseline]
-    pairs = [(baseline, cell, floor) for cell in others] if baseline is not None else []
+    pairs = [(baseline, cell, times) for cell in others] if baseline is not None else []
     figures = tuple(cell_figures(cell) for cell in cells)
     return TablePage(
         key=key,
@@ -154,14 +151,13 @@ def _table(
         kind=first.summary.kind,
         estimator=first.summary.estimator_words,
         metric=first.summary.headline.metric,
-        unit="tokens/s" if first.summary.kind == "generate" else "scored tokens/s",
         n_layers=first.summary.strategy.n_layers,
         baseline=None if baseline is None else baseline.name,
         cells=figures,
         against={one.b: one for one in compare_all(pairs)},
-        floor=floor,
-        findings=tuple(findings(cells, None if floor is None else floor.finding)),
-        alternative=find_alternative(results, cells, figures),
+        times=times,
+        findings=tuple(checks(cells)),
+        alternative=find_alternative(results, cells, baseline, times),
         origin=origin(cells),
     )
 
@@ -171,9 +167,7 @@ def _judged(table: TablePage) -> Judged:
         (cell, table.against.get(cell.name)) for cell in table.cells if cell.name != table.baseline
     ]
     # Further cells that reuse nothing under the same decoding are the baseline once more.
-    twins = set() if table.floor is None else set(table.floor.names)
-    if table.baseline in twins:
-        others = [pair for pair in others if pair[0].name not in twins]
+    others = [pair for pair in others if pair[1] is None or not pair[1].same_computation]
     return Judged(table.task, table.smoke, table.base, others)
 
 

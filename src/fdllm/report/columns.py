@@ -17,7 +17,6 @@ class Column:
     name: str  # its head
     texts: Sequence[str]  # what stands below, a text for each row
     is_words: bool = False  # stands to the left and is folded; figures stand to the right
-    is_wide: bool = False  # left out where there is little room: in the terminal
     # of each text: a colour of the terminal, a class of the page; empty where all are plain
     styles: Sequence[str] = ()
 
@@ -39,13 +38,12 @@ class Table:
         return list(zip(*cells, strict=True))
 
     def terminal(self) -> TerminalTable:
-        """For a terminal, without the wide columns; a caption is a warning there."""
-        narrow = Table([one for one in self.columns if not one.is_wide])
+        """For a terminal; a caption is a warning there."""
         table = TerminalTable(box=box.SIMPLE_HEAD, caption=self.caption, caption_style="red")
-        for one in narrow.columns:
+        for one in self.columns:
             head, side = one.name[:1].lower() + one.name[1:], "left" if one.is_words else "right"
             table.add_column(head, justify=side, overflow="fold")  # type: ignore[arg-type]
-        for row in narrow.rows:
+        for row in self.rows:
             table.add_row(*(Text(text, style) for _, text, style in row))
         return table
 

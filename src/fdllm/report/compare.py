@@ -1,6 +1,6 @@
 """Cells compared on the same documents: a verdict, its figures, and a sentence that says both.
 
-Accuracy decides the verdict; speed stands beside it.
+Accuracy decides the verdict; what a timing study says of the time stands beside it.
 
 - ``worse``: B loses, and the loss is significant at 5 % (in a grid after Holm's adjustment).
 - ``same-or-better``: not worse, and the 95 % interval excludes a loss larger than the margin; or
@@ -19,9 +19,8 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from fdllm.evaluate.tasks import TASKS
 from fdllm.report.agreement import agree, stated, tolerance_of
 from fdllm.report.compare_text import MARGIN, Comparison, Verdict, describe
-from fdllm.report.grid import differences, same_computation, speed_refusal
+from fdllm.report.grid import differences, same_computation
 from fdllm.report.records import NotComparableError, Record, RecordError, SampleKey
-from fdllm.report.speed import Floor, doubt_speed, measure_speed
 from fdllm.report.stats import (
     ALPHA,
     Difference,
@@ -32,6 +31,7 @@ from fdllm.report.stats import (
     holm,
     is_binary,
 )
+from fdllm.report.times import Times
 
 FAR = 0.1
 """A loss of accuracy whose whole interval is beyond 10 points is a collapse."""
@@ -40,22 +40,22 @@ RISE = 0.05
 
 
 def compare(
-    a: Record, b: Record, *, floor: Floor | None = None, margin: float = MARGIN
+    a: Record, b: Record, *, times: Times | None = None, margin: float = MARGIN
 ) -> Comparison:
-    """Compare B with A; see :func:`compare_all`. Without a floor no speed-up is claimed."""
-    return compare_all([(a, b, floor)], margin=margin)[0]
+    """Compare B with A; see :func:`compare_all`. Without times nothing is said of speed."""
+    return compare_all([(a, b, times)], margin=margin)[0]
 
 
 def compare_all(
-    pairs: Sequence[tuple[Record, Record, Floor | None]], *, margin: float = MARGIN
+    pairs: Sequence[tuple[Record, Record, Times | None]], *, margin: float = MARGIN
 ) -> list[Comparison]:
     """Compare several pairs as one family, with Holm's adjustment over it.
 
     Pairs that are one computation test nothing, so they do not count in the family;
-    :func:`fdllm.report.grid.findings` says whether they agree.
+    :func:`fdllm.report.grid.checks` says whether they agree.
 
     Args:
-        pairs: A, B and the noise floor of their grid (:func:`fdllm.report.speed.noise_floor`).
+        pairs: A, B and the times of their task against A (:func:`fdllm.report.times.read_times`).
         margin: a loss of accuracy that "same" still allows.
 
     Raises:
@@ -68,23 +68,15 @@ def compare_all(
     families = zip(joined, found, strict=True)
     adjusted = iter(holm([one.p_value for pair, one in families if not pair.is_twin]))
     return [
-        _judge(pair, one, one.p_value if pair.is_twin else next(adjusted), floor, margin)
-        for pair, one, (_, _, floor) in zip(joined, found, pairs, strict=True)
+        _judge(pair, one, one.p_value if pair.is_twin else next(adjusted), times, margin)
+        for pair, one, (_, _, times) in zip(joined, found, pairs, strict=True)
     ]
 
 
 def _judge(
-    pair: Pair, difference: Difference, p_holm: float, floor: Floor | None, margin: float
+    pair: Pair, difference: Difference, p_holm: float, times: Times | None, margin: float
 ) -> Comparison:
     a, b = pair.a, pair.b
-    refused = speed_refusal(a, b)
-    speed = None if refused else measure_speed(pair.seconds, pair.tokens, floor)
-    if speed is None and refused is None:
-        refused = "there is one document, or one side took no measurable time"
-    doubt = None if speed is None else doubt_speed(a, b, speed)
-    collapsed = collapse_reasons(a, b, difference)
-    if speed is not None and speed.claim == "faster" and (doubt or collapsed):
-        speed = replace(speed, claim="none")
     right = is_binary(*pair.values)
     certain = pair.is_twin and pair.identical
     comparison = Comparison(
@@ -96,14 +88,14 @@ def _judge(
         p_holm=p_holm,
         losses=pair.where(pair.values[0] > pair.values[1]) if right else (),
         gains=pair.where(pair.values[0] < pair.values[1]) if right else (),
-        speed=speed,
-        speed_refused=refused,
+        speed=None if times is None else times.pairs.get(b.name),
+        floor=None if times is None else times.floor,
         margin=margin,
-        collapsed=collapsed,
+        collapsed=collapse_reasons(a, b, difference),
         same_computation=pair.is_twin,
         identical=pair.identical,
         tolerance=pair.tolerance,
-        notes=(*_notes(pair), *((doubt,) if doubt else ())),
+        notes=tuple(_notes(pair)),
         verdict=decide(difference.difference, p_holm, margin, certain=certain),
     )
     return replace(comparison, sentence=describe(comparison))
@@ -191,8 +183,6 @@ class Pair:
     b: Record  # the second
     keys: tuple[SampleKey, ...]  # leaf task and number of each document
     values: Floats  # headline figures, shape (2, n)
-    seconds: Floats  # model time, shape (2, n)
-    tokens: Floats  # tokens written or scored, shape (2, n)
     # number of each document's subject, shape (n,); None where the task has none
     groups: Ints | None
     is_twin: bool  # by their settings the records are one computation
@@ -227,8 +217,6 @@ def join(a: Record, b: Record) -> Pair:
         b=b,
         keys=keys,
         values=np.array(values),
-        seconds=np.array([[one["seconds"] for one in of] for of in both], dtype=np.float64),
-        tokens=np.array([[one["tokens"] for one in of] for of in both], dtype=np.float64),
         groups=_groups(a, both[0]),
         is_twin=same_computation(a, b),
         identical=all(agree(one, other, tolerance) for one, other in zip(*both, strict=True)),

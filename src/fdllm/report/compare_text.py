@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from fdllm.report.agreement import stated
 from fdllm.report.records import SampleKey
-from fdllm.report.speed import Speed
+from fdllm.report.speed import TimedPair
 from fdllm.report.stats import ALPHA, Difference
+from fdllm.report.times import shown
 
 Verdict = Literal["same-or-better", "worse", "cannot-tell"]
 
@@ -31,8 +32,8 @@ class Comparison(Difference):
     # documents that A has right and B wrong; empty where figures are not yes or no
     losses: tuple[SampleKey, ...]
     gains: tuple[SampleKey, ...]  # documents that A has wrong and B right
-    speed: Speed | None  # paired times; None where they must not be compared
-    speed_refused: str | None  # why not
+    speed: TimedPair | None  # of the timing study; None where it has none of B against A
+    floor: float | None  # that study's noise floor
     margin: float  # the loss that "same" allows
     collapsed: tuple[str, ...]  # reasons to call B collapsed; its speed is never praised then
     same_computation: bool  # an A/A pair: their settings make them one computation
@@ -48,8 +49,16 @@ class Comparison(Difference):
         return self.limit is not None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self) | {"smoke_test": self.is_smoke_test}
+        """JSON form: accuracy and speed in short, and all the rest."""
+        accuracy = {
+            "a": self.value_a, "b": self.value_b, "difference": self.difference.value,
+            "low": self.difference.low, "high": self.difference.high, "p": self.p_holm,
+            "verdict": self.verdict,
+        }  # fmt: skip
+        speed = None if self.speed is None else self.speed.as_dict(self.task)
+        return asdict(self) | {
+            "accuracy": accuracy, "speed": speed, "smoke_test": self.is_smoke_test,
+        }  # fmt: skip
 
 
 def describe(c: Comparison) -> str:
@@ -101,14 +110,16 @@ def _small(p_value: float) -> str:
 
 def _speed(c: Comparison) -> str:
     if c.speed is None:
-        return f"Speed is not compared: {c.speed_refused}"
+        return ""
+    time = f"{shown(c.speed.ratio)} of {c.a}'s time"
     if c.collapsed:
-        return (
-            f"It has collapsed ({', '.join(c.collapsed)}), so its speed says nothing "
-            f"(measured: {c.speed.measured})"
-        )
+        reasons = ", ".join(c.collapsed)
+        return f"It has collapsed ({reasons}), so its time says nothing (measured: {time})"
     price = f", at the price of {points(c.difference.value)}" if c.verdict == "worse" else ""
-    return c.speed.sentence(price)
+    claimed = {"faster": f"It is faster{price}", "slower": "It is slower"}
+    noise = "unknown" if c.floor is None else f"{100 * c.floor:.1f} %"
+    text = claimed.get(c.speed.claim, "No difference in speed is claimed")
+    return f"{text}: {time} in the timing study; noise floor {noise}"
 
 
 def _reach(c: Comparison) -> str:

@@ -1,7 +1,7 @@
 """What the records of a grid say about each other before anything is compared.
 
 May they share a table; which of them are one computation done several times, whose outputs must
-agree sample by sample and whose speeds show the noise of the machine; which agree and must not.
+agree sample by sample; which agree and must not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BY_CELL = frozenset({"strategy", "decoding"})
 # scoring are refused with sentences of their own.
 _BETWEEN = _BY_CELL | {"experiment", "limit", "task", "scoring"}
 
-Kind = Literal["twins", "warning", "identical", "twins-differ", "twins-speed"]
+Kind = Literal["twins", "warning", "identical", "twins-differ"]
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -32,7 +32,7 @@ class GridFinding:
 
     # ``twins`` where one computation gave one output, as it must; ``warning`` where a few rows did
     # not pass a check, ``identical`` cells that should differ, ``twins-differ`` where one
-    # computation gave several outputs, ``twins-speed`` where it took very different times
+    # computation gave several outputs
     kind: Kind
     cells: tuple[str, ...]  # the cells it is about
     text: str  # the sentence
@@ -41,6 +41,13 @@ class GridFinding:
     def mark(self) -> str:
         """A sign ahead of the sentence."""
         return {"twins": "✓", "twins-differ": "✗"}.get(self.kind, "!")
+
+
+def choose_baseline(cells: Sequence[Record], named: str | None) -> Record | None:
+    """The cell that the others are compared with: the criteria's, else the first without reuse."""
+    if named is not None:
+        return next((cell for cell in cells if cell.name == named), None)
+    return next((cell for cell in cells if not cell.summary.strategy.reuses), None)
 
 
 def check_grid(cells: Sequence[Record]) -> None:
@@ -111,34 +118,6 @@ def same_computation(a: Record, b: Record) -> bool:
     return differing <= ({"strategy"} if plain else set())
 
 
-def speed_refusal(a: Record, b: Record) -> str | None:
-    """Why the times of two records must not be compared; None where they may."""
-    one, other = a.summary.machines, b.summary.machines
-    several = [cell.name for cell in (a, b) if len(cell.summary.machines) != 1]
-    if several:
-        return f"{' and '.join(several)} was not computed on one machine alone"
-    if one != other:
-        return f"the machines differ ({one[0]} against {other[0]})"
-    for what, told in (
-        ("batch sizes differ", [batch_sizes(cell) for cell in (a, b)]),
-        ("use of compiled kernels differs", [_of_sessions(cell, "compile") for cell in (a, b)]),
-    ):
-        if told[0] != told[1]:
-            return f"the {what} ({told[0]} against {told[1]})"
-    return None
-
-
-def batch_sizes(cell: Record) -> list[str]:
-    """Rows that the sessions of a record ran at once where its task is concerned, each once."""
-    generates = cell.summary.kind == "generate"
-    return _of_sessions(cell, "batch_size" if generates else "score_batch_size")
-
-
-def _of_sessions(cell: Record, field: str) -> list[str]:
-    sessions = cell.summary.provenance.get("sessions", [])
-    return sorted({str(session.get(field) or "no") for session in sessions})
-
-
 def _grouped(
     records: Sequence[Record], alike: Callable[[Record, Record], bool]
 ) -> list[list[Record]]:
@@ -153,12 +132,6 @@ def _grouped(
     return groups
 
 
-def find_twins(records: Sequence[Record]) -> list[Record]:
-    """The largest set of records that are one computation on one machine."""
-    groups = _grouped(records, lambda a, b: same_computation(a, b) and speed_refusal(a, b) is None)
-    return max(groups, key=len, default=[])
-
-
 @dataclass(frozen=True)
 class Twins:
     """The A/A check: cells that are one computation."""
@@ -171,15 +144,11 @@ class Twins:
     tolerance: float = 0.0
 
     @property
-    def agreement(self) -> str:
-        """In what they agree, where they do."""
-        return f"all {self.num_samples} samples{stated(self.tolerance)}"
-
-    @property
-    def finding(self) -> GridFinding | None:
-        """What is wrong where they do not agree, with the first three documents."""
+    def finding(self) -> GridFinding:
+        """That they agree, or what is wrong, with the first three documents."""
         if not self.differing:
-            return None
+            agree = f"all {self.num_samples} samples{stated(self.tolerance)}"
+            return GridFinding("twins", self.names, f"A/A: {' = '.join(self.names)} in {agree}")
         text = (
             f"{', '.join(self.names)} are one computation, yet {len(self.differing)} of "
             f"{self.num_samples} samples differ{stated(self.tolerance)}: "
@@ -230,14 +199,11 @@ def _agree(one: Record, other: Record) -> bool:
     )
 
 
-def findings(records: Sequence[Record], odd: GridFinding | None = None) -> list[GridFinding]:
-    """What is suspicious in a grid of one task.
-
-    Args:
-        records: the grid.
-        odd: the twin of another speed, if there is one (:attr:`fdllm.report.speed.Floor.finding`).
-    """
-    found = [
+def checks(records: Sequence[Record]) -> list[GridFinding]:
+    """What holds of a grid of one task, and what is suspicious, ahead of its figures."""
+    aa = [pair.finding for pair in twins(records)]
+    found = [one for one in aa if one.kind == "twins"]
+    found += [
         GridFinding("warning", (cell.name,), f"{cell.name}: {text}")
         for cell in records
         for text in cell.summary.warnings
@@ -257,8 +223,7 @@ def findings(records: Sequence[Record], odd: GridFinding | None = None) -> list[
             f"{stated(tolerance_of(cells))}, at {100 * cells[0].headline.value:.2f} %; {why}"
         )
         found.append(GridFinding("identical", group, text))
-    others = [*(pair.finding for pair in twins(records)), odd]
-    return found + [one for one in others if one is not None]
+    return found + [one for one in aa if one.kind == "twins-differ"]
 
 
 def overlap_sentence(pairs: Sequence[tuple[str, str, int]], n_layers: int) -> str | None:

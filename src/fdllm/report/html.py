@@ -14,7 +14,7 @@ from fdllm.report import report_text
 from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.flips import embed
 from fdllm.report.page_tables import criteria_table, page_tables
-from fdllm.report.scatter import draw_scatter, frontier_names, legend
+from fdllm.report.scatter import Aim, draw_scatter, legend
 
 FLIP_BUDGET = 3_600_000
 """Bytes of JSON that texts may take: a whole page stays under five megabytes."""
@@ -36,7 +36,9 @@ def render_html(report: Report) -> str:
         report=report,
         verdict_class=_CLASSES.get(report.verdict.word, ""),
         criteria=criteria_table(report.verdict),
-        views=[_view(one, one.table, flips) for one in report.sections if one.table is not None],
+        views=[
+            _view(report, one, one.table, flips) for one in report.sections if one.table is not None
+        ],
         figures_json=script_json(report.figures()),
         flips_json=script_json(flips),
         style=Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our file
@@ -44,18 +46,23 @@ def render_html(report: Report) -> str:
     )
 
 
-def _view(section: Section, table: TablePage, flips: Mapping[str, Any]) -> dict[str, Any]:
+def _view(
+    report: Report, section: Section, table: TablePage, flips: Mapping[str, Any]
+) -> dict[str, Any]:
     """What the page shows of one task."""
-    own = flips.get(table.key)
+    own, notices = flips.get(table.key), report_text.notices(table, section.overlap)
+    sizes = {"wide": (860, 400), "narrow": (360, 340)}
     return {
         "table": table,
         "missing": section.missing,
         "summary": report_text.summary_sentence(table),
-        "notices": report_text.notices(table, section.overlap),
+        "alarms": [one for one in notices if one.text.startswith("✗")],
+        "notices": [one for one in notices if not one.text.startswith("✗")],
         "tables": page_tables(table, section.records),
-        "scatter_wide": draw_scatter(table, 860, 400, "wide"),
-        "scatter_narrow": draw_scatter(table, 360, 320, "narrow"),
-        "frontier": frontier_names(table),
+        "scatter": {
+            name: draw_scatter(table, report.criteria, *size, name) for name, size in sizes.items()
+        },
+        "aim": Aim.of(report.criteria, table.task) != Aim(None, None),
         "legend": legend(table),
         "flips": own if own and own["flips"] else None,
     }

@@ -1,4 +1,4 @@
-"""The tables of the page: what was measured, what it means, where it went, where it comes from."""
+"""The tables of a report: what was measured, what it means, where it went, where it comes from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fdllm.report.columns import Column, Table
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures
 from fdllm.report.records import Record
-from fdllm.report.table import LAYER_CALLS, figure_columns
+from fdllm.report.table import BY_BASELINE, figure_columns
+from fdllm.report.times import shown
 from fdllm.report.verdict import Judgement
 
 _PHASES = ("prefill", "refresh", "denoise", "commit")
@@ -22,7 +23,8 @@ VERDICTS = {"same-or-better": "met", "worse": "missed", "cannot-tell": "open"}
 def page_tables(table: TablePage, records: Sequence[Record]) -> dict[str, Table | None]:
     """The tables of one task by name; None where there is nothing to show."""
     return {
-        "grid": _grid(table, records),
+        "grid": grid_table(table, records),
+        "alternative": alternative_table(table),
         "saved": _saved(table),
         "shares": _by_config(
             table,
@@ -108,63 +110,88 @@ def _by_config(
     return Table([names, *(Column(head, column) for head, column in columns)], caption)
 
 
-def _grid(table: TablePage, records: Sequence[Record]) -> Table:
-    """The figures that stand everywhere, and beside them what the comparisons say."""
+def grid_table(table: TablePage, records: Sequence[Record]) -> Table:
+    """Each config against the baseline, in accuracy and in time, and its own figures."""
+    base = table.baseline or "the baseline"
     against = [table.against.get(cell.name) for cell in table.cells]
 
     def column(name: str, text: Callable[[Comparison], str]) -> Column:
         return Column(name, ["" if one is None else text(one) for one in against])
 
-    def faster(one: Comparison) -> str:
-        return "-" if one.speed is None else one.speed.ratio.shown()
+    def time(one: Comparison) -> str:
+        return "" if one.speed is None else shown(one.speed.ratio)
 
     verdicts = ["" if one is None else one.verdict for one in against]
-    shown = [
+    said = [
         "baseline" if cell.name == table.baseline else verdict.replace("-", " ")
         for cell, verdict in zip(table.cells, verdicts, strict=True)
     ]
-    accuracy, *figures = (one for one in figure_columns(records) if not one.is_wide)
+    accuracy, *figures = figure_columns(records, table.baseline)
     columns = [
         _names(table.cells),
-        Column("Layers", [cell.layers for cell in table.cells]),
         accuracy,
         column("Change [95 %]", lambda one: one.difference.shown(100, "+.1f")),
         column("p (Holm)", lambda one: "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}"),  # noqa: PLR2004 - three places
-        column("Speed-up [95 %]", faster),
-        Column("Verdict", shown, styles=[VERDICTS.get(one, "soft") for one in verdicts]),
-        *figures,
+        Column("Accuracy is", said, styles=[VERDICTS.get(one, "soft") for one in verdicts]),
     ]
-    base = table.baseline or "the baseline"
-    text = (
-        f"{LAYER_CALLS} Change: accuracy less {base}'s, in points, on the same documents. "
-        f"Speed-up: model time on the same documents, {base}'s by the config's."
+    if table.times.pairs:
+        columns += [column("Time by k=1 [95 %]", time), column("Claim", _claim)]
+    text = f"Change: accuracy less {base}'s, in points, on the same documents."
+    if table.times.pairs:
+        text += f" Time: {table.times.sentence}; {table.times.reach}."
+    return Table([*columns, *figures], f"{text} {BY_BASELINE.format(baseline=base)}")
+
+
+def _claim(one: Comparison) -> str:
+    """What may be said of its time."""
+    if one.speed is None:
+        return ""
+    return "collapsed" if one.collapsed else one.speed.claim
+
+
+def alternative_table(table: TablePage) -> Table | None:
+    """Each config beside the best threshold that takes no more time."""
+    found, cells = table.alternative.against, {c.name: c for c in table.alternative.cells}
+    if not found:
+        return None
+    times = [shown(table.times.pairs[one.config].ratio) for one in found]
+    theirs = [shown(cells[one.rival].time) if one.rival else "" for one in found]
+    changes = [one.difference.shown(100, "+.1f") if one.difference else "" for one in found]
+    return Table(
+        [
+            Column("Config", [one.config for one in found], is_words=True),
+            Column("Time by k=1 [95 %]", times),
+            Column("Threshold", [one.rival or "none" for one in found]),
+            Column("Its time by k=1 [95 %]", theirs),
+            Column("Accuracy against it [95 %]", changes),
+            Column("Accuracy is", [one.word for one in found]),
+        ],
+        "Against lowering the threshold instead (05_threshold): the most accurate threshold that "
+        "is at least as fast, up to the noise floors. The two experiments' times were taken apart, "
+        "so each is by its own k=1.",
     )
-    return Table(columns, text)
 
 
 def _saved(table: TablePage) -> Table | None:
-    """Ideal, possible and measured speed-up, and where the layer calls went."""
+    """What skipping could bring, and where the layer calls went."""
     unit = "generated" if table.kind == "generate" else "scored"
 
     def row(cell: CellFigures) -> list[str]:
-        against = table.against.get(cell.name)
-        speed = None if against is None else against.speed
         tokens = max(cell.tokens, 1)
         calls = [made(cell.calls.get(phase, {})) / tokens for phase in _PHASES]
         saved = sum(_unmade(count) for count in cell.calls.values()) / tokens
         return [
             *((_figure(cell.ideal, ".2f"), f"{cell.possible:.2f}") if cell.reuses else ("", "")),
-            speed.ratio.shown() if cell.reuses and speed is not None else "",
+            f"{100 * cell.saved_share:.1f} %" if cell.reuses else "",
             *(f"{number:.2f}" for number in (*calls, sum(calls), saved)),
         ]
 
     return _by_config(
         table,
         "Ideal speed-up: every step but each k-th skips the layers. Possible: time follows the "
-        f"layer calls that were really made. Measured: {table.baseline}'s model time on the same "
-        f"documents by the config's. Then layer calls for each {unit} token: made, by phase and "
-        "together, and reused.",
-        ["Ideal", "Possible", "Measured [95 %]", *_PHASES, "made", "reused"],
+        "share of its own layer calls that the config did not make (skipped). Then layer calls for "
+        f"each {unit} token: made, by phase and together, and reused.",
+        ["Ideal", "Possible", "Skipped", *_PHASES, "made", "reused"],
         row,
     )
 

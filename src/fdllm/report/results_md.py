@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fdllm.report.build import Report, Section
+from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.columns import Column, Table
 from fdllm.report.figures import span
 from fdllm.report.origin import commit
+from fdllm.report.page_tables import alternative_table, grid_table
 from fdllm.report.records import Record
-from fdllm.report.report_text import summary_sentence
-from fdllm.report.speed import checks
-from fdllm.report.table import LAYER_CALLS, figure_columns
+from fdllm.report.report_text import notices, summary_sentence
 
 _CALLS = ("computed", "reused")
 
@@ -32,61 +31,73 @@ def render_results(report: Report, selection: str) -> str:
     ]
     if verdict.criteria:
         lines += [f"Success criteria, decided beforehand: {verdict.criteria}.", ""]
-    for table in report.tables:
-        limit = "" if table.limit is None else f" (limit {table.limit}, a smoke test)"
-        lines.append(f"- {table.task}{limit}: {summary_sentence(table)}")
-        lines += [f"  - {against.sentence}" for against in table.against.values()]
-        lines += [f"  - At equal speed, {one.sentence}" for one in table.alternative.against]
-    lines += ["", *(render_section(section) for section in report.sections)]
+    lines += [render_section(section) for section in report.sections]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def render_section(section: Section) -> str:
-    """One task: figures, counters, checks, provenance."""
+    """One task: a sentence, the table, checks, counters, provenance."""
     limit = "" if section.limit is None else f", limit {section.limit}: SMOKE TEST"
     lines = [f"## {section.title}{limit}", ""]
     if section.remark:
         lines += [section.remark, ""]
     if section.limit is not None:
         lines += ["**Smoke test: so few rows say nothing about accuracy or speed.**", ""]
-    if section.records:
-        lines += [*_figures(section.records), *_checks(section)]
+    if section.table is not None:
+        lines += [*_figures(section.table, section.records), *_checks(section.table, section)]
     if section.missing:
         lines += ["Not in the table:", "", *(f"- {missing}" for missing in section.missing), ""]
-    if section.records:
-        lines += _provenance(section.records)
+    if section.table is not None:
+        lines += [*_alternative(section.table), *_counters(section.records)]
+        lines += [*_scored(section.records), *_provenance(section.records)]
     return "\n".join(lines)
 
 
-def _figures(records: Sequence[Record]) -> list[str]:
+def _figures(table: TablePage, records: Sequence[Record]) -> list[str]:
     first = records[0].summary
     estimator = f", estimator {first.estimator_words}" if first.estimator else ""
-    names = Column("Config", [record.name for record in records], is_words=True)
-    numbers = [span(record.summary.strategy.layers) for record in records]
-    layers = Column("Layers", numbers, is_words=True)
+    grid = grid_table(table, records)
     return [
+        summary_sentence(table),
+        "",
         f"Metric `{first.headline.metric}`{estimator}, {first.headline.num_samples} rows.",
+        grid.caption,
         "",
-        *Table([names, *figure_columns(records)]).markdown(),
+        *grid.markdown(),
         "",
-        LAYER_CALLS,
-        "",
-        f"Reuse counters ({first.strategy.n_layers} layers; layer calls computed + reused):",
-        "",
-        *Table([names, layers, *_counters(records)]).markdown(),
-        "",
-        *_scored(records),
     ]
 
 
-def _counters(records: Sequence[Record]) -> list[Column]:
+def _checks(table: TablePage, section: Section) -> list[str]:
+    lines = [f"- {one.text}" for one in notices(table, section.overlap)]
+    return ["Checks:", "", *lines, ""] if lines else []
+
+
+def _alternative(table: TablePage) -> list[str]:
+    found = alternative_table(table)
+    if found is None:
+        note = table.alternative.note
+        return [f"Not compared with lowering the threshold: {note}.", ""] if note else []
+    return [found.caption, "", *found.markdown(), ""]
+
+
+def _counters(records: Sequence[Record]) -> list[str]:
     every = [record.summary for record in records]
+    numbers = [span(one.strategy.layers) for one in every]
     forwards = {
         f"{phase} forwards": [one.counts.get(phase, {}).get("forwards", 0) for one in every]
         for phase in ("prefill", "refresh", "denoise", "commit")
     }
     calls = {name: [getattr(one.layer_calls, name) for one in every] for name in _CALLS}
-    return [Column(name, [*map(str, numbers)]) for name, numbers in (forwards | calls).items()]
+    table = Table(
+        [
+            Column("Config", [record.name for record in records], is_words=True),
+            Column("Layers", numbers, is_words=True),
+            *(Column(name, [*map(str, counts)]) for name, counts in (forwards | calls).items()),
+        ]
+    )
+    head = f"Reuse counters ({every[0].strategy.n_layers} layers; layer calls computed + reused):"
+    return [head, "", *table.markdown(), ""]
 
 
 def _scored(records: Sequence[Record]) -> list[str]:
@@ -102,13 +113,6 @@ def _scored(records: Sequence[Record]) -> list[str]:
         if record.summary.strategy.reuses and record.summary.scored is not None
     ]
     return [*lines, ""]
-
-
-def _checks(section: Section) -> list[str]:
-    lines = [f"- {one.mark} {one.text}" for one in checks(section.records)]
-    if section.overlap:
-        lines.append(f"- Note: {section.overlap}")
-    return ["Checks:", "", *lines, ""] if lines else []
 
 
 def _provenance(records: Sequence[Record]) -> list[str]:

@@ -1,22 +1,25 @@
-"""Accuracy against speed: points with intervals, a frontier, and a curve to compare with."""
+"""Accuracy change against time ratio: points with both intervals, the noise band, the criteria."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from markupsafe import Markup
 
+from fdllm.criteria import Criteria
 from fdllm.report.build import TablePage
 from fdllm.report.figures import CellFigures
-from fdllm.report.svg import CHARACTER, Drawing, decimals, ticks
+from fdllm.report.stats import Estimate
+from fdllm.report.svg import CHARACTER, Drawing, decimals, ratio_ticks, ticks
 from fdllm.runs import CONFIG_NAME
 
 _SUBSETS = ("first", "middle", "last")
 _SHAPES = {1: ("circle", "●"), 2: ("square", "■"), 3: ("triangle", "▲")}
 _OTHER = ("diamond", "◆")
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 40.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 10.0, 40.0
 _HEIGHT = 11.0  # of a label
 # Where a label may stand, the nicest place first: its anchor, and how far that is from the point.
 _NEAR = (
@@ -25,7 +28,7 @@ _NEAR = (
 )  # fmt: skip
 _JOINED = tuple(  # to the point, by a line
     (anchor, right, 4.0 + up * ring * 14)
-    for ring in range(1, 7)
+    for ring in range(1, 12)
     for up in (-1, 1)
     for anchor, right in (("start", 12.0), ("end", -12.0), ("middle", 0.0))
 )
@@ -36,29 +39,18 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Point:
-    """A cell."""
+    """A cell, both figures with their intervals."""
 
     name: str  # its label
-    x: float  # speed
-    y: float  # accuracy in percent
-    low: float | None  # lower end of its interval; None where there is none
-    high: float | None  # upper end
+    x: Estimate  # time by the baseline's
+    y: Estimate  # accuracy less the baseline's, in points
     shape: str  # of the mark
     kind: str  # class of the mark
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The ends of its interval, or the point itself."""
-        return self.y if self.low is None else self.low, self.y if self.high is None else self.high
-
-
-def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one beats in both speed and accuracy, the slowest first."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda p: (-p.x, -p.y)):
-        if not best or point.y > best[-1].y:
-            best.append(point)
-    return best[::-1]
+    def words(self) -> str:
+        """Its figures, as they stand in the tables."""
+        return f"{self.name}: {self.y.shown(1, '+.1f', ' points')} at {self.x.shown()} of the time"
 
 
 @dataclass(frozen=True)
@@ -69,10 +61,31 @@ class Axis:
     high: float
     start: float
     end: float
+    ratios: bool = False  # whether equal ratios, not equal differences, are equally long
 
     def at(self, value: float) -> float:
-        """Where a value lies."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        """Where a value lies; at an end of the axis where it lies beyond."""
+        scaled = math.log if self.ratios else float
+        low, high = scaled(self.low), scaled(self.high)
+        share = (scaled(min(max(value, self.low), self.high)) - low) / (high - low)
+        return self.start + share * (self.end - self.start)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What the criteria ask for: the corner of the picture in which a cell meets them."""
+
+    change: float | None  # least change of accuracy, in points
+    ratio: float | None  # most time, by the baseline's
+
+    @classmethod
+    def of(cls, criteria: Criteria | None, task: str) -> Aim:
+        """The corner that the criteria leave on a task."""
+        asked = criteria is not None and task in (criteria.tasks or (task,))
+        if criteria is None or not asked:
+            return cls(None, None)
+        drop, speedup = criteria.max_accuracy_drop, criteria.min_speedup
+        return cls(None if drop is None else -100 * drop, None if speedup is None else 1 / speedup)
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,9 @@ class Scatter:
     title: str  # what it shows
     points: Sequence[Point]  # the experiment's cells
     curve: Sequence[Point]  # cells of the alternative, joined by a line; empty where there is none
-    axis: str  # what the horizontal axis counts
+    floor: float | None  # the noise floor of the times
+    aim: Aim  # the criteria's corner
+    baseline: str  # the cell that stands at no change and once the time
     description: str  # what can be read from it
     width: float
     height: float
@@ -92,43 +107,69 @@ class Scatter:
         """The drawing."""
         drawing = Drawing(self.key, self.width, self.height, self.title, self.description)
         every = [*self.curve, *self.points]
-        xs, ends = [p.x for p in every], [end for p in every for end in p.interval]
-        room = max(max(xs) - min(xs), 0.05 * max(xs)) * 0.12
-        over = max(max(ends) - min(ends), 2.0) * 0.07
-        across = Axis(max(min(xs) - room, 0.0), max(xs) + room * 1.8, _LEFT, self.width - _RIGHT)
-        low, high = max(min(ends) - over, 0.0), min(max(ends) + over, 100.0 + over)
-        up = Axis(low, high, self.height - _BOTTOM, _TOP)
-        at = {point: (across.at(point.x), up.at(point.y)) for point in every}
+        across, up = self._across(every), self._up(every)
+        self._ground(drawing, across, up)
         self._axes(drawing, across, up)
-        for one, other in pairwise(sorted(self.curve, key=lambda p: p.x)):
+        at = {point: (across.at(point.x.value), up.at(point.y.value)) for point in every}
+        for one, other in pairwise(sorted(self.curve, key=lambda p: p.x.value)):
             drawing.line(*at[one], *at[other], "curve")
-        best = frontier([*self.points, *self.curve])
-        if len(best) > 1:
-            drawing.path([at[point] for point in best], "frontier")
-        for point in every:
-            if point.low is not None and point.high is not None:
-                x = across.at(point.x)
-                drawing.line(x, up.at(point.low), x, up.at(point.high), "whisker")
+        for point, (x, y) in at.items():
+            drawing.line(x, up.at(point.y.low), x, up.at(point.y.high), "whisker")
+            drawing.line(across.at(point.x.low), y, across.at(point.x.high), y, "whisker")
         for point in every:
             drawing.mark(*at[point], point.shape, point.kind)
         self._labels(drawing, at)
         return drawing.render()
 
+    def _across(self, every: Sequence[Point]) -> Axis:
+        ends = [end for point in every for end in (point.x.low, point.x.high)]
+        ends += [1.0] if self.floor is None else [1 / (1 + self.floor), 1 + self.floor]
+        ends += [] if self.aim.ratio is None else [self.aim.ratio]
+        room = max(max(ends) / min(ends), 1.05) ** 0.12
+        return Axis(
+            min(ends) / room, max(ends) * room**1.8, _LEFT, self.width - _RIGHT, ratios=True
+        )
+
+    def _up(self, every: Sequence[Point]) -> Axis:
+        ends = [0.0, *(end for point in every for end in (point.y.low, point.y.high))]
+        ends += [] if self.aim.change is None else [self.aim.change]
+        room = max(max(ends) - min(ends), 2.0) * 0.09
+        return Axis(min(ends) - room, max(ends) + room, self.height - _BOTTOM, _TOP)
+
+    def _ground(self, drawing: Drawing, across: Axis, up: Axis) -> None:
+        """What the points lie on: the criteria's corner, and the band that twins may lie in."""
+        if self.aim != Aim(None, None):
+            least = up.low if self.aim.change is None else self.aim.change
+            most = across.high if self.aim.ratio is None else self.aim.ratio
+            drawing.area(across.start, up.end, across.at(most), up.at(least), "aim")
+        if self.floor is not None:
+            low, high = across.at(1 / (1 + self.floor)), across.at(1 + self.floor)
+            drawing.area(low, up.end, high, up.start, "noise")
+
     def _axes(self, drawing: Drawing, across: Axis, up: Axis) -> None:
-        marks = ticks(across.low, across.high, count=6 if self.width > 500 else 4)  # noqa: PLR2004
-        for value in marks:
-            x, label = across.at(value), f"{value:.{decimals(marks)}f}"
-            drawing.line(x, up.end, x, up.start, "grid")
-            drawing.text(x, up.start + 15, label, "label soft", "middle")
-        marks = ticks(up.low, up.high)
-        for value in marks:
-            y, label = up.at(value), f"{value:.{decimals(marks)}f}"
-            drawing.line(across.start, y, across.end, y, "grid")
-            drawing.text(across.start - 6, y + 4, label, "label soft", "end")
+        count = 6 if self.width > 500 else 4  # noqa: PLR2004
+        for axis, marks in (
+            (across, ratio_ticks(across.low, across.high, count)),
+            (up, ticks(up.low, up.high)),
+        ):
+            sign = "" if axis is across else "+"
+            for value in marks:
+                label = f"{value:{sign if abs(value) > 1e-9 else ''}.{decimals(marks)}f}"  # noqa: PLR2004 - not zero
+                if axis is across:
+                    x = across.at(value)
+                    drawing.line(x, up.end, x, up.start, "grid")
+                    drawing.text(x, up.start + 15, label, "label soft", "middle")
+                else:
+                    y = up.at(value)
+                    drawing.line(across.start, y, across.end, y, "grid")
+                    drawing.text(across.start - 6, y + 4, label, "label soft", "end")
         drawing.line(across.start, up.start, across.end, up.start, "axis")
         drawing.line(across.start, up.end, across.start, up.start, "axis")
         middle = (across.start + across.end) / 2
-        drawing.text(middle, up.start + 33, self.axis, "label soft", "middle")
+        title = f"time by {self.baseline}'s (log scale; left is faster)"
+        drawing.text(middle, up.start + 33, title, "label soft", "middle")
+        title = "accuracy change, points"
+        drawing.upright(12, (up.start + up.end) / 2, title, "label soft")
 
     def _labels(self, drawing: Drawing, at: dict[Point, tuple[float, float]]) -> None:
         """Names beside their points, where they cover neither a point nor each other."""
@@ -161,32 +202,50 @@ def _overlap(a: Box, b: Box) -> bool:
 # --- of a table -----------------------------------------------------------------------------------
 
 
-def draw_scatter(table: TablePage, width: float, height: float, suffix: str) -> Markup:
-    """Accuracy against speed, at one width."""
-    points, curve = _points(table)
-    listed = "; ".join(f"{p.name} {p.y:.1f} % at {p.x:.1f} {table.unit}" for p in [*points, *curve])
+def draw_scatter(
+    table: TablePage, criteria: Criteria | None, width: float, height: float, suffix: str
+) -> Markup | None:
+    """Accuracy change against time ratio, at one width; None where no time was measured."""
+    points = _points(table)
+    if len(points) < 2:  # noqa: PLR2004 - the baseline alone says nothing
+        return None
+    curve = [
+        Point(one.name, one.time, percent_points(one.change), "cross", "s4")
+        for one in table.alternative.cells
+    ]
+    floor = table.times.floor
+    noise = "" if floor is None else f" Noise floor {100 * floor:.1f} %."
     return Scatter(
         f"{table.key}-scatter-{suffix}",
-        "Accuracy against speed, with 95 % intervals",
+        "Accuracy change against time, with 95 % intervals",
         points,
         curve,
-        f"{table.unit} (model time)",
-        f"{listed}. On the frontier: {', '.join(frontier_names(table))}.",
+        floor,
+        Aim.of(criteria, table.task),
+        str(table.baseline),
+        f"{'; '.join(point.words for point in [*points, *curve])}.{noise}",
         width,
         height,
     ).render()
 
 
-def frontier_names(table: TablePage) -> list[str]:
-    """Configs, and thresholds beside them, that nothing beats in both speed and accuracy."""
-    points, curve = _points(table)
-    return [point.name for point in frontier([*points, *curve])]
+def percent_points(share: Estimate) -> Estimate:
+    """A change of shares, in points."""
+    return Estimate(100 * share.value, 100 * share.low, 100 * share.high)
 
 
-def _points(table: TablePage) -> tuple[list[Point], list[Point]]:
-    """The experiment's cells, and those of the alternative."""
-    cells = [_point(cell, *_look(cell)) for cell in table.cells]
-    return cells, [_point(cell, "cross", "s4") for cell in table.alternative.cells]
+def _points(table: TablePage) -> list[Point]:
+    """The cells that were timed, the baseline among them."""
+    points = []
+    for cell in table.cells:
+        pair, against = table.times.pairs.get(cell.name), table.against.get(cell.name)
+        shape, kind = _look(cell)
+        if cell.name == table.baseline:
+            points.append(Point(cell.name, Estimate(1, 1, 1), Estimate(0, 0, 0), shape, kind))
+        elif pair is not None and against is not None:
+            change = percent_points(against.difference)
+            points.append(Point(cell.name, pair.ratio, change, shape, kind))
+    return points
 
 
 def _look(cell: CellFigures) -> tuple[str, str]:
@@ -195,12 +254,6 @@ def _look(cell: CellFigures) -> tuple[str, str]:
         return "circle", "s0"
     kind = f"s{_SUBSETS.index(cell.subset) + 1}" if CONFIG_NAME.match(cell.name) else "s1"
     return _SHAPES.get(cell.k, _OTHER)[0], kind
-
-
-def _point(cell: CellFigures, shape: str, kind: str) -> Point:
-    ends = (None, None) if cell.interval is None else (cell.interval.low, cell.interval.high)
-    low, high = (None if end is None else 100 * end for end in ends)
-    return Point(cell.name, cell.speed, 100 * cell.accuracy, low, high, shape, kind)
 
 
 def legend(table: TablePage) -> list[tuple[str, str, str]]:

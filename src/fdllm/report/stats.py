@@ -232,12 +232,6 @@ def mean_difference(a: Floats, b: Floats) -> tuple[Floats, Floats]:
     return change.mean(axis=-1), _standard_error(change)
 
 
-def log_ratio(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """Logarithm of sum(a) / sum(b), and its standard error by the delta method."""
-    mean_a, mean_b = a.mean(axis=-1, keepdims=True), b.mean(axis=-1, keepdims=True)
-    return np.log(mean_a / mean_b)[..., 0], _standard_error(a / mean_a - b / mean_b)
-
-
 def _standard_error(values: Floats) -> Floats:
     error: Floats = values.std(axis=-1, ddof=1) / np.sqrt(values.shape[-1])
     return error

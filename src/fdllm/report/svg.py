@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -48,14 +49,19 @@ class Drawing:
         """A line of text; ``anchor`` is start, middle or end."""
         self._add("text", kind or "label", content, x=x, y=y, text_anchor=anchor)
 
+    def upright(self, x: float, y: float, content: str, kind: str) -> None:
+        """A line of text that is read from below to above, its middle at the point."""
+        turn = f"rotate(-90 {number(x)} {number(y)})"
+        self._add("text", kind, content, x=x, y=y, text_anchor="middle", transform=turn)
+
+    def area(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
+        """A rectangle between two corners."""
+        left, top = min(x1, x2), min(y1, y2)
+        self._add("rect", kind, x=left, y=top, width=abs(x2 - x1), height=abs(y2 - y1))
+
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
         """A straight line."""
         self._add("line", kind, x1=x1, y1=y1, x2=x2, y2=y2)
-
-    def path(self, points: Sequence[tuple[float, float]], kind: str) -> None:
-        """A line through points."""
-        steps = " L ".join(f"{number(x)} {number(y)}" for x, y in points)
-        self._add("path", kind, d=f"M {steps}")
 
     def mark(self, x: float, y: float, shape: str, kind: str, size: float = 4.5) -> None:
         """A point: ``circle``, ``square``, ``triangle``, ``diamond`` or ``cross``."""
@@ -108,9 +114,18 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
+def ratio_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round ratios between ``low`` and ``high``, both above 0, for an axis of logarithms."""
+    if high < 3 * low:
+        return ticks(low, high, count)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    round_ones = (round(unit * 10.0**power, 9) for power in powers for unit in (1, 2, 5))
+    return [value for value in round_ones if low <= value <= high]
+
+
 def decimals(values: Sequence[float]) -> int:
     """Places behind the comma that tell ticks apart."""
     if len(values) < 2:  # noqa: PLR2004 - no step
         return 0
-    step = abs(values[1] - values[0])
+    step = min(abs(b - a) for a, b in pairwise(values))
     return next((d for d in range(4) if abs(round(step, d) - step) < step / 100), 4)

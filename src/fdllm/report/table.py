@@ -10,7 +10,7 @@ from rich.text import Text
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Headline, Summary
 from fdllm.report.columns import Column, Table
-from fdllm.report.grid import GridFinding, mixtures
+from fdllm.report.grid import GridFinding, checks, choose_baseline, mixtures
 from fdllm.report.records import Record, finished
 
 _STYLE = {
@@ -24,9 +24,9 @@ _STYLE = {
     State.INVALID: ("✗", "red"),
     State.NOT_APPLICABLE: ("-", "dim"),
 }
-LAYER_CALLS = (
-    "Layer calls saved: those not made, of the config's own. By k=1: those made in the end, by the "
-    "first config's that reuses nothing; above 1 where skipping costs more forwards than it saves."
+BY_BASELINE = (
+    "By k=1: the config's by {baseline}'s; layer calls are above 1 where skipping costs more "
+    "forwards than it saves. Described: of runs one after the other, never compared."
 )
 _PACE = {
     True: ("scored_tokens_per_second", "requests_per_second"),
@@ -58,21 +58,21 @@ def requests_text(cell: CellState) -> str:
     return str(cell.done) if cell.state is State.DONE else f"{cell.done} of {total}"
 
 
-def figure_columns(records: Sequence[Record]) -> list[Column]:
+def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Column]:
     """Figures of the records of one task, the same in the terminal, ``results.md`` and the page.
 
-    Layer calls stand twice: the share that a run saved of its own, and those it made in the end by
-    those of the first run that reuses nothing. Speeds are by the mean of all of these.
+    Tokens/s describe a run; they are compared nowhere (docs/running.md section 8).
+
+    Args:
+        records: the cells.
+        baseline: the one that counts as k=1; None where there is none.
     """
     every = [record.summary for record in records]
-    plain = [one for one in every if not one.strategy.reuses]
-    mean = sum(one.speed for one in plain) / len(plain) if plain else 0.0
-    timed = bool(mean) and all(one.speed for one in plain)
+    plain = next((record.summary for record in records if record.name == baseline), None)
     scored = bool(every) and every[0].kind == "loglikelihood"
 
     def column(name: str, text: Callable[[Summary], str], *, shown: bool = True) -> list[Column]:
-        wide = name in {"Change", "Speed by k=1"}
-        return [Column(name, [text(one) for one in every], is_wide=wide)] if shown else []
+        return [Column(name, [text(one) for one in every])] if shown else []
 
     def pace(name: str, figure: str) -> list[Column]:
         return column(name, lambda one: f"{getattr(one.throughput, figure) or 0.0:.2f}")
@@ -80,35 +80,32 @@ def figure_columns(records: Sequence[Record]) -> list[Column]:
     def quality(name: str, rate: str) -> list[Column]:
         return column(name, lambda one: _share(getattr(one.quality, rate, None)), shown=not scored)
 
-    def by_plain(text: Callable[[Summary, Summary], str]) -> Callable[[Summary], str]:
-        return lambda one: text(one, plain[0]) if plain else ""
+    def by_plain(figure: Callable[[Summary], float]) -> Callable[[Summary], str]:
+        return lambda one: "" if plain is None else f"{figure(one) / figure(plain):.2f}"
 
     return [
         *column("Accuracy [95 %]", lambda one: with_interval(one.headline)),
-        *column(
-            "Change",
-            by_plain(lambda one, base: f"{100 * (one.headline.value - base.headline.value):+.1f}"),
-        ),
         *column(
             "boxed_match",
             lambda one: _share(one.boxed_match),
             shown=any(one.boxed_match is not None for one in every),
         ),
-        *pace("Scored tokens/s" if scored else "Tokens/s", _PACE[scored][0]),
+        *column("Layer calls by k=1", by_plain(lambda one: one.layer_calls.made)),
         *pace("Requests/s" if scored else "Tokens/forward", _PACE[scored][1]),
-        *column("Speed by k=1", lambda one: f"{one.speed / mean:.2f}" if timed else ""),
-        *column("Layer calls saved", lambda one: percent(one.layer_calls.saved_share)),
-        *column(
-            "Layer calls by k=1",
-            by_plain(lambda one, base: f"{one.layer_calls.made / base.layer_calls.made:.2f}"),
+        *pace(
+            "Scored tokens/s (described)" if scored else "Tokens/s (described)", _PACE[scored][0]
         ),
         *quality("Truncated", "truncation_rate"),
         *quality("Repetitive", "repetition_rate"),
     ]
 
 
-def figures_table(cells: Sequence[CellState]) -> RichTable:
+def figures_table(cells: Sequence[CellState], baseline: str | None = None) -> RichTable:
     """Figures of each cell of one task.
+
+    Args:
+        cells: the grid.
+        baseline: the config that the criteria compare with; None is the first without reuse.
 
     Returns:
         The table. Where the finished cells are not comparable its rows hold states only, and its
@@ -125,9 +122,10 @@ def figures_table(cells: Sequence[CellState]) -> RichTable:
     at = {record.name: i for i, record in enumerate(records)}
     names = [cell.run.cell.name for cell in cells]
     columns = [Column("config", names, is_words=True)]
-    for one in figure_columns(records):
+    plain = choose_baseline(records, baseline)
+    for one in figure_columns(records, None if plain is None else plain.name):
         texts = [one.texts[at[name]] if name in at else "" for name in names]
-        columns.append(Column(one.name, texts, is_wide=one.is_wide))
+        columns.append(Column(one.name, texts))
     states = [state_text(cell.state) for cell in cells]
     shown = [state.plain for state in states]
     columns.append(Column("state", shown, is_words=True, styles=[str(s.style) for s in states]))
@@ -153,7 +151,5 @@ def with_interval(headline: Headline) -> str:
 
 def cell_checks(cells: Sequence[CellState]) -> list[GridFinding]:
     """The A/A check and the other findings of one task; none where its cells do not compare."""
-    from fdllm.report.speed import checks  # noqa: PLC0415 - scipy; each command imports this
-
     records = finished(cells)
     return [] if mixtures(records) else checks(records)
