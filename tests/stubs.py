@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from fdllm.core.config import Unmask
+from fdllm.core.cost import Cost
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import LayerPlan, ReuseStrategy
 from fdllm.core.schedule import Phase, Step
@@ -241,7 +242,9 @@ class StubMachine:
             step = Step(phase, index, (0, 8), first=index == 0)
             plan = strategy.plan(step, state)
             assert isinstance(plan, LayerPlan), "the stub looks at no activations"
-            counts.add(phase, plan if self.count_reuse else LayerPlan(NUM_LAYERS), 8)
+            counts.add(
+                phase, plan if self.count_reuse else LayerPlan(NUM_LAYERS), 8, Cost(100, 20, 3)
+            )
         return counts.as_dict()
 
     def _sample(self, run: Run, doc: int, entry: dict[str, Any]) -> dict[str, Any]:

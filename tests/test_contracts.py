@@ -17,6 +17,7 @@ import torch
 
 import fdllm
 from fdllm.core.config import Decoding
+from fdllm.core.cost import Cost
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import LayerPlan, NoReuse, PeriodicReuse
 from fdllm.core.sampler import Generation, GenerationRequest
@@ -283,7 +284,7 @@ def test_only_temperature_makes_a_row_draw() -> None:
 
 def counted() -> Counts:
     counts = Counts()
-    counts.add(Phase.DENOISE, LayerPlan(3), 4)
+    counts.add(Phase.DENOISE, LayerPlan(3), 4, Cost(100, 20, 3, 1))
     return counts
 
 
@@ -330,7 +331,7 @@ def test_a_scored_answer_is_kept_whole() -> None:
 def test_counts_survive_the_journal() -> None:
     counts = counted()
     counts.share(Phase.PREFILL, 32)
-    counts.add(Phase.COMMIT, LayerPlan(3), 16)
+    counts.add(Phase.COMMIT, LayerPlan(3), 16, Cost(400, 80, 12))
     assert Counts.from_dict(json.loads(json.dumps(counts.as_dict()))) == counts
     both = counts + counts
     for phase in Phase:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
+from fdllm.core.cost import Cost
 from fdllm.core.reuse import LayerPlan
 from fdllm.core.schedule import Phase
 
@@ -21,6 +22,10 @@ class PhaseCount:
             computes 2 of its 8 columns counts 0.75.
         tokens: columns fed to the network.
         shared: columns that were not fed, because another request had computed the same ones.
+        flops: as :class:`~fdllm.core.cost.Cost` has them, and so the others.
+        weight_bytes: of weights.
+        kv_bytes: of keys and values.
+        stored_bytes: of stored layer outputs.
     """
 
     forwards: int = 0
@@ -29,6 +34,10 @@ class PhaseCount:
     trimmed: float = 0.0
     tokens: int = 0
     shared: int = 0
+    flops: int = 0
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    stored_bytes: int = 0
 
     def __add__(self, other: PhaseCount) -> PhaseCount:
         return PhaseCount(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -44,7 +53,7 @@ class Counts:
 
     by_phase: dict[Phase, PhaseCount] = field(default_factory=_zero)
 
-    def add(self, phase: Phase, plan: LayerPlan, num_tokens: int) -> None:
+    def add(self, phase: Phase, plan: LayerPlan, num_tokens: int, cost: Cost) -> None:
         """Count one forward."""
         count = self.by_phase[phase]
         count.forwards += 1
@@ -52,6 +61,10 @@ class Counts:
         count.reused += plan.num_reused
         count.trimmed += plan.trimmed(num_tokens)
         count.tokens += num_tokens
+        count.flops += cost.flops
+        count.weight_bytes += cost.weight_bytes
+        count.kv_bytes += cost.kv_bytes
+        count.stored_bytes += cost.stored_bytes
 
     def share(self, phase: Phase, num_tokens: int) -> None:
         """Count columns that sharing saved."""

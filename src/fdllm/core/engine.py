@@ -22,6 +22,8 @@ from fdllm.core.attention import AttentionBackend
 from fdllm.core.cache import RowCache
 from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding
+from fdllm.core.cost import Cost, Fed, forward_costs
+from fdllm.core.forward_batch import ForwardBatch
 from fdllm.core.model_runner import ModelRunner
 from fdllm.core.prefix_cache import PrefixPool
 from fdllm.core.reuse import LayerPlan
@@ -251,12 +253,31 @@ class Engine:
                 if one.request.phase is Phase.PREFILL:
                     self.pool.keep(one.running.row, one.request.ids)
         seconds = (self._now() - began) / len(flat)
-        for one in batch:
+        for one, cost in zip(batch, self._costs(batch, at, done.plan), strict=True):
             task, request = one.running.task, one.request
             plan = request.plan if isinstance(request.plan, LayerPlan) else done.plan
-            task.counts.add(request.phase, plan, len(request.ids))
+            task.counts.add(request.phase, plan, len(request.ids), cost)
             task.seconds += seconds * len(request.ids)
         return answers_of(batch, predictions)
+
+    def _costs(self, batch: Batch[T], at: ForwardBatch, carried: LayerPlan) -> list[Cost]:
+        """What each request costs, alone or with what the same row asks for in this forward."""
+        extents = [extent for window in at.windows for extent in window.extents]
+        rows: dict[int, list[int]] = {}
+        for i, one in enumerate(batch):
+            rows.setdefault(one.running.index, []).append(i)
+        costs: dict[int, Cost] = {}
+        for places in rows.values():
+            asked = batch[places[-1]].request.plan
+            plan = asked if isinstance(asked, LayerPlan) else carried
+            parts = [
+                Fed(len(r.ids), extents[i], len(r.read), r.phase is not Phase.PREFILL)
+                for i in places
+                for r in [batch[i].request]
+            ]
+            found = forward_costs(self.model.spec, self.model.dtype.itemsize, asked, plan, parts)
+            costs |= zip(places, found, strict=True)
+        return [costs[i] for i in range(len(batch))]
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":

@@ -34,11 +34,15 @@ class ModelSpec:
         return self.hidden_size // self.num_heads
 
     @property
-    def num_parameters(self) -> int:
-        """Weights and biases, by formula."""
+    def layer_parameters(self) -> int:
+        """Weights and biases of one layer, by formula."""
         hidden, kv = self.hidden_size, self.num_kv_heads * self.head_dim
         q = self.num_heads * self.head_dim
         attention = (hidden + 1) * (q + 2 * kv) + q * hidden
-        layer = attention + 3 * hidden * self.intermediate_size + 2 * hidden
-        ends = self.vocab_size * hidden * (1 if self.tie_embeddings else 2)
-        return self.num_layers * layer + ends + hidden
+        return attention + 3 * hidden * self.intermediate_size + 2 * hidden
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights and biases, by formula."""
+        ends = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
+        return self.num_layers * self.layer_parameters + ends + self.hidden_size
