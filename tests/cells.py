@@ -13,7 +13,8 @@ import numpy as np
 from fdllm.evaluate.tasks import TASKS
 from fdllm.record.atomic import write_json
 from fdllm.record.identity import Fingerprint
-from fdllm.record.paths import TIMING
+from fdllm.record.paths import COLUMNS, SAMPLES, TIMING
+from fdllm.record.per_document import pack, rows_of
 from fdllm.record.study import Agreement, ConfigTimes, Study
 from fdllm.record.summary import (
     Headline,
@@ -146,10 +147,15 @@ def write_cell(results: Path, cell: Record) -> Record:
     limit = "" if cell.limit is None else f"_limit_{cell.limit}"
     folder = results / cell.summary.experiment / f"{cell.task}{limit}" / cell.name
     folder.mkdir(parents=True)
-    samples = folder / "samples.jsonl"
+    samples = folder / SAMPLES
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in cell.samples]
     samples.write_text("".join(lines), encoding="utf-8")
-    files = {"samples.jsonl": describe_file(samples, len(lines))}
+    columns = folder / COLUMNS
+    columns.write_bytes(pack(rows_of(cell.samples, ())))
+    files = {
+        SAMPLES: describe_file(samples, len(lines)),
+        COLUMNS: describe_file(columns, None),
+    }
     summary = cell.summary.model_copy(update={"files": files})
     write_json(folder / "summary.json", summary.model_dump(mode="json"))
     return load_record(folder)

@@ -50,7 +50,7 @@ def test_a_tampered_page_fails_the_check(finished: Command) -> None:
     page = finished.root / "results/00_baseline/report.html"
     page.write_text(page.read_text().replace('"num_samples":5', '"num_samples":500', 1))
     assert finished("report", "--check") == 1
-    assert "cells[k1_first].num_samples is 500, the samples give 5" in finished.out
+    assert "cells[k1_first].num_samples is 500; computed anew it is 5" in finished.out
 
 
 def test_tampered_results_fail_the_check(finished: Command) -> None:

@@ -18,6 +18,8 @@ from rocrate.rocrate import ROCrate
 import fdllm
 from command import Command
 from fdllm.errors import FdllmError
+from fdllm.record.paths import Layout
+from fdllm.release.files import text_of
 from fdllm.release.scrub import check_texts, scrub_summary
 from fdllm.report.records import load_records
 from helpers import ROOT
@@ -34,8 +36,10 @@ def fdllm_command(finished: Command) -> Command:
     """A checkout with a part of a grid that is done, on one task."""
     for name in ("requirements.lock", "CITATION.cff", "LICENSE"):
         shutil.copy(ROOT / name, finished.root / name)
+    layout = Layout.of(finished.root)
     for record in records(finished.root):
         if record.parent.name not in CONFIGS:
+            shutil.rmtree(layout.artifacts / layout.part(record.parent))
             shutil.rmtree(record.parent)
     return finished
 
@@ -58,8 +62,8 @@ def test_round_trip(fdllm_command: Command, tmp_path: Path) -> None:
     assert export(fdllm_command, out) == 0, fdllm_command.err
     assert "3 records" in fdllm_command.out
 
-    before = {c.name: c for c in load_records(fdllm_command.root / "results", "00_baseline")}
-    after = {c.name: c for c in load_records(out / "results", "00_baseline")}
+    before = {c.name: c for c in load_records(Layout.of(fdllm_command.root), "00_baseline")}
+    after = {c.name: c for c in load_records(Layout.of(out), "00_baseline")}
     assert set(after) == set(before) == set(CONFIGS)
     for name, cell in after.items():
         assert cell.samples == before[name].samples
@@ -117,7 +121,7 @@ def test_crate_is_read_by_its_library(fdllm_command: Command, tmp_path: Path) ->
     for run in runs:
         assert run["instrument"].id == "#fdllm"
         names = {one.id.rpartition("/")[2] for one in run["result"]}
-        assert {"summary.json", "samples.jsonl", "results.json"} <= names
+        assert {"summary.json", "samples.jsonl", "results.json", "columns.json.xz"} <= names
         assert run["startTime"] <= run["endTime"]
 
 
@@ -127,7 +131,7 @@ def test_nothing_of_the_machine(fdllm_command: Command, tmp_path: Path) -> None:
     assert export(fdllm_command, out) == 0
     for path in out.rglob("*"):
         if path.is_file():
-            text = path.read_text(encoding="utf-8")
+            text = text_of(path)
             for place in (fdllm_command.root, tmp_path, Path.home(), sys.prefix):
                 assert str(place) + "/" not in text, path
             assert f'"{socket.gethostname()}"' not in text, path

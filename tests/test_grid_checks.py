@@ -215,10 +215,12 @@ def test_samples_that_cannot_be_read_say_where(tmp_path: Path) -> None:
         made = record(tmp_path / str(content), make_cell("k1_first", RIGHT))
         path = made.folder / "samples.jsonl"
         path.unlink()
-        if content is not None:
+        if content is None:
+            path.mkdir()
+        else:
             path.write_text(content)
         with pytest.raises(FdllmError, match=r"samples.jsonl (was changed|cannot be).*sweep again"):
-            _ = made.samples
+            _ = made.texts
 
 
 def test_overlapping_subsets_are_named_with_the_size_that_keeps_them_apart() -> None:

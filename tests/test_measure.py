@@ -13,6 +13,8 @@ from fdllm.record import measure
 from fdllm.record.provenance import git_state, session
 from fdllm.record.summary import StrategyRecord
 
+Row = dict[str, Any]
+
 
 @pytest.mark.parametrize(
     ("changed", "dirty"),
@@ -51,49 +53,50 @@ def test_provenance_holds_no_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "2 threads" in told["machine"]
 
 
-def entry(tokens: list[int], seconds: float, finish: str = "stop", **counts: int) -> dict[str, Any]:
+def row(tokens: int, seconds: float, *, requests: int = 1, cut: int = 0, **counts: int) -> Row:
     phase = {"forwards": 2, "computed": 20, "reused": 4, "tokens": 16} | counts
     return {
         "tokens": tokens,
-        "num_tokens": len(tokens),
         "seconds": seconds,
-        "finish": finish,
+        "requests": requests,
+        "truncated": cut,
+        "repetitive": 0,
         "counts": {"denoise": phase, "commit": dict.fromkeys(phase, 0) | {"forwards": 1}},
     }
 
 
 def test_throughput_of_generation() -> None:
-    entries = [entry([1] * 30, 1.0), entry([2] * 10, 3.0, "length")]
-    counts = measure.add_counts(entries)
-    speed = measure.throughput("generate", entries, entries, counts)
+    rows = [row(30, 1.0), row(10, 3.0, cut=1)]
+    counts = measure.add_counts(rows)
+    speed = measure.throughput("generate", rows, counts)
     assert (speed.tokens, speed.seconds, speed.tokens_per_second) == (40, 4.0, 10.0)
     assert speed.tokens_per_forward == pytest.approx(40 / 6)
     assert speed.latency_p50_s == 2.0
     assert speed.scored_tokens_per_second is None
     assert measure.layer_calls(counts).saved_share == pytest.approx(8 / 48)
-    quality = measure.quality("generate", entries)
+    quality = measure.quality("generate", rows)
     assert quality is not None
     assert quality.truncation_rate == 0.5
 
 
 def test_throughput_of_scoring_has_names_of_its_own() -> None:
-    entries = [entry([], 0.5) | {"scored_tokens": 3}, entry([], 0.5) | {"scored_tokens": 1}]
-    speed = measure.throughput("loglikelihood", entries, entries[:1], measure.add_counts(entries))
+    rows = [row(4, 1.0, requests=2)]
+    speed = measure.throughput("loglikelihood", rows, measure.add_counts(rows))
     assert (speed.scored_tokens_per_second, speed.requests_per_second) == (4.0, 2.0)
     assert speed.tokens_per_second is None
-    assert measure.quality("loglikelihood", entries) is None
+    assert measure.quality("loglikelihood", rows) is None
 
 
 def test_answers_are_counted_by_the_step_that_scored_them() -> None:
-    entries = [
-        {"scored_step": step, "reused_tokens": reused}
-        for step, reused in [(5, 1), (5, 2), (0, 0), (None, 0), (None, 3), (4, 0)]
+    rows: list[Row] = [
+        {"scored_step": [5, 5, 0, None], "reused_tokens": [1, 2, 0, 0]},
+        {"scored_step": [None, 4], "reused_tokens": [3, 0]},
     ]
-    found = measure.scored_steps("loglikelihood", entries)
+    found = measure.scored_steps("loglikelihood", rows)
     assert found is not None
     assert list(found.first.items()) == [("0", 1), ("4", 1), ("5", 2), ("look-ahead", 2)]
     assert found.words == "3 of 6 answers scored where reuse cannot act"
-    assert measure.scored_steps("generate", entries) is None
+    assert measure.scored_steps("generate", rows) is None
 
 
 def test_repetition() -> None:
@@ -210,8 +213,7 @@ def test_counts_add_up_by_phase_and_name() -> None:
 
 def test_latencies_are_those_of_samples() -> None:
     def pace(*seconds: float) -> tuple[float, float]:
-        samples = [{"seconds": s} for s in seconds]
-        found = measure.throughput("loglikelihood", [], samples, {})
+        found = measure.throughput("loglikelihood", [row(1, s) for s in seconds], {})
         return found.latency_p50_s, found.latency_p95_s
 
     assert pace() == (0.0, 0.0)
@@ -221,15 +223,15 @@ def test_latencies_are_those_of_samples() -> None:
 
 
 def test_shared_columns_are_told_where_something_is_scored() -> None:
-    entries = [entry([], 2.0, shared=7) | {"scored_tokens": 4} for _ in range(3)]
-    found = measure.throughput("loglikelihood", entries, entries, measure.add_counts(entries))
+    rows = [row(4, 2.0, shared=7) for _ in range(3)]
+    found = measure.throughput("loglikelihood", rows, measure.add_counts(rows))
     assert (found.seconds, found.scored_tokens, found.shared_tokens) == (6.0, 12, 21)
     assert (found.scored_tokens_per_second, found.requests_per_second) == (2.0, 0.5)
     assert (found.tokens, found.tokens_per_forward) == (None, None)
 
 
 def test_without_time_there_is_no_speed() -> None:
-    nothing = measure.throughput("generate", [], [], {})
+    nothing = measure.throughput("generate", [], {})
     assert (nothing.tokens_per_second, nothing.tokens_per_forward) == (0.0, 0.0)
     quality = measure.quality("generate", [])
     assert quality is not None
@@ -246,7 +248,3 @@ def test_repetition_is_more_than_half_of_windows_of_eight() -> None:
     assert not measure.is_repetitive([1] * 8 + fresh[:7])
     assert measure.is_repetitive([1] * 16)
     assert not measure.is_repetitive([1, 2] * 7 + [3])
-    rows = [{"finish": "stop", "tokens": tokens} for tokens in ([1] * 16, [1] * 15, fresh)]
-    quality = measure.quality("generate", rows)
-    assert quality is not None
-    assert quality.repetition_rate == pytest.approx(1 / 3)

@@ -61,7 +61,7 @@ def test_a_run_and_its_shards_have_files_of_these_names(paths: RunPaths) -> None
         "summary.json", "samples.jsonl", "results.json", "journal.shard-2-of-3.jsonl",
         "failed.shard-2-of-3.json", ".lock.shard-2-of-3", ".holder.shard-2-of-3.json",
     ]  # fmt: skip
-    assert paths.artifact == paths.artifacts / "summary.json"
+    assert paths.published.summary == paths.artifacts / "summary.json"
     log = paths.new_log()
     assert log.parent == paths.logs
     assert paths.logs.is_dir()
@@ -107,12 +107,12 @@ def test_what_is_named_is_moved_aside_and_nothing_else(paths: RunPaths) -> None:
 
 def test_task_folders_say_what_they_hold(tmp_path: Path) -> None:
     layout = Layout.of(tmp_path)
-    assert list(layout.task_folders("00_baseline")) == []
+    assert layout.task_folders("00_baseline") == []
     place = layout.results / "00_baseline"
     for name in ("gsm8k", "gsm8k_limit_10", "mmlu@org--m", "mmlu_limit_5@tiny"):
         (place / name).mkdir(parents=True)
     (place / "file").touch()
-    assert list(layout.task_folders("00_baseline")) == [
+    assert layout.task_folders("00_baseline") == [
         TaskFolder("gsm8k"),
         TaskFolder("gsm8k", 10),
         TaskFolder("mmlu", model="org--m"),

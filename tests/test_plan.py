@@ -152,7 +152,7 @@ def test_layout_is_the_documented_one(root: Path) -> None:
     assert paths.summary == (
         root / "results/00_baseline/tiny_arithmetic_limit_10/k2_middle/summary.json"
     )
-    assert paths.artifact == (
+    assert paths.published.summary == (
         root / "artifacts/00_baseline/tiny_arithmetic_limit_10/k2_middle/summary.json"
     )
     assert paths.logs == root / "logs/00_baseline/tiny_arithmetic_limit_10/k2_middle"

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from cells import write_study
+from fdllm.record.paths import Layout
 from fdllm.report.build import Section, build_report
 from fdllm.report.html import render_html
 from fdllm.report.records import load_record
@@ -86,7 +87,8 @@ def write_page(folder: Path, num_docs: int, *, smoke: bool = True) -> Path:
     tables = [Section(tuple(load_record(paths.folder) for paths in group)) for group in groups]
     for table in tables[:2]:
         write_study(table.records, {c.name: 1.1 - 0.1 * int(c.name[1]) for c in table.records})
-    report = build_report("00_baseline", "Layer reuse baseline", None, tables, results)
+    layout = Layout.of(results, results)
+    report = build_report("00_baseline", "Layer reuse baseline", None, tables, layout)
     path = folder / "report.html"
     path.write_text(render_html(report), encoding="utf-8")
     return path

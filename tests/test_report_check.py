@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fdllm.record.paths import Layout
+from fdllm.record.paths import COLUMNS, Layout
+from fdllm.record.per_document import pack, unpack
 from fdllm.record.summary import describe_file
 from fdllm.report.build import Section, build_report
 from fdllm.report.html import render_html
@@ -39,7 +40,7 @@ def results(original: Path, tmp_path: Path) -> Path:
 
 def check(results: Path) -> Recheck:
     layout = Layout.of(results.parent, results)
-    return check_records(layout, record_folders(results, "00_baseline"))
+    return check_records(layout, record_folders(layout, "00_baseline"))
 
 
 def cell(results: Path, task: str = "gsm8k", config: str = "k2_first") -> Path:
@@ -79,8 +80,48 @@ def test_a_tampered_sample_is_found_by_its_figures(results: Path) -> None:
     metric, right = next(iter(sample["metrics"].items()))
     tamper(folder / "samples.jsonl", 3, metrics={metric: 1.0 - right})
     renew_hash(folder)
-    names = {difference.figure for difference in check(results).differences}
-    assert {"headline.value", "headline.num_correct"} <= names
+    (difference,) = (one for one in check(results).differences if "artifacts" not in one.where)
+    assert (difference.where, difference.figure) == (
+        "00_baseline/gsm8k/k2_first/columns.json.xz",
+        "metrics, row 3 of gsm8k",
+    )
+
+
+def test_forged_columns_are_found_by_figures_samples_and_git(results: Path) -> None:
+    """Their hash fits; the summary's figures, the samples and the copy for git do not."""
+    folder = cell(results)
+    columns = folder / COLUMNS
+    rows = unpack(columns.read_bytes())
+    rows[3]["tokens"] += 1
+    columns.write_bytes(pack(rows))
+    record = describe_file(columns, None).model_dump()
+    edit(folder / "summary.json", lambda data: data["files"].update({COLUMNS: record}))
+    found = {(Path(one.where).name, one.figure) for one in check(results).differences}
+    assert {
+        ("summary.json", "throughput.tokens"),
+        (COLUMNS, "tokens, row 3 of gsm8k"),
+        (f"{COLUMNS} under artifacts", "SHA-256"),
+    } <= found
+
+
+@pytest.mark.parametrize("config", ["k1_first", "k2_first"])
+def test_a_clone_checks_what_git_keeps(results: Path, config: str) -> None:
+    """No samples, no journal: summaries against columns; one digit is a named difference."""
+    layout = Layout(results.parent / "nothing", results / "artifacts", results / "logs")
+
+    def found() -> Recheck:
+        return check_records(layout, record_folders(layout, "00_baseline"))
+
+    whole = found()
+    assert (whole.differences, whole.num_records, whole.notes) == ((), 6, ())
+    assert whole.num_figures > 6 * 20
+    path = layout.artifacts / "00_baseline/gsm8k" / config / "summary.json"
+    edit(path, lambda data: data["layer_calls"].update(saved_share=0.123))
+    (difference,) = found().differences
+    where = f"00_baseline/gsm8k/{config}/summary.json"
+    assert (difference.where, difference.figure) == (where, "layer_calls.saved_share")
+    path.with_name(COLUMNS).write_bytes(b"forged")
+    assert any("columns.json.xz" in one.found for one in found().differences)
 
 
 def test_a_faster_sample_disagrees_with_the_journal(results: Path) -> None:
@@ -88,8 +129,8 @@ def test_a_faster_sample_disagrees_with_the_journal(results: Path) -> None:
     tamper(folder / "samples.jsonl", 3, seconds=0.001)
     renew_hash(folder)
     shown = [str(difference) for difference in check(results).differences]
-    assert any("seconds, row 3 of gsm8k" in text for text in shown)
-    assert any("throughput.tokens_per_second" in text for text in shown)
+    assert any("samples.jsonl: seconds, row 3 of gsm8k" in text for text in shown)
+    assert any("columns.json.xz: seconds, row 3 of gsm8k" in text for text in shown)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +179,7 @@ def test_without_journals_that_is_said(results: Path) -> None:
 def test_a_written_page_is_compared_figure_by_figure(results: Path) -> None:
     def build() -> Any:
         table = Section(tuple(load_record(cell(results, config=c.config)) for c in GRID))
-        return build_report("00_baseline", "", None, [table], results)
+        return build_report("00_baseline", "", None, [table], Layout.of(results, results))
 
     page = build()
     path = results / "report.html"

@@ -15,6 +15,7 @@ from cells import write_study
 from fdllm.criteria import Criteria
 from fdllm.errors import UsageError
 from fdllm.experiment.settings import read_settings
+from fdllm.record.paths import Layout
 from fdllm.report.build import Report, Section, build_report
 from fdllm.report.figures import cell_figures, ideal_speedup
 from fdllm.report.html import render_html
@@ -35,7 +36,9 @@ def build(
     results: Path, *tables: tuple[Record, ...], criteria: Criteria | None = CRITERIA
 ) -> Report:
     sections = [Section(table) for table in tables]
-    return build_report("00_baseline", "Layer reuse baseline", criteria, sections, results)
+    return build_report(
+        "00_baseline", "Layer reuse baseline", criteria, sections, Layout.of(results, results)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -242,12 +245,9 @@ def test_figures_come_from_the_samples(tables: list[tuple[Record, ...]]) -> None
 
 def test_short_answers_count_in_every_tenth(tmp_path: Path) -> None:
     (paths,) = write_grid(tmp_path / "results", [Invented("k1_first")], num_docs=3)
-    lines = [json.loads(line) for line in paths.journal.read_text().split("\n") if line]
-    for line in lines:
-        if "entry" in line:
-            line["entry"]["steps"] = [7, 3]
-    paths.journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = cell_figures(load_record(paths.folder)).steps
+    cell = load_record(paths.folder)
+    rows = [row | {"steps": [[7, 3]]} for row in cell.samples]
+    found = cell_figures(replace(cell, read=rows)).steps
     assert found is not None
     assert found.tenths == (7,) * 5 + (3,) * 5
     assert found.shares == (0, 0, 0.5, 0, 0, 0, 0.5, 0)

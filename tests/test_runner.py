@@ -55,7 +55,8 @@ def test_a_record_is_four_files_and_a_copy_for_git(root: Path) -> None:
     assert summary.throughput.seconds == 2.5
     assert len(paths.samples.read_text().splitlines()) == NUM_DOCS
     assert json.loads(paths.results.read_text())["results"]
-    assert paths.artifact.read_text() == paths.summary.read_text()
+    assert paths.published.summary.read_text() == paths.summary.read_text()
+    assert paths.published.columns.read_bytes() == paths.columns.read_bytes()
     assert not paths.holder.exists()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cells import make_cell, make_times, share
+from fdllm.record.paths import Layout
 from fdllm.report.alternative import find_alternative
 from fdllm.report.build import Section, TablePage
 from fdllm.report.compare import compare
@@ -236,13 +237,13 @@ def test_what_a_grid_does_not_vary_by_design_is_unexpected(at: int) -> None:
 
 def test_no_alternative_says_why(tmp_path: Any) -> None:
     base = make_cell("k1_first", share(40, 30))
-    times = make_times(k2_last=0.8)
-    found = find_alternative(tmp_path, [base], base, times)
+    times, layout = make_times(k2_last=0.8), Layout.of(tmp_path, tmp_path)
+    found = find_alternative(layout, [base], base, times)
     assert (found.cells, found.against) == ((), ())
     assert found.note == "05_threshold has no records of this task, model and limit"
     own = replace(base, summary=base.summary.model_copy(update={"experiment": "05_threshold"}))
-    assert find_alternative(tmp_path, [own], own, times).note == ""
-    assert find_alternative(tmp_path, [base], base, make_times()).note == "", "nothing was timed"
+    assert find_alternative(layout, [own], own, times).note == ""
+    assert find_alternative(layout, [base], base, make_times()).note == "", "nothing was timed"
 
 
 # --- flips ----------------------------------------------------------------------------------------

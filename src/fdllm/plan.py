@@ -258,6 +258,18 @@ class Planner:
             run, paths, State.PENDING, "not run yet"
         )
 
+    def shown(self, cell: CellState) -> CellState:
+        """What there is to read of a run: where nothing of it is here, what git keeps of it.
+
+        A sweep goes by :meth:`state`: what git keeps has no samples, so it does not stand for them.
+        """
+        published = cell.paths.published
+        if cell.state is not State.PENDING or cell.paths.folder.exists():
+            return cell
+        if not published.summary.exists():
+            return cell
+        return self._recorded(cell.run, published, published=True)
+
     def not_applicable(self, run: Run) -> str:
         """Why a run could only repeat another cell's result; empty where it has one of its own."""
         task, experiment = self.task(run.task), self.experiment(run.experiment)
@@ -284,9 +296,9 @@ class Planner:
             "the cells of k=1 stand for it"
         )
 
-    def _recorded(self, run: Run, paths: RunPaths) -> CellState:
+    def _recorded(self, run: Run, paths: RunPaths, *, published: bool = False) -> CellState:
         try:
-            summary = read_summary(paths.summary)
+            summary = read_summary(paths.summary, published=published)
         except InvalidRecordError as error:
             return CellState(run, State.INVALID, str(error), paths)
         identity = (summary.experiment, summary.task, summary.config, summary.limit)
@@ -297,7 +309,8 @@ class Planner:
         if changed:
             return CellState(run, State.STALE, "; ".join(changed), paths, summary=summary)
         number = summary.num_requests
-        marks = "; ".join(summary.warnings)
+        origin = ["from artifacts"] if published else []
+        marks = "; ".join([*origin, *summary.warnings])
         return CellState(run, State.DONE, marks, paths, number, number, summary=summary)
 
     def _failed(self, run: Run, paths: RunPaths) -> CellState | None:

@@ -216,8 +216,8 @@ def _is_folder(name: str) -> bool:
     return os.sep in name or (Path(name) / "summary.json").is_file()
 
 
-def _results(asked: CompareCommand) -> Path:
-    return Layout.of(find_root(), asked.results).results
+def _layout(asked: CompareCommand) -> Layout:
+    return Layout.of(find_root(), asked.results)
 
 
 def _fitting(asked: CompareCommand) -> list[dict[str, Path]]:
@@ -225,7 +225,7 @@ def _fitting(asked: CompareCommand) -> list[dict[str, Path]]:
     model = asked.model or os.environ.get("FDLLM_MODEL")
     preset = None if asked.preset is None else load_preset(asked.preset).name
     found: dict[str, dict[str, Path]] = {}
-    for folder in record_folders(_results(asked), asked.experiment):
+    for folder in record_folders(_layout(asked), asked.experiment):
         place = TaskFolder.parse(folder.parent.name)
         if place is None:
             continue
@@ -238,9 +238,10 @@ def _fitting(asked: CompareCommand) -> list[dict[str, Path]]:
 
 def _nothing(asked: CompareCommand, what: str) -> str:
     """What was asked for and what there is."""
-    place = _results(asked) / asked.experiment
-    folders = record_folders(place.parent, asked.experiment)
-    names = [folder.relative_to(place).as_posix() for folder in folders]
+    layout = _layout(asked)
+    place = layout.results / asked.experiment
+    folders = record_folders(layout, asked.experiment)
+    names = [Path(*layout.part(folder).parts[1:]).as_posix() for folder in folders]
     limit = "without a limit" if asked.limit is None else f"of limit {asked.limit}"
     if asked.preset is not None:
         limit += f" under preset {asked.preset}"
@@ -292,9 +293,12 @@ def _print_comparison(choice: Choice, found: Comparison, times: Times, *, num_fl
         (f"{a.name} right, {b.name} wrong", found.losses),
         (f"{a.name} wrong, {b.name} right", found.gains),
     )
+    told = all(cell.texts for cell in (a, b))
     for title, keys in flips:
-        if keys:
+        if keys and told:
             out.print(_flips(title, keys, choice, num_flips))
+        elif keys:
+            out.print(Text(f"{title}: {len(keys)}; git keeps no texts: sweep to read the answers"))
 
 
 def _figures(c: Comparison) -> RichTable:
@@ -322,10 +326,10 @@ def _flips(title: str, keys: tuple[SampleKey, ...], choice: Choice, num_shown: i
     for cell in (choice.a, choice.b):
         table.add_column(cell.name, ratio=3, overflow="fold")
     for key in shown:
-        sample = choice.a.by_key[key]
+        sample = choice.a.texts[key]
         asked = f"{key[0]} row {key[1]}\n{_end(sample.get('prompt', ''), _ASKED)}"
         target = f"\ntarget: {_end(sample.get('target', ''), _ASKED)}"
-        answers = (_answer(cell.by_key[key]) for cell in (choice.a, choice.b))
+        answers = (_answer(cell.texts[key]) for cell in (choice.a, choice.b))
         table.add_row(Text(asked + target), *answers)
     return table
 

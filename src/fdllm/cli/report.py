@@ -37,9 +37,7 @@ class ReportCommand(Selection):
 
     stdout: bool = flag("print the Markdown, write nothing", default=False)
     html: Path | None = flag("the HTML file (results/EXPERIMENT/report.html)", metavar="PATH")
-    check: bool = flag(
-        "compute every figure anew from the samples; exit code 1 where one differs", default=False
-    )
+    check: bool = flag("compute every figure anew; exit code 1 where one differs", default=False)
     json: bool = flag("with --check: print JSON", default=False)
 
     def run(self) -> int:
@@ -118,14 +116,14 @@ def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
 def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path) -> Recheck:
     from fdllm.report.recheck import recheck  # noqa: PLC0415 - as above
 
-    results = planner.layout.results
-    folders = record_folders(results, options.experiment, options.task or (), options.limit)
+    folders = record_folders(planner.layout, options.experiment, options.task or (), options.limit)
     if options.config:
         folders = [folder for folder in folders if folder.name in options.config]
     if not folders:
         raise FdllmError(
             f"experiment '{options.experiment}' has no finished records of this selection under "
-            f"{results}, so there is nothing to check; sweep first, or name them with --results"
+            f"{planner.layout.results}, so there is nothing to check; sweep first, or name them "
+            "with --results"
         )
     found = recheck(planner, options.experiment, folders, page)
     return found + _check_markdown(planner, options, markdown)
@@ -165,9 +163,9 @@ def _check_markdown(planner: Planner, options: Selection, path: Path) -> Recheck
     then = ReportCommand.read(parser.parse_args(shlex.split(header["selection"])))
     try:
         sweeps = list(report_sweeps(planner, then))
-    except FdllmError as error:  # a clone has the file and not the records
+    except FdllmError as error:
         return passed_over(str(error))
-    states = [planner.state(run) for sweep in sweeps for run in planner.runs(sweep)]
+    states = [planner.shown(planner.state(run)) for sweep in sweeps for run in planner.runs(sweep)]
     other = [cell for cell in states if cell.state not in SETTLED]
     if other:
         return passed_over(

@@ -69,10 +69,11 @@ def show_status(request: SweepRequest, *, as_json: bool) -> None:
 
 def _states(request: SweepRequest) -> list[CellState]:
     try:
-        return request.survey()
+        cells = request.survey()
     except SlurmError as error:
         complain(f"note: {error}; the states below are from the files alone")
-        return request.states()
+        cells = request.states()
+    return [request.planner.shown(cell) for cell in cells]
 
 
 def _view(cells: Sequence[CellState]) -> Group:

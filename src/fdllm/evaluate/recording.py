@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from fdllm import strictjson
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import task_info
-from fdllm.record import measure
-from fdllm.record.atomic import write_json, write_text
+from fdllm.record import measure, per_document
+from fdllm.record.atomic import write_bytes, write_json, write_text
 from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import JournalContent
 from fdllm.record.paths import RunPaths
@@ -37,6 +38,11 @@ class Evaluation:
     entries: list[dict[str, Any]]  # journal entries of the answers, in the order asked
     # all of the task's figures, by ``metric,filter``
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The documents as every figure needs them; ``columns.json.xz``."""
+        return per_document.rows_of(self.samples, self.entries)
 
 
 def text_hash(text: str) -> str:
@@ -70,8 +76,8 @@ def fill_summary(
     Raises:
         FdllmError: a guard failed.
     """
-    kind, entries = task_info(run.task).kind, found.entries
-    counts = measure.add_counts(entries)
+    kind, rows = task_info(run.task).kind, found.rows
+    counts = measure.add_counts(rows)
     estimator = run.evaluating.scoring if kind == "loglikelihood" else None
     guards = measure.guards(
         strategy,
@@ -95,15 +101,15 @@ def fill_summary(
         model=run.model.name,
         kind=kind,
         estimator=estimator,
-        headline=measure.headline(found.headline, found.value, found.samples),
-        metrics=measure.beside(found.headline, found.metrics, found.samples),
-        num_requests=len(entries),
-        throughput=measure.throughput(kind, entries, found.samples, counts),
+        headline=measure.headline(found.headline, found.value, rows),
+        metrics=measure.beside(found.headline, found.metrics, rows),
+        num_requests=measure.num_requests(rows),
+        throughput=measure.throughput(kind, rows, counts),
         peak_memory=peak_memory,
         counts=counts,
         layer_calls=measure.layer_calls(counts),
-        quality=measure.quality(kind, entries),
-        scored=measure.scored_steps(kind, entries),
+        quality=measure.quality(kind, rows),
+        scored=measure.scored_steps(kind, rows),
         strategy=strategy,
         guards=guards,
         files={},
@@ -120,7 +126,7 @@ def fill_summary(
 
 
 def write_record(paths: RunPaths, summary: Summary, found: Evaluation) -> Summary:
-    """Write results and samples, then the summary, then its copy for git.
+    """Write samples, results and columns, then the summary, then what git keeps of it.
 
     Returns:
         The summary with its files' hashes.
@@ -129,13 +135,18 @@ def write_record(paths: RunPaths, summary: Summary, found: Evaluation) -> Summar
         FdllmError: a file cannot be written; without a summary there is no record.
     """
     lines = [strictjson.dumps(sample) + "\n" for sample in found.samples]
+    columns = per_document.pack(found.rows)
     write_text(paths.samples, "".join(lines))
     write_json(paths.results, found.results)
+    write_bytes(paths.columns, columns)
     files = {
         paths.samples.name: describe_file(paths.samples, len(lines)),
         paths.results.name: describe_file(paths.results, None),
+        paths.columns.name: describe_file(paths.columns, None),
     }
     whole = summary.model_copy(update={"files": files})
     write_json(paths.summary, whole.model_dump(mode="json"))
-    write_json(paths.artifact, whole.model_dump(mode="json"))
+    published = paths.published
+    write_bytes(published.columns, columns)
+    write_json(published.summary, whole.model_dump(mode="json"))
     return whole

@@ -23,6 +23,7 @@ from fdllm.evaluate.attempt import (
 from fdllm.evaluate.recording import describe_strategy, fill_summary, write_record
 from fdllm.plan import SETTLED, CellState, Planner, State
 from fdllm.record.lock import LockedError, holder_of, locked
+from fdllm.record.paths import COLUMNS, SAMPLES
 from fdllm.record.provenance import session
 from fdllm.record.summary import Summary
 from fdllm.runs import ModelChoice, Run
@@ -31,7 +32,7 @@ from fdllm.shard import Shard
 if TYPE_CHECKING:
     from fdllm.evaluate.adapter import LoadedModel
 
-_RECORD_FILES = ("summary.json", "samples.jsonl", "results.json")
+_RECORD_FILES = ("summary.json", SAMPLES, "results.json", COLUMNS)
 
 
 class Runner:

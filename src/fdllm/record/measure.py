@@ -1,4 +1,4 @@
-"""From answers and samples to the figures of a summary. Pure: the same lines, the same figures."""
+"""From the rows of a run to the figures of its summary. Pure: the same rows, the same figures."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from fdllm.record.summary import (
     Throughput,
 )
 
-Entries = Sequence[Mapping[str, Any]]
-Samples = Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, Any]]
+"""Documents, each with the facts that :func:`fdllm.record.per_document.rows_of` lists."""
 CountsByPhase = dict[str, dict[str, int | float]]
 
 _WINDOW = 8  # tokens
 _SHORTEST = 16  # tokens; a shorter answer cannot be told to be repetitive
 
 
-def headline(metric: str, value: float, samples: Samples) -> Headline:
+def headline(metric: str, value: float, rows: Rows) -> Headline:
     """The headline figure, with the number of right documents where each is right or wrong."""
-    single = [sample["metrics"].get(metric) for sample in samples]
+    single = [row["metrics"].get(metric) for row in rows]
     binary = all(isinstance(v, (bool, int, float)) and v in (0, 1) for v in single)
     correct = round(sum(single)) if binary else None
     # A group may weigh its subjects otherwise; then the documents do not add up to the figure.
-    if correct is not None and samples and abs(correct / len(samples) - value) > 1e-6:  # noqa: PLR2004
+    if correct is not None and rows and abs(correct / len(rows) - value) > 1e-6:  # noqa: PLR2004
         correct = None
-    return Headline(metric=metric, value=value, num_samples=len(samples), num_correct=correct)
+    return Headline(metric=metric, value=value, num_samples=len(rows), num_correct=correct)
 
 
-def beside(metric: str, figures: Mapping[str, float], samples: Samples) -> dict[str, float]:
+def beside(metric: str, figures: Mapping[str, float], rows: Rows) -> dict[str, float]:
     """The figures beside the headline, as far as they are means over documents."""
-    means = {name: mean_of(name, samples) for name in figures if name != metric}
+    means = {name: mean_of(name, rows) for name in figures if name != metric}
     return {
         name: figures[name]
         for name, mean in means.items()
@@ -46,15 +46,15 @@ def beside(metric: str, figures: Mapping[str, float], samples: Samples) -> dict[
     }
 
 
-def mean_of(metric: str, samples: Samples) -> float | None:
+def mean_of(metric: str, rows: Rows) -> float | None:
     """A metric's mean over documents; None where a document has no number of it."""
-    single = [sample["metrics"].get(metric) for sample in samples]
-    if not samples or not all(isinstance(value, (bool, int, float)) for value in single):
+    single = [row["metrics"].get(metric) for row in rows]
+    if not rows or not all(isinstance(value, (bool, int, float)) for value in single):
         return None
-    return float(sum(single)) / len(samples)
+    return float(sum(single)) / len(rows)
 
 
-def add_counts(rows: Sequence[Mapping[str, Any]]) -> CountsByPhase:
+def add_counts(rows: Rows) -> CountsByPhase:
     """Forwards and layer calls of many rows, by phase."""
     total: CountsByPhase = {}
     for row in rows:
@@ -87,13 +87,13 @@ def layer_calls(counts: CountsByPhase) -> LayerCalls:
     )
 
 
-def throughput(kind: str, entries: Entries, samples: Samples, counts: CountsByPhase) -> Throughput:
-    """Speed, from the time and the tokens that each answer carries."""
-    seconds = sum(entry["seconds"] for entry in entries)
-    latencies = [sample["seconds"] for sample in samples]
+def throughput(kind: str, rows: Rows, counts: CountsByPhase) -> Throughput:
+    """Speed, from the time and the tokens of each document."""
+    seconds = sum(row["seconds"] for row in rows)
+    tokens = sum(row["tokens"] for row in rows)
+    latencies = [row["seconds"] for row in rows]
     p50, p95 = _percentile(latencies, 50), _percentile(latencies, 95)
     if kind == "generate":
-        tokens = sum(entry["num_tokens"] for entry in entries)
         return Throughput(
             seconds=seconds,
             tokens=tokens,
@@ -102,37 +102,41 @@ def throughput(kind: str, entries: Entries, samples: Samples, counts: CountsByPh
             latency_p50_s=p50,
             latency_p95_s=p95,
         )
-    scored = sum(entry["scored_tokens"] for entry in entries)
     return Throughput(
         seconds=seconds,
-        scored_tokens=scored,
-        scored_tokens_per_second=_ratio(scored, seconds),
-        requests_per_second=_ratio(len(entries), seconds),
+        scored_tokens=tokens,
+        scored_tokens_per_second=_ratio(tokens, seconds),
+        requests_per_second=_ratio(num_requests(rows), seconds),
         shared_tokens=int(total(counts, "shared")),
         latency_p50_s=p50,
         latency_p95_s=p95,
     )
 
 
-def quality(kind: str, entries: Entries) -> Quality | None:
+def num_requests(rows: Rows) -> int:
+    """Requests behind the rows: one a document, or one a choice."""
+    return sum(row["requests"] for row in rows)
+
+
+def quality(kind: str, rows: Rows) -> Quality | None:
     """Signs of degeneration; None where nothing is generated."""
     if kind != "generate":
         return None
     return Quality(
-        truncation_rate=_ratio(sum(e["finish"] == "length" for e in entries), len(entries)),
-        repetition_rate=_ratio(sum(is_repetitive(e["tokens"]) for e in entries), len(entries)),
+        truncation_rate=_ratio(sum(row["truncated"] for row in rows), num_requests(rows)),
+        repetition_rate=_ratio(sum(row["repetitive"] for row in rows), num_requests(rows)),
     )
 
 
-def scored_steps(kind: str, entries: Entries) -> ScoredSteps | None:
+def scored_steps(kind: str, rows: Rows) -> ScoredSteps | None:
     """At which steps answers were scored; None where text is generated."""
     if kind != "loglikelihood":
         return None
-    steps = Counter(entry["scored_step"] for entry in entries)
+    steps = Counter(step for row in rows for step in row["scored_step"])
     order = sorted(steps, key=lambda step: (step is None, step))
     return ScoredSteps(
         first={"look-ahead" if step is None else str(step): steps[step] for step in order},
-        without_reuse=sum(not entry["reused_tokens"] for entry in entries),
+        without_reuse=sum(not reused for row in rows for reused in row["reused_tokens"]),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from fdllm.shard import Shard
 
 TIMING = "timing"
 """The folder of a task's timing study, beside those of its configs."""
+COLUMNS, SAMPLES = "columns.json.xz", "samples.jsonl"
 _LOCK_FILES = (".lock", ".holder")  # what their names begin with
 _SHARD_FILE = re.compile(
     r"^(journal|failed|\.holder)\.shard-(?P<number>\d+)-of-(?P<count>\d+)\.jsonl?$"
@@ -68,7 +69,7 @@ class RunPaths:
     """The files of one run."""
 
     folder: Path  # ``results/…/<config>``
-    artifacts: Path  # where the copy of the summary for git lies
+    artifacts: Path  # where the copies for git lie: summary and columns
     logs: Path  # the run's log folder
     # whose journal, lock and failure these are; None where the run is not split. The record is the
     # run's own in any case.
@@ -100,7 +101,7 @@ class RunPaths:
     @property
     def samples(self) -> Path:
         """``samples.jsonl``; a line a document."""
-        return self.folder / "samples.jsonl"
+        return self.folder / SAMPLES
 
     @property
     def results(self) -> Path:
@@ -128,9 +129,14 @@ class RunPaths:
         return self.folder / f".holder{self._suffix}.json"
 
     @property
-    def artifact(self) -> Path:
-        """The summary's copy for git."""
-        return self.artifacts / "summary.json"
+    def columns(self) -> Path:
+        """``columns.json.xz``; what every figure is computed from."""
+        return self.folder / COLUMNS
+
+    @property
+    def published(self) -> RunPaths:
+        """What git keeps of the run: copies of its summary and its columns."""
+        return replace(self, folder=self.artifacts)
 
     def new_log(self) -> Path:
         """A log file of this attempt; its folder exists afterwards."""
@@ -193,7 +199,7 @@ class Layout:
     """The three roots."""
 
     results: Path  # full records; not in git
-    artifacts: Path  # summaries; in git
+    artifacts: Path  # summaries and columns; in git
     logs: Path  # logs; not in git
 
     @classmethod
@@ -220,13 +226,21 @@ class Layout:
         part = Path(run.experiment, str(TaskFolder.of(run)), TIMING, "study.json")
         return self.results / part, self.artifacts / part
 
-    def task_folders(self, experiment: str) -> Iterator[TaskFolder]:
-        """Task folders of an experiment that hold anything."""
-        place = self.results / experiment
-        for path in sorted(place.iterdir() if place.is_dir() else ()):
-            folder = TaskFolder.parse(path.name)
-            if folder is not None and path.is_dir():
-                yield folder
+    def part(self, folder: Path) -> Path:
+        """``<experiment>/<task folder>/<config>`` of a folder of records or of git's copies."""
+        inside = folder.is_relative_to(self.artifacts)  # which may lie below the results
+        return folder.relative_to(self.artifacts if inside else self.results)
+
+    def task_folders(self, experiment: str) -> list[TaskFolder]:
+        """Task folders of an experiment that hold anything, a run's files or git's copies."""
+        names = {
+            path.name
+            for root in (self.results, self.artifacts)
+            if (root / experiment).is_dir()
+            for path in (root / experiment).iterdir()
+            if path.is_dir()
+        }
+        return [one for one in map(TaskFolder.parse, sorted(names)) if one is not None]
 
 
 def find_root(start: Path | None = None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic import Field, ValidationError
 from fdllm import strictjson
 from fdllm.core.config import Estimator
 from fdllm.record.identity import Fingerprint
+from fdllm.record.paths import COLUMNS, SAMPLES
 from fdllm.spec import Spec
 
 VERSION: Literal[1] = 1
@@ -149,7 +151,7 @@ class Summary(Spec):
     scored: ScoredSteps | None = None
     strategy: StrategyRecord  # the layers and the rule
     guards: tuple[Guard, ...]  # checks; all passed, or under a limit a warning
-    files: dict[str, FileRecord]  # ``samples.jsonl`` and ``results.json``
+    files: dict[str, FileRecord]  # ``samples.jsonl``, ``results.json`` and ``columns.json.xz``
     fingerprint: Fingerprint  # identity
     dataset: str  # SHA-256 over the documents used, in order
     task_versions: dict[str, Any]  # the harness's version of every task
@@ -198,8 +200,17 @@ class InvalidRecordError(Exception):
     """A record's files are not what a finished run leaves; the message says what is wrong."""
 
 
-def read_summary(path: Path) -> Summary:
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds what git keeps of a run, a summary and columns, and nothing else."""
+    return {path.name for path in folder.iterdir()} <= {"summary.json", COLUMNS}
+
+
+def read_summary(path: Path, *, published: bool = False) -> Summary:
     """Read ``summary.json`` and check that the files beside it are whole.
+
+    Args:
+        path: the file.
+        published: it is the copy for git, beside which only the columns lie.
 
     Raises:
         InvalidRecordError: what is wrong, in a few words.
@@ -220,7 +231,7 @@ def read_summary(path: Path) -> Summary:
         summary = Summary(**data)
     except ValidationError as error:
         raise InvalidRecordError(f"summary.json: {_explain(error)}") from None
-    _check_files(path.parent, summary)
+    _check_files(path.parent, summary, (COLUMNS,) if published else (SAMPLES, *summary.files))
     return summary
 
 
@@ -233,16 +244,17 @@ def _explain(error: ValidationError) -> str:
     return f"unknown key '{name}'" if kind == "extra_forbidden" else f"'{name}': {message}"
 
 
-def _check_files(folder: Path, summary: Summary) -> None:
-    if "samples.jsonl" not in summary.files:
-        raise InvalidRecordError("summary.json names no samples.jsonl")
+def _check_files(folder: Path, summary: Summary, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in summary.files:
+            raise InvalidRecordError(f"summary.json names no {name}")
     not_passed = [guard for guard in summary.guards if not guard.passed]
     # Warnings are for a few rows: a whole run that failed a check has no record.
     failed = [g.name for g in not_passed if g.level == "error" or summary.limit is None]
     if failed:
         raise InvalidRecordError(f"summary.json: guard failed: {', '.join(failed)}")
-    for name, record in summary.files.items():
-        path = folder / name
+    for name in dict.fromkeys(names):
+        record, path = summary.files[name], folder / name
         if not path.is_file():
             raise InvalidRecordError(f"{name} is missing")
         if path.stat().st_size == record.bytes:

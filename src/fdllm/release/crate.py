@@ -19,11 +19,13 @@ _FORMATS = {
     ".md": "text/markdown",
     ".py": "text/x-python",
     ".toml": "application/toml",
+    ".xz": "application/x-xz",
 }
 _MEANINGS = {
     "CITATION.cff": "how to cite the software",
     "README.md": "what this release holds and how to check it",
     "SHA256SUMS": "SHA-256 of every other file",
+    "columns.json.xz": "what every figure is computed from: a column a fact, a row a document",
     "requirements.lock": "exact versions of every dependency",
     "results.json": "the evaluation harness's results",
     "samples.jsonl": "one line a document: prompt, output, metrics, cost",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fdllm import strictjson
 from fdllm.record.atomic import write_json, write_text
+from fdllm.record.paths import COLUMNS, SAMPLES
 from fdllm.release.scrub import scrub_session, scrub_summary
 
-_WHOLE = ("samples.jsonl", "results.json")
+_WHOLE = (SAMPLES, "results.json", COLUMNS)
 _PAGES = (".py", ".toml", ".md")
 
 
@@ -63,6 +65,12 @@ def rename(text: str, renamed: Mapping[str, str]) -> str:
     for old, new in renamed.items():
         text = text.replace(old, new)
     return text
+
+
+def text_of(path: Path) -> str:
+    """A file's text, unpacked where it is packed."""
+    data = path.read_bytes()
+    return (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8")
 
 
 def names_in(folder: Path) -> list[str]:

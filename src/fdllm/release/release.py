@@ -15,10 +15,10 @@ from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import Planner
 from fdllm.record.atomic import explained, write_text
 from fdllm.record.paths import Layout
-from fdllm.record.summary import Summary
+from fdllm.record.summary import Summary, is_published
 from fdllm.release.choose import Allowance, choose
 from fdllm.release.crate import write_metadata
-from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename
+from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename, text_of
 from fdllm.release.scrub import check_texts, places
 from fdllm.report.alternative import EXPERIMENT as ALTERNATIVE
 from fdllm.report.build import make_report
@@ -73,7 +73,7 @@ def export(
             _describe(draft, sweeps[0].experiment, remarks, version)
             forbidden = places(planner.root, planner.layout.results, out.parent)
             check_texts(
-                ((name, (draft / name).read_text(encoding="utf-8")) for name in names_in(draft)),
+                ((name, text_of(draft / name)) for name in names_in(draft)),
                 forbidden,
                 allow_places="places" in allowed,
             )
@@ -94,7 +94,11 @@ def _fill(
     results, experiment = planner.layout.results, sweeps[0].experiment
     # The report draws the experiment against records of the plain alternative.
     tasks = {folder.parent.name for folder in folders} if experiment != ALTERNATIVE else ()
-    beside = [path for path in record_folders(results, ALTERNATIVE) if path.parent.name in tasks]
+    beside = [
+        path
+        for path in record_folders(planner.layout, ALTERNATIVE)
+        if path.parent.name in tasks and not is_published(path)
+    ]
     remarks = [f"{path.relative_to(results)} is there for the report only" for path in beside]
     renamed: dict[str, str] = {}
     for path in (*folders, *beside):

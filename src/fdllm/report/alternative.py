@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from fdllm.record.paths import Layout
 from fdllm.report.compare import compare
 from fdllm.report.grid import mixtures, same_computation
 from fdllm.report.records import Record, load_records
@@ -53,7 +53,7 @@ class Alternative:
 
 
 def find_alternative(
-    results: Path, table: Sequence[Record], baseline: Record | None, times: Times
+    layout: Layout, table: Sequence[Record], baseline: Record | None, times: Times
 ) -> Alternative:
     """What lowering the threshold gives beside a table.
 
@@ -61,7 +61,7 @@ def find_alternative(
     the same computation.
 
     Args:
-        results: folder of all records.
+        layout: where all records lie.
         table: the cells.
         baseline: of the table.
         times: of the table.
@@ -74,7 +74,7 @@ def find_alternative(
         return Alternative((), (), "")
     found = [
         cell
-        for cell in load_records(results, EXPERIMENT, first.task, first.limit)
+        for cell in load_records(layout, EXPERIMENT, first.task, first.limit)
         if cell.folder.parent.name == first.folder.parent.name and cell.limit == first.limit
     ]
     if not found:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from fdllm.criteria import Criteria
 from fdllm.errors import FdllmError
 from fdllm.plan import Planner, State
+from fdllm.record.paths import Layout
 from fdllm.report.alternative import Alternative, find_alternative
 from fdllm.report.compare import compare_all
 from fdllm.report.compare_text import Comparison
@@ -106,7 +106,7 @@ def build_report(
     title: str,
     criteria: Criteria | None,
     sections: Sequence[Section],
-    results: Path,
+    layout: Layout,
 ) -> Report:
     """Compute every figure of a report.
 
@@ -115,14 +115,14 @@ def build_report(
         title: its title.
         criteria: success criteria; None where there are none.
         sections: what is known of each task, model and limit, without its table.
-        results: folder of all records, where the alternative's lie too.
+        layout: where all records lie, the alternative's too.
 
     Raises:
         FdllmError: a record is broken, or cells cannot be compared.
     """
     keys = (f"t{number}" for number in count())
     made = tuple(
-        replace(one, table=_table(next(keys), one.records, criteria, results))
+        replace(one, table=_table(next(keys), one.records, criteria, layout))
         if one.records
         else one
         for one in sections
@@ -132,7 +132,7 @@ def build_report(
 
 
 def _table(
-    key: str, cells: Sequence[Record], criteria: Criteria | None, results: Path
+    key: str, cells: Sequence[Record], criteria: Criteria | None, layout: Layout
 ) -> TablePage:
     check_grid(cells)
     first = cells[0]
@@ -157,7 +157,7 @@ def _table(
         against={one.b: one for one in compare_all(pairs)},
         times=times,
         findings=tuple(checks(cells)),
-        alternative=find_alternative(results, cells, baseline, times),
+        alternative=find_alternative(layout, cells, baseline, times),
         origin=origin(cells),
     )
 
@@ -183,15 +183,15 @@ def make_report(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -> R
     settings = planner.experiment(experiment).settings
     check_names(planner, experiment, settings.criteria)
     sections = [_section(planner, sweep) for sweep in sweeps]
-    title, results = settings.experiment.title, planner.layout.results
+    title = settings.experiment.title
     try:
-        return build_report(experiment, title, settings.criteria, sections, results)
+        return build_report(experiment, title, settings.criteria, sections, planner.layout)
     except NotComparableError as error:  # exit code 2 is "cannot tell", the word of a comparison
         raise FdllmError(str(error)) from None
 
 
 def _section(planner: Planner, sweep: Sweep) -> Section:
-    cells = [planner.state(run) for run in planner.runs(sweep)]
+    cells = [planner.shown(planner.state(run)) for run in planner.runs(sweep)]
     records = tuple(finished(cells))
     left = [cell for cell in cells if cell.state is not State.DONE]
     title, remark = f"{sweep.tasks[0]} on {sweep.model.name}", ""

@@ -1,4 +1,4 @@
-"""A cell's figures, computed from its samples and its journal, never read from its summary."""
+"""A cell's figures, computed from its documents, never read from its summary."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, quantiles
-from typing import Any
 
 from fdllm.record import measure
-from fdllm.record.journal import read_journal
-from fdllm.record.summary import Headline, Throughput
+from fdllm.record.summary import Headline
 from fdllm.report.records import Record
 from fdllm.report.stats import Estimate, wilson
 
@@ -43,7 +41,7 @@ class Unmasking:
 
 @dataclass(frozen=True)
 class CellFigures:
-    """What one cell's samples show; None is what its kind of task, or a lacking journal, hides."""
+    """What one cell's documents show; None is what its kind of task hides."""
 
     name: str  # the config
     k: int  # reuse period
@@ -75,50 +73,27 @@ class CellFigures:
     subjects: dict[str, tuple[float, int]]
 
 
-def journal_entries(cell: Record) -> list[dict[str, Any]] | None:
-    """The journal's answers to the documents of the samples; None where it is not there.
-
-    Raises:
-        DamagedJournalError: it cannot be read.
-    """
-    path = cell.folder / "journal.jsonl"
-    if not path.exists():
-        return None
-    asked = {(sample["task"], sample["doc_id"]) for sample in cell.samples}
-    entries = read_journal(path).entries.values()
-    return [entry for entry in entries if (entry["task"], entry["doc_id"]) in asked]
-
-
 def headline(cell: Record) -> Headline:
-    """The headline figure, from the samples: the mean over documents."""
+    """The headline figure, from the documents: their mean."""
     metric = cell.summary.headline.metric
     values = [float(sample["metrics"][metric]) for sample in cell.samples]
     return measure.headline(metric, fmean(values) if values else 0.0, cell.samples)
-
-
-def pace(cell: Record, counts: measure.CountsByPhase) -> Throughput:
-    """The speed, from the samples alone."""
-    names = ("num_tokens", "scored_tokens")
-    entries = [sample | dict.fromkeys(names, sample["tokens"]) for sample in cell.samples]
-    return measure.throughput(cell.summary.kind, entries, cell.samples, counts)
 
 
 def cell_figures(cell: Record) -> CellFigures:
     """A cell's figures.
 
     Raises:
-        FdllmError: its journal cannot be read.
+        RecordError: its columns cannot be read.
     """
     summary, strategy = cell.summary, cell.summary.strategy
     generates = summary.kind == "generate"
-    entries = journal_entries(cell)
     counts = measure.add_counts(cell.samples)
-    speed = pace(cell, counts)
+    speed = measure.throughput(summary.kind, cell.samples, counts)
     tokens = (speed.tokens if generates else speed.scored_tokens) or 0
     found = headline(cell)
     calls = measure.layer_calls(counts)
-    quality = measure.quality(summary.kind, entries) if entries else None
-    cut = [sample.get("finish") == "length" for sample in cell.samples]
+    quality = measure.quality(summary.kind, cell.samples)
     return CellFigures(
         name=cell.name,
         k=strategy.k,
@@ -142,10 +117,10 @@ def cell_figures(cell: Record) -> CellFigures:
         if strategy.reuses
         else None,
         possible=1 / (1 - calls.saved_share) if calls.saved_share < 1 else 1.0,
-        truncation=sum(cut) / max(len(cut), 1) if generates else None,
+        truncation=None if quality is None else quality.truncation_rate,
         repetition=None if quality is None else quality.repetition_rate,
         lengths=_lengths([s["tokens"] for s in cell.samples]) if generates else None,
-        steps=_steps([e["steps"] for e in entries]) if generates and entries else None,
+        steps=_steps([steps for s in cell.samples for steps in s["steps"]]) if generates else None,
         subjects=_subjects(cell),
     )
 

@@ -19,7 +19,7 @@ _CUTS = ((6000, _ALL), (3000, _ALL), (1500, _ALL), (800, _ALL), (800, 400), (600
 
 
 def embed(sections: Sequence[Section], budget: int) -> dict[str, Any]:
-    """The flips of all tables, as small as it takes.
+    """The flips of all tables whose texts are here, as small as it takes.
 
     Args:
         sections: records with their comparisons.
@@ -33,7 +33,9 @@ def embed(sections: Sequence[Section], budget: int) -> dict[str, Any]:
     pairs = [
         (one.table, {record.name: record for record in one.records})
         for one in sections
-        if one.table is not None and one.table.baseline is not None
+        if one.table is not None
+        and one.table.baseline is not None
+        and not any(record.is_published for record in one.records)
     ]
     data: dict[str, Any] = {}
     for characters, most in _CUTS:
@@ -89,7 +91,7 @@ class _Cutter:
 
 
 def _document(baseline: Record, key: SampleKey, cutter: _Cutter) -> dict[str, Any]:
-    sample = baseline.by_key[key]
+    sample = baseline.texts[key]
     return {
         "id": f"{key[0]} #{key[1]}",
         "subject": sample.get("subject"),
@@ -102,7 +104,7 @@ def _document(baseline: Record, key: SampleKey, cutter: _Cutter) -> dict[str, An
 
 def _answer(cell: Record, key: SampleKey, cutter: _Cutter) -> dict[str, Any]:
     """What the config said, and what the metric read in it."""
-    sample = cell.by_key[key]
+    sample = cell.texts[key]
     output = sample["output"]
     metric = cell.summary.headline.metric
     if cell.summary.kind == "generate":

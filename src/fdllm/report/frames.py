@@ -10,7 +10,7 @@ import pandas as pd
 
 from fdllm import strictjson
 from fdllm.errors import UsageError, did_you_mean
-from fdllm.record.paths import find_root
+from fdllm.record.paths import Layout, find_root
 from fdllm.report.records import Record, load_records
 
 _IDENTITY = {
@@ -79,8 +79,9 @@ SAMPLE_COLUMNS: Mapping[str, str] = {
     "subject": "str",
 }
 """Columns of :func:`samples` and their types. ``output`` is a text, or the log-likelihoods of the
-choices; ``value`` is the headline metric. The task's other metrics follow under the harness's
-names, as ``float64`` where they are numbers."""
+choices; it, ``prompt`` and ``target`` are None where there is only git's copy of a run. ``value``
+is the headline metric. The task's other metrics follow under the harness's names, as ``float64``
+where they are numbers."""
 
 
 def results(
@@ -152,12 +153,14 @@ def _frame(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> pd.Da
 def _cells(
     experiment: str | None, task: str | None, root: str | Path | None, limit: int | None
 ) -> list[Record]:
-    folder = _records(root)
-    known = sorted({path.parents[2].name for path in folder.glob("*/*/*/summary.json")})
+    layout = _layout(root)
+    roots = (layout.results, layout.artifacts)
+    found = (path for place in roots for path in place.glob("*/*/*/summary.json"))
+    known = sorted({path.parents[2].name for path in found})
     if experiment is not None:
-        _check("records of experiment", experiment, known, f"{folder} has")
+        _check("records of experiment", experiment, known, f"{layout.results} has")
     names = known if experiment is None else [experiment]
-    cells = [cell for name in names for cell in load_records(folder, name, None, limit)]
+    cells = [cell for name in names for cell in load_records(layout, name, None, limit)]
     if task is not None:
         _check("records of task", task, sorted({cell.task for cell in cells}), "there are")
     return [cell for cell in cells if task in (None, cell.task)]
@@ -169,22 +172,22 @@ def _check(what: str, name: str, known: Sequence[str], there: str) -> None:
         raise UsageError(f"no {what} '{name}'{near}; {there} {', '.join(known) or 'none'}")
 
 
-def _records(root: str | Path | None) -> Path:
-    """The folder of the records.
+def _layout(root: str | Path | None) -> Layout:
+    """Where the records lie.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such folder.
     """
     place = find_root() if root is None else Path(root).expanduser()
-    inside = place / "results"
-    if inside.is_dir():
-        return inside
+    whole = Layout.of(place)
+    if whole.results.is_dir() or (place / "experiments").is_dir():
+        return whole
     if root is None or not place.is_dir():
         raise UsageError(
             f"no records in {place}; sweep first, or name the checkout, a release or a folder of "
             "records as root"
         )
-    return place
+    return Layout.of(place, place)
 
 
 def _result(cell: Record) -> dict[str, Any]:
@@ -212,7 +215,8 @@ def _result(cell: Record) -> dict[str, Any]:
 
 
 def _samples(cell: Record) -> Iterator[dict[str, Any]]:
-    for sample in cell.samples:
+    for key, figures in cell.by_key.items():
+        sample = cell.texts.get(key, figures | {"output": None})
         counts = sample["counts"].values()
         metrics = {
             name: float(value) if isinstance(value, (bool, int, float)) else strictjson.dumps(value)

@@ -65,6 +65,7 @@ def _view(
         "aim": Aim.of(report.criteria, table.task) != Aim(None, None),
         "legend": legend(table),
         "flips": own if own and own["flips"] else None,
+        "published": any(record.is_published for record in section.records),
     }
 
 

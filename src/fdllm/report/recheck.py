@@ -1,7 +1,8 @@
-"""``fdllm report --check``: every figure once more, from the samples and the journal.
+"""``fdllm report --check``: every figure once more, from the columns, and these from the samples.
 
-What a record's summary, the harness's results, the copy for git and a written report say is
-compared with what the samples show. Nothing is trusted because it was written by the tool.
+What a record's summary and a written report say is compared with what the columns show. Where the
+run was, the columns are compared with its samples and its journal, and with the copies for git; a
+clone has the copies alone. Nothing is trusted because it was written by the tool.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.plan import Planner
 from fdllm.record import measure
-from fdllm.record.journal import DamagedJournalError
-from fdllm.record.paths import Layout
+from fdllm.record.journal import DamagedJournalError, read_journal
+from fdllm.record.paths import COLUMNS, SAMPLES, Layout
+from fdllm.record.per_document import FROM_JOURNAL, rows_of
 from fdllm.report.build import Section, build_report
-from fdllm.report.figures import headline, journal_entries, pace
-from fdllm.report.records import Record, load_record
+from fdllm.report.figures import headline
+from fdllm.report.records import Record, SampleKey, load_record, sample_key
 
 _CLOSE = 1e-9
 _EMBEDDED = re.compile(
@@ -36,15 +38,15 @@ Figure = tuple[str, str, Any, Any]
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A figure that the samples do not bear out."""
+    """A figure that what it is computed from does not bear out."""
 
     where: str  # the file
     figure: str  # its name
     written: str  # what stands there
-    found: str  # what the samples give
+    found: str  # what it is computed from gives
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.figure} is {self.written}, the samples give {self.found}"
+        return f"{self.where}: {self.figure} is {self.written}; computed anew it is {self.found}"
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,25 @@ def recheck(planner: Planner, experiment: str, folders: Sequence[Path], written:
     found = check_records(planner.layout, folders)
     if not written.exists():
         return found + Recheck(notes=(f"{written} is not there: only the records were compared",))
+    at = {planner.layout.part(one).as_posix(): one for one in folders}
     place = planner.layout.results / experiment
-    named = embedded_tables(written)
+    named = [
+        [f"{experiment}/{folder}/{name}" for name in names]
+        for folder, names in embedded_tables(written)
+    ]
     try:
         sections = [
-            Section(tuple(load_record(place / folder / name) for name in names))
-            for folder, names in named
+            Section(tuple(load_record(at.get(part, place.parent / part)) for part in parts))
+            for parts in named
         ]
         settings = planner.experiment(experiment).settings
-        title, results = settings.experiment.title, planner.layout.results
-        report = build_report(experiment, title, settings.criteria, sections, results)
+        title, layout = settings.experiment.title, planner.layout
+        report = build_report(experiment, title, settings.criteria, sections, layout)
     except FdllmError as error:
         wrong = Mismatch(written.name, "a record behind it", "gone or broken", str(error))
         return found + Recheck(differences=(wrong,))
-    shown = {place / folder / name for folder, names in named for name in names}
-    later = [f.relative_to(place).as_posix() for f in folders if f not in shown]
+    shown = {part for parts in named for part in parts}
+    later = [part.removeprefix(f"{experiment}/") for part in at if part not in shown]
     notes = (f"not in {written.name}: {', '.join(later)}",) if later else ()
     return found + check_page(written, report.figures()) + Recheck(notes=notes)
 
@@ -93,7 +99,7 @@ def check_records(layout: Layout, folders: Sequence[Path]) -> Recheck:
     """Compare each record's files with each other."""
     found = Recheck(num_records=len(folders))
     for folder in folders:
-        name = folder.relative_to(layout.results).as_posix()
+        name = layout.part(folder).as_posix()
         notes: list[str] = []
         try:
             cell = load_record(folder)
@@ -106,7 +112,8 @@ def check_records(layout: Layout, folders: Sequence[Path]) -> Recheck:
             what = f"{type(error).__name__}: {error}"
             found += Recheck(differences=(Mismatch(name, "the record", "not of this form", what),))
             continue
-        pairs += _copies(cell, layout.artifacts / folder.relative_to(layout.results), notes)
+        if not cell.is_published:
+            pairs += _copies(cell, layout.artifacts / name, notes)
         differences = (
             Mismatch(f"{name}/{file}", figure, _show(written), _show(fresh))
             for file, figure, written, fresh in pairs
@@ -200,60 +207,60 @@ def same(written: Any, found: Any) -> bool:  # noqa: ANN401 - any JSON value
 
 
 def _figures(cell: Record, notes: list[str]) -> Iterator[Figure]:
-    """What a summary says, from the samples and the journal."""
-    summary, samples = cell.summary, cell.samples
-    entries = journal_entries(cell)
-    counts = measure.add_counts(samples)
-    requests = sum(len(s["output"]) if isinstance(s["output"], list) else 1 for s in samples)
-    speed = pace(cell, counts).model_dump()
-    if summary.kind == "loglikelihood":
-        seconds = speed["seconds"]
-        speed["requests_per_second"] = requests / seconds if seconds else 0.0
+    """What a summary says, from the columns; and these, from the samples and the journal."""
+    summary, rows = cell.summary, cell.samples
+    counts = measure.add_counts(rows)
+    quality = measure.quality(summary.kind, rows)
+    scored = measure.scored_steps(summary.kind, rows)
     fresh: dict[str, Any] = {
         "headline": headline(cell).model_dump(),
-        "metrics": {name: measure.mean_of(name, samples) for name in summary.metrics},
-        "num_requests": requests,
-        "throughput": speed,
+        "metrics": {name: measure.mean_of(name, rows) for name in summary.metrics},
+        "num_requests": measure.num_requests(rows),
+        "throughput": measure.throughput(summary.kind, rows, counts).model_dump(),
         "counts": counts,
         "layer_calls": measure.layer_calls(counts).model_dump(),
+        "quality": None if quality is None else quality.model_dump(),
+        "scored": None if scored is None else scored.model_dump(),
     }
-    if entries is None:
-        what = "repetition" if summary.kind == "generate" else "where answers were scored"
-        notes.append(f"no journal here, so {what} cannot be computed anew")
-    else:
-        quality = measure.quality(summary.kind, entries)
-        scored = measure.scored_steps(summary.kind, entries)
-        fresh["quality"] = None if quality is None else quality.model_dump()
-        fresh["scored"] = None if scored is None else scored.model_dump()
     written = summary.model_dump(mode="json")
     yield from (
         ("summary.json", figure, dict(leaves(written[key], key)).get(figure), found)
         for key in fresh
         for figure, found in leaves(fresh[key], key)
     )
-    if entries is not None:
-        yield from _against_journal(samples, entries)
+    if cell.is_published:
+        return
+    yield from _against_samples(cell, notes)
     for file, record in summary.files.items():
         digest = hashlib.sha256((cell.folder / file).read_bytes()).hexdigest()
         yield (file, "SHA-256", record.sha256, digest)
 
 
-def _against_journal(
-    samples: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]
-) -> Iterator[Figure]:
-    """Each sample's tokens and time, from its answers in the journal."""
-    tokens: dict[tuple[str, int], int] = {}
-    seconds: dict[tuple[str, int], float] = {}
+def _against_samples(cell: Record, notes: list[str]) -> Iterator[Figure]:
+    """Each document's facts, from its sample and its answers in the journal."""
+    path = cell.folder / "journal.jsonl"
+    entries = read_journal(path).entries.values() if path.exists() else ()
+    cost: dict[SampleKey, tuple[int, float]] = {}
     for entry in entries:
-        key = (entry["task"], entry["doc_id"])
-        number = entry["num_tokens"] if entry["kind"] == "generate" else entry["scored_tokens"]
-        tokens[key] = tokens.get(key, 0) + number
-        seconds[key] = seconds.get(key, 0.0) + entry["seconds"]
-    for sample in samples:
-        key = (sample["task"], sample["doc_id"])
-        what = f"row {key[1]} of {key[0]}"
-        yield ("samples.jsonl", f"tokens, {what}", sample["tokens"], tokens.get(key))
-        yield ("samples.jsonl", f"seconds, {what}", sample["seconds"], seconds.get(key))
+        key = sample_key(entry)
+        if key not in cell.by_key:
+            continue
+        tokens, seconds = cost.get(key, (0, 0.0))
+        number = entry["num_tokens" if entry["kind"] == "generate" else "scored_tokens"]
+        cost[key] = (tokens + number, seconds + entry["seconds"])
+    if not entries:
+        notes.append("no journal here, so what only the answers show cannot be computed anew")
+    rows = {(row["task"], row["doc_id"]): row for row in rows_of([*cell.texts.values()], entries)}
+    for key, written in cell.by_key.items():
+        found = rows.get(key, {})
+        for name in (*written, *(found.keys() - written.keys())):
+            if entries or name not in FROM_JOURNAL:
+                what = f"{name}, row {key[1]} of {key[0]}"
+                yield (COLUMNS, what, written.get(name), found.get(name))
+    for key, (tokens, seconds) in cost.items():
+        sample, what = cell.texts.get(key, {}), f"row {key[1]} of {key[0]}"
+        yield (SAMPLES, f"tokens, {what}", sample.get("tokens"), tokens)
+        yield (SAMPLES, f"seconds, {what}", sample.get("seconds"), seconds)
 
 
 def _copies(cell: Record, artifact: Path, notes: list[str]) -> Iterator[Figure]:
@@ -267,6 +274,10 @@ def _copies(cell: Record, artifact: Path, notes: list[str]) -> Iterator[Figure]:
     if not copy.exists():
         notes.append("no copy under artifacts")
         return
+    packed = artifact / COLUMNS
+    digest = hashlib.sha256(packed.read_bytes()).hexdigest() if packed.exists() else "absent"
+    written, own = digest, cell.summary.files[COLUMNS].sha256
+    yield (f"{COLUMNS} under artifacts", "SHA-256", written, own)
     written = strictjson.loads(copy.read_text(encoding="utf-8"))
     for key, own in cell.summary.model_dump(mode="json").items():
         yield ("summary.json under artifacts", key, written.get(key), own)

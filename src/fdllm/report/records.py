@@ -1,4 +1,9 @@
-"""Finished records with their samples, read strictly: what every figure of a report starts from."""
+"""Finished records, read strictly: what every figure of a report starts from.
+
+A record is read where its run left it, and in a clone, where no run was, from what git keeps of it:
+its summary and its columns. Every figure is computed from the columns in both places; texts are
+read where somebody asks for them, and a clone has none.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +17,15 @@ from typing import Any
 from fdllm import strictjson
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState, State
-from fdllm.record.paths import Layout, TaskFolder
-from fdllm.record.summary import InvalidRecordError, Summary, read_summary
+from fdllm.record.paths import COLUMNS, SAMPLES, Layout, TaskFolder
+from fdllm.record.per_document import unpack
+from fdllm.record.summary import InvalidRecordError, Summary, is_published, read_summary
 
 SampleKey = tuple[str, int]
 """A document of a run: its leaf task and its number there."""
 
 _FIELDS = ("task", "doc_id", "doc_hash", "prompt_hash", "output", "metrics", "tokens", "seconds")
+_AGAIN = "move the folder away and sweep again"
 
 
 class RecordError(FdllmError):
@@ -36,11 +43,11 @@ class NotComparableError(FdllmError):
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run with its samples."""
+    """One finished run with its documents."""
 
     folder: Path  # where it lies
     summary: Summary  # ``summary.json``
-    # its samples, where they are in memory already
+    # its documents, where they are in memory already
     read: Sequence[dict[str, Any]] | None = field(default=None, repr=False)
 
     @property
@@ -60,17 +67,37 @@ class Record:
 
     @cached_property
     def samples(self) -> Sequence[dict[str, Any]]:
-        """Lines of ``samples.jsonl``, sorted by leaf task and document.
+        """Its documents, sorted by leaf task and number: all that a figure needs of each.
+
+        See :func:`fdllm.record.per_document.rows_of`.
 
         Raises:
             RecordError: the file is damaged, or not the one its summary describes.
         """
-        return _read_samples(self.folder, self.summary) if self.read is None else self.read
+        return _read_columns(self.folder, self.summary) if self.read is None else self.read
 
     @cached_property
     def by_key(self) -> dict[SampleKey, dict[str, Any]]:
-        """Samples by leaf task and document."""
+        """Documents by leaf task and number."""
         return {sample_key(sample): sample for sample in self.samples}
+
+    @property
+    def is_published(self) -> bool:
+        """Whether this is what git keeps of a run, which has no texts."""
+        return self.read is None and is_published(self.folder)
+
+    @cached_property
+    def texts(self) -> dict[SampleKey, dict[str, Any]]:
+        """Lines of ``samples.jsonl``, which hold prompts and answers too; empty in a clone.
+
+        Raises:
+            RecordError: the file is damaged, or not the one its summary describes.
+        """
+        if self.is_published:
+            return {}
+        if self.read is not None and all("prompt" in sample for sample in self.read):
+            return self.by_key
+        return {sample_key(one): one for one in _read_texts(self.folder, self.summary)}
 
     def value(self, sample: dict[str, Any]) -> float:
         """The headline metric of one document.
@@ -94,24 +121,26 @@ def sample_key(sample: dict[str, Any]) -> SampleKey:
 
 
 def load_record(folder: Path) -> Record:
-    """Read a finished run.
+    """Read a finished run, or what git keeps of one.
 
     Raises:
-        RecordError: a file is missing, damaged, or not the one its summary describes; or a sample
-            lacks a field or stands there twice.
+        RecordError: a file is missing, damaged, or not the one its summary describes; or a document
+            lacks a fact or stands there twice.
     """
     if not (folder / "summary.json").is_file():
         what = "holds no summary.json: that run is not finished" if folder.is_dir() else "is absent"
         raise RecordError(f"{folder} {what}; fdllm status shows what there is")
     try:
-        summary = read_summary(folder / "summary.json")
+        summary = read_summary(folder / "summary.json", published=is_published(folder))
     except InvalidRecordError as error:
         raise RecordError(f"{folder}: {error}; move it away and sweep again") from None
-    return Record(folder, summary, _read_samples(folder, summary))
+    record = Record(folder, summary)
+    _ = record.samples
+    return record
 
 
 def finished(cells: Sequence[CellState]) -> list[Record]:
-    """The records of those cells that are done; samples are read where they are asked for."""
+    """The records of those cells that are done; documents are read where they are asked for."""
     return [
         Record(cell.paths.folder, cell.summary)
         for cell in cells
@@ -120,24 +149,30 @@ def finished(cells: Sequence[CellState]) -> list[Record]:
 
 
 def record_folders(
-    results: Path, experiment: str, tasks: Sequence[str] = (), limit: int | None = None
+    layout: Layout, experiment: str, tasks: Sequence[str] = (), limit: int | None = None
 ) -> list[Path]:
     """Folders of an experiment that hold a summary, whatever is in it.
 
+    What git keeps of a run counts where the run's own folder is absent.
+
     Args:
-        results: folder of all records.
+        layout: where records lie.
         experiment: its name.
         tasks: only these; empty is all.
         limit: only records cut to this many documents; None is all.
     """
-    found = []
-    for path in sorted((results / experiment).glob("*/*/summary.json")):
-        place = TaskFolder.parse(path.parent.parent.name)
-        if place is None or path.parent.name.startswith("."):  # superseded records are hidden
-            continue
-        if (not tasks or place.task in tasks) and limit in (None, place.limit):
-            found.append(path.parent)
-    return found
+    found: dict[Path, Path] = {}
+    for root in (layout.results, layout.artifacts):
+        for path in (root / experiment).glob("*/*/summary.json"):
+            place, part = TaskFolder.parse(path.parent.parent.name), path.parent.relative_to(root)
+            # Superseded records are hidden.
+            if place is None or part.name.startswith(".") or part in found:
+                continue
+            if root == layout.artifacts and (layout.results / part).exists():
+                continue
+            if (not tasks or place.task in tasks) and limit in (None, place.limit):
+                found[part] = path.parent
+    return [found[part] for part in sorted(found)]
 
 
 def html_path(layout: Layout, experiment: str) -> Path:
@@ -146,12 +181,12 @@ def html_path(layout: Layout, experiment: str) -> Path:
 
 
 def load_records(
-    results_root: Path, experiment: str, task: str | None = None, limit: int | None = None
+    layout: Layout, experiment: str, task: str | None = None, limit: int | None = None
 ) -> list[Record]:
     """Read the finished runs of an experiment; unfinished ones are passed over.
 
     Args:
-        results_root: the folder that holds ``<experiment>/<task>…/<config>/``.
+        layout: where records lie.
         experiment: its name.
         task: only this one; None is all of them.
         limit: only records cut to this many documents; None is every limit and none, which
@@ -164,7 +199,7 @@ def load_records(
         RecordError: a record is broken, or lies in the folder of another run.
     """
     records = []
-    for folder in record_folders(results_root, experiment, () if task is None else (task,), limit):
+    for folder in record_folders(layout, experiment, () if task is None else (task,), limit):
         place = TaskFolder.parse(folder.parent.name)
         record = load_record(folder)
         own = record.summary
@@ -178,20 +213,20 @@ def load_records(
     return records
 
 
-def _read_samples(folder: Path, summary: Summary) -> list[dict[str, Any]]:
-    path = folder / "samples.jsonl"
+def _read_columns(folder: Path, summary: Summary) -> list[dict[str, Any]]:
+    data = _read(folder, COLUMNS, summary)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}; sweep again") from None
-    if hashlib.sha256(data).hexdigest() != summary.files[path.name].sha256:
-        raise RecordError(
-            f"{path} was changed after its run: its SHA-256 is not the one in summary.json; move "
-            "the folder away and sweep again"
-        )
+        rows = unpack(data)
+    except ValueError as error:
+        raise RecordError(f"{folder / COLUMNS}: {error}; {_AGAIN}") from None
+    return _whole(folder / COLUMNS, rows, summary)
+
+
+def _read_texts(folder: Path, summary: Summary) -> list[dict[str, Any]]:
+    path = folder / SAMPLES
     samples: list[dict[str, Any]] = []
-    seen: set[SampleKey] = set()
-    for number, line in enumerate(data.decode("utf-8").removesuffix("\n").split("\n"), 1):
+    text = _read(folder, SAMPLES, summary).decode("utf-8")
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         try:
             sample = strictjson.loads(line)
         except ValueError as error:
@@ -199,14 +234,38 @@ def _read_samples(folder: Path, summary: Summary) -> list[dict[str, Any]]:
         lacking = [f for f in _FIELDS if not isinstance(sample, dict) or f not in sample]
         if lacking:
             raise RecordError(f"{path}, line {number}: the sample lacks {', '.join(lacking)}")
-        key = sample_key(sample)
+        samples.append(sample)
+    return _whole(path, samples, summary)
+
+
+def _read(folder: Path, name: str, summary: Summary) -> bytes:
+    """A file's content, which must be the one that its summary describes."""
+    path = folder / name
+    if name not in summary.files:
+        raise RecordError(f"{folder}: summary.json names no {name}; {_AGAIN}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}; sweep again") from None
+    if hashlib.sha256(data).hexdigest() != summary.files[name].sha256:
+        raise RecordError(
+            f"{path} was changed after its run: its SHA-256 is not the one in summary.json; "
+            f"{_AGAIN}"
+        )
+    return data
+
+
+def _whole(path: Path, rows: list[dict[str, Any]], summary: Summary) -> list[dict[str, Any]]:
+    """The rows, each of a document of its own, as many as the summary counts."""
+    seen: set[SampleKey] = set()
+    for number, row in enumerate(rows, 1):
+        key = sample_key(row)
         if key in seen:
             raise RecordError(f"{path}, line {number}: {key[0]} row {key[1]} stands there twice")
         seen.add(key)
-        samples.append(sample)
-    if len(samples) != summary.headline.num_samples:
+    if len(rows) != summary.headline.num_samples:
         raise RecordError(
-            f"{path} holds {len(samples)} samples, summary.json counts "
-            f"{summary.headline.num_samples}; move the folder away and sweep again"
+            f"{path} holds {len(rows)} samples, summary.json counts "
+            f"{summary.headline.num_samples}; {_AGAIN}"
         )
-    return samples
+    return rows

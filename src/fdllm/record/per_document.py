@@ -1,0 +1,136 @@
+"""``columns.json.xz``: what every figure of a run is computed from, a row a document.
+
+It holds numbers and hashes, no texts, so that it is small enough for git: a clone computes every
+published figure anew. ``samples.jsonl`` and the journal, which it is made from, stay where the run
+was. ``pandas.read_json`` opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fdllm import strictjson
+from fdllm.record.measure import is_repetitive
+
+FROM_JOURNAL = frozenset(
+    {"requests", "truncated", "repetitive", "steps", "scored_step", "reused_tokens"}
+)
+"""Facts of a row that its answers show, and its line of ``samples.jsonl`` does not."""
+
+_TEXTS = ("prompt", "target", "filtered", "programs")
+_HASH, _ANSWER = 8, 16  # hexadecimal digits: of a document or prompt, and of an answer
+_SECONDS, _NATS = 7, 5  # decimals
+_NEEDED = ("task", "doc_id", "doc_hash", "prompt_hash", "output", "tokens", "seconds")
+_NESTED = {"metrics": 1, "counts": 2}  # how deep
+
+
+def answer_hash(text: str) -> str:
+    """What stands for an answer's text: 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_ANSWER]
+
+
+def rows_of(
+    samples: Sequence[Mapping[str, Any]], entries: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row a document.
+
+    Args:
+        samples: lines of ``samples.jsonl``.
+        entries: the answers to their requests, from the journal.
+
+    Returns:
+        The samples without their texts and with what only the answers show. ``output`` is the
+        hash of the text, or the log-likelihoods of the choices (to 1e-5 nats); ``seconds`` are
+        rounded to 1e-7, hashes to 8 digits. From the answers: ``requests``, how many there were;
+        of texts how many were ``truncated`` and ``repetitive`` and by answer the ``steps`` (tokens
+        that each unmasked); of scores, by choice, the ``scored_step`` and the ``reused_tokens``.
+    """
+    answers: defaultdict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        answers[entry["task"], entry["doc_id"]].append(entry)
+    return [_row(sample, answers[sample["task"], sample["doc_id"]]) for sample in samples]
+
+
+def _row(sample: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    row = {name: value for name, value in sample.items() if name not in _TEXTS}
+    row |= {name: sample[name][:_HASH] for name in ("doc_hash", "prompt_hash")}
+    row |= {"output": _output(sample["output"]), "seconds": round(sample["seconds"], _SECONDS)}
+    if not answers:
+        return row
+    row["requests"] = len(answers)
+    if answers[0]["kind"] == "generate":
+        return row | {
+            "truncated": sum(one["finish"] == "length" for one in answers),
+            "repetitive": sum(is_repetitive(one["tokens"]) for one in answers),
+            "steps": [one["steps"] for one in answers],
+        }
+    return row | {name: [one[name] for one in answers] for name in ("scored_step", "reused_tokens")}
+
+
+def _output(said: Any) -> Any:  # noqa: ANN401 - a text, texts, or scores
+    if isinstance(said, str):
+        return answer_hash(said)
+    return [answer_hash(one) if isinstance(one, str) else round(one, _NATS) for one in said]
+
+
+def pack(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The file's content; the same rows give the same bytes."""
+    flat = [_flat(row) for row in rows]
+    names = dict.fromkeys(name for row in flat for name in row)
+    columns = {name: [row.get(name) for row in flat] for name in names}
+    text = ",\n".join(
+        f"{strictjson.dumps(name)}: {strictjson.dumps(values)}" for name, values in columns.items()
+    )
+    return lzma.compress(f"{{{text}}}\n".encode("utf-8", "surrogatepass"), preset=9)
+
+
+def unpack(data: bytes) -> list[dict[str, Any]]:
+    """The rows behind :func:`pack`.
+
+    Raises:
+        ValueError: these are not the columns of a run.
+    """
+    try:
+        columns = strictjson.loads(lzma.decompress(data))
+    except lzma.LZMAError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(columns, dict) or not all(isinstance(one, list) for one in columns.values()):
+        raise ValueError("it holds no columns")
+    lacking = [name for name in _NEEDED if name not in columns]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    if len({len(one) for one in columns.values()}) != 1:
+        raise ValueError("its columns differ in length")
+    return [
+        _nested(dict(zip(columns, values, strict=True)))
+        for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """``metrics`` and ``counts`` as columns of their own: ``counts.denoise.forwards``."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if name == "metrics":
+            flat |= {f"metrics.{metric}": figure for metric, figure in value.items()}
+        elif name == "counts":
+            for phase, count in value.items():
+                flat |= {f"counts.{phase}.{what}": number for what, number in count.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"metrics": {}}
+    for name, value in flat.items():
+        first, *parts = name.split(".", _NESTED.get(name.split(".")[0], 0))
+        into = row
+        for part in (first, *parts)[:-1]:
+            into = into.setdefault(part, {})
+        into[(first, *parts)[-1]] = value
+    return row
