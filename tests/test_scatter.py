@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 
 from drawn import Drawn, near
@@ -45,7 +48,7 @@ def test_points_and_intervals_lie_where_the_axes_say(width: float, height: float
     assert circle["cx"] == near(drawn.across(1.0))
     assert circle["cy"] == near(drawn.up(0.0))
     whiskers = drawn.all("line", "whisker")
-    every = [*CURVE, *POINTS]
+    every = [*POINTS, *CURVE]
     assert len(whiskers) == 2 * len(every)
     for up, across, one in zip(whiskers[::2], whiskers[1::2], every, strict=True):
         assert up["x1"] == up["x2"] == near(drawn.across(one.x.value))
@@ -143,7 +146,22 @@ def test_crowded_labels_are_joined_to_their_points() -> None:
             abs(line["x1"] - drawn.across(one.x.value)) < 1 and abs(line["y1"] - drawn.up(-5.0)) < 1
             for one in crowd
         )
-        assert any(abs(line["y2"] - (y - 5.5)) < 1 for _, y in texts.values())
+        assert any(abs(line["y2"] - (y - 4)) < 1 for _, y in texts.values())
+    heights = sorted(y for x, y in texts.values() if x > drawn.across(0.95))
+    assert all(b - a >= 12 for a, b in pairwise(heights))
+
+
+def test_minor_points_are_named_only_where_there_is_room() -> None:
+    crowd = [point(f"config_{i}", 0.9 + i / 1000, -5.0, "circle", "s") for i in range(8)]
+    drawn = scatter(360, 320, points=[replace(one, is_minor=True) for one in crowd], curve=[])
+    assert 0 < len(drawn.texts("label halo")) < 8
+    assert not drawn.all("line", "leader")
+
+
+def test_a_threshold_far_outside_does_not_squeeze_the_rest() -> None:
+    far = point("t1.00", 4.0, 0.4, "cross", "s4")
+    assert scatter(curve=[*CURVE, far]).across(1.0) == near(scatter().across(1.0))
+    assert "t1.00" not in [text for text, _, _ in scatter(curve=[*CURVE, far]).texts("label halo")]
 
 
 def test_equal_points_still_have_an_axis() -> None:

@@ -99,8 +99,8 @@ def test_the_summary_counts_verdicts_and_names_the_fastest() -> None:
         against("k3_last", verdict="worse"),
     ]
     begins = (
-        "k1_first reaches 80.0 % on 250 documents; in accuracy, of 4 others, 1 same or better, 2 "
-        "worse, 1 cannot tell; the fastest, "
+        "k1_first reaches 80.0 % on 250 documents; of 4 other configs 1 hold that, 2 lose some, 1 "
+        "cannot be told from it; the fastest, "
     )
     ends = "of k1_first's time at -1.0 points (noise floor 4.0 %)."
     assert summed(*four) == f"{begins}k2_last, takes 0.62 [0.61, 0.63] {ends}"
@@ -116,7 +116,7 @@ def test_what_is_not_claimed_is_not_said(name: str) -> None:
 def test_twins_are_no_other_configs() -> None:
     twin = against("k1_last", same_computation=True)
     assert "; no other computation stands beside it; " in summed(twin)
-    assert ", of 1 others, 1 same or better; " in summed(twin, against("k2_first"))
+    assert "; of 1 other configs 1 hold that; " in summed(twin, against("k2_first"))
 
 
 def test_without_a_study_that_is_said() -> None:

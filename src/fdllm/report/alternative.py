@@ -1,4 +1,4 @@
-"""Reuse against the plain alternative: lowering the confidence threshold, at no more time."""
+"""Reuse against the plain alternative: lowering the confidence threshold, at equal speed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ThresholdCell:
 
 @dataclass(frozen=True)
 class EqualTime:
-    """One config against the best threshold that takes no more time."""
+    """One config against the best threshold that is as fast, as far as can be told."""
 
     config: str  # the config
-    # the most accurate threshold that is at least as fast, up to the noise; None where none is
+    # the most accurate threshold that is not shown to be slower; None where every one is
     rival: str | None
     difference: Estimate | None  # the config's accuracy less the rival's, paired
 
@@ -37,7 +37,7 @@ class EqualTime:
     def word(self) -> str:
         """What may be said."""
         if self.difference is None:
-            return "no threshold is shown to be as fast"
+            return "every threshold is slower"
         if self.difference.high < 0:
             return "less accurate"
         return "more accurate" if self.difference.low > 0 else "not told apart"
@@ -96,12 +96,18 @@ def find_alternative(
     against = []
     for cell in table:
         if cell.name in times.pairs and cell.summary.strategy.reuses:
-            fast = [c for time, c in curve if time.high <= noise * times.pairs[cell.name].ratio.low]
+            mine = times.pairs[cell.name].ratio
+            fast = [one for time, one in curve if not _slower(time, mine, noise)]
             rival = max(fast, key=lambda one: one.summary.headline.value, default=None)
             difference = None if rival is None else compare(rival, cell).difference
             name = None if rival is None else rival.name
             against.append(EqualTime(cell.name, name, difference))
     return Alternative(cells, tuple(against), "")
+
+
+def _slower(time: Estimate, other: Estimate, noise: float) -> bool:
+    """Whether a time is shown to be the longer one: off the other's interval, beyond the noise."""
+    return time.low > other.high and time.value > noise * other.value
 
 
 def _decodes_alike(cell: Record, baseline: Record) -> bool:

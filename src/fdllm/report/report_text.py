@@ -48,10 +48,11 @@ def summary_sentence(table: TablePage) -> str:
         return f"{found}; no other computation stands beside it; {_time(table)}."
     number = Counter[str](one.verdict for one in others)
     parts = (
-        ("same-or-better", "same or better"), ("worse", "worse"), ("cannot-tell", "cannot tell"),
+        ("same-or-better", "hold that"), ("worse", "lose some"),
+        ("cannot-tell", "cannot be told from it"),
     )  # fmt: skip
     held = ", ".join(f"{number[verdict]} {word}" for verdict, word in parts if number[verdict])
-    return f"{found}; in accuracy, of {len(others)} others, {held}; {_time(table)}."
+    return f"{found}; of {len(others)} other configs {held}; {_time(table)}."
 
 
 def _time(table: TablePage) -> str:

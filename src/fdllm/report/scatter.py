@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,20 +21,18 @@ _SHAPES = {1: ("circle", "●"), 2: ("square", "■"), 3: ("triangle", "▲")}
 _OTHER = ("diamond", "◆")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 10.0, 40.0
 _HEIGHT = 11.0  # of a label
+_LINE = 13.0  # from one label of the column to the next
+_COLUMN = 0.35  # share of the width that it may take
+_FAR = 1.5  # a threshold so many times outside the other cells' times is not drawn
 # Where a label may stand, the nicest place first: its anchor, and how far that is from the point.
 _NEAR = (
     ("start", 8.0, 4.0), ("end", -8.0, 4.0), ("middle", 0.0, -8.0), ("middle", 0.0, 16.0),
     ("start", 6.0, -6.0), ("start", 6.0, 14.0), ("end", -6.0, -6.0), ("end", -6.0, 14.0),
 )  # fmt: skip
-_JOINED = tuple(  # to the point, by a line
-    (anchor, right, 4.0 + up * ring * 14)
-    for ring in range(1, 12)
-    for up in (-1, 1)
-    for anchor, right in (("start", 12.0), ("end", -12.0), ("middle", 0.0))
-)
 _BEFORE = {"start": 0.0, "middle": 0.5, "end": 1.0}  # share of a label that lies before its anchor
 
 Box = tuple[float, float, float, float]
+Place = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class Point:
     y: Estimate  # accuracy less the baseline's, in points
     shape: str  # of the mark
     kind: str  # class of the mark
+    is_minor: bool = False  # named only where there is room beside it
 
     @property
     def words(self) -> str:
@@ -89,6 +88,18 @@ class Aim:
 
 
 @dataclass(frozen=True)
+class _Layout:
+    """Where everything stands."""
+
+    across: Axis
+    up: Axis
+    at: Mapping[Point, Place]  # each point that is drawn
+    crosses: Sequence[Box]  # their intervals, as lines
+    labels: Mapping[Point, tuple[float, float, str]]  # names beside points, with their anchors
+    unnamed: Sequence[Point]  # points that found no place for their name
+
+
+@dataclass(frozen=True)
 class Scatter:
     """The figure, at the width it is drawn for."""
 
@@ -105,30 +116,45 @@ class Scatter:
 
     def render(self) -> Markup:
         """The drawing."""
+        laid = self._lay_out(_RIGHT)
+        room = max((len(one.name) for one in laid.unnamed), default=0) * CHARACTER + 30
+        if laid.unnamed and room < _COLUMN * self.width:
+            laid = self._lay_out(room)
         drawing = Drawing(self.key, self.width, self.height, self.title, self.description)
-        every = [*self.curve, *self.points]
-        across, up = self._across(every), self._up(every)
-        self._ground(drawing, across, up)
-        self._axes(drawing, across, up)
-        at = {point: (across.at(point.x.value), up.at(point.y.value)) for point in every}
-        for one, other in pairwise(sorted(self.curve, key=lambda p: p.x.value)):
-            drawing.line(*at[one], *at[other], "curve")
-        for point, (x, y) in at.items():
-            drawing.line(x, up.at(point.y.low), x, up.at(point.y.high), "whisker")
-            drawing.line(across.at(point.x.low), y, across.at(point.x.high), y, "whisker")
-        for point in every:
-            drawing.mark(*at[point], point.shape, point.kind)
-        self._labels(drawing, at)
+        self._ground(drawing, laid.across, laid.up)
+        self._axes(drawing, laid.across, laid.up)
+        curve = sorted((one for one in laid.at if one in self.curve), key=lambda p: p.x.value)
+        for one, other in pairwise(curve):
+            drawing.line(*laid.at[one], *laid.at[other], "curve")
+        for cross in laid.crosses:
+            drawing.line(*cross, "whisker")
+        for one, place in laid.at.items():
+            drawing.mark(*place, one.shape, one.kind)
+        for one, (x, base, anchor) in laid.labels.items():
+            drawing.text(x, base, one.name, "label halo", anchor)
+        self._column(drawing, laid)
         return drawing.render()
 
-    def _across(self, every: Sequence[Point]) -> Axis:
-        ends = [end for point in every for end in (point.x.low, point.x.high)]
+    def _lay_out(self, right: float) -> _Layout:
+        """Where everything goes if so much is left free at the right."""
+        across = self._across(right)
+        curve = [one for one in self.curve if across.low < one.x.value < across.high]
+        every = [*self.points, *curve]
+        up = self._up(every)
+        at = {one: (across.at(one.x.value), up.at(one.y.value)) for one in every}
+        crosses = [cross for one in every for cross in _whiskers(one, across, up)]
+        labels = self._near(at, crosses, across.end)
+        unnamed = [one for one in at if one not in labels and not one.is_minor]
+        return _Layout(across, up, at, crosses, labels, unnamed)
+
+    def _across(self, right: float) -> Axis:
+        ends = [end for point in self.points for end in (point.x.low, point.x.high)]
         ends += [1.0] if self.floor is None else [1 / (1 + self.floor), 1 + self.floor]
         ends += [] if self.aim.ratio is None else [self.aim.ratio]
-        room = max(max(ends) / min(ends), 1.05) ** 0.12
-        return Axis(
-            min(ends) / room, max(ends) * room**1.8, _LEFT, self.width - _RIGHT, ratios=True
-        )
+        low, high = min(ends) / _FAR, max(ends) * _FAR
+        ends += [one.x.value for one in self.curve if low < one.x.value < high]
+        room = max(max(ends) / min(ends), 1.05) ** 0.1
+        return Axis(min(ends) / room, max(ends) * room, _LEFT, self.width - right, ratios=True)
 
     def _up(self, every: Sequence[Point]) -> Axis:
         ends = [0.0, *(end for point in every for end in (point.y.low, point.y.high))]
@@ -171,28 +197,51 @@ class Scatter:
         title = "accuracy change, points"
         drawing.upright(12, (up.start + up.end) / 2, title, "label soft")
 
-    def _labels(self, drawing: Drawing, at: dict[Point, tuple[float, float]]) -> None:
-        """Names beside their points, where they cover neither a point nor each other."""
+    def _near(
+        self, at: Mapping[Point, Place], crosses: Sequence[Box], right: float
+    ) -> dict[Point, tuple[float, float, str]]:
+        """Where names stand beside their points, covering nothing; some find no place."""
         taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in at.values()]
-        for point, (x, y) in at.items():
+        taken += [
+            (min(x1, x2) - 1, min(y1, y2) - 1, max(x1, x2) + 1, max(y1, y2) + 1)
+            for x1, y1, x2, y2 in crosses
+        ]
+        labels: dict[Point, tuple[float, float, str]] = {}
+        for point, (x, y) in sorted(at.items(), key=lambda one: one[0].is_minor):
             width = len(point.name) * CHARACTER
-            for place in (*_NEAR, *_JOINED):
-                anchor, right, down = place
-                left, base = x + right - _BEFORE[anchor] * width, y + down
+            for anchor, aside, down in _NEAR:
+                left, base = x + aside - _BEFORE[anchor] * width, y + down
                 box = (left, base - _HEIGHT + 1, left + width, base + 2)
-                if not self._inside(box) or any(_overlap(box, other) for other in taken):
-                    continue
-                taken.append(box)
-                if place in _JOINED:
-                    drawing.line(x, y, left + width / 2, base - _HEIGHT / 2, "leader")
-                drawing.text(x + right, base, point.name, "label halo", anchor)
-                break
+                inside = left > _LEFT and left + width < right + _RIGHT - 2
+                inside = inside and box[1] > 0 and box[3] < self.height - _BOTTOM
+                if inside and not any(_overlap(box, other) for other in taken):
+                    taken.append(box)
+                    labels[point] = (x + aside, base, anchor)
+                    break
+        return labels
 
-    def _inside(self, box: Box) -> bool:
-        left, top, right, bottom = box
-        return (
-            left > _LEFT and right < self.width - 2 and top > 0 and bottom < self.height - _BOTTOM
-        )
+    def _column(self, drawing: Drawing, laid: _Layout) -> None:
+        """The other names one below the other, in the order of their points and joined to them.
+
+        Where it has no room, names stand in the tables alone.
+        """
+        at, left = laid.at, laid.across.end + 18
+        fit = [p for p in laid.unnamed if left + len(p.name) * CHARACTER < self.width]
+        fit = sorted(fit, key=lambda p: at[p][1])[: int((self.height - _BOTTOM - _TOP) / _LINE)]
+        middle = sum(at[point][1] for point in fit) / max(len(fit), 1)
+        half = len(fit) * _LINE / 2
+        top = min(max(middle - half, _TOP), self.height - _BOTTOM - 2 * half) + _HEIGHT
+        for number, point in enumerate(fit):
+            base = top + number * _LINE
+            drawing.line(*at[point], left - 3, base - 4, "leader")
+            drawing.text(left, base, point.name, "label halo")
+
+
+def _whiskers(point: Point, across: Axis, up: Axis) -> tuple[Box, Box]:
+    """The two intervals as lines."""
+    x, y = across.at(point.x.value), up.at(point.y.value)
+    tall = (x, up.at(point.y.low), x, up.at(point.y.high))
+    return tall, (across.at(point.x.low), y, across.at(point.x.high), y)
 
 
 def _overlap(a: Box, b: Box) -> bool:
@@ -210,7 +259,7 @@ def draw_scatter(
     if len(points) < 2:  # noqa: PLR2004 - the baseline alone says nothing
         return None
     curve = [
-        Point(one.name, one.time, percent_points(one.change), "cross", "s4")
+        Point(one.name, one.time, percent_points(one.change), "cross", "s4", is_minor=True)
         for one in table.alternative.cells
     ]
     floor = table.times.floor
@@ -244,7 +293,7 @@ def _points(table: TablePage) -> list[Point]:
             points.append(Point(cell.name, Estimate(1, 1, 1), Estimate(0, 0, 0), shape, kind))
         elif pair is not None and against is not None:
             change = percent_points(against.difference)
-            points.append(Point(cell.name, pair.ratio, change, shape, kind))
+            points.append(Point(cell.name, pair.ratio, change, shape, kind, pair.twins))
     return points
 
 
