@@ -177,6 +177,7 @@ def test_unmask_is_optional(root: Path) -> None:
         ("[grid]\nk=[1]\nsubset=['first']\n[[config]]\nname='x'\n", r"both \[grid\]"),
         ("[[config]]\nname='x'\n[[config]]\nname='x'\n", r"two configs named x"),
         ("[[config]]\nname='../x'\n", r"it names a folder"),
+        ("[[config]]\nname='timing'\n", r"the timing study's folder"),
         ("[[config]]\nname='k2_last'\nk=3\n", r"the name says k2_last"),
         ("not toml", r"cannot be read"),
     ],

@@ -112,4 +112,4 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 def test_five_documents_have_no_interval() -> None:
     assert median_of(np.arange(5.0)).low == -math.inf
-    assert median_of(np.arange(6.0)).low == 0.0
+    assert 0.0 < median_of(np.arange(6.0)).low < 1.0

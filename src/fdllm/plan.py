@@ -29,7 +29,7 @@ from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import InvalidRecordError, Summary, read_summary
 from fdllm.runs import Cell, ModelChoice, Run, Sweep
 
-_ANY_DEPTH = 28  # layers of the published model, where a checkpoint's are not known here
+ANY_DEPTH = 28  # layers of the published model, where a checkpoint's are not known here
 
 
 class State(enum.StrEnum):
@@ -288,7 +288,7 @@ class Planner:
 
     def _only_refreshes(self, run: Run) -> str:
         """Why a run without the block cache reuses nothing; empty where it may."""
-        strategy = self.strategy(run, self.model(run.model).n_layers or _ANY_DEPTH)
+        strategy = self.strategy(run, self.model(run.model).n_layers or ANY_DEPTH)
         if strategy.refresh_reuse or not strategy.reuses:
             return ""
         return (

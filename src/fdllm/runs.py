@@ -40,6 +40,8 @@ class Cell(Spec):
     def _name_fits(self) -> Self:
         if not CELL_NAME.match(self.name):
             raise ValueError("a config's name is letters, digits and . _ + - (it names a folder)")
+        if self.name == "timing":
+            raise ValueError("no config may be named timing: the timing study's folder is")
         match = CONFIG_NAME.match(self.name)
         if match and (int(match["k"]), match["subset"]) != (self.k, self.subset):
             raise ValueError(f"the name says {self.name}, the values k={self.k}, {self.subset}")

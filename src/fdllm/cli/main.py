@@ -25,6 +25,7 @@ from fdllm.cli.report import ReportCommand
 from fdllm.cli.selftest import SelftestCommand
 from fdllm.cli.status_table import StatusCommand
 from fdllm.cli.sweep import EvalCommand, SweepCommand, ValidateCommand
+from fdllm.cli.timing_command import TimingCommand
 from fdllm.cli.trace import TraceCommand
 from fdllm.cluster.signals import Terminated
 from fdllm.errors import FdllmError, did_you_mean, first_line
@@ -45,6 +46,7 @@ examples:
   fdllm prefetch --task gsm8k                        fetch it, for nodes without a network
   fdllm prompts --task gsm8k --limit 2               what would be sent
   fdllm grade --task gsm8k --answers FILE            anyone's answers, graded as a run's are
+  fdllm timing --task gsm8k --docs 100               how much time each config takes
   fdllm trace --task tiny_choice --config k3_last    watch a document being decoded
   fdllm export --experiment 00_baseline              a folder to share
   fdllm bench step --shape tiny --shape 28x512       how close to the machine's limit it is
@@ -62,6 +64,7 @@ _COMMANDS: Mapping[str, type[Command] | None] = {
     "prefetch": PrefetchCommand,
     "prompts": PromptsCommand,
     "grade": GradeCommand,
+    "timing": TimingCommand,
     "trace": TraceCommand,
     "selftest": SelftestCommand,
     "bench": None,  # as the checkout has it

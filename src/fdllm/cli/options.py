@@ -212,19 +212,16 @@ class Consent(Selection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing(Consent):
-    """Runs, and how they are computed here."""
+class Placed:
+    """Where and how runs are computed here; stands ahead of a kind of :class:`Selection`."""
 
     device: str = _how("cpu, cuda or cuda:N (a GPU if there is)", default="auto")
     threads: int | None = _how("threads on CPU (torch's)", metavar="N")
-    batch_size: int | str | None = _how(
-        "rows at once where text is generated, or auto: as many as there is memory for; never "
-        "changes an answer",
+    score_batch_size: int | str | None = _how(
+        "rows at once where answers are scored, or auto: as many as there is memory for; never "
+        "changes a score",
         type=rows_at_once,
         metavar="N",
-    )
-    score_batch_size: int | str | None = _how(
-        "the same where answers are scored; never changes a score", type=rows_at_once, metavar="N"
     )
     prefix_cache_gib: float | None = _how(
         "memory for prompt blocks that scored requests share; 0 shares none", metavar="X"
@@ -234,4 +231,15 @@ class Computing(Consent):
         "GPU forwards recorded as CUDA graphs (default where fdllm selftest passed and they paid); "
         "the same arithmetic",
         action=BooleanOptionalAction,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing(Placed, Consent):
+    """Runs that answer every document, in batches."""
+
+    batch_size: int | str | None = _how(
+        "the same where text is generated; never changes an answer",
+        type=rows_at_once,
+        metavar="N",
     )

@@ -303,9 +303,14 @@ class LoadedModel:
         """
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
+        return evaluate(self.asked(run, strategy, unmask), store, progress, part)
+
+    def asked(
+        self, run: Run, strategy: ReuseStrategy[Any], unmask: Unmask | None = None
+    ) -> EngineLM:
+        """The model as a run asks it; see :meth:`evaluate`."""
         self.model.compile(asked=self._compile(run.evaluating))
-        lm = EngineLM(run, self.model, strategy, unmask or by_threshold)
-        return evaluate(lm, store, progress, part)
+        return EngineLM(run, self.model, strategy, unmask or by_threshold)
 
     def facts(self, asked: Evaluating) -> dict[str, str | int | None]:
         """What a session's provenance says of it."""

@@ -45,7 +45,7 @@ def session(**facts: str | int | None) -> dict[str, Any]:
         "machine": machine,
         "host": socket.gethostname(),
         "cpu": cpu_name(),
-        "cpus": _usable_cpus(),
+        "cpus": usable_cpus(),
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "packages": versions(),
@@ -97,5 +97,6 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import quantile_test
+from scipy.stats.mstats import median_cihs
 
 from fdllm.record.study import Study
-from fdllm.report.stats import LEVEL, Estimate, Floats
+from fdllm.report.stats import ALPHA, Estimate, Floats
 
 Claim = Literal["faster", "slower", "none"]
+
+_LEAST = 6  # values whose median has a 95 % interval: 2 / 2**6 is less than 5 %
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,28 @@ def judge_pairs(study: Study, baseline: str | None = None) -> TimedPairs:
     return TimedPairs(None if floor is None else math.expm1(min(floor, 700.0)), pairs)
 
 
-def median_of(values: Floats) -> Estimate:
-    """A median with its exact 95 % interval, by order statistics: no form of noise is assumed.
-
-    Fewer than six values have no such interval; it is everything then.
-    """
-    found = quantile_test(values, q=0, p=0.5).confidence_interval(LEVEL)
-    low, high = (float(end) for end in found)
-    return Estimate(
-        float(np.median(values)),
-        -math.inf if math.isnan(low) else low,
-        math.inf if math.isnan(high) else high,
+def noise_words(found: TimedPairs) -> str:
+    """How much noise a study shows, and so what is not claimed."""
+    if found.floor is None:
+        return "no config repeats the baseline, so the noise is unknown and nothing is claimed"
+    if found.floor > 1:
+        return "too few documents, or too much noise, to claim anything"
+    return (
+        f"noise floor {found.floor:.1%}: as far as one computation done twice may lie apart; no "
+        "difference below it is claimed"
     )
+
+
+def median_of(values: Floats) -> Estimate:
+    """A median with its 95 % interval, by interpolated order statistics.
+
+    Hettmansperger and Sheather (1986): no form of noise is assumed, and the interval holds the
+    median in 94-96 % of cases from six values on, where the exact order statistics hold it in up to
+    99 %. Fewer than six have no such interval; it is everything then.
+    """
+    known = len(values) >= _LEAST
+    low, high = median_cihs(values, ALPHA) if known else (-math.inf, math.inf)
+    return Estimate(float(np.median(values)), float(low), float(high))
 
 
 def claim_of(log: Estimate, floor: float | None) -> Claim:

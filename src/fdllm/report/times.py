@@ -29,11 +29,11 @@ class Times:
         return f"noise floor {100 * self.floor:.1f} %"
 
 
-def shown(time: Estimate) -> str:
+def shown(time: Estimate, form: str = ".2f") -> str:
     """A time ratio with its interval; fewer than six documents have none."""
     if time.high > 1e6:  # noqa: PLR2004 - stands for any ratio
-        return f"{time.value:.2f} [too few documents]"
-    return time.shown()
+        return f"{time.value:{form}} [too few documents]"
+    return time.shown(form=form)
 
 
 def read_times(cells: Sequence[Record], baseline: str | None) -> Times:
