@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from command import Command, summary_of
+from fdllm.record.paths import COLUMNS
+from fdllm.record.per_document import pack, unpack
 from stubs import change_code
 
 pytestmark = pytest.mark.usefixtures("small_heap")
@@ -62,6 +65,80 @@ def test_tampered_results_fail_the_check(finished: Command) -> None:
     path.write_text("\n".join(lines) + "\n")
     assert finished("report", "--check") == 1
     assert f"results.md: line {number + 1} is '| k2_last |" in finished.out
+
+
+@pytest.fixture
+def clone(finished: Command) -> Command:
+    """What git has of a published grid: nothing of ``results/``."""
+    assert finished("report", *TASK) == 0
+    shutil.rmtree(finished.root / "results")
+    return finished
+
+
+def test_a_clone_computes_everything_published_anew(clone: Command) -> None:
+    assert clone("report", "--check") == 0, clone.out
+    assert "9 records computed anew: every one as written" in clone.out
+    assert "results.md was not compared" not in clone.err
+    before = (clone.root / "experiments/00_baseline/results.md").read_bytes()
+    assert clone("report", *TASK) == 0
+    assert (clone.root / "experiments/00_baseline/results.md").read_bytes() == before
+    page = (clone.root / "results/00_baseline/report.html").read_text()
+    assert "git keeps no texts" in page
+    assert clone("report", "--check") == 0, clone.out
+    assert clone("compare", "k1_first", "k2_last", *TASK) in (0, 1, 2)
+    assert "k2_last" in clone.out
+
+
+def test_a_clone_tells_what_is_published_from_what_was_run_here(clone: Command) -> None:
+    """A sweep computes: git has no samples of what it keeps."""
+    assert clone("status", "--json", *TASK) == 0
+    cells = json.loads(clone.out)["cells"]
+    assert {(cell["state"], cell["reason"]) for cell in cells} == {("done", "from artifacts")}
+    assert clone("sweep", *TASK, "--dry-run") == 0
+    assert "would run 9 of 9" in clone.out
+    assert clone("sweep", *TASK, "--config", "k2_last") == 0
+    assert clone("status", "--json", *TASK) == 0
+    reasons = {one["config"]: one["reason"] for one in json.loads(clone.out)["cells"]}
+    assert [name for name, reason in reasons.items() if not reason] == ["k2_last"]
+
+
+@pytest.mark.parametrize("config", ["k1_first", "k3_last"])
+@pytest.mark.parametrize(
+    "changed",
+    ["provenance", "fingerprint", "headline", "columns", "results.md", "SHA256SUMS"],
+)
+def test_one_changed_digit_in_a_clone_is_named(clone: Command, changed: str, config: str) -> None:
+    """Whether or not it is a figure that anything is computed from."""
+    folder = clone.root / "artifacts/00_baseline"
+    summary = next(folder.glob(f"*/{config}/summary.json"))
+    path = summary
+    if changed == "columns":
+        path = summary.with_name(COLUMNS)
+        rows = unpack(path.read_bytes())
+        rows[2]["tokens"] += 1
+        path.write_bytes(pack(rows))
+    elif changed in {"results.md", "SHA256SUMS"}:
+        file = "experiments/00_baseline/results.md"
+        path = folder / changed if changed == "SHA256SUMS" else clone.root / file
+        start = f"| {config} |" if changed == "results.md" else ""
+        _change_digit(path, start)
+    else:
+        data = json.loads(summary.read_text())
+        text = json.dumps(data[changed])
+        number = next(one for one in text if one.isdigit())
+        data[changed] = json.loads(text.replace(number, str((int(number) + 1) % 10), 1))
+        summary.write_text(json.dumps(data))
+    assert clone("report", "--check") == 1
+    assert (path.name if changed != "SHA256SUMS" else "SHA-256") in clone.out
+
+
+def _change_digit(path: Path, start: str) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if line.startswith(start))
+    head, tail = lines[at][: len(start)], lines[at][len(start) :]
+    digit = next(one for one in tail if one.isdigit())
+    lines[at] = head + tail.replace(digit, str((int(digit) + 1) % 10), 1)
+    path.write_text("".join(lines))
 
 
 def test_results_whose_records_are_elsewhere_are_not_compared(finished: Command) -> None:

@@ -305,11 +305,12 @@ class Planner:
         if identity != (run.experiment, run.task, run.cell.name, run.limit):
             reason = f"summary.json is of another run: {' / '.join(map(str, identity))}"
             return CellState(run, State.INVALID, reason, paths)
+        origin = ["from artifacts"] if published else []
         changed = self.fingerprint(run).differences(summary.fingerprint)
         if changed:
-            return CellState(run, State.STALE, "; ".join(changed), paths, summary=summary)
+            reason = "; ".join([*origin, *changed])
+            return CellState(run, State.STALE, reason, paths, summary=summary)
         number = summary.num_requests
-        origin = ["from artifacts"] if published else []
         marks = "; ".join([*origin, *summary.warnings])
         return CellState(run, State.DONE, marks, paths, number, number, summary=summary)
 

@@ -43,6 +43,7 @@ class ReportCommand(Selection):
     def run(self) -> int:
         """``experiments/NAME/results.md`` and the HTML report, from the records."""
         from fdllm.report.html import render_html  # noqa: PLC0415 - as above
+        from fdllm.report.sums import write_sums  # noqa: PLC0415 - as above
 
         planner = make_planner(self)
         markdown = planner.experiment(self.experiment).folder / "results.md"
@@ -57,6 +58,8 @@ class ReportCommand(Selection):
         for place, content in ((markdown, text), (page, html)):
             write_text(place, content)
             say(f"wrote {place}")
+        shown = [record for section in report.sections for record in section.records]
+        say(f"wrote {write_sums(planner.layout, self.experiment, shown)}")
         return 0
 
 
@@ -115,6 +118,7 @@ def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
 
 def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path) -> Recheck:
     from fdllm.report.recheck import recheck  # noqa: PLC0415 - as above
+    from fdllm.report.sums import check_sums  # noqa: PLC0415 - as above
 
     folders = record_folders(planner.layout, options.experiment, options.task or (), options.limit)
     if options.config:
@@ -126,6 +130,7 @@ def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path)
             "with --results"
         )
     found = recheck(planner, options.experiment, folders, page)
+    found += check_sums(planner.layout, options.experiment)
     return found + _check_markdown(planner, options, markdown)
 
 

@@ -71,7 +71,7 @@ def recheck(planner: Planner, experiment: str, folders: Sequence[Path], written:
     """Compute every figure of some records, and of the written report, anew."""
     found = check_records(planner.layout, folders)
     if not written.exists():
-        return found + Recheck(notes=(f"{written} is not there: only the records were compared",))
+        return found + Recheck(notes=(f"{written} is not there, so it was not compared",))
     at = {planner.layout.part(one).as_posix(): one for one in folders}
     place = planner.layout.results / experiment
     named = [

@@ -1,0 +1,117 @@
+"""The columns of a record: all that a figure needs of a document, small, the same again."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import random
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from fdllm.core.counts import Counts, PhaseCount
+from fdllm.core.schedule import Phase
+from fdllm.evaluate.recording import text_hash
+from fdllm.record.per_document import FROM_JOURNAL, answer_hash, pack, rows_of, unpack
+
+
+def document(number: int, *, scored: bool = False) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A sample and its answers, as a run of the embedded model leaves them."""
+    chance = random.Random(number)
+    at = {"task": "tiny", "doc_id": number}
+    counts = Counts({phase: PhaseCount(chance.randrange(9), 12, 4, 0.25, 32) for phase in Phase})
+    seconds = chance.random() / 100
+    sample: dict[str, Any] = at | {
+        "doc_hash": text_hash(f"document {number}"),
+        "prompt_hash": text_hash(f"prompt {number}"),
+        "prompt": f"what is {number}?",
+        "target": str(number),
+        "output": f"it is {number}",
+        "filtered": {"strict": str(number)},
+        "metrics": {"exact.match,strict": float(number % 2), "by_part": [True, number % 3 == 0]},
+        "tokens": chance.randrange(20, 40),
+        "forwards": counts.forwards,
+        "seconds": seconds,
+        "counts": counts.as_dict(),
+        "finish": "stop",
+        "subject": "sums",
+    }
+    if not scored:
+        steps = [chance.randrange(1, 8) for _ in range(6)]
+        answer: dict[str, Any] = {
+            "kind": "generate",
+            "tokens": [1] * 20,
+            "finish": "length",
+            "steps": steps,
+        }
+        return sample, [at | answer]
+    scores = [-20 * chance.random() for _ in range(4)]
+    answer = {"kind": "loglikelihood", "scored_step": None, "reused_tokens": 3}
+    return sample | {"output": scores, "finish": None}, [at | answer] * 4
+
+
+def rows(num: int, *, scored: bool = False) -> list[dict[str, Any]]:
+    both = [document(number, scored=scored) for number in range(num)]
+    return rows_of([one for one, _ in both], [one for _, answers in both for one in answers])
+
+
+def test_a_row_holds_facts_and_no_texts() -> None:
+    sample, answers = document(3)
+    (row,) = rows_of([sample], answers)
+    assert row == {
+        "task": "tiny",
+        "doc_id": 3,
+        "doc_hash": sample["doc_hash"][:8],
+        "prompt_hash": sample["prompt_hash"][:8],
+        "output": answer_hash("it is 3"),
+        "metrics": sample["metrics"],
+        "tokens": sample["tokens"],
+        "forwards": sample["forwards"],
+        "seconds": round(sample["seconds"], 7),
+        "counts": sample["counts"],
+        "finish": "stop",
+        "subject": "sums",
+        "requests": 1,
+        "truncated": 1,
+        "repetitive": 1,
+        "steps": [answers[0]["steps"]],
+    }
+
+
+def test_a_row_of_scores_tells_its_choices() -> None:
+    sample, answers = document(3, scored=True)
+    (row,) = rows_of([sample], answers)
+    assert row["output"] == pytest.approx(sample["output"], abs=1e-5)
+    assert (row["requests"], row["scored_step"], row["reused_tokens"]) == (4, [None] * 4, [3] * 4)
+    assert "steps" not in row
+
+
+def test_without_answers_a_row_lacks_what_only_they_show() -> None:
+    for scored in (False, True):
+        sample, answers = document(3, scored=scored)
+        (whole,), (part,) = rows_of([sample], answers), rows_of([sample], [])
+        assert part == {name: value for name, value in whole.items() if name not in FROM_JOURNAL}
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_what_is_packed_is_unpacked(scored: bool) -> None:
+    written = rows(50, scored=scored)
+    assert unpack(pack(written)) == written
+    assert pack(rows(50, scored=scored)) == pack(written)
+    columns = json.loads(lzma.decompress(pack(written)))
+    assert "counts.denoise.trimmed" in columns
+    assert "metrics.exact.match,strict" in columns
+    assert {len(column) for column in columns.values()} == {50}
+
+
+def test_pandas_opens_them() -> None:
+    frame = pd.read_json(io.BytesIO(lzma.decompress(pack(rows(50)))))
+    assert frame["tokens"].sum() == sum(row["tokens"] for row in rows(50))
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_thousand_documents_are_small(scored: bool) -> None:
+    """Hashes and times hardly pack; everything else does."""
+    assert len(pack(rows(1000, scored=scored))) < 40_000
