@@ -137,7 +137,9 @@ def report(session: nox.Session) -> None:
 def train(session: nox.Session) -> None:
     """Train the embedded model again, from nothing: up to two hours on two cores."""
     project = Environment(session).install("project")
-    project.run("python", "scripts/train_tiny.py", *session.posargs)
+    sums = "--sums --start tests/embedded_sure --causal-steps 0 --mixed-steps 0 --steps 2400"
+    for flags in ([], sums.split()):
+        project.run("python", "scripts/train_tiny.py", *flags, *session.posargs)
 
 
 # --- upkeep ---------------------------------------------------------------------------------------

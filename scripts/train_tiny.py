@@ -1,8 +1,11 @@
-"""Train the embedded model: ``python scripts/train_tiny.py --compile``.
+"""Train the embedded model, in two goes (``nox -s train`` is both).
 
-First a causal language model, then block diffusion from there, as Fast-dLLM v2 came from Qwen2.5:
-masked columns of noisy blocks are predicted from the logits one column to the left, as the causal
-model's are (the token shift). Rows are made on the fly. Muon turns the layers' matrices, AdamW
+``python scripts/train_tiny.py --compile`` trains a model of chains, which is sure of itself, into
+``tests/embedded_sure``: first a causal language model, then block diffusion from there, as
+Fast-dLLM v2 came from Qwen2.5: masked columns of noisy blocks are predicted from the logits one
+column to the left, as the causal model's are (the token shift). The same with ``--sums --start
+tests/embedded_sure --causal-steps 0 --mixed-steps 0 --steps 2400`` goes on from there with sums in
+free order, into the package. Rows are made on the fly. Muon turns the layers' matrices, AdamW
 everything else.
 """
 
@@ -20,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from fdllm import strictjson, tiny
-from fdllm.core.checkpoint import Model
+from fdllm.core.checkpoint import Model, load_model
 from fdllm.core.config import Decoding
 from fdllm.core.network import Network
 from fdllm.core.sampler import generate
@@ -30,10 +33,12 @@ from fdllm.selftest.subjects import CPU, copied
 from fdllm.tiny.vocabulary import END_ID, MASK_ID, decode, encode
 from tiny_training import files
 from tiny_training.batches import Batch, make_batch, make_causal_batch
-from tiny_training.questions import LETTERS, held_out
+from tiny_training.questions import LETTERS, Stage, TaskName, held_out
 
+SURE = Path(__file__).resolve().parents[1] / "tests/embedded_sure"
 LOG = Path(files.__file__).resolve().parent / "train_log.jsonl"
-_VALIDATION_ROWS = 60
+LOG_OF_CHAINS = LOG.with_name("train_log_chains.jsonl")
+_VALIDATION_ROWS = 100
 _LOG_EVERY = 50  # steps
 _SAVE_EVERY = 500  # steps
 _MATRIX = 2  # dimensions
@@ -45,7 +50,7 @@ class Recipe:
 
     causal_steps: int = 800  # optimiser steps of the causal model
     # up to this step 40 % of the rows are questions with lettered options. They stayed at chance,
-    # so from here on all rows are arithmetic
+    # so from here on all rows are chains
     mixed_steps: int = 1500
     # optimiser steps in all; those behind ``causal_steps`` are of block diffusion
     steps: int = 2700
@@ -65,6 +70,19 @@ class Recipe:
     # fuse the loss with ``torch.compile`` (a third faster; needs a C++ compiler)
     compile: bool = False
     threads: int = 2  # of torch
+    # a folder of the Hub's form whose weights are the first; empty for new ones
+    start: str = ""
+    sums: bool = False  # all rows are sums in free order
+
+    def batches(self, step: int) -> list[Batch]:
+        """What a step reads; the losses are added."""
+        stage: Stage = "sums" if self.sums else "mixed" if step < self.mixed_steps else "chains"
+        if step < self.causal_steps:
+            return [make_causal_batch(self.seed, step, self.causal_rows, stage)]
+        return [
+            make_batch(self.seed, step, self.block_rows, stage),
+            make_causal_batch(self.seed, step, self.kept_rows, stage),
+        ]
 
     def rate(self, step: int) -> float:
         """Share of the peak learning rate at a step."""
@@ -105,6 +123,9 @@ class Trainer:
         self.seconds = 0.0  # of training alone; validation is outside
         self.network = Network(files.spec())
         init_weights(self.network)
+        if recipe.start:
+            begun = load_model(recipe.start, "cpu", "float32", freeze=False)
+            self.network.load_state_dict(begun.network.state_dict())
         # Three shapes, each worth its own kernels.
         self.loss = torch.compile(loss_of, dynamic=False) if recipe.compile else loss_of
         matrices = [p for p in self.network.layers.parameters() if p.dim() == _MATRIX]
@@ -121,7 +142,7 @@ class Trainer:
         self.muon.param_groups[0]["lr"] = self.recipe.muon_lr * rate
         self.adamw.param_groups[0]["lr"] = self.recipe.adamw_lr * rate
         loss = torch.zeros(())
-        for batch in self.batches():
+        for batch in self.recipe.batches(self.step):
             arrays = {name: torch.from_numpy(array) for name, array in vars(batch).items()}
             loss = loss + self.loss(self.network, arrays)
         loss.backward()
@@ -134,17 +155,6 @@ class Trainer:
         self.seconds += time.perf_counter() - began
         return value
 
-    def batches(self) -> list[Batch]:
-        """What the next step reads; the losses are added."""
-        recipe, seed, step = self.recipe, self.recipe.seed, self.step
-        mixed = step < recipe.mixed_steps
-        if step < recipe.causal_steps:
-            return [make_causal_batch(seed, step, recipe.causal_rows, mixed=mixed)]
-        return [
-            make_batch(seed, step, recipe.block_rows, mixed=mixed),
-            make_causal_batch(seed, step, recipe.kept_rows, mixed=mixed),
-        ]
-
     def validate(self) -> dict[str, float]:
         """Accuracy on the first rows of both validation sets, of a copy as it would be loaded."""
         spec, kind = self.network.spec, torch.float32
@@ -154,20 +164,21 @@ class Trainer:
         decoding = Decoding(
             max_new_tokens=56, threshold=0.95, stop_token=END_ID, end_token=END_ID, mask_id=MASK_ID
         )
+        task: TaskName = "sums" if self.recipe.sums else "arithmetic"
         sums, lettered = (
-            held_out(task, "validation")[:_VALIDATION_ROWS] for task in ("arithmetic", "choice")
+            held_out(name, "validation")[:_VALIDATION_ROWS] for name in (task, "choice")
         )
         texts = generate(model, [row.prompt_ids for row in sums], decoding)
         totals = [re.search(r"#### (\d+)", decode(text.tokens)) for text in texts]
         right = [m is not None and m[1] == row.target for m, row in zip(totals, sums, strict=True)]
+        found = {f"{task}_accuracy": round(sum(right) / len(right), 4)}
+        if self.recipe.sums:
+            return found
         pairs = [(row.prompt_ids, encode(letter)) for row in lettered for letter in LETTERS]
         scores = torch.tensor([s.loglikelihood for s in score(model, pairs, "denoise", decoding)])
         best = scores.view(len(lettered), len(LETTERS)).argmax(1).tolist()
         chosen = [LETTERS[at] == row.target for at, row in zip(best, lettered, strict=True)]
-        return {
-            "arithmetic_accuracy": round(sum(right) / len(right), 4),
-            "choice_accuracy": round(sum(chosen) / len(chosen), 4),
-        }
+        return found | {"choice_accuracy": round(sum(chosen) / len(chosen), 4)}
 
     def save(self, path: Path) -> None:
         """Write the state for :meth:`restore`."""
@@ -248,14 +259,17 @@ def main() -> None:
             parser.add_argument(flag, action="store_true")
         else:
             parser.add_argument(flag, type=type(value), default=value)
-    parser.add_argument("--folder", type=Path, default=tiny.FOLDER, help="of the checkpoint")
-    parser.add_argument("--log", type=Path, default=LOG)
+    parser.add_argument("--folder", type=Path, help="of the checkpoint")
+    parser.add_argument("--log", type=Path)
     parser.add_argument("--state", type=Path, default=Path("tiny_training_state.pt"))
     parser.add_argument("--resume", action="store_true", help="go on from --state")
     options = vars(parser.parse_args())
     folder, log, state = (options.pop(name) for name in ("folder", "log", "state"))
     resume = options.pop("resume")
-    train(Recipe(**options), folder, log, state, resume=resume)
+    recipe = Recipe(**options)
+    folder = folder or (tiny.FOLDER if recipe.sums else SURE)
+    log = log or (LOG if recipe.sums else LOG_OF_CHAINS)
+    train(recipe, folder, log, state, resume=resume)
 
 
 if __name__ == "__main__":

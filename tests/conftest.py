@@ -8,15 +8,19 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from command import Command, make_command, make_swept, work_in
 from fdllm.report.stats import holm
-from helpers import shared_folder
+from helpers import SURE, shared_folder
 from hub.rows import all_repositories
 from hub.server import Hub
 from stubs import make_root
+
+if TYPE_CHECKING:
+    from fdllm import Model
 
 # Models of the tests are far too small for a second thread; children of the tests inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -37,6 +41,17 @@ def hub(shared: Path) -> Iterator[Hub]:
     """A loopback Hub with every repository that the tests know."""
     with Hub(all_repositories(shared)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def sure_model() -> Model:
+    """What the embedded model's training began from: of easy chains, and sure of itself.
+
+    In float32 on a CPU.
+    """
+    from fdllm.core.checkpoint import load_model  # noqa: PLC0415 - most tests need no torch
+
+    return load_model(SURE, device="cpu", dtype="float32")
 
 
 @pytest.fixture

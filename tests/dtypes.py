@@ -1,4 +1,4 @@
-"""Every data type on every kernel path: the embedded model's answers, a deeper model's error.
+"""Every data type on every kernel path: a trained model's answers, a deeper model's error.
 
 A GPU's branches run on a CPU here: products that
 are not packed, attention by torch's kernels, and forwards over fixed buffers that a graph replays.
@@ -24,10 +24,11 @@ from fdllm.fast.accelerators import accelerator_on
 from fdllm.fast.cuda_graphs import RECORD_FROM, CudaGraphs
 from fdllm.fast.kernels import Kernels
 from fdllm.selftest.subjects import small
-from fdllm.tiny.tasks import rows
-from fdllm.tiny.vocabulary import decode, encode, encode_prompt
+from fdllm.tiny.vocabulary import decode, encode
+from helpers import SURE
 from models import model_of
 from tape import Tape
+from tiny_training.questions import held_out
 
 CPU = torch.device("cpu")
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -71,7 +72,7 @@ def laid_out(model: fdllm.Model, case: Case) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Answers:
-    """Of the embedded model, to some rows of both its tasks.
+    """Of a model that is sure of itself, to some chains and to which of four first lines is right.
 
     Attributes:
         tokens: generated, a row.
@@ -91,23 +92,22 @@ class Answers:
 
 
 def answers(case: Case, batch_size: int, num_sums: int, num_choices: int) -> Answers:
-    """What the embedded model answers on a path, in a type, so many rows at once."""
-    asked = list(rows.arithmetic()["test"].select(range(num_sums)))
-    chosen = list(rows.choice()["test"].select(range(num_choices)))
-    model = fdllm.load_model("tiny", device="cpu", dtype=case[1], freeze=False)
+    """What the model answers on a path, in a type, so many rows at once."""
+    asked = held_out("arithmetic", "test")
+    model = fdllm.load_model(SURE, device="cpu", dtype=case[1], freeze=False)
     with laid_out(model, case):
-        prompts = [encode_prompt(row["question"]) for row in asked]
+        prompts = [row.prompt_ids for row in asked[:num_sums]]
         outs = fdllm.generate(
             model, prompts, fdllm.Decoding(max_new_tokens=56), batch_size=batch_size
         )
-        pairs = [
-            (encode_prompt(row["question"]), encode(choice))
-            for row in chosen
-            for choice in row["choices"]
-        ]
+        pairs = []
+        for row in asked[:num_choices]:
+            left, result = row.answer.split("\n")[0].split("=")
+            offered = [encode(f"{left}={int(result) + more}") for more in (0, 1, 10, 11)]
+            pairs += [(row.prompt_ids, line) for line in offered]
         scores = fdllm.score(model, pairs, "denoise", batch_size=batch_size)
     results = [re.search(r"#### (\d+)", decode(out.tokens)) for out in outs]
-    right = [r is not None and r[1] == row["target"] for r, row in zip(results, asked, strict=True)]
+    right = [r is not None and r[1] == row.target for r, row in zip(results, asked, strict=False)]
     table = torch.tensor([one.loglikelihood for one in scores]).view(num_choices, -1)
     choices = table.argmax(1).tolist()
     return Answers(
@@ -115,7 +115,7 @@ def answers(case: Case, batch_size: int, num_sums: int, num_choices: int) -> Ans
         [out.counts for out in outs],
         sum(right),
         choices,
-        sum(choice == row["answer"] for choice, row in zip(choices, chosen, strict=True)),
+        choices.count(0),
         table,
     )
 

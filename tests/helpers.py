@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SURE = ROOT / "tests/embedded_sure"
 REQUIRE_SHARED = "FDLLM_REQUIRE_SHARED"
 
 

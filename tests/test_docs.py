@@ -145,7 +145,7 @@ def test_the_readme_s_python_runs(
     monkeypatch.setenv("FDLLM_ROOT", str(ROOT))
     [code] = blocks("README.md", "python")
     exec(code, {})  # noqa: S102 - the page's own
-    assert "#### 161" in capsys.readouterr().out
+    assert "#### 239" in capsys.readouterr().out
 
 
 def test_the_example_of_extending_is_an_experiment(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_example_of_extending_is_an_experiment(tmp_path: Path) -> None:
     (folder / "experiment.toml").write_text(settings)
     study = load_experiment(folder.name, root)
     model = fdllm.load_model("tiny")
-    question = [{"role": "user", "content": "69-65+77"}]
+    question = [{"role": "user", "content": "69+165+77"}]
     prompt: Any = model.tokenizer.apply_chat_template(question, add_generation_prompt=True)
     reused = {}
     for cell in study.cells:

@@ -105,11 +105,11 @@ def test_baseline_is_periodic_output_reuse(n_layers: int) -> None:
             assert strategy == fdllm.PeriodicReuse(k, start, stop, target="output")
 
 
-def test_baseline_settings_are_the_published_ones() -> None:
+def test_baseline_settings_are_the_published_ones_at_a_threshold_of_its_own() -> None:
     study = load_experiment("00_baseline", ROOT)
     decoding = study.decoding(study.cells[0])
     assert decoding == fdllm.Decoding(
-        block_size=32, small_block_size=8, threshold=0.95, use_block_cache=True
+        block_size=32, small_block_size=8, threshold=0.97, use_block_cache=True
     )
     asked = study.settings.evaluation
     assert (asked.num_fewshot, asked.batch_size, asked.chat_template) == (0, 1, True)

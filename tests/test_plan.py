@@ -67,7 +67,7 @@ def applicable(root: Path, scoring: Estimator, experiment: str, *, letters: bool
 
 
 NINE = [f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last")]
-TWINS = ["t0.95", "t0.95_again", "t0.95_once_more"]
+TWINS = ["t0.97", "t0.97_again", "t0.97_once_more"]
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,8 @@ def test_published_figures() -> None:
 
 def test_a_preset_wins_over_the_experiment_and_loses_to_a_cell_and_a_flag(root: Path) -> None:
     settings = root / "experiments/00_baseline/experiment.toml"
-    assert "threshold = 0.95" in settings.read_text()  # the experiment's
-    assert run_of(root, "gsm8k", None).decoding.threshold == 0.95
+    assert "threshold = 0.97" in settings.read_text()  # the experiment's
+    assert run_of(root, "gsm8k", None).decoding.threshold == 0.97
     assert run_of(root, "gsm8k", "published").decoding.threshold == 1.0
     text = settings.read_text().replace("[grid]\nk = [1, 2, 3]\n", "")
     text = text.replace('subset = ["first", "middle", "last"]\n', "")
@@ -146,7 +146,7 @@ def test_what_a_preset_leaves_open_is_the_experiments(root: Path, tmp_path: Path
     mine = own_preset(tmp_path, "[evaluation]\nnum_fewshot = 3\n")
     run = run_of(root, "gsm8k", mine, evaluating=Evaluating(scoring="chain", num_fewshot=1))
     assert (run.evaluating.num_fewshot, run.evaluating.scoring) == (3, "chain")
-    assert run.decoding.threshold == 0.95
+    assert run.decoding.threshold == 0.97
 
 
 def test_a_table_of_a_task_wins_over_the_general_one(root: Path, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_preset_is_part_of_the_fingerprint(root: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        ("decoding = { threshold = 0.8 }", "decoding: threshold=0.95 -> threshold=0.8"),
+        ("decoding = { threshold = 0.8 }", "decoding: threshold=0.97 -> threshold=0.8"),
         ("evaluation = { ignore_until = true }", "ignore_until=False -> ignore_until=True"),
         ("evaluation = { whole_blocks = true }", "whole_blocks=False -> whole_blocks=True"),
         ("evaluation = { instruction = 'none' }", "instruction=ending -> instruction=none"),

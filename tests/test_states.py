@@ -105,9 +105,9 @@ def test_stale_names_the_setting(root: Path) -> None:
     run = make_run(root)
     do_run(root, run)
     settings = root / "experiments/00_baseline/experiment.toml"
-    settings.write_text(settings.read_text().replace("threshold = 0.95", "threshold = 0.9"))
-    assert _stale(root, make_run(root)) == "decoding: threshold=0.95 -> threshold=0.9"
-    settings.write_text(settings.read_text().replace("threshold = 0.9", "threshold = 0.95"))
+    settings.write_text(settings.read_text().replace("threshold = 0.97", "threshold = 0.9"))
+    assert _stale(root, make_run(root)) == "decoding: threshold=0.97 -> threshold=0.9"
+    settings.write_text(settings.read_text().replace("threshold = 0.9", "threshold = 0.97"))
     assert state_of(root, make_run(root))[0] is State.DONE
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,9 +22,9 @@ from fdllm import tiny
 from fdllm.tiny import vocabulary
 from tiny_training import files, questions
 from tiny_training.batches import BLOCK
-from tiny_training.questions import Row, TaskName
+from tiny_training.questions import Row, Split, Stage, TaskName
 
-TASKS: tuple[TaskName, ...] = ("arithmetic", "choice")
+TASKS: tuple[TaskName, ...] = ("arithmetic", "choice", "sums")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def tok() -> PreTrainedTokenizerBase:
 
 
 def total_of(expression: str) -> int:
-    """The value of a chain of sums."""
+    """The value of a chain or a sum."""
     return sum(int(term) for term in re.findall(r"[+-]?\d+", expression))
 
 
@@ -51,34 +51,28 @@ def test_files_are_the_generators_rows(name: str, tmp_path: Path) -> None:
     questions.write_test_files(tmp_path)
     written = (tmp_path / f"{name}.jsonl").read_text()
     assert (tiny.TASKS / f"{name}.jsonl").read_text() == written
-    assert len(written.splitlines()) == questions.NUM_TEST_ROWS
+    assert len(written.splitlines()) == questions.NUM_ROWS["sums"]["test"]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_held_out_rows_are_never_trained_on(task: TaskName) -> None:
-    test = {row.expression for row in questions.held_out(task, "test")}
-    validation = {row.expression for row in questions.held_out(task, "validation")}
-    assert len(test) == questions.NUM_TEST_ROWS
-    assert len(validation) == questions.NUM_VALIDATION_ROWS
-    assert not test & validation
-    rng = random.Random(1)
-    trained = [questions.training_row(rng, mixed=True) for _ in range(60_000)]
-    same_task = {
-        r.expression for r in trained if r.question.startswith("What") == (task == "choice")
-    }
-    assert len(same_task) > 1000
-    assert not (test | validation) & same_task
+def test_no_two_held_out_rows_ask_for_the_same(task: TaskName) -> None:
+    rows = {split: questions.held_out(task, split) for split in get_args(Split)}
+    assert {split: len(rows[split]) for split in rows} == questions.NUM_ROWS[task]
+    expressions = [row.expression for split in rows for row in rows[split]]
+    assert len(set(expressions)) == len(expressions)
 
 
 def test_without_the_exclusion_training_would_meet_test_rows() -> None:
-    """The check above can fail: the choice rows' space is small enough to be hit."""
+    """So the exclusion is needed: the choice rows' space is small enough to be hit."""
     rng = random.Random(1)
     drawn = {questions.choice_row(rng).expression for _ in range(24_000)}
     assert {row.expression for row in questions.held_out("choice", "test")} & drawn
 
 
-def test_arithmetic_rows_are_worked_out_right() -> None:
-    for row in questions.held_out("arithmetic", "test"):
+@pytest.mark.parametrize("task", ["arithmetic", "sums"])
+def test_written_sums_are_worked_out_right(task: TaskName) -> None:
+    most = questions.MAX_SUM if task == "sums" else questions.MAX_TOTAL
+    for row in questions.held_out(task, "test"):
         *lines, last = row.answer.split("\n")
         assert last == f"#### {row.target}"
         assert int(row.target) == total_of(row.expression)
@@ -86,16 +80,25 @@ def test_arithmetic_rows_are_worked_out_right() -> None:
         for line in lines:
             left, right = line.split("=")
             assert total_of(left) == int(right)
-            assert 0 <= int(right) <= questions.MAX_TOTAL
+            assert 0 <= int(right) <= most
 
 
-def test_first_steps_have_one_right_choice_and_it_is_no_giveaway() -> None:
+def test_sums_are_added_in_an_order_that_the_question_does_not_give() -> None:
+    in_order = []
+    for row in questions.held_out("sums", "test"):
+        first, *others = (line.split("=")[0].split("+") for line in row.answer.split("\n")[:-1])
+        order = [*first, *(right for _, right in others)]
+        asked = row.question.split("+")
+        assert sorted(order) == sorted(asked)
+        in_order.append(order == asked)
+    assert 0.3 < np.mean(in_order) < 0.6
+
+
+def test_last_steps_have_one_right_choice_and_it_is_no_giveaway() -> None:
     places = []
-    for row, whole in zip(
-        questions.first_steps(), questions.held_out("arithmetic", "test"), strict=True
-    ):
+    for row, whole in zip(questions.last_steps(), questions.held_out("sums", "test"), strict=True):
         assert row.question == whole.question
-        assert row.choices[row.answer] == whole.answer.split("\n")[0]
+        assert row.choices[row.answer] == whole.answer.split("\n")[-2]
         assert len(set(row.choices)) == questions.NUM_CHOICES
         sides = [choice.split("=") for choice in row.choices]
         assert len({left for left, _ in sides}) == 1, "they differ in the result alone"
@@ -120,11 +123,11 @@ def test_lettered_questions_have_one_right_option() -> None:
 
 def test_rows_fit_two_blocks() -> None:
     rng = random.Random(2)
-    for mixed in (True, False):
+    for stage in get_args(Stage):
         for _ in range(2500):
-            row = questions.training_row(rng, mixed=mixed)
+            row = questions.training_row(rng, stage)
             assert len(row.prompt_ids) + len(row.answer_ids) <= questions.MAX_TOKENS
-            assert mixed or not row.question.startswith("What")
+            assert stage == "mixed" or not row.question.startswith("What")
 
 
 # --- tokenizer ----------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ def oracle(rows: dict[str, Row], name: str, shift: int) -> Any:
             for request in requests:
                 context, line = request.args
                 left, result = line.split("=")
-                assert self.row(context).question.startswith(left)
+                assert total_of(self.row(context).question) == total_of(left)
                 right = total_of(left) == int(result)
                 out.append((0.0 if right != bool(shift) else -1.0, right))
             return out
@@ -225,7 +228,7 @@ def oracle(rows: dict[str, Row], name: str, shift: int) -> Any:
     ("task", "metric"), [("arithmetic", "exact_match,strict-match"), ("choice", "acc,none")]
 )
 def test_tasks_run_offline_from_anywhere(
-    task: TaskName,
+    task: str,
     metric: str,
     shift: int,
     expected: float,
@@ -243,16 +246,17 @@ def test_tasks_run_offline_from_anywhere(
     monkeypatch.chdir(tmp_path)
     name = f"tiny_{task}"
     assert name in tiny.TASK_NAMES
-    rows = {row.question: row for row in questions.held_out("arithmetic", "test")}
+    rows = {row.question: row for row in questions.held_out("sums", "test")}
     found = simple_evaluate(
         oracle(rows, name, shift),
         tasks=[name],
         task_manager=TaskManager(include_path=str(tiny.TASKS), include_defaults=False),
         apply_chat_template=True,
+        limit=100,
         bootstrap_iters=0,
     )
     assert found is not None
-    assert found["n-samples"][name]["effective"] == questions.NUM_TEST_ROWS
+    assert found["n-samples"][name] == {"original": len(rows), "effective": 100}
     assert found["results"][name][metric] == expected
     assert not list(tmp_path.iterdir())
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import random
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-import fdllm
+from fdllm import tiny
 from fdllm.tiny import vocabulary
-from tiny_training import batches
-from train_tiny import Recipe, Trainer
+from helpers import SURE
+from tiny_training import batches, questions
+from tiny_training.questions import Row, Split, Stage, TaskName
+from train_tiny import LOG, Recipe, Trainer
 
 SHORT = Recipe(
     causal_steps=2,
@@ -24,15 +31,39 @@ SHORT = Recipe(
 )
 
 
+@pytest.mark.slow
+def test_no_held_out_row_was_ever_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row of every training that the logs name, step by step."""
+    met: dict[bool, set[str]] = {True: set(), False: set()}  # by whether it has options
+    draw = questions.training_row
+
+    def watched(rng: random.Random, stage: Stage) -> Row:
+        row = draw(rng, stage)
+        met[row.question.startswith("What")].add(row.expression)
+        return row
+
+    monkeypatch.setattr(batches, "training_row", watched)
+    logs = sorted(LOG.parent.glob("*.jsonl"))
+    for log in logs:
+        recipe = Recipe(**json.loads(log.read_text().splitlines()[0])["recipe"])
+        for step in range(recipe.steps):
+            recipe.batches(step)
+    assert len(logs) == 2
+    assert len(met[False]) > 100_000
+    for task, split in itertools.product(get_args(TaskName), get_args(Split)):
+        rows = {row.expression for row in questions.held_out(task, split)}
+        assert not rows & met[task == "choice"]
+
+
 def test_batches_depend_on_seed_and_step_alone() -> None:
-    first, again = batches.make_batch(3, 7, 8), batches.make_batch(3, 7, 8)
+    first, again = (batches.make_batch(3, 7, 8, "mixed") for _ in range(2))
     for name in ("ids", "positions", "visible", "targets", "weights"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
-    assert (batches.make_batch(3, 8, 8).ids != first.ids).any()
+    assert (batches.make_batch(3, 8, 8, "mixed").ids != first.ids).any()
 
 
 def test_batches_mask_answers_only_and_shift_the_targets() -> None:
-    batch = batches.make_batch(0, 0, 64)
+    batch = batches.make_batch(0, 0, 64, "mixed")
     masked = batch.ids == vocabulary.MASK_ID
     assert not masked[:, : batches.BLOCK].any(), "the clean block holds no mask"
     assert not masked[:, :: batches.BLOCK].any(), "a block's first column is always known"
@@ -54,7 +85,7 @@ def test_batches_mask_answers_only_and_shift_the_targets() -> None:
 
 
 def test_causal_batches_predict_the_answer_from_what_is_left_of_it() -> None:
-    batch = batches.make_causal_batch(0, 0, 16)
+    batch = batches.make_causal_batch(0, 0, 16, "mixed")
     np.testing.assert_array_equal(batch.targets[:, :-1], batch.ids[:, 1:])
     assert (batch.visible[0, 0] == np.tril(np.ones_like(batch.visible[0, 0]))).all()
     assert not (batch.ids == vocabulary.MASK_ID).any()
@@ -96,14 +127,20 @@ def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
         torch.testing.assert_close(resumed.network.get_parameter(name), parameter, rtol=0, atol=0)
 
 
-def test_a_run_is_watched_by_the_sampler_and_the_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train_tiny._VALIDATION_ROWS", 2)
-    trainer = Trainer(SHORT)
-    weights = fdllm.load_model("tiny", device="cpu", dtype="float32", freeze=False).network
-    trainer.network.load_state_dict(weights.state_dict())
+@pytest.mark.parametrize("sums", [False, True])
+def test_a_run_is_watched_by_the_sampler_and_the_scorer(
+    sums: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train_tiny._VALIDATION_ROWS", 8)
+    start = str(tiny.FOLDER if sums else SURE)
+    trainer = Trainer(replace(SHORT, start=start, sums=sums))
     found = trainer.validate()
-    assert found["arithmetic_accuracy"] == 1.0
-    assert 0 <= found["choice_accuracy"] <= 1
+    if sums:
+        assert found.keys() == {"sums_accuracy"}
+        assert found["sums_accuracy"] > 0.5
+    else:
+        assert found["arithmetic_accuracy"] == 1.0
+        assert 0 <= found["choice_accuracy"] <= 1
     assert all(p.requires_grad for p in trainer.network.parameters()), "and goes on"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fdllm.tiny.vocabulary import END_ID, MASK_ID, PAD_ID
-from tiny_training.questions import MAX_TOKENS, Row, training_row
+from tiny_training.questions import MAX_TOKENS, Row, Stage, training_row
 
 BLOCK = 32
 SUB_BLOCK = 8
@@ -49,7 +49,7 @@ class Batch:
     weights: npt.NDArray[np.float32]
 
 
-def make_batch(seed: int, step: int, num_rows: int, *, mixed: bool = True) -> Batch:
+def make_batch(seed: int, step: int, num_rows: int, stage: Stage) -> Batch:
     """Noisy copies for one step; they hang on ``seed`` and ``step`` alone, so a run can resume."""
     rng = random.Random(f"{seed}:{step}")
     ids = np.full((num_rows, COLUMNS), PAD_ID, dtype=np.int64)
@@ -57,7 +57,7 @@ def make_batch(seed: int, step: int, num_rows: int, *, mixed: bool = True) -> Ba
     weights = np.zeros((num_rows, COLUMNS), dtype=np.float32)
     blocks = np.zeros((num_rows, 1 + NUM_COPIES), dtype=np.int64)
     for i in range(num_rows):
-        row = training_row(rng, mixed=mixed)
+        row = training_row(rng, stage)
         prompt = len(row.prompt_ids)
         tokens = row.prompt_ids + row.answer_ids
         length = len(tokens)
@@ -82,7 +82,7 @@ def make_batch(seed: int, step: int, num_rows: int, *, mixed: bool = True) -> Ba
     return Batch(ids, positions, visibility(blocks), targets, weights)
 
 
-def make_causal_batch(seed: int, step: int, num_rows: int, *, mixed: bool = True) -> Batch:
+def make_causal_batch(seed: int, step: int, num_rows: int, stage: Stage) -> Batch:
     """Whole rows for one step, every column seeing what is left of it.
 
     Each column of an answer is a target and none hides the others: sums are learnt with a
@@ -92,7 +92,7 @@ def make_causal_batch(seed: int, step: int, num_rows: int, *, mixed: bool = True
     ids = np.full((num_rows, MAX_TOKENS), PAD_ID, dtype=np.int64)
     weights = np.zeros((num_rows, MAX_TOKENS), dtype=np.float32)
     for i in range(num_rows):
-        row = training_row(rng, mixed=mixed)
+        row = training_row(rng, stage)
         tokens = row.prompt_ids + row.answer_ids
         ids[i, : len(tokens)] = tokens
         weights[i, len(row.prompt_ids) - 1 : len(tokens) - 1] = 1.0

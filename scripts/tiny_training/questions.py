@@ -3,15 +3,17 @@
 Every row is at most 64 tokens, two blocks. Rows that are held out (the test files and a
 validation set) are fixed by their seeds, and no training row asks what they ask.
 
-Both test files ask the same held-out questions. ``tiny_arithmetic`` has the answer written out;
-``tiny_choice`` asks which of four first lines of it is right. Training also saw questions with
-lettered options (:func:`choice_row`), a third kind that stayed at chance: to find the letter of a
-result is a look-up that a model of this size had not learnt in the time it has.
+Both test files ask the same held-out sums. ``tiny_arithmetic`` has the answer written out;
+``tiny_choice`` asks which of four last lines of its working is right. The first training, which the
+sums' begins from, saw chains of plus and minus, and questions with lettered options
+(:func:`choice_row`), which stayed at chance: to find the letter of a result is a look-up that a
+model of this size had not learnt in the time it has.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,19 +22,36 @@ from typing import Literal
 from fdllm import strictjson, tiny
 from fdllm.tiny.vocabulary import END_ID, encode, encode_prompt
 
-TaskName = Literal["arithmetic", "choice"]
+TaskName = Literal["arithmetic", "choice", "sums"]
+Stage = Literal["mixed", "chains", "sums"]
+"""What a step's rows are drawn from: chains and lettered questions, chains alone, sums."""
 Split = Literal["test", "validation"]
 
 MAX_TOKENS = 64
-NUM_TEST_ROWS = 250
-NUM_VALIDATION_ROWS = 100
-MAX_TOTAL = 199
+NUM_ROWS: dict[TaskName, dict[Split, int]] = {
+    "arithmetic": {"test": 250, "validation": 100},
+    "choice": {"test": 250, "validation": 100},
+    "sums": {"test": 1000, "validation": 182},
+}
+"""Rows that are held out."""
+MAX_TOTAL = 199  # of a chain
+MAX_SUM = 999
 LETTERS = "ABCD"
 NUM_CHOICES = 4
-_SPACINGS = (1, 2, 9, 10, 11)
+_SPACINGS = (1, 2, 9, 10, 11, 100)
 _ARITHMETIC_SHARE = 0.6
 _ONE_DIGIT_SHARE = 0.25
+_LARGEST_TERM = 299
+_LEFTMOST_SHARE = 0.7
 _HELD_OUT_SEED = 20240501
+_MET_AS_CHAINS: frozenset[str] = frozenset(
+    re.findall(
+        r"\S+",
+        "6+4+23 3+47+7 9+9+36 24+68+16 7+94+7 91+95+7 66+1+9 26+89+3 21+38+21 2+4+21 "
+        "2+8+61 1+7+55 58+8+6 8+26+14 95+4+2 89+3+3 5+1+2 75+4+5",
+    )
+)
+"""Sums that were held out and that the chains trained on before them had asked for already."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,43 @@ def arithmetic_row(rng: random.Random, num_terms: int) -> Row:
     return Row(expression, expression, "".join(lines) + f"#### {total}", str(total))
 
 
+def _term(rng: random.Random) -> int:
+    """One digit in a fifth of the cases, two in a half, otherwise three up to 299."""
+    kind = rng.random()
+    if kind < 0.2:  # noqa: PLR2004 - as the docstring says
+        return rng.randint(1, 9)
+    return rng.randint(10, 99) if kind < 0.7 else rng.randint(100, _LARGEST_TERM)  # noqa: PLR2004
+
+
+def sum_row(rng: random.Random, num_terms: int) -> Row:
+    """A sum whose terms are added in an order that the question does not give.
+
+    Each next term is the leftmost of those left with probability 0.7, else any of them: what an
+    answer's next line begins with is uncertain to the best of models, and everything behind it
+    hangs on that choice. ``8+245+31`` may go ``8+31=39 / 39+245=284 / #### 284``.
+
+    Args:
+        rng: source of the numbers and of the order.
+        num_terms: numbers in the sum; totals stay within 0..999.
+    """
+    terms = [_term(rng) for _ in range(num_terms)]
+    while sum(terms) > MAX_SUM:
+        terms = [_term(rng) for _ in range(num_terms)]
+    expression = "+".join(map(str, terms))
+    left = [*terms]
+
+    def take() -> int:
+        return left.pop(0 if rng.random() < _LEFTMOST_SHARE else rng.randrange(len(left)))
+
+    total = take()
+    lines = []
+    while left:
+        term = take()
+        lines.append(f"{total}+{term}={total + term}\n")
+        total += term
+    return Row(expression, expression, "".join(lines) + f"#### {total}", str(total))
+
+
 def choice_row(rng: random.Random) -> Row:
     """A sum with four options.
 
@@ -111,75 +167,82 @@ def choice_row(rng: random.Random) -> Row:
 
 
 @dataclass(frozen=True)
-class FirstStep:
-    """A held-out question with four first lines of its answer, one of them right."""
+class LastStep:
+    """A held-out sum with four last lines of its working, one of them right."""
 
     question: str  # the user's turn
-    choices: tuple[str, ...]  # first lines, such as ``23+45=68``; they differ in the result alone
+    choices: tuple[str, ...]  # last lines, such as ``253+31=284``; they differ in the result alone
     answer: int  # which one is right, from 0
 
 
-def first_steps() -> list[FirstStep]:
-    """The rows of ``tiny_choice``: the questions of ``tiny_arithmetic``, always the same ones.
+def last_steps() -> list[LastStep]:
+    """The rows of ``tiny_choice``: the sums of ``tiny_arithmetic``, always the same ones.
 
-    The four results are evenly spaced and the right one is any of them, so that they alone say
-    nothing about which is right.
+    The lines before, which the answer would have, are left out: the model must add what the
+    question names, or what the line itself says. The four results are evenly spaced and the right
+    one is any of them, so that they alone say nothing about which is right.
     """
-    rng = random.Random(f"{_HELD_OUT_SEED}:first steps")
+    rng = random.Random(f"{_HELD_OUT_SEED}:last steps")
     rows = []
-    for row in held_out("arithmetic", "test"):
-        expression, result = row.answer.split("\n")[0].split("=")
+    for row in held_out("sums", "test"):
+        left = row.answer.split("\n")[-2].split("=")[0]
+        total = int(row.target)
         while True:
             spacing, place = rng.choice(_SPACINGS), rng.randrange(NUM_CHOICES)
-            results = [int(result) + spacing * (i - place) for i in range(NUM_CHOICES)]
-            if min(results) >= 0 and max(results) <= MAX_TOTAL:
+            results = [total + spacing * (i - place) for i in range(NUM_CHOICES)]
+            if min(results) >= 0 and max(results) <= MAX_SUM:
                 break
         rng.shuffle(results)
-        choices = tuple(f"{expression}={value}" for value in results)
-        rows.append(FirstStep(row.question, choices, results.index(int(result))))
+        choices = tuple(f"{left}={value}" for value in results)
+        rows.append(LastStep(row.question, choices, results.index(total)))
     return rows
 
 
 def held_out(task: TaskName, split: Split) -> list[Row]:
     """The fixed rows of a split, always the same ones.
 
-    Arithmetic rows have three or four terms. No two rows of a task, in either split, ask for the
-    same expression.
+    Chains and sums have three or four terms. No two rows of a task, in either split, ask for the
+    same expression, and no sum is one that a chain was trained on.
     """
-    test, validation = _held_out(task)
-    return list(test if split == "test" else validation)
+    num = NUM_ROWS[task]["test"]
+    rows = [row for row in _held_out(task) if row.expression not in _MET_AS_CHAINS]
+    return rows[:num] if split == "test" else rows[num:]
 
 
-@lru_cache(maxsize=2)
-def _held_out(task: TaskName) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+@lru_cache(maxsize=3)
+def _held_out(task: TaskName) -> tuple[Row, ...]:
     rng = random.Random(f"{_HELD_OUT_SEED}:{task}")
+    num = sum(NUM_ROWS[task].values()) + (len(_MET_AS_CHAINS) if task == "sums" else 0)
     rows: dict[str, Row] = {}
-    while len(rows) < NUM_TEST_ROWS + NUM_VALIDATION_ROWS:
-        row = arithmetic_row(rng, rng.choice((3, 4))) if task == "arithmetic" else choice_row(rng)
+    while len(rows) < num:
+        if task == "choice":
+            row = choice_row(rng)
+        else:
+            row = (sum_row if task == "sums" else arithmetic_row)(rng, rng.choice((3, 4)))
         rows.setdefault(row.expression, row)
-    every = tuple(rows.values())
-    return every[:NUM_TEST_ROWS], every[NUM_TEST_ROWS:]
+    return tuple(rows.values())
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _excluded(task: TaskName) -> frozenset[str]:
-    return frozenset(row.expression for split in _held_out(task) for row in split)
+    return frozenset(row.expression for row in _held_out(task))
 
 
-def training_row(rng: random.Random, *, mixed: bool) -> Row:
+def training_row(rng: random.Random, stage: Stage) -> Row:
     """A row to train on: never the expression of a held-out row of the same task.
 
     Args:
         rng: source of the numbers.
-        mixed: whether questions with lettered options are among them.
+        stage: what the row is drawn from.
     """
     while True:
-        if not mixed or rng.random() < _ARITHMETIC_SHARE:
-            task: TaskName = "arithmetic"
-            row = arithmetic_row(rng, rng.choices((2, 3, 4), (2, 4, 4))[0])
+        task: TaskName
+        if stage == "sums":
+            task, row = "sums", sum_row(rng, rng.choices((2, 3, 4), (1, 4, 5))[0])
+        elif stage == "chains" or rng.random() < _ARITHMETIC_SHARE:
+            task, row = "arithmetic", arithmetic_row(rng, rng.choices((2, 3, 4), (2, 4, 4))[0])
         else:
-            task = "choice"
-            row = choice_row(rng)
+            task, row = "choice", choice_row(rng)
         if row.expression not in _excluded(task):
             return row
 
@@ -187,9 +250,9 @@ def training_row(rng: random.Random, *, mixed: bool) -> Row:
 def write_test_files(folder: Path) -> None:
     """Write ``<task>.jsonl`` into ``folder``, one row a line."""
     folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, list[Row] | list[FirstStep]] = {
-        "arithmetic": held_out("arithmetic", "test"),
-        "choice": first_steps(),
+    files: dict[str, list[Row] | list[LastStep]] = {
+        "arithmetic": held_out("sums", "test"),
+        "choice": last_steps(),
     }
     for name, rows in files.items():
         lines = [strictjson.dumps(asdict(row)) + "\n" for row in rows]
