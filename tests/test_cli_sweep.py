@@ -26,7 +26,7 @@ def test_sweep_computes_the_grid_and_shows_the_table(fdllm: Command) -> None:
     assert "9 of 9 done" in fdllm.out
     assert "A/A: " in fdllm.out
     assert "40.0 % " in fdllm.out
-    assert "layer calls saved" in fdllm.out
+    assert "FLOPs" in fdllm.out
     assert "[9/9] 00_baseline / tiny_arithmetic / k3_last" in fdllm.err
     assert "left in the grid" in fdllm.err
     assert fdllm.loads == 1

@@ -51,7 +51,12 @@ def root(tmp_path: Path) -> Path:
         throughput={"tokens_per_second": 10.25, "tokens_per_forward": 0.5},
         layer_calls={"computed": 270, "reused": 90, "saved_share": 0.25},
         quality={"truncation_rate": 0.2, "repetition_rate": 0.4},
-        counts={"prefill": {"forwards": 2}, "commit": {"forwards": 3}},
+        counts={
+            "prefill": {"forwards": 2},
+            "commit": {"forwards": 3},
+            "refresh": {"forwards": 5, "flops": 9_00, "weight_bytes": 200, "stored_bytes": 45},
+            "denoise": {"forwards": 25, "flops": 9_00, "weight_bytes": 300, "kv_bytes": 7},
+        },
     )
     return root
 
@@ -98,7 +103,8 @@ def test_each_figure_stands_in_its_column(root: Path) -> None:
         "Change [95 %]": "",
         "p (Holm)": "",
         "Accuracy is": "baseline",
-        "Layer calls by k=1": "1.00",
+        "FLOPs by k=1": "1.00",
+        "Bytes by k=1": "1.00",
         "Tokens/forward": "0.67",
         "Tokens/s (described)": "8.00",
         "Truncated": "0.0 %",
@@ -110,7 +116,8 @@ def test_each_figure_stands_in_its_column(root: Path) -> None:
         "Change [95 %]": "+0.0 [-43.4, +43.4]",
         "p (Holm)": "1.000",
         "Accuracy is": "cannot tell",
-        "Layer calls by k=1": "0.75",
+        "FLOPs by k=1": "0.60",
+        "Bytes by k=1": "0.80",
         "Tokens/forward": "0.50",
         "Tokens/s (described)": "10.25",
         "Truncated": "20.0 %",
@@ -254,7 +261,8 @@ def test_figures_in_the_terminal(root: Path) -> None:
     assert table[2] == {
         "config": "k2_middle",
         "accuracy [95 %]": "60.0 % [23.1, 88.2]",
-        "layer calls by k=1": "0.75",
+        "FLOPs by k=1": "0.60",
+        "bytes by k=1": "0.80",
         "tokens/forward": "0.50",
         "tokens/s (described)": "10.25",
         "truncated": "20.0 %",

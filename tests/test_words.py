@@ -14,6 +14,7 @@ from fdllm.report.build import Section, TablePage
 from fdllm.report.compare import compare
 from fdllm.report.compare_text import Comparison, describe, points, smoke_mark
 from fdllm.report.flips import embed
+from fdllm.report.made import Made
 from fdllm.report.origin import origin
 from fdllm.report.records import Record
 from fdllm.report.speed import TimedPair
@@ -41,6 +42,7 @@ def comparison(**changes: Any) -> Comparison:
         "test": "exact McNemar",
         "losses": (("gsm8k", 1), ("gsm8k", 2)),
         "gains": (("gsm8k", 3),),
+        "made": Made(0.9, 0.85, 0.95),
         "speed": speed("faster"),
         "floor": 0.04,
         "smallest_detectable": 0.021,
@@ -63,13 +65,14 @@ FIGURES = (
 FASTER = (
     "It is faster: 0.80 [0.75, 0.85] of k1_first's time in the timing study; noise floor 4.0 %."
 )
+COST = "It makes 0.85 of k1_first's FLOPs and moves 0.95 of its bytes."
 REACH = "The smallest difference these documents could have shown with 80 % power is 2.1 points."
 
 
 def test_a_comparison_is_a_verdict_a_speed_and_what_limits_them() -> None:
     assert describe(comparison(notes=("a note", "another!"))) == (
         f"k2_last is as accurate as k1_first in accuracy: {FIGURES}; a loss of more than 2 points "
-        f"is excluded. {FASTER} {REACH} a note. another!"
+        f"is excluded. {FASTER} {COST} {REACH} a note. another!"
     )
 
 
@@ -139,7 +142,8 @@ def test_p_values_and_flips_are_told_where_there_are_any() -> None:
             ),
         ),
         ({"speed": speed("none"), "floor": None}, "in the timing study; noise floor unknown."),
-        ({"speed": None}, "is excluded. The smallest difference"),
+        ({"speed": None}, f"is excluded. {COST} {REACH}"),
+        ({"speed": None, "made": Made(0.9, None, None)}, f"is excluded. {REACH}"),
     ],
 )
 def test_speed_in_words(changes: dict[str, Any], said: str) -> None:

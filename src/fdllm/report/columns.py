@@ -41,7 +41,9 @@ class Table:
         """For a terminal; a caption is a warning there."""
         table = TerminalTable(box=box.SIMPLE_HEAD, caption=self.caption, caption_style="red")
         for one in self.columns:
-            head, side = one.name[:1].lower() + one.name[1:], "left" if one.is_words else "right"
+            head, side = one.name, "left" if one.is_words else "right"
+            if head[1:2].islower():  # no abbreviation
+                head = head[0].lower() + head[1:]
             table.add_column(head, justify=side, overflow="fold")  # type: ignore[arg-type]
         for row in self.rows:
             table.add_row(*(Text(text, style) for _, text, style in row))

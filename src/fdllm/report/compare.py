@@ -20,6 +20,7 @@ from fdllm.evaluate.tasks import TASKS
 from fdllm.report.agreement import agree, stated, tolerance_of
 from fdllm.report.compare_text import MARGIN, Comparison, Verdict, describe
 from fdllm.report.grid import differences, same_computation
+from fdllm.report.made import made_by
 from fdllm.report.records import NotComparableError, Record, RecordError, SampleKey
 from fdllm.report.stats import (
     ALPHA,
@@ -88,6 +89,7 @@ def _judge(
         p_holm=p_holm,
         losses=pair.where(pair.values[0] > pair.values[1]) if right else (),
         gains=pair.where(pair.values[0] < pair.values[1]) if right else (),
+        made=made_by(b, a),
         speed=None if times is None else times.pairs.get(b.name),
         floor=None if times is None else times.floor,
         margin=margin,

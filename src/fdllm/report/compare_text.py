@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fdllm.report.agreement import stated
+from fdllm.report.made import Made
 from fdllm.report.records import SampleKey
 from fdllm.report.speed import TimedPair
 from fdllm.report.stats import ALPHA, Difference
@@ -32,6 +33,7 @@ class Comparison(Difference):
     # documents that A has right and B wrong; empty where figures are not yes or no
     losses: tuple[SampleKey, ...]
     gains: tuple[SampleKey, ...]  # documents that A has wrong and B right
+    made: Made  # what B made by what A made, on the documents of both
     speed: TimedPair | None  # of the timing study; None where it has none of B against A
     floor: float | None  # that study's noise floor
     margin: float  # the loss that "same" allows
@@ -63,7 +65,7 @@ class Comparison(Difference):
 
 def describe(c: Comparison) -> str:
     """The verdict, its figures, the speed, and what limits all of it; one paragraph."""
-    sentences = [_verdict(c), _speed(c), _reach(c), *c.notes]
+    sentences = [_verdict(c), _speed(c), _cost(c), _reach(c), *c.notes]
     ended = (text if text.endswith((".", "!", "?")) else f"{text}." for text in sentences if text)
     return smoke_mark(c.limit) + " ".join(ended)
 
@@ -120,6 +122,12 @@ def _speed(c: Comparison) -> str:
     noise = "unknown" if c.floor is None else f"{100 * c.floor:.1f} %"
     text = claimed.get(c.speed.claim, "No difference in speed is claimed")
     return f"{text}: {time} in the timing study; noise floor {noise}"
+
+
+def _cost(c: Comparison) -> str:
+    if c.same_computation or c.made.flops is None or c.made.bytes is None:
+        return ""
+    return f"It makes {c.made.flops:.2f} of {c.a}'s FLOPs and moves {c.made.bytes:.2f} of its bytes"
 
 
 def _reach(c: Comparison) -> str:

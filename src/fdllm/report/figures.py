@@ -60,7 +60,6 @@ class CellFigures:
     latency_p95_s: float  # 95th percentile of the same
     calls: measure.CountsByPhase  # by phase, forwards and layer calls computed and reused
     saved_share: float  # layer calls reused, of all
-    made: float  # layer calls made in the end, to compare with the baseline's
     # speed-up if every step but each k-th skipped the layers (ANCESTOR's formula), where the
     # strategy has a period
     ideal: float | None
@@ -112,7 +111,6 @@ def cell_figures(cell: Record) -> CellFigures:
         latency_p95_s=speed.latency_p95_s,
         calls=counts,
         saved_share=calls.saved_share,
-        made=calls.made,
         ideal=ideal_speedup(strategy.k, len(strategy.layers), strategy.n_layers)
         if strategy.reuses
         else None,

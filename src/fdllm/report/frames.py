@@ -10,6 +10,7 @@ import pandas as pd
 
 from fdllm import strictjson
 from fdllm.errors import UsageError, did_you_mean
+from fdllm.record.measure import CountsByPhase, total
 from fdllm.record.paths import Layout, find_root
 from fdllm.report.records import Record, load_records
 
@@ -21,6 +22,7 @@ _IDENTITY = {
     "preset": "str",
     "model": "str",
 }
+_COST = ("flops", "weight_bytes", "kv_bytes", "stored_bytes")
 RESULT_COLUMNS: Mapping[str, str] = {
     **_IDENTITY,
     "k": "int64",
@@ -49,6 +51,7 @@ RESULT_COLUMNS: Mapping[str, str] = {
     "reused": "int64",
     "trimmed": "float64",
     "saved_share": "float64",
+    **dict.fromkeys(_COST, "Int64"),
     "truncation_rate": "float64",
     "repetition_rate": "float64",
     "peak_memory_bytes": "int64",
@@ -74,6 +77,7 @@ SAMPLE_COLUMNS: Mapping[str, str] = {
     "forwards": "int64",
     "computed": "int64",
     "reused": "int64",
+    **dict.fromkeys(_COST, "Int64"),
     "seconds": "float64",
     "finish": "str",
     "subject": "str",
@@ -206,6 +210,7 @@ def _result(cell: Record) -> dict[str, Any]:
         "layers": " ".join(map(str, summary.strategy.layers)),
         "strategy": summary.strategy.text,
         "forwards": sum(count["forwards"] for count in summary.counts.values()),
+        **_cost(summary.counts),
         "peak_memory_bytes": summary.peak_memory.bytes,
         "machine": " then ".join(summary.machines),
         "fingerprint": summary.fingerprint.digest,
@@ -232,7 +237,16 @@ def _samples(cell: Record) -> Iterator[dict[str, Any]]:
             "forwards": sum(count["forwards"] for count in counts),
             "computed": sum(count["computed"] for count in counts),
             "reused": sum(count["reused"] for count in counts),
+            **_cost(sample["counts"]),
         }
+
+
+def _cost(counts: CountsByPhase) -> dict[str, int | None]:
+    """Work and traffic, all phases; None where a record is older than its counter."""
+    return {
+        name: int(total(counts, name)) if any(name in one for one in counts.values()) else None
+        for name in _COST
+    }
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> bool:

@@ -11,6 +11,7 @@ from fdllm.plan import CellState, State
 from fdllm.record.summary import Headline, Summary
 from fdllm.report.columns import Column, Table
 from fdllm.report.grid import GridFinding, checks, choose_baseline, mixtures
+from fdllm.report.made import made_by
 from fdllm.report.records import Record, finished
 
 _STYLE = {
@@ -25,8 +26,10 @@ _STYLE = {
     State.NOT_APPLICABLE: ("-", "dim"),
 }
 BY_BASELINE = (
-    "By k=1: the config's by {baseline}'s; layer calls are above 1 where skipping costs more "
-    "forwards than it saves. Described: of runs one after the other, never compared."
+    "By k=1: made by the config over made by {baseline}, on the same documents; above 1 where "
+    "skipping costs more forwards than it saves. Bytes are moved at batch 1: of weights, of keys "
+    "and values, of what reuse keeps. Tokens/s are described, of runs one after the other, and "
+    "never compared."
 )
 _PACE = {
     True: ("scored_tokens_per_second", "requests_per_second"),
@@ -68,7 +71,8 @@ def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Colu
         baseline: the one that counts as k=1; None where there is none.
     """
     every = [record.summary for record in records]
-    plain = next((record.summary for record in records if record.name == baseline), None)
+    plain = next((record for record in records if record.name == baseline), None)
+    made = [None if plain is None else made_by(record, plain) for record in records]
     scored = bool(every) and every[0].kind == "loglikelihood"
 
     def column(name: str, text: Callable[[Summary], str], *, shown: bool = True) -> list[Column]:
@@ -80,8 +84,9 @@ def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Colu
     def quality(name: str, rate: str) -> list[Column]:
         return column(name, lambda one: _share(getattr(one.quality, rate, None)), shown=not scored)
 
-    def by_plain(figure: Callable[[Summary], float]) -> Callable[[Summary], str]:
-        return lambda one: "" if plain is None else f"{figure(one) / figure(plain):.2f}"
+    def by_plain(name: str, figure: str) -> Column:
+        ratios = [None if one is None else getattr(one, figure) for one in made]
+        return Column(f"{name} by k=1", ["" if one is None else f"{one:.2f}" for one in ratios])
 
     return [
         *column("Accuracy [95 %]", lambda one: with_interval(one.headline)),
@@ -90,7 +95,8 @@ def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Colu
             lambda one: _share(one.boxed_match),
             shown=any(one.boxed_match is not None for one in every),
         ),
-        *column("Layer calls by k=1", by_plain(lambda one: one.layer_calls.made)),
+        by_plain("FLOPs", "flops"),
+        by_plain("Bytes", "bytes"),
         *pace("Requests/s" if scored else "Tokens/forward", _PACE[scored][1]),
         *pace(
             "Scored tokens/s (described)" if scored else "Tokens/s (described)", _PACE[scored][0]
