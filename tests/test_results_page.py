@@ -54,8 +54,20 @@ def root(tmp_path: Path) -> Path:
         counts={
             "prefill": {"forwards": 2},
             "commit": {"forwards": 3},
-            "refresh": {"forwards": 5, "flops": 9_00, "weight_bytes": 200, "stored_bytes": 45},
-            "denoise": {"forwards": 25, "flops": 9_00, "weight_bytes": 300, "kv_bytes": 7},
+            "refresh": {
+                "forwards": 5,
+                "computed": 60,
+                "flops": 9_00,
+                "weight_bytes": 200,
+                "stored_bytes": 45,
+            },
+            "denoise": {
+                "forwards": 25,
+                "computed": 210,
+                "flops": 9_00,
+                "weight_bytes": 300,
+                "kv_bytes": 7,
+            },
         },
     )
     return root
@@ -103,6 +115,7 @@ def test_each_figure_stands_in_its_column(root: Path) -> None:
         "Change [95 %]": "",
         "p (Holm)": "",
         "Accuracy is": "baseline",
+        "Layer calls by k=1": "1.00",
         "FLOPs by k=1": "1.00",
         "Bytes by k=1": "1.00",
         "Tokens/forward": "0.67",
@@ -116,6 +129,7 @@ def test_each_figure_stands_in_its_column(root: Path) -> None:
         "Change [95 %]": "+0.0 [-43.4, +43.4]",
         "p (Holm)": "1.000",
         "Accuracy is": "cannot tell",
+        "Layer calls by k=1": "0.75",
         "FLOPs by k=1": "0.60",
         "Bytes by k=1": "0.80",
         "Tokens/forward": "0.50",
@@ -261,6 +275,7 @@ def test_figures_in_the_terminal(root: Path) -> None:
     assert table[2] == {
         "config": "k2_middle",
         "accuracy [95 %]": "60.0 % [23.1, 88.2]",
+        "layer calls by k=1": "0.75",
         "FLOPs by k=1": "0.60",
         "bytes by k=1": "0.80",
         "tokens/forward": "0.50",

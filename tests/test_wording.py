@@ -57,6 +57,8 @@ def against(name: str, **changes: Any) -> Comparison:
         "floor": TIMES.floor,
         "collapsed": (),
         "same_computation": False,
+        "identical": False,
+        "notes": (),
         "verdict": "same-or-better",
     }
     return Comparison(**(values | changes))

@@ -177,23 +177,21 @@ def _saved(table: TablePage) -> Table | None:
     unit = "generated" if table.kind == "generate" else "scored"
 
     def row(cell: CellFigures) -> list[str]:
-        tokens, against = max(cell.tokens, 1), table.against.get(cell.name)
+        tokens = max(cell.tokens, 1)
         calls = [made(cell.calls.get(phase, {})) / tokens for phase in _PHASES]
         saved = sum(_unmade(count) for count in cell.calls.values()) / tokens
         return [
             *((_figure(cell.ideal, ".2f"), f"{cell.possible:.2f}") if cell.reuses else ("", "")),
             f"{100 * cell.saved_share:.1f} %" if cell.reuses else "",
             *(f"{number:.2f}" for number in (*calls, sum(calls), saved)),
-            "" if against is None else _figure(against.made.layer_calls, ".2f"),
         ]
 
     return _by_config(
         table,
-        "Ideal speed-up: every step but each k-th skips the layers. Possible: time follows the "
-        "share of its own layer calls that the config did not make (skipped). Then layer calls for "
-        f"each {unit} token: made, by phase and together, and reused; and made in the end, over "
-        f"those of {table.baseline or 'the baseline'}.",
-        ["Ideal", "Possible", "Skipped", *_PHASES, "made", "reused", "by k=1"],
+        "Ideal: the factor that layer calls allow if every step but each k-th skips the layers. "
+        "Possible: by the share of its own calls that the config really skipped. Then layer calls "
+        f"for each {unit} token: made, by phase and together, and reused.",
+        ["Ideal", "Possible", "Skipped", *_PHASES, "made", "reused"],
         row,
     )
 

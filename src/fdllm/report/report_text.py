@@ -28,6 +28,9 @@ def notices(table: TablePage, overlap: str | None) -> list[Notice]:
     if collapsed:
         text = f"Collapsed, so that their time is no merit: {', '.join(collapsed)}."
         found.append(Notice(text, "bad"))
+    told = [one for one in table.against.values() if not (one.same_computation or one.identical)]
+    notes = dict.fromkeys(note for one in told for note in one.notes)
+    found += [Notice(f"{note[:1].upper()}{note[1:]}.") for note in notes]
     if overlap:
         found.append(Notice(f"{overlap[:1].upper()}{overlap[1:]}."))
     if table.kind == "generate" and any(cell.repetition is None for cell in table.cells):

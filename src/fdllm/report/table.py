@@ -95,6 +95,7 @@ def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Colu
             lambda one: _share(one.boxed_match),
             shown=any(one.boxed_match is not None for one in every),
         ),
+        by_plain("Layer calls", "layer_calls"),
         by_plain("FLOPs", "flops"),
         by_plain("Bytes", "bytes"),
         *pace("Requests/s" if scored else "Tokens/forward", _PACE[scored][1]),
