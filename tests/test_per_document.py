@@ -14,7 +14,7 @@ import pytest
 from fdllm.core.counts import Counts, PhaseCount
 from fdllm.core.schedule import Phase
 from fdllm.evaluate.recording import text_hash
-from fdllm.record.per_document import FROM_JOURNAL, answer_hash, pack, rows_of, unpack
+from fdllm.record.per_document import FROM_JOURNAL, digest_of_answer, pack, rows_of, unpack
 
 
 def document(number: int, *, scored: bool = False) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -46,10 +46,12 @@ def document(number: int, *, scored: bool = False) -> tuple[dict[str, Any], list
             "finish": "length",
             "steps": steps,
         }
-        return sample, [at | answer]
+        return sample, [at | answer | {"index": 0}]
     scores = [-20 * chance.random() for _ in range(4)]
-    answer = {"kind": "loglikelihood", "scored_step": None, "reused_tokens": 3}
-    return sample | {"output": scores, "finish": None}, [at | answer] * 4
+    answer = {"kind": "loglikelihood", "scored_step": None}
+    order = [3, 0, 1, 2]  # as they were ready
+    answers = [at | answer | {"index": index, "reused_tokens": index} for index in order]
+    return sample | {"output": scores, "finish": None}, answers
 
 
 def rows(num: int, *, scored: bool = False) -> list[dict[str, Any]]:
@@ -65,7 +67,7 @@ def test_a_row_holds_facts_and_no_texts() -> None:
         "doc_id": 3,
         "doc_hash": sample["doc_hash"][:8],
         "prompt_hash": sample["prompt_hash"][:8],
-        "output": answer_hash("it is 3"),
+        "output": digest_of_answer("it is 3"),
         "metrics": sample["metrics"],
         "tokens": sample["tokens"],
         "forwards": sample["forwards"],
@@ -83,8 +85,12 @@ def test_a_row_holds_facts_and_no_texts() -> None:
 def test_a_row_of_scores_tells_its_choices() -> None:
     sample, answers = document(3, scored=True)
     (row,) = rows_of([sample], answers)
-    assert row["output"] == pytest.approx(sample["output"], abs=1e-5)
-    assert (row["requests"], row["scored_step"], row["reused_tokens"]) == (4, [None] * 4, [3] * 4)
+    assert row["output"] == pytest.approx(sample["output"], abs=1e-6)
+    assert (row["requests"], row["scored_step"], row["reused_tokens"]) == (
+        4,
+        [None] * 4,
+        [0, 1, 2, 3],
+    )
     assert "steps" not in row
 
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
-from fdllm.record.paths import COLUMNS, Layout
+from cells import write_study
+from fdllm.record.paths import COLUMNS, TIMING, Layout
 from fdllm.record.per_document import pack, unpack
+from fdllm.record.study import Agreement
 from fdllm.record.summary import describe_file
 from fdllm.report.build import Section, build_report
 from fdllm.report.html import render_html
 from fdllm.report.recheck import Recheck, check_page, check_records, embedded_tables
 from fdllm.report.records import load_record, record_folders
+from fdllm.report.sums import check_studies
 from made_up import Invented, tamper, write_grid
 
 pytestmark = pytest.mark.usefixtures("small_heap")
@@ -122,6 +125,39 @@ def test_a_clone_checks_what_git_keeps(results: Path, config: str) -> None:
     assert (difference.where, difference.figure) == (where, "layer_calls.saved_share")
     path.with_name(COLUMNS).write_bytes(b"forged")
     assert any("columns.json.xz" in one.found for one in found().differences)
+
+
+def test_a_study_must_be_its_copy_and_say_how_its_answers_agree(results: Path) -> None:
+    layout = Layout.of(results.parent, results)
+    folders = record_folders(layout, "00_baseline", ["gsm8k"])
+    cells = [load_record(folder) for folder in folders]
+    assert check_studies(layout, folders) == Recheck()
+    study = write_study(cells, {one.name: 1.0 for one in cells})
+    keys = study.documents
+    configs = {
+        one.name: study.configs[one.name].model_copy(
+            update={
+                "answers": tuple(one.by_key[key]["output"] for key in keys),
+                "agrees": Agreement(compared=len(keys), equal=len(keys)),
+                "fingerprint": {},
+            }
+        )
+        for one in cells
+    }
+    path, copy = cells[0].folder.parent / TIMING, layout.artifacts / "00_baseline/gsm8k" / TIMING
+    true = study.model_copy(update={"configs": configs})
+    true.write(path / "study.json", copy / "study.json")
+    found = check_studies(layout, folders)
+    assert (found.differences, found.num_figures) == ((), 1 + len(cells))
+    other = configs["k1_last"].model_copy(
+        update={"answers": ("0" * 16, *true.configs["k1_last"].answers[1:])}
+    )
+    true.model_copy(update={"configs": configs | {"k1_last": other}}).write(path / "study.json")
+    names = [one.figure for one in check_studies(layout, folders).differences]
+    assert names == [
+        "SHA-256 of the copy under artifacts",
+        "answers of k1_last equal to its record's",
+    ]
 
 
 def test_a_faster_sample_disagrees_with_the_journal(results: Path) -> None:

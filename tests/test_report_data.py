@@ -11,7 +11,7 @@ import pytest
 
 from cells import make_cell, share, write_cell
 from fdllm.record.paths import COLUMNS, Layout
-from fdllm.record.per_document import answer_hash, pack
+from fdllm.record.per_document import digest_of_answer, pack
 from fdllm.record.summary import describe_file
 from fdllm.report.records import RecordError, load_record, load_records
 
@@ -41,7 +41,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         "00_baseline", "gsm8k", "k2_middle", 6,
     )  # fmt: skip
     first = cell.by_key["gsm8k", 0]
-    assert (first["output"], first["tokens"]) == (answer_hash("a\u2028b"), 100)
+    assert (first["output"], first["tokens"]) == (digest_of_answer("a\u2028b"), 100)
     assert cell.texts["gsm8k", 0]["output"] == "a\u2028b"
     assert [cell.value(sample) for sample in cell.samples] == list(RIGHT)
 

@@ -17,12 +17,13 @@ from fdllm.errors import FdllmError
 from fdllm.evaluate.adapter import LoadedModel
 from fdllm.evaluate.runner import Runner
 from fdllm.plan import Planner, State
+from fdllm.record.per_document import digest_of_answer
 from fdllm.record.study import Conditions, Study, read_study
 from fdllm.report.speed import judge_pairs
 from fdllm.runs import ModelChoice, Sweep
 from fdllm.timing import conditions
 from fdllm.timing.conditions import changes, read_conditions
-from fdllm.timing.take_study import digest_of_answer, draw, keep_study, take_study
+from fdllm.timing.take_study import draw, keep_study, take_study
 from fdllm.timing.wanted import WantedStudy, study_state, want_studies
 from fdllm_bench.made_up_study import make_study
 from stubs import Notes, change_code, make_planner, make_root, make_sweep
@@ -113,7 +114,7 @@ def test_another_text_than_the_records_fails_the_study(
             return text
         lines = [json.loads(line) for line in text.splitlines()]
         for line in lines:
-            line["output"] = "no" if isinstance(line["output"], str) else [-9.0, *line["output"]]
+            line["output"] = "no" if isinstance(line["output"], str) else [-1e9, *line["output"]]
         return "\n".join(map(json.dumps, lines))
 
     monkeypatch.setattr(Path, "read_text", other)

@@ -54,11 +54,13 @@ class ReportCommand(Selection):
         if self.stdout:
             say(text)
             return 0
+        shown = [record for section in report.sections for record in section.records]
+        if kept := sum(record.is_published for record in shown):
+            complain(f"note: {kept} of {len(shown)} records are git's copies, which hold no texts")
         html = render_html(report)
         for place, content in ((markdown, text), (page, html)):
             write_text(place, content)
             say(f"wrote {place}")
-        shown = [record for section in report.sections for record in section.records]
         say(f"wrote {write_sums(planner.layout, self.experiment, shown)}")
         return 0
 
@@ -118,7 +120,7 @@ def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
 
 def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path) -> Recheck:
     from fdllm.report.recheck import recheck  # noqa: PLC0415 - as above
-    from fdllm.report.sums import check_sums  # noqa: PLC0415 - as above
+    from fdllm.report.sums import check_studies, check_sums  # noqa: PLC0415 - as above
 
     folders = record_folders(planner.layout, options.experiment, options.task or (), options.limit)
     if options.config:
@@ -129,8 +131,9 @@ def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path)
             f"{planner.layout.results}, so there is nothing to check; sweep first, or name them "
             "with --results"
         )
-    found = recheck(planner, options.experiment, folders, page)
-    found += check_sums(planner.layout, options.experiment)
+    found = check_sums(planner.layout, options.experiment)  # what was changed, ahead of what it did
+    found += check_studies(planner.layout, folders)
+    found += recheck(planner, options.experiment, folders, page)
     return found + _check_markdown(planner, options, markdown)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -22,15 +23,25 @@ FROM_JOURNAL = frozenset(
 """Facts of a row that its answers show, and its line of ``samples.jsonl`` does not."""
 
 _TEXTS = ("prompt", "target", "filtered", "programs")
-_HASH, _ANSWER = 8, 16  # hexadecimal digits: of a document or prompt, and of an answer
-_SECONDS, _NATS = 7, 5  # decimals
+_HASH = 8  # hexadecimal digits, of a document or a prompt
+_SECONDS, _NATS = 7, 6  # decimals
 _NEEDED = ("task", "doc_id", "doc_hash", "prompt_hash", "output", "tokens", "seconds")
 _NESTED = {"metrics": 1, "counts": 2}  # how deep
 
 
-def answer_hash(text: str) -> str:
-    """What stands for an answer's text: 16 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_ANSWER]
+def digest_of_answer(output: str | float | Sequence[str | float | None]) -> str:
+    """Sixteen hexadecimal digits of an answer: of its text, or of which choice is likeliest.
+
+    Args:
+        output: a text or several, or the choices' log-likelihoods; a sample's ``output``.
+    """
+    given: Sequence[Any] = output if isinstance(output, list | tuple) else [output]
+    if all(isinstance(one, str) for one in given):
+        text = "\0".join(map(str, given))
+    else:
+        scores = [-math.inf if one is None else float(one) for one in given]
+        text = str(max(range(len(scores)), key=scores.__getitem__))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def rows_of(
@@ -44,7 +55,7 @@ def rows_of(
 
     Returns:
         The samples without their texts and with what only the answers show. ``output`` is the
-        hash of the text, or the log-likelihoods of the choices (to 1e-5 nats); ``seconds`` are
+        text's digest, or the log-likelihoods of the choices (to 1e-6 nats); ``seconds`` are
         rounded to 1e-7, hashes to 8 digits. From the answers: ``requests``, how many there were;
         of texts how many were ``truncated`` and ``repetitive`` and by answer the ``steps`` (tokens
         that each unmasked); of scores, by choice, the ``scored_step`` and the ``reused_tokens``.
@@ -61,6 +72,7 @@ def _row(sample: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> dic
     row |= {"output": _output(sample["output"]), "seconds": round(sample["seconds"], _SECONDS)}
     if not answers:
         return row
+    answers = sorted(answers, key=lambda one: one["index"])  # they come as they are ready
     row["requests"] = len(answers)
     if answers[0]["kind"] == "generate":
         return row | {
@@ -72,9 +84,8 @@ def _row(sample: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> dic
 
 
 def _output(said: Any) -> Any:  # noqa: ANN401 - a text, texts, or scores
-    if isinstance(said, str):
-        return answer_hash(said)
-    return [answer_hash(one) if isinstance(one, str) else round(one, _NATS) for one in said]
+    texts = isinstance(said, str) or all(isinstance(one, str) for one in said)
+    return digest_of_answer(said) if texts else [round(one, _NATS) for one in said]
 
 
 def pack(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -1,4 +1,6 @@
-"""``artifacts/<experiment>/SHA256SUMS``: the copies in git that a written report stands on.
+"""What git keeps of an experiment, held to what was published and to what it says itself.
+
+``artifacts/<experiment>/SHA256SUMS`` lists the copies that a written report stands on.
 
 Figures are held to the columns, and these by a hash to their summary; what else a summary or a
 timing study says is held by this list, in a clone and whatever the code has become since.
@@ -8,13 +10,18 @@ timing study says is held by this list, in a clone and whatever the code has bec
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from fdllm.errors import FdllmError
 from fdllm.record.atomic import write_text
 from fdllm.record.paths import COLUMNS, TIMING, Layout
+from fdllm.record.per_document import digest_of_answer
+from fdllm.record.study import Study, read_study
+from fdllm.record.summary import InvalidRecordError
 from fdllm.report.recheck import Mismatch, Recheck
-from fdllm.report.records import Record
+from fdllm.report.records import Record, SampleKey, load_record
+from fdllm.report.times import changed
 
 SUMS = "SHA256SUMS"
 _ABSENT = "absent"
@@ -46,6 +53,50 @@ def check_sums(layout: Layout, experiment: str) -> Recheck:
                 Mismatch(f"artifacts/{experiment}/{name}", "SHA-256", written, found)
             )
     return Recheck(0, len(lines), tuple(differences))
+
+
+def check_studies(layout: Layout, folders: Sequence[Path]) -> Recheck:
+    """Compare the timing studies beside some records with their copies and with the records."""
+    found = Recheck()
+    for task in dict.fromkeys(folder.parent for folder in folders):
+        path, part = task / TIMING / "study.json", layout.part(task) / TIMING / "study.json"
+        copy = layout.artifacts / part
+        if not path.is_file():
+            continue
+        pairs = [("SHA-256 of the copy under artifacts", _digest(copy), _digest(path))]
+        try:
+            study = read_study(path)
+            cells = [load_record(folder) for folder in folders if folder.parent == task]
+            pairs += [] if study is None else _agreements(study, cells)
+        except (FdllmError, InvalidRecordError) as error:
+            pairs = [("the study", "not readable", str(error))]
+        differences = (
+            Mismatch(part.as_posix(), figure, written, fresh)
+            for figure, written, fresh in pairs
+            if written != fresh
+        )
+        found += Recheck(0, len(pairs), tuple(differences))
+    return found
+
+
+def _agreements(study: Study, cells: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
+    """How many answers of a study are its records': what it says, and what the two show."""
+    for cell in cells:
+        timed = study.configs.get(cell.name)
+        if timed is None or timed.agrees is None or changed(study, cell):
+            continue
+        given = dict(zip(study.documents, timed.answers, strict=True))
+        both = [key for key in given if key in cell.by_key]
+        equal = sum(_answer(cell, key) == given[key] for key in both)
+        # The first round's answers are kept; on a GPU a later one may have been another.
+        equal = min(equal, timed.agrees.equal)
+        says = f"{timed.agrees.equal} of {timed.agrees.compared}"
+        yield f"answers of {cell.name} equal to its record's", says, f"{equal} of {len(both)}"
+
+
+def _answer(cell: Record, key: SampleKey) -> str:
+    said = cell.by_key[key]["output"]
+    return said if isinstance(said, str) else digest_of_answer(said)
 
 
 def _digest(path: Path) -> str:

@@ -51,8 +51,8 @@ def read_times(cells: Sequence[Record], baseline: str | None) -> Times:
     if study is None:
         return Times(sentence=f"speed was not measured: {again}")
     for cell in cells:
-        if changed := _changed(study, cell):
-            return Times(sentence=f"the timing study is of another {changed}: run {again}")
+        if another := changed(study, cell):
+            return Times(sentence=f"the timing study is of another {another}: run {again}")
     if baseline not in study.configs:
         return Times(sentence=f"the timing study lacks {baseline or 'a baseline'}: run {again}")
     found = judge_pairs(study, baseline)
@@ -70,13 +70,13 @@ def _command(record: Record) -> str:
     return shlex.join([*words, "--model", summary.model])
 
 
-def _changed(study: Study, record: Record) -> str:
+def changed(study: Study, record: Record) -> str:
     """In what the study's run of a config is another one than the record's; empty where in none."""
     timed = study.configs.get(record.name)
     own = record.summary.fingerprint.fields
     fields = () if timed is None else timed.fingerprint.items()
-    changed = [name for name, value in fields if own.get(name) not in (value, None)]
-    return f"{' and '.join(changed)} than the record of {record.name}" if changed else ""
+    names = [name for name, value in fields if own.get(name) not in (value, None)]
+    return f"{' and '.join(names)} than the record of {record.name}" if names else ""
 
 
 def _how(study: Study) -> str:

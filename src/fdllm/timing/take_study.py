@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fdllm import strictjson
@@ -25,10 +24,10 @@ from fdllm.core.scorer import Score
 from fdllm.errors import FdllmError
 from fdllm.evaluate.adapter import EngineLM, LoadedModel
 from fdllm.evaluate.preview import requests_of
-from fdllm.evaluate.recording import text_hash
 from fdllm.evaluate.requests import EvalRequest
 from fdllm.plan import Planner, State
 from fdllm.record.paths import set_aside
+from fdllm.record.per_document import digest_of_answer
 from fdllm.record.provenance import cpu_name, usable_cpus, utc_now
 from fdllm.record.study import Agreement, Conditions, ConfigTimes, Study
 from fdllm.report.speed import judge_pairs, noise_words
@@ -243,18 +242,6 @@ def _named(keys: Sequence[Key]) -> str:
     shown = ", ".join(f"{task} {doc_id}" for task, doc_id in keys[:_SHOWN])
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     return f"{len(keys)} documents ({shown}{more})"
-
-
-def digest_of_answer(output: str | float | Sequence[str | float | None]) -> str:
-    """Sixteen hexadecimal digits of an answer: of its text, or of which choice is likeliest.
-
-    Args:
-        output: a text or several, or the choices' log-likelihoods; a sample's ``output``.
-    """
-    given = output if isinstance(output, list | tuple) else [output]
-    if all(isinstance(one, str) for one in given):
-        return text_hash("\0".join(map(str, given)))[:16]
-    return text_hash(str(int(np.argmax(np.array(given, dtype=float)))))[:16]
 
 
 def draw(documents: Sequence[Key], number: int, seed: int = SEED) -> list[Key]:
