@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fdllm.cli.request import task_facts
 from fdllm.errors import UsageError
 from fdllm.evaluate.adapter import LoadedModel
 from fdllm.evaluate.attempt import RunOutcome
 from fdllm.evaluate.runner import Runner
+from fdllm.evaluate.tasks import task_facts
 from fdllm.plan import Planner, State
 from fdllm.record.journal import read_journal
 from fdllm.record.lock import locked

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fdllm.cli.request import task_facts
 from fdllm.cluster.signals import WARNING, Terminated, terminable, warned
 from fdllm.evaluate.adapter import LoadedModel
 from fdllm.evaluate.attempt import RunOutcome
 from fdllm.evaluate.runner import Runner
+from fdllm.evaluate.tasks import task_facts
 from fdllm.plan import Planner, State
 from fdllm.record.journal import read_journal, write_failure
 from fdllm.record.paths import Layout

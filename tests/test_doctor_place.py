@@ -86,7 +86,7 @@ def test_a_scheduler_that_is_down_or_absent(
 
 
 def test_an_image_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = replace(of(tmp_path), image=tmp_path / "fdllm.sif")
+    asked = replace(of(tmp_path), root=ROOT, image=tmp_path / "fdllm.sif")
     (found,) = blocking(examine(asked))
     assert (found.name, found.state) == ("image", "fail")
     assert "nox -s container" in found.remedy

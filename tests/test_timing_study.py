@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from fdllm.cli.request import task_facts
 from fdllm.core.row_task import RowTask
 from fdllm.errors import FdllmError
 from fdllm.evaluate.adapter import LoadedModel
 from fdllm.evaluate.runner import Runner
+from fdllm.evaluate.tasks import task_facts
 from fdllm.plan import Planner, State
 from fdllm.record.per_document import digest_of_answer
 from fdllm.record.study import Conditions, Study, read_study

@@ -9,16 +9,19 @@ import pytest
 
 from fdllm.criteria import Criteria
 from fdllm.report.compare_text import Comparison
+from fdllm.report.criterion import CriterionResult, Judged
 from fdllm.report.figures import CellFigures
 from fdllm.report.speed import TimedPair
 from fdllm.report.stats import Estimate
-from fdllm.report.verdict import CriterionResult, Judged, Judgement, judge
+from fdllm.report.verdict import Judgement, judge
 
 
 def cell(name: str = "k2_last", **changes: Any) -> CellFigures:
     """A cell's figures; what a criterion looks at is given."""
     values: dict[str, Any] = dict.fromkeys(CellFigures.__dataclass_fields__)
-    values |= {"name": name, "saved_share": 0.25, "truncation": 0.0, "repetition": 0.0}
+    values |= {
+        "name": name, "reuses": True, "saved_share": 0.25, "truncation": 0.0, "repetition": 0.0,
+    }  # fmt: skip
     return CellFigures(**(values | changes))
 
 
@@ -27,6 +30,7 @@ def against(**changes: Any) -> Comparison:
     values: dict[str, Any] = dict.fromkeys(Comparison.__dataclass_fields__)
     values |= {
         "difference": Estimate(0.01, 0.0, 0.02), "speed": speed(), "floor": 0.03, "collapsed": (),
+        "within": 0.0, "beyond": 0.0,
     }  # fmt: skip
     return Comparison(**(values | changes))
 
@@ -257,3 +261,139 @@ def test_a_smoke_test_decides_nothing_and_gives_way_to_the_whole() -> None:
 def test_without_criteria_nothing_is_judged() -> None:
     found = judge(None, [Judged("gsm8k", False, BASE, shares(a=GOOD))])
     assert (found.word, found.criteria, found.cells) == ("no criteria", "", ())
+
+
+# --- who takes part, and chance -------------------------------------------------------------------
+
+STRICT = Criteria(max_accuracy_drop=0.02)
+
+
+def shown(p_value: float, side: str = "met", task: str = "gsm8k", **more: Any) -> Comparison:
+    """A comparison that alone meets or misses two points at ``p_value``."""
+    ends = {"met": (0.0, -0.01, 0.01), "missed": (-0.1, -0.15, -0.05)}[side]
+    return against(difference=Estimate(*ends), task=task, within=p_value, beyond=p_value, **more)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "word"),
+    [
+        ([0.04], "confirmed"),
+        ([0.04, 0.5], "cannot tell"),  # two may confirm: 0.05 / 2
+        ([0.024, 0.5], "confirmed"),
+        ([0.024, 0.04], "confirmed"),  # Holm: the first is in, so the second has 0.05 alone
+        ([0.02, 0.02, 0.02], "cannot tell"),
+        ([0.016, 0.024, 0.04], "confirmed"),
+    ],
+)
+def test_of_several_configs_that_may_confirm_one_must_survive_holm(
+    p_values: list[float], word: str
+) -> None:
+    cells = [(cell(f"c{i}"), shown(p if p <= 0.05 else 1.0)) for i, p in enumerate(p_values)]
+    open_ones = [
+        (one, against(difference=Estimate(0.0, -0.03, 0.03)) if other.within > 0.05 else other)
+        for one, other in cells
+    ]
+    found = verdict(STRICT, *open_ones)
+    assert found.word == word
+    if word == "cannot tell":
+        assert "can be chance (Holm)." in found.sentence
+    whole = verdict(Criteria(max_accuracy_drop=0.02, require="all"), *open_ones)
+    assert (whole.word == "confirmed") == all(p <= 0.05 for p in p_values), "no choice, no chance"
+
+
+def test_a_config_meets_them_on_every_task_at_its_largest_p_value() -> None:
+    def on(*p_values: float) -> str:
+        tasks = [
+            Judged(f"task{i}", False, BASE, [(cell("a"), shown(p)), (cell("b"), shown(p))])
+            for i, p in enumerate(p_values)
+        ]
+        return judge(STRICT, tasks).word
+
+    assert on(0.001, 0.024) == "confirmed"
+    assert on(0.001, 0.026) == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "p_value", "of_any", "of_all"),
+    [
+        (1, 0.024, "refuted", "refuted"),  # two configs, one chance each
+        (1, 0.026, "refuted", "cannot tell"),
+        (2, 0.024, "refuted", "cannot tell"),
+        (2, 0.026, "cannot tell", "cannot tell"),
+        (2, 0.012, "refuted", "refuted"),
+    ],
+)
+def test_a_refutation_is_no_accident_of_many_chances(
+    num_tasks: int, p_value: float, of_any: str, of_all: str
+) -> None:
+    """Any of a config's tasks may refute it; where all must confirm, any config refutes all."""
+    cells = [(cell("a"), shown(p_value, "missed")), (cell("b"), shown(p_value, "missed"))]
+    tasks = [Judged(f"task{i}", False, BASE, cells) for i in range(num_tasks)]
+    assert judge(STRICT, tasks).word == of_any
+    found = judge(Criteria(max_accuracy_drop=0.02, require="all"), tasks)
+    assert found.word == of_all
+    if of_all == "cannot tell":
+        assert "can be chance (Bonferroni)." in found.sentence
+    confirm, refute = STRICT.levels(2, num_tasks)
+    assert (confirm, refute) == (0.025, 0.05 / num_tasks)
+    assert (p_value <= refute) == (of_any == "refuted")
+
+
+def test_a_task_whose_rows_are_too_few_takes_no_part() -> None:
+    """Not even where it is missed: the rest decides, or nothing does."""
+    few = Judged("humaneval", False, BASE, [(cell("a"), shown(0.0, "missed"))], left_out="too few")
+    enough = Judged("gsm8k", False, BASE, [(cell("a"), shown(0.01))])
+    found = judge(STRICT, [few, enough])
+    assert found.word == "confirmed"
+    assert found.sentence == "The criteria are met by a."
+    assert found.notes == ("humaneval takes no part: too few.",)
+    assert [one.words for one in found.cells] == ["too few", "met"]
+    alone = judge(STRICT, [few])
+    assert alone.word == "cannot tell"
+    assert alone.sentence == "Nothing that is done takes part in a verdict."
+
+
+def test_what_cannot_act_is_not_applicable_and_never_refuted() -> None:
+    """A share of saved calls asked of what reuses nothing; cells that only repeat another's."""
+    plain = verdict(Criteria(min_saved_share=0.2), (cell("t0.50", reuses=False), None))
+    assert plain.word == "cannot tell"
+    assert "not applicable" in plain.cells[0].left_out
+    assert "t0.50 takes no part on gsm8k: not applicable" in plain.notes[0]
+    criteria = Criteria(max_accuracy_drop=0.02, configs=("t0.50", "t0.60"))
+    why = dict.fromkeys(criteria.configs, "denoise reads nothing that it changes")
+    choice = Judged("choice", False, BASE, [(cell("t0.95_again"), None)], not_applicable=why)
+    sums = Judged("sums", False, BASE, [(cell(n), shown(0.01)) for n in criteria.configs])
+    found = judge(criteria, [choice, sums])
+    assert found.word == "confirmed"
+    assert found.notes == (f"choice takes no part: not applicable ({why['t0.50']}).",)
+    assert judge(criteria, [choice]).word == "cannot tell"
+
+
+def test_what_is_not_done_is_open() -> None:
+    half = [Judged("gsm8k", False, BASE, [(cell("a"), shown(0.0, "missed"))], missing=["b"])]
+    found = judge(STRICT, half)
+    assert found.word == "cannot tell"
+    assert "Not done: b on gsm8k." in found.sentence
+    assert judge(Criteria(max_accuracy_drop=0.02, require="all"), half).word == "refuted"
+
+
+def test_criteria_that_were_edited_stand_beside_the_verdict() -> None:
+    tasks = [Judged("gsm8k", False, BASE, [], lock="criteria changed after 90 rows")]
+    for criteria in (STRICT, None):
+        assert judge(criteria, tasks).notes == ("gsm8k: criteria changed after 90 rows.",)
+
+
+def test_without_a_study_the_command_that_measures_is_named() -> None:
+    untimed = "speed was not measured: fdllm timing --task gsm8k"
+    task = Judged("gsm8k", False, BASE, [(cell(), against(speed=None))], untimed=untimed)
+    (found,) = judge(Criteria(min_speedup=1.1), [task]).cells[0].findings
+    assert (found.outcome, found.text) == ("open", untimed)
+
+
+def test_a_speed_up_counts_by_how_far_it_is_from_the_edge() -> None:
+    """Half of the intervals' reach more is twice the errors: 1.96 of them are p = 0.05."""
+    wide, narrow = ((0.5, 0.4, 0.625), 0.05), ((0.5, 0.447, 0.559), 0.0001)
+    for ratio, p_value in (wide, narrow):
+        one = finding(Criteria(min_speedup=1.6), cell(), against(speed=speed(ratio)))
+        assert one.outcome == "met"
+        assert one.p_value == pytest.approx(p_value, rel=0.3)

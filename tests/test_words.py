@@ -47,6 +47,8 @@ def comparison(**changes: Any) -> Comparison:
         "floor": 0.04,
         "smallest_detectable": 0.021,
         "margin": 0.02,
+        "within": 1.0,
+        "beyond": 1.0,
         "collapsed": (),
         "same_computation": False,
         "identical": False,

@@ -12,7 +12,6 @@ from fdllm.cli import sweep
 from fdllm.cli.options import Command, flag
 from fdllm.cli.output import complain
 from fdllm.cli.progress import GridProgress
-from fdllm.cli.request import task_facts
 from fdllm.cluster.exit_reason import TERMINATED
 from fdllm.cluster.render import ENDED_EARLY
 from fdllm.cluster.signals import Terminated, terminable, warned
@@ -20,6 +19,7 @@ from fdllm.cluster.submission import Assignment, read_submission
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.attempt import RunOutcome
 from fdllm.evaluate.runner import Runner
+from fdllm.evaluate.tasks import task_facts
 from fdllm.plan import Planner, State
 from fdllm.record.journal import write_failure
 from fdllm.record.paths import Layout, find_root

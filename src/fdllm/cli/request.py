@@ -10,10 +10,11 @@ from functools import cached_property
 from fdllm.cli.options import Selection
 from fdllm.cli.output import complain
 from fdllm.cluster.status import survey
+from fdllm.criteria import Criteria
 from fdllm.errors import UsageError
-from fdllm.evaluate.tasks import TASKS, definition_hash, task_info
+from fdllm.evaluate.tasks import TASKS, task_facts, task_info
 from fdllm.experiment import Experiment
-from fdllm.plan import CellState, Planner, TaskFacts
+from fdllm.plan import CellState, Planner
 from fdllm.presets.reader import load_preset
 from fdllm.record.paths import Layout, find_root
 from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, ModelChoice, Run, Sweep, home_model
@@ -31,6 +32,11 @@ class SweepRequest:
         """Every run of the sweep."""
         return self.planner.runs(self.sweep)
 
+    @property
+    def criteria(self) -> Criteria | None:
+        """The experiment's success criteria."""
+        return self.planner.experiment(self.sweep.experiment).settings.criteria
+
     def states(self) -> list[CellState]:
         """What has become of every run, by its files."""
         return [self.planner.state(run) for run in self.runs]
@@ -42,16 +48,6 @@ class SweepRequest:
             SlurmError: there is a queue, and it does not answer.
         """
         return survey(self.planner, self.runs)
-
-
-def task_facts(name: str) -> TaskFacts:
-    """What planning needs to know of a task.
-
-    Raises:
-        UsageError: it is unknown.
-    """
-    info = task_info(name)
-    return TaskFacts(info.kind, definition_hash(name), info.max_new_tokens, info.one_token)
 
 
 def make_planner(options: Selection) -> Planner:

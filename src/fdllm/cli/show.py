@@ -10,14 +10,17 @@ from rich.console import Console
 from rich.text import Text
 
 from fdllm import strictjson
-from fdllm.cli.output import console, say
+from fdllm.cli.output import complain, console, say
 from fdllm.cli.request import SweepRequest
 from fdllm.cli.work import PlannedCell
+from fdllm.criteria import Criteria
 from fdllm.evaluate.attempt import RunOutcome
 from fdllm.plan import SETTLED, CellState, State
 from fdllm.record.paths import TaskFolder
 from fdllm.report.grid import overlap_sentence
+from fdllm.report.records import finished
 from fdllm.report.table import cell_checks, figures_table, heading
+from fdllm.report.terms import before, check_criteria, lock_words, undecidable
 from fdllm.runs import home_model
 
 JSON_VERSION = 1
@@ -41,12 +44,12 @@ def print_json(cells: Sequence[CellState]) -> None:
     say(strictjson.dumps(data, indent=2))
 
 
-def cells(cells: Sequence[CellState], baseline: str | None, *, as_json: bool) -> bool:
-    """Figures of every cell, the A/A check, and how many are done.
+def cells(cells: Sequence[CellState], criteria: Criteria | None, *, as_json: bool) -> bool:
+    """Figures of every cell, what the criteria can decide, the A/A check, how many are done.
 
     Args:
         cells: the cells.
-        baseline: the config that the criteria compare with, if they name one.
+        criteria: the experiment's.
         as_json: for programs.
 
     Returns:
@@ -60,7 +63,9 @@ def cells(cells: Sequence[CellState], baseline: str | None, *, as_json: bool) ->
     out = console()
     for group, found in groups:
         out.print(heading(group), style="bold", markup=False, highlight=False)
-        out.print(figures_table(group, baseline))
+        out.print(figures_table(group, None if criteria is None else criteria.baseline))
+        for text in remarks(group, criteria):
+            out.print(Text(f"! {text}", style="yellow"))
         for one in found:
             out.print(Text(f"{one.mark} {one.text}", style=_COLOURS[one.mark]))
         for cell in group:
@@ -116,6 +121,28 @@ def overlaps(request: SweepRequest, *, quiet: bool = False) -> None:
     sentence = overlap_sentence(request.planner.overlaps(request.sweep), n_layers or 0)
     if sentence and not quiet:
         Console(stderr=True).print(f"note: {sentence}", markup=False, soft_wrap=True)
+
+
+def terms(request: SweepRequest) -> None:
+    """Say which tasks will take no part in the verdict, before anything runs.
+
+    Raises:
+        UsageError: the criteria name what is not there, or what cannot meet them.
+    """
+    check_criteria(request.planner, request.sweep)
+    for task, why in before(request.planner, request.sweep).items():
+        complain(f"note: {task} takes no part in the verdict: {why}")
+
+
+def remarks(cells: Sequence[CellState], criteria: Criteria | None) -> list[str]:
+    """What keeps the records of one task from deciding, and whether the criteria were locked."""
+    done = [record.summary for record in finished(cells)]
+    if not done:
+        return []
+    rows = max(one.headline.num_samples for one in done)
+    judged = criteria is not None and cells[0].run.limit is None
+    few = undecidable(criteria, rows) if judged and criteria is not None else ""
+    return [text for text in (few, lock_words(criteria, done)) if text]
 
 
 def elsewhere(request: SweepRequest) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +18,7 @@ from fdllm.cli.output import complain, console
 from fdllm.cli.progress import duration
 from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cluster.queue import SlurmError
+from fdllm.criteria import Criteria
 from fdllm.errors import UsageError
 from fdllm.plan import CellState, JobFacts
 from fdllm.report.table import heading, requests_text, state_text
@@ -63,7 +64,7 @@ def show_status(request: SweepRequest, *, as_json: bool) -> None:
     if as_json:
         show.print_json(cells)
         return
-    console().print(_view(cells))
+    console().print(_view(cells, request.criteria))
     show.elsewhere(request)
 
 
@@ -76,13 +77,12 @@ def _states(request: SweepRequest) -> list[CellState]:
     return [request.planner.shown(cell) for cell in cells]
 
 
-def _view(cells: Sequence[CellState]) -> Group:
-    """Tables of all tasks, and how many cells are done."""
-    tables = [
-        part
-        for group in show.by_task(cells)
-        for part in (Text(heading(group), style="bold"), status_table(group))
-    ]
+def _view(cells: Sequence[CellState], criteria: Criteria | None) -> Group:
+    """Tables of all tasks, what their rows cannot decide, and how many cells are done."""
+    tables: list[RenderableType] = []
+    for group in show.by_task(cells):
+        tables += [Text(heading(group), style="bold"), status_table(group)]
+        tables += [Text(f"! {text}", style="yellow") for text in show.remarks(group, criteria)]
     return Group(*tables, Text(show.tally(cells)))
 
 
@@ -121,7 +121,7 @@ def _watch(request: SweepRequest, every_s: float) -> None:
     try:
         with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
             while True:
-                view = _view(_states(request))
+                view = _view(_states(request), request.criteria)
                 if out.is_terminal:
                     live.update(view, refresh=True)
                 else:

@@ -39,6 +39,7 @@ from fdllm.evaluate.runner import Runner
 from fdllm.evaluate.tasks import task_info
 from fdllm.plan import Planner, State
 from fdllm.record.paths import TaskFolder
+from fdllm.report.terms import check_criteria
 from fdllm.runs import ModelChoice
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class EvalCommand(Computing):
                 "k2_middle; several are a sweep: fdllm sweep"
             )
         request = read_request(self)
+        check_criteria(request.planner, request.sweep)
         return _compute(
             request, choose_work(request.states(), force=() if self.force else None), self
         )
@@ -106,6 +108,7 @@ class SweepCommand(Computing):
         # Configs named behind --force are the selection where there is no --config.
         request = read_request(self, self.force or ())
         show.overlaps(request)
+        show.terms(request)
         if self.status:
             show_status(request, as_json=self.json)
             return 0
@@ -146,9 +149,8 @@ def _compute(
         show.nothing_to_do(request.states(), as_json=options.json)
     outcomes = _execute(request.planner, work, options.threads)
     cells = request.states()
-    criteria = request.planner.experiment(request.sweep.experiment).settings.criteria
-    baseline = None if criteria is None else criteria.baseline
-    agree = show.cells(cells, baseline, as_json=options.json)
+    criteria = request.criteria
+    agree = show.cells(cells, criteria, as_json=options.json)
     if isinstance(options, SweepCommand) and not options.json:
         show.what_is_left(cells)
     return show.exit_code(cells, outcomes, agree=agree)

@@ -12,7 +12,9 @@ from fdllm.cluster.queue import SlurmError, run_command
 from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
 from fdllm.errors import UsageError
 from fdllm.evaluate.humaneval import check_consent
-from fdllm.evaluate.tasks import task_info
+from fdllm.evaluate.tasks import task_facts, task_info
+from fdllm.plan import Planner
+from fdllm.report.terms import before, check_criteria
 
 _GIB = 1 << 30
 _TIGHT = 2 * _GIB
@@ -52,6 +54,30 @@ def disk(checkup: Checkup) -> Iterator[Finding]:
         yield warn("disk", found, "make room before a full benchmark, or use --results")
     else:
         yield ok("disk", found)
+
+
+def criteria(checkup: Checkup) -> Iterator[Finding]:
+    """Whether each task has the rows that the experiment's criteria need to be decided.
+
+    Raises:
+        UsageError: the criteria name what is not there, or what cannot meet them.
+    """
+    planner = Planner(checkup.root, checkup.layout, task_facts)
+    stated = planner.experiment(checkup.sweep.experiment).settings.criteria
+    if stated is None or checkup.sweep.limit is not None:
+        return
+    check_criteria(planner, checkup.sweep)
+    why_not = before(planner, checkup.sweep)
+    for task in checkup.sweep.tasks:
+        if task in why_not:
+            yield warn(
+                f"criteria {task}",
+                f"it takes no part in the verdict: {why_not[task]}",
+                "the run goes ahead; before its first row a wider margin, or a smaller "
+                "discordant_share where fewer rows flip, may be stated in [criteria]",
+            )
+    if not why_not:
+        yield ok("criteria", stated.words)
 
 
 def existing(path: Path) -> Path:

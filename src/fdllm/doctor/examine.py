@@ -22,6 +22,7 @@ from fdllm.evaluate.tasks import task_info
 _IMAGE: Mapping[str, Checker] = {"image": checks_here.image}
 _HERE: Mapping[str, Checker] = {
     "consent": checks_here.consent,
+    "criteria": checks_here.criteria,
     "disk": checks_here.disk,
     "scheduler": checks_here.scheduler,
     **_IMAGE,

@@ -11,6 +11,7 @@ from typing import Literal
 
 from fdllm import tiny
 from fdllm.errors import FdllmError, UsageError, did_you_mean
+from fdllm.plan import TaskFacts
 from fdllm.runs import Instruction
 
 _PASS, _CANONICAL = "pass@1,create_test", "canonical_solution"
@@ -289,3 +290,13 @@ def _definition_files(root: Path) -> Iterator[Path]:
         named = path.suffix in _DEFINITION_SUFFIXES or path.name.endswith("_yaml")
         if named and path.is_file() and "__pycache__" not in path.parts:
             yield path
+
+
+def task_facts(name: str) -> TaskFacts:
+    """What planning needs to know of a task.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    info = task_info(name)
+    return TaskFacts(info.kind, definition_hash(name), info.max_new_tokens, info.one_token)

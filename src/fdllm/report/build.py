@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Any
 
+from fdllm.applicable import repeats
 from fdllm.criteria import Criteria
 from fdllm.errors import FdllmError
+from fdllm.evaluate.tasks import TASKS
 from fdllm.plan import Planner, State
 from fdllm.record.paths import Layout
 from fdllm.report.alternative import Alternative, find_alternative
 from fdllm.report.compare import compare_all
-from fdllm.report.compare_text import Comparison
+from fdllm.report.compare_text import MARGIN, Comparison
+from fdllm.report.criterion import Judged
 from fdllm.report.figures import CellFigures, cell_figures
 from fdllm.report.grid import (
     GridFinding,
@@ -24,9 +27,10 @@ from fdllm.report.grid import (
 )
 from fdllm.report.origin import Origin, origin
 from fdllm.report.records import NotComparableError, Record, finished
+from fdllm.report.terms import check_criteria, judged_cells, lock_words, undecidable
 from fdllm.report.times import Times, read_times
-from fdllm.report.verdict import Judged, Judgement, judge
-from fdllm.runs import Sweep
+from fdllm.report.verdict import Judgement, judge
+from fdllm.runs import Cell, Sweep
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class TablePage:
     baseline: str | None  # the cell that the others are compared with; None where none is done
     cells: tuple[CellFigures, ...]  # figures, in the order of the grid
     against: dict[str, Comparison]  # comparison with the baseline, by config
+    rivals: dict[str, Comparison]  # comparison with its rival, by config that has one
+    undecidable: str  # why its rows cannot decide the criteria; empty where they can
+    lock: str  # whether the criteria stood before its rows did; empty where all did
     times: Times  # what the task's timing study says
     findings: tuple[GridFinding, ...]  # what holds of the grid, and what is suspicious about it
     alternative: Alternative  # lowering the threshold instead
@@ -107,6 +114,8 @@ def build_report(
     criteria: Criteria | None,
     sections: Sequence[Section],
     layout: Layout,
+    *,
+    grid: Sequence[Cell] = (),
 ) -> Report:
     """Compute every figure of a report.
 
@@ -116,6 +125,8 @@ def build_report(
         criteria: success criteria; None where there are none.
         sections: what is known of each task, model and limit, without its table.
         layout: where all records lie, the alternative's too.
+        grid: the experiment's cells, so that what is not done counts as open; empty judges what is
+            there.
 
     Raises:
         FdllmError: a record is broken, or cells cannot be compared.
@@ -127,7 +138,9 @@ def build_report(
         else one
         for one in sections
     )
-    judged = [_judged(one.table) for one in made if one.table is not None]
+    judged = [
+        _judged(one.table, one.records, criteria, grid) for one in made if one.table is not None
+    ]
     return Report(experiment, title, judge(criteria, judged), made, criteria)
 
 
@@ -141,6 +154,9 @@ def _table(
     others = [cell for cell in cells if cell is not baseline]
     pairs = [(baseline, cell, times) for cell in others] if baseline is not None else []
     figures = tuple(cell_figures(cell) for cell in cells)
+    drop = None if criteria is None else criteria.max_accuracy_drop
+    margin = MARGIN if drop is None else drop
+    rows = max(cell.summary.headline.num_samples for cell in cells)
     return TablePage(
         key=key,
         task=first.task,
@@ -154,7 +170,10 @@ def _table(
         n_layers=first.summary.strategy.n_layers,
         baseline=None if baseline is None else baseline.name,
         cells=figures,
-        against={one.b: one for one in compare_all(pairs)},
+        against={one.b: one for one in compare_all(pairs, margin=margin)},
+        rivals={} if criteria is None else _against_rivals(cells, criteria, margin),
+        undecidable="" if criteria is None or first.limit else undecidable(criteria, rows),
+        lock=lock_words(criteria, [cell.summary for cell in cells]),
         times=times,
         findings=tuple(checks(cells)),
         alternative=find_alternative(layout, cells, baseline, times),
@@ -162,13 +181,57 @@ def _table(
     )
 
 
-def _judged(table: TablePage) -> Judged:
-    others = [
-        (cell, table.against.get(cell.name)) for cell in table.cells if cell.name != table.baseline
-    ]
-    # Further cells that reuse nothing under the same decoding are the baseline once more.
-    others = [pair for pair in others if pair[1] is None or not pair[1].same_computation]
-    return Judged(table.task, table.smoke, table.base, others)
+def _against_rivals(
+    cells: Sequence[Record], criteria: Criteria, margin: float
+) -> dict[str, Comparison]:
+    """Each config that has a rival against it, in accuracy and in time."""
+    done = {cell.name: cell for cell in cells}
+    times = {name: read_times(cells, name) for name in criteria.rivals if name in done}
+    named = [(criteria.rival_of(cell.name), cell) for cell in cells]
+    pairs = [(done[r], cell, times[r]) for r, cell in named if r in done and r is not None]
+    return {one.b: one for one in compare_all(pairs, margin=margin)}
+
+
+def _judged(
+    table: TablePage, records: Sequence[Record], criteria: Criteria | None, grid: Sequence[Cell]
+) -> Judged:
+    """A task as it is judged; further cells that are the baseline once more are left away."""
+    done = [cell for cell in table.cells if cell.name != table.baseline]
+    against = table.against | table.rivals
+    twins = {name for name, one in table.against.items() if one.same_computation}
+    rivals = () if criteria is None or criteria.configs else criteria.rivals
+    apart = {*twins, *rivals}
+    wanted = [] if criteria is None else judged_cells(criteria, grid)
+    why = not_applicable(grid, records, table.baseline)
+    names = {record.name for record in records} | why.keys()
+    return Judged(
+        task=table.task,
+        smoke=table.smoke,
+        baseline=table.base,
+        cells=[(cell, against.get(cell.name)) for cell in done if cell.name not in apart],
+        left_out=table.undecidable,
+        not_applicable={cell.name: why[cell.name] for cell in wanted if cell.name in why},
+        missing=[cell.name for cell in wanted if cell.name not in names],
+        lock=table.lock,
+        untimed="" if table.times.pairs else table.times.sentence,
+    )
+
+
+def not_applicable(
+    grid: Sequence[Cell], records: Sequence[Record], baseline: str | None
+) -> dict[str, str]:
+    """Cells that could only repeat one of the records of their task, each with the reason."""
+    first = records[0].summary
+    if first.estimator is None:
+        return {}
+    info = TASKS.get(first.task)
+    one_token = info is not None and info.one_token
+    done = {record.name for record in records}
+    why = {
+        cell.name: repeats(cell, grid, first.estimator, one_token=one_token, baseline=baseline)
+        for cell in grid
+    }
+    return {name: reason for name, reason in why.items() if reason and name not in done}
 
 
 # --- from a sweep's records -----------------------------------------------------------------------
@@ -181,11 +244,13 @@ def make_report(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -> R
         FdllmError: a record is broken, or the records of a table must not stand together.
     """
     settings = planner.experiment(experiment).settings
-    check_names(planner, experiment, settings.criteria)
+    for sweep in sweeps:
+        check_criteria(planner, sweep)
     sections = [_section(planner, sweep) for sweep in sweeps]
     title = settings.experiment.title
     try:
-        return build_report(experiment, title, settings.criteria, sections, planner.layout)
+        grid, layout = planner.experiment(experiment).cells, planner.layout
+        return build_report(experiment, title, settings.criteria, sections, layout, grid=grid)
     except NotComparableError as error:  # exit code 2 is "cannot tell", the word of a comparison
         raise FdllmError(str(error)) from None
 
@@ -213,17 +278,3 @@ def _section(planner: Planner, sweep: Sweep) -> Section:
         if records
         else None,
     )
-
-
-def check_names(planner: Planner, experiment: str, criteria: Criteria | None) -> None:
-    """Configs and tasks that the criteria name must exist.
-
-    Raises:
-        UsageError: one does not; the message lists those that do.
-    """
-    if criteria is None:
-        return
-    for name in (*criteria.configs, *((criteria.baseline,) if criteria.baseline else ())):
-        planner.experiment(experiment).cell(name)
-    for task in criteria.tasks:
-        planner.task(task)

@@ -21,6 +21,7 @@ from fdllm.report.agreement import agree, stated, tolerance_of
 from fdllm.report.compare_text import MARGIN, Comparison, Verdict, describe
 from fdllm.report.grid import differences, same_computation
 from fdllm.report.made import made_by
+from fdllm.report.margins import weigh
 from fdllm.report.records import NotComparableError, Record, RecordError, SampleKey
 from fdllm.report.stats import (
     ALPHA,
@@ -93,6 +94,7 @@ def _judge(
         speed=None if times is None else times.pairs.get(b.name),
         floor=None if times is None else times.floor,
         margin=margin,
+        **vars(weigh(pair.values[0], pair.values[1], pair.groups, margin)),
         collapsed=collapse_reasons(a, b, difference),
         same_computation=pair.is_twin,
         identical=pair.identical,

@@ -37,6 +37,8 @@ class Comparison(Difference):
     speed: TimedPair | None  # of the timing study; None where it has none of B against A
     floor: float | None  # that study's noise floor
     margin: float  # the loss that "same" allows
+    within: float  # two-sided p-value that no more than the margin is lost
+    beyond: float  # two-sided p-value that more is lost
     collapsed: tuple[str, ...]  # reasons to call B collapsed; its speed is never praised then
     same_computation: bool  # an A/A pair: their settings make them one computation
     identical: bool  # every output is the same, log-likelihoods to ``tolerance``

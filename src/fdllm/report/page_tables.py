@@ -82,8 +82,9 @@ def criteria_table(verdict: Judgement) -> Table:
         texts = [f"{one.outcome}: {one.text}" for one in judged]
         styles = [one.outcome for one in judged]
         columns.append(Column(judged[0].criterion, texts, is_words=True, styles=styles))
-    outcomes = [one.outcome for one in verdict.cells]
-    columns.append(Column("Together", outcomes, is_words=True, styles=outcomes))
+    words = [one.words for one in verdict.cells]
+    styles = ["soft" if one.left_out else one.outcome for one in verdict.cells]
+    columns.append(Column("Together", words, is_words=True, styles=styles))
     return Table(columns, "The criteria, cell by cell.")
 
 

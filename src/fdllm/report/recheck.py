@@ -85,7 +85,8 @@ def recheck(planner: Planner, experiment: str, folders: Sequence[Path], written:
         ]
         settings = planner.experiment(experiment).settings
         title, layout = settings.experiment.title, planner.layout
-        report = build_report(experiment, title, settings.criteria, sections, layout)
+        grid = planner.experiment(experiment).cells
+        report = build_report(experiment, title, settings.criteria, sections, layout, grid=grid)
     except FdllmError as error:
         wrong = Mismatch(written.name, "a record behind it", "gone or broken", str(error))
         return found + Recheck(differences=(wrong,))

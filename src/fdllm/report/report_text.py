@@ -19,8 +19,9 @@ class Notice:
 
 
 def notices(table: TablePage, overlap: str | None) -> list[Notice]:
-    """A/A check, identical cells, collapsed ones, overlapping subsets."""
-    found = [
+    """Too few rows, edited criteria, A/A check, identical cells, collapsed ones, overlaps."""
+    found = [Notice(f"! {text}.", "bad") for text in (table.undecidable, table.lock) if text]
+    found += [
         Notice(f"{one.mark} {one.text}.", "good" if one.kind == "twins" else "bad")
         for one in table.findings
     ]

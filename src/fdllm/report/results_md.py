@@ -30,7 +30,9 @@ def render_results(report: Report, selection: str) -> str:
         "",
     ]
     if verdict.criteria:
-        lines += [f"Success criteria, decided beforehand: {verdict.criteria}.", ""]
+        lines += [f"Success criteria: {verdict.criteria}.", ""]
+    if verdict.notes:
+        lines += [*(f"- {note}" for note in verdict.notes), ""]
     lines += [render_section(section) for section in report.sections]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -1,0 +1,166 @@
+"""What the criteria can decide on a task, and whether they stood before its rows did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from fdllm import tiny
+from fdllm.criteria import NO_CRITERIA, Criteria, criteria_lock, criteria_text
+from fdllm.errors import UsageError
+from fdllm.evaluate.tasks import task_info
+from fdllm.plan import Planner
+from fdllm.record.summary import Summary
+from fdllm.runs import Cell, Run, Sweep
+
+_ANY_DEPTH = 28  # layers of the published model, where a checkpoint's are not known here
+_ROWS = {
+    "gsm8k": 1319,
+    "minerva_math": 5000,
+    "mmlu": 14042,
+    "gpqa_main_n_shot": 448,
+    "ifeval": 541,
+    "humaneval": 164,
+    "humaneval_instruct": 164,
+    "humaneval_plus": 164,
+    "mbpp": 500,
+    "mbpp_instruct": 500,
+    "mbpp_plus": 378,
+    "mbpp_plus_instruct": 378,
+}
+"""Documents of the Hub's test sets, so that a margin can be judged before anything is fetched."""
+
+
+def num_rows(task: str) -> int | None:
+    """Documents of a task; None until its data is there.
+
+    Raises:
+        UsageError: the task is unknown.
+    """
+    if task_info(task).dataset is not None:
+        return _ROWS.get(task)
+    files = [tiny.TASKS / name for name in task_info(task).sources if name.endswith(".jsonl")]
+    return sum(path.read_bytes().count(b"\n") for path in files) or None
+
+
+def undecidable(criteria: Criteria, rows: int) -> str:
+    """Why so many rows cannot decide the margin of accuracy; empty where they can."""
+    from fdllm.report.margins import rows_needed  # noqa: PLC0415 - scipy; each command imports this
+
+    if criteria.max_accuracy_drop is None:
+        return ""
+    needed = rows_needed(criteria.max_accuracy_drop, criteria.discordant_share)
+    if needed is not None and rows >= needed:
+        return ""
+    return f"not decidable by {rows:,} rows, " + (
+        "and no number of them decides a margin of 0" if needed is None else f"needs {needed:,}"
+    )
+
+
+def lock_words(criteria: Criteria | None, summaries: Iterable[Summary]) -> str:
+    """How many rows of a task were answered before the criteria were what they are.
+
+    Empty where all of them came later, as they should, or where there have never been any criteria.
+    """
+    now, none = criteria_lock(criteria_text(criteria)), criteria_lock(NO_CRITERIA)
+    rows, unlocked = Counter[str](), 0
+    for one in summaries:
+        by_lock = one.provenance.get("criteria") or {}
+        rows.update(by_lock)
+        unlocked += max(0, one.headline.num_samples - sum(by_lock.values()))
+    earlier = {lock: number for lock, number in rows.items() if lock != now}
+    after = f"after {sum(earlier.values()):,} rows"
+    if criteria is None:
+        return f"criteria taken out {after}" if earlier else ""
+    parts = ["criteria were not locked when these rows were computed"] if unlocked else []
+    if earlier:
+        verb = "stated" if set(earlier) == {none} else "changed"
+        parts.append(f"criteria {verb} {after}")
+    return "; ".join(parts)
+
+
+# --- before a run ---------------------------------------------------------------------------------
+
+
+def check_criteria(planner: Planner, sweep: Sweep) -> None:
+    """Refuse criteria that name what is not there, or a config that one cannot touch.
+
+    Raises:
+        UsageError: a name is unknown (the message lists those that exist), a config is its own
+            rival, or what a config computes cannot meet a criterion, whatever comes out.
+    """
+    experiment = planner.experiment(sweep.experiment)
+    criteria = experiment.settings.criteria
+    if criteria is None:
+        return
+    for name in criteria.names:
+        experiment.cell(name)
+    for task in criteria.tasks:
+        planner.task(task)
+    if isinstance(criteria.rival, dict):
+        for name, rival in criteria.rival.items():
+            if name == rival:
+                raise UsageError(f"[criteria] rival: {name} cannot be its own rival; name another")
+    judged = judged_cells(criteria, experiment.cells)
+    why = {cell.name: _cannot_act(planner, sweep, criteria, cell) for cell in judged}
+    refused = [name for name, reason in why.items() if reason]
+    if refused and (criteria.configs or len(refused) == len(why)):
+        raise UsageError(
+            f"[criteria] of {sweep.experiment}: {', '.join(refused)}: {why[refused[0]]}; leave the "
+            "criterion out, or name other configs"
+        )
+
+
+def judged_cells(criteria: Criteria, grid: Sequence[Cell]) -> list[Cell]:
+    """The cells of a grid that may meet the criteria.
+
+    Those that are named; else all but the rivals, the baseline, and what is its computation once
+    more.
+    """
+    if criteria.configs:
+        return [cell for cell in grid if cell.name in criteria.configs]
+    base = next((c for c in grid if c.name == criteria.baseline), None)
+    base = base or next((c for c in grid if c.k == 1), None)
+    return [
+        cell
+        for cell in grid
+        if cell.name not in criteria.rivals
+        and not (base and cell.k == base.k == 1 and cell.decoding == base.decoding)
+        and cell is not base
+    ]
+
+
+def _cannot_act(planner: Planner, sweep: Sweep, criteria: Criteria, cell: Cell) -> str:
+    run = _run_of(planner, sweep, sweep.tasks[0], cell)
+    n_layers = planner.model(sweep.model).n_layers or _ANY_DEPTH
+    return criteria.cannot_act(reuses=planner.strategy(run, n_layers).reuses)
+
+
+def _run_of(planner: Planner, sweep: Sweep, task: str, cell: Cell) -> Run:
+    one = sweep.model_copy(update={"tasks": (task,), "configs": (cell.name,)})
+    return planner.runs(one)[0]
+
+
+def before(planner: Planner, sweep: Sweep) -> dict[str, str]:
+    """Why a task of a sweep will take no part in the verdict, by task; the others are left out.
+
+    A few rows (``--limit``) decide nothing, so nothing is said of them.
+    """
+    experiment = planner.experiment(sweep.experiment)
+    criteria = experiment.settings.criteria
+    if criteria is None or sweep.limit is not None:
+        return {}
+    found = {}
+    for task in sweep.tasks:
+        if criteria.tasks and task not in criteria.tasks:
+            continue
+        judged = judged_cells(criteria, experiment.cells)
+        why = [planner.not_applicable(_run_of(planner, sweep, task, cell)) for cell in judged]
+        rows = num_rows(task)
+        if why and all(why):
+            found[task] = f"not applicable: {why[0]}"
+        elif rows is None and criteria.max_accuracy_drop is not None:
+            found[task] = "whether its rows can decide is unknown until the data is there"
+        elif rows is not None and (cannot := undecidable(criteria, rows)):
+            found[task] = cannot
+    return found
