@@ -170,7 +170,7 @@ def test_nothing_sticks_out(driver: Driver, path: Path, width: int, scheme: str)
         ".map(text => [figure.id, text.textContent, text.getBoundingClientRect(),"
         " figure.getBoundingClientRect()]))"
     )
-    assert len(shown) > 40
+    assert len(shown) > 25
     for key, text, box, frame in shown:
         assert box["left"] >= frame["left"] - 1, (key, text)
         assert box["right"] <= frame["right"] + 1, (key, text)
