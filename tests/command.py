@@ -12,7 +12,7 @@ import pytest
 
 from fdllm.cli import main
 from fdllm.runs import ModelChoice
-from stubs import StubMachine, make_root
+from stubs import StubMachine, make_root, take_at_once
 
 
 class Command:
@@ -61,10 +61,11 @@ def make_command(
 
 
 def work_in(root: Path, patch: pytest.MonkeyPatch, load: Callable[..., StubMachine]) -> None:
-    """Let commands work in this checkout, with models that ``load`` gives."""
+    """Let commands work in this checkout, with models that ``load`` gives, and studies at once."""
     patch.setenv("FDLLM_ROOT", str(root))
     patch.delenv("FDLLM_MODEL", raising=False)
     patch.setattr("fdllm.cli.sweep.load_model", load)
+    patch.setattr("fdllm.cli.studies.take", take_at_once)
 
 
 def make_swept(root: Path) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fdllm.core.config import Unmask
@@ -33,8 +34,11 @@ from fdllm.evaluate.recording import Evaluation
 from fdllm.evaluate.runner import Runner
 from fdllm.plan import Planner, TaskFacts
 from fdllm.record.paths import Layout, RunPaths
+from fdllm.record.study import Study
 from fdllm.record.summary import PeakMemory, Summary
 from fdllm.runs import Evaluating, ModelChoice, Run, Sweep
+from fdllm.timing.wanted import WantedStudy, keep_study
+from fdllm_bench.made_up_study import make_study
 from helpers import ROOT
 
 NUM_LAYERS = 12
@@ -304,6 +308,29 @@ def interrupt(root: Path, run: Run, doc: int) -> None:
     """Do a run that is interrupted ahead of one document."""
     with pytest.raises(KeyboardInterrupt):
         do_run(root, run, stop_at(doc, KeyboardInterrupt()))
+
+
+def made_up_study(planner: Planner, wanted: WantedStudy, documents: int = NUM_DOCS) -> Study:
+    """A study of these runs in which no config differs from another."""
+    made = make_study(
+        dict.fromkeys(wanted.runs, 1.0), np.random.default_rng(0), documents=documents
+    )
+    configs = {}
+    for name, run in wanted.runs.items():
+        fields = {n: str(v) for n, v in planner.fingerprint(run).fields.items()}
+        now = {"fingerprint": fields, "k": run.cell.k, "reuses": run.cell.k > 1}
+        configs[name] = made.configs[name].model_copy(update=now)
+    run = wanted.baseline
+    return made.model_copy(
+        update={"experiment": run.experiment, "task": run.task, "configs": configs}
+    )
+
+
+def take_at_once(planner: Planner, wanted: WantedStudy, *_: Any) -> Study:
+    """Stands in for taking a study."""
+    study = made_up_study(planner, wanted)
+    keep_study(planner, wanted, study)
+    return study
 
 
 def without_times(summary: Summary) -> dict[str, Any]:

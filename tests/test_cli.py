@@ -77,7 +77,7 @@ def test_status_json(fdllm: Command) -> None:
     fdllm("sweep", *TASK, "--config", "k1_first", "k2_first")
     assert fdllm("status", "--json", *TASK) == 0
     data = json.loads(fdllm.out)
-    assert set(data) == {"version", "counts", "cells"}
+    assert set(data) == {"version", "counts", "cells", "timing"}
     assert set(data["counts"]) == {state.value for state in State}
     assert data["counts"]["done"] == 2
     assert data["counts"]["pending"] == 7

@@ -44,7 +44,7 @@ def test_sweep_computes_only_what_is_missing(finished: Command) -> None:
     path.write_text(path.read_text()[:-50])
     assert finished("sweep", *TASK, "--dry-run") == 0
     lines = finished.out.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert sum(line.startswith("run ") for line in lines) == 2
     assert "k2_last: goes on: 5 of 5 requests, the record is missing" in finished.out
     assert "k3_first: invalid: summary.json is truncated" in finished.out
@@ -79,7 +79,12 @@ def test_force_beside_config_forces_only_what_it_names(fdllm: Command) -> None:
     reasons = {
         line.split(": ")[0].split()[-1]: line.split(": ")[1] for line in fdllm.out.splitlines()[:-1]
     }
-    assert reasons == {"k1_first": "done", "k1_last": "not run yet", "k2_last": "forced"}
+    assert reasons == {
+        "k1_first": "done",
+        "k1_last": "not run yet",
+        "k2_last": "forced",
+        "timing": "pending, not taken yet",
+    }
 
 
 def test_repeatable_flags_in_both_forms(fdllm: Command) -> None:

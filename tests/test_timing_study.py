@@ -18,15 +18,15 @@ from fdllm.evaluate.runner import Runner
 from fdllm.evaluate.tasks import task_facts
 from fdllm.plan import Planner, State
 from fdllm.record.per_document import digest_of_answer
-from fdllm.record.study import Conditions, Study, read_study
+from fdllm.record.study import Conditions, read_study
 from fdllm.report.speed import judge_pairs
 from fdllm.runs import ModelChoice, Sweep
 from fdllm.timing import conditions
 from fdllm.timing.conditions import changes, read_conditions
-from fdllm.timing.take_study import draw, keep_study, take_study
-from fdllm.timing.wanted import WantedStudy, study_state, want_studies
+from fdllm.timing.take_study import draw, take_study
+from fdllm.timing.wanted import WantedStudy, keep_study, study_state, study_words, want_studies
 from fdllm_bench.made_up_study import make_study
-from stubs import Notes, change_code, make_planner, make_root, make_sweep
+from stubs import Notes, change_code, made_up_study, make_planner, make_root, make_sweep
 
 TINY = ModelChoice(name="tiny", device="cpu", dtype="float32")
 NULL = dict.fromkeys(["k1_a", "k1_b", "k1_c", *(f"k2_{i}" for i in range(9))], 1.0)
@@ -137,11 +137,11 @@ def test_a_study_is_done_until_something_changes(tmp_path: Path) -> None:
     assert wanted.again is None
     assert study_state(planner, wanted).state is State.PENDING
 
-    study = made_for(planner, wanted, 6)
+    study = made_up_study(planner, wanted, 6)
     path = keep_study(planner, wanted, study)
     assert read_study(path) == study
     now = study_state(planner, wanted)
-    assert (now.state, now.words) == (State.DONE, "done, 6 documents")
+    assert study_words(now) == "timing: done, 6 documents"
     [less] = want_studies(planner, make_sweep(root, configs=("k2_last",)), 5)
     assert study_state(planner, less).state is State.DONE, "what stands holds more"
     for more, why in (({"number": 7}, "6 of 7 documents"), ({"repeats": 4}, "3 of 4 repeats")):
@@ -155,19 +155,6 @@ def test_a_study_is_done_until_something_changes(tmp_path: Path) -> None:
     assert (changed.state, changed.reason) == (State.STALE, "experiment of k1_first changed")
     path.write_text("{")
     assert study_state(planner, wanted).state is State.INVALID
-
-
-def made_for(planner: Planner, wanted: WantedStudy, documents: int) -> Study:
-    """A study of these configs in which nobody differs."""
-    made = make_study(
-        dict.fromkeys(wanted.runs, 1.0), np.random.default_rng(0), documents=documents
-    )
-    fields = {name: planner.fingerprint(run).fields for name, run in wanted.runs.items()}
-    configs = {
-        name: one.model_copy(update={"fingerprint": {n: str(v) for n, v in fields[name].items()}})
-        for name, one in made.configs.items()
-    }
-    return made.model_copy(update={"configs": configs})
 
 
 def test_a_baseline_without_a_twin_is_timed_twice(tmp_path: Path) -> None:

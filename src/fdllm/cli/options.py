@@ -218,8 +218,8 @@ class Placed:
     device: str = _how("cpu, cuda or cuda:N (a GPU if there is)", default="auto")
     threads: int | None = _how("threads on CPU (torch's)", metavar="N")
     score_batch_size: int | str | None = _how(
-        "rows at once where answers are scored, or auto: as many as there is memory for; never "
-        "changes a score",
+        "rows at once where answers are scored, or auto: as many as memory holds; never changes a "
+        "score",
         type=rows_at_once,
         metavar="N",
     )
@@ -239,7 +239,8 @@ class Computing(Placed, Consent):
     """Runs that answer every document, in batches."""
 
     batch_size: int | str | None = _how(
-        "the same where text is generated; never changes an answer",
+        "rows at once where text is generated, or auto: as many as memory holds; never changes an "
+        "answer",
         type=rows_at_once,
         metavar="N",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -22,6 +23,7 @@ from fdllm.report.records import finished
 from fdllm.report.table import cell_checks, figures_table, heading
 from fdllm.report.terms import before, check_criteria, lock_words, undecidable
 from fdllm.runs import home_model
+from fdllm.timing.wanted import is_due, study_words
 
 JSON_VERSION = 1
 _COLOURS = {"✓": "green", "✗": "red", "!": "yellow"}
@@ -33,23 +35,38 @@ def by_task(cells: Sequence[CellState]) -> Iterator[list[CellState]]:
         yield list(group)
 
 
-def print_json(cells: Sequence[CellState]) -> None:
-    """The cells, and how many are in each state."""
+def print_json(cells: Sequence[CellState], timed: Sequence[CellState] = ()) -> None:
+    """The cells, how many are in each state, and the timing studies."""
     counts = Counter(cell.state.value for cell in cells)
     data = {
         "version": JSON_VERSION,
         "counts": {state.value: counts.get(state.value, 0) for state in State},
         "cells": [cell.as_dict() for cell in cells],
+        "timing": [study_dict(cell) for cell in timed],
     }
     say(strictjson.dumps(data, indent=2))
 
 
-def cells(cells: Sequence[CellState], criteria: Criteria | None, *, as_json: bool) -> bool:
+def study_dict(cell: CellState) -> dict[str, Any]:
+    """JSON form of a timing study's state."""
+    whole = cell.as_dict()
+    names = ("experiment", "task", "limit", "model", "preset", "state", "reason", "log", "job")
+    return {name: whole[name] for name in names} | {"docs": cell.done, "folder": whole["folder"]}
+
+
+def cells(
+    cells: Sequence[CellState],
+    criteria: Criteria | None,
+    timed: Sequence[CellState] = (),
+    *,
+    as_json: bool,
+) -> bool:
     """Figures of every cell, what the criteria can decide, the A/A check, how many are done.
 
     Args:
         cells: the cells.
         criteria: the experiment's.
+        timed: the timing studies.
         as_json: for programs.
 
     Returns:
@@ -58,7 +75,7 @@ def cells(cells: Sequence[CellState], criteria: Criteria | None, *, as_json: boo
     groups = [(group, cell_checks(group)) for group in by_task(cells)]
     agree = not any(one.kind == "twins-differ" for _, found in groups for one in found)
     if as_json:
-        print_json(cells)
+        print_json(cells, timed)
         return agree
     out = console()
     for group, found in groups:
@@ -72,13 +89,22 @@ def cells(cells: Sequence[CellState], criteria: Criteria | None, *, as_json: boo
             if cell.state not in SETTLED:
                 reason = f"  {cell.run.cell.name} {cell.state.value}: {cell.reason}"
                 out.print(reason, style="yellow", markup=False, highlight=False)
+        for study in timed:
+            if study.run.task == group[0].run.task:
+                out.print(study_words(study), markup=False, highlight=False)
         out.print()
     out.print(tally(cells))
     return agree
 
 
-def plan(cells: Sequence[CellState], work: Sequence[PlannedCell], *, as_json: bool) -> None:
-    """What would run and why, cell by cell."""
+def plan(
+    cells: Sequence[CellState],
+    work: Sequence[PlannedCell],
+    timed: Sequence[CellState] = (),
+    *,
+    as_json: bool,
+) -> None:
+    """What would run and why, cell by cell, and then study by study."""
     chosen = {id(one.cell): one for one in work}
     if as_json:
         steps = [
@@ -89,12 +115,17 @@ def plan(cells: Sequence[CellState], work: Sequence[PlannedCell], *, as_json: bo
             }
             for cell in cells
         ]
-        say(strictjson.dumps({"version": JSON_VERSION, "cells": steps}, indent=2))
+        due = [study_dict(cell) | {"would_run": is_due(cell)} for cell in timed]
+        data = {"version": JSON_VERSION, "cells": steps, "timing": due}
+        say(strictjson.dumps(data, indent=2))
         return
     for cell in cells:
         one = chosen.get(id(cell))
         verb, why = ("run ", one.why) if one else ("skip", _why_not(cell))
         say(f"{verb} {cell.run}: {why}")
+    for study in timed:
+        verb = "run " if is_due(study) else "skip"
+        say(f"{verb} {study.run.experiment} / {study.run.task} / {study_words(study)}")
     say(f"would run {len(work)} of {len(cells)}; nothing was run")
 
 

@@ -9,14 +9,28 @@ from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from fdllm.cli.output import complain, console, say
-from fdllm.plan import Planner
+from fdllm.cli.request import SweepRequest
+from fdllm.cluster.exit_reason import TERMINATED
+from fdllm.cluster.signals import Terminated
+from fdllm.errors import FdllmError
+from fdllm.plan import SETTLED, CellState, Planner, State
+from fdllm.record.journal import write_failure
+from fdllm.record.lock import LockedError, locked
 from fdllm.record.study import Study
 from fdllm.report.speed import TimedPair, judge_pairs, noise_words
 from fdllm.report.times import shown
 from fdllm.runs import ModelChoice
-from fdllm.timing.wanted import WantedStudy
+from fdllm.timing.wanted import (
+    WantedStudy,
+    is_due,
+    keep_study,
+    study_paths,
+    study_state,
+    want_studies,
+)
 
 if TYPE_CHECKING:
     from fdllm.evaluate.adapter import LoadedModel
@@ -24,37 +38,94 @@ if TYPE_CHECKING:
 Load = Callable[[ModelChoice], "LoadedModel"]
 
 
-def take(planner: Planner, wanted: WantedStudy, load: Load) -> Study:
-    """Take a study and keep it.
+def take(planner: Planner, wanted: WantedStudy, load: Load, log: str | None = None) -> Study:
+    """Take a study and keep it; why that did not work is kept for :func:`study_state`.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; nothing was kept, which is said.
-        FdllmError: it cannot be taken, or an answer is not the record's.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; nothing was kept, which is said.
+        FdllmError: it cannot be taken, somebody else takes it, or an answer is not the record's.
     """
-    from fdllm.timing.take_study import keep_study, take_study  # noqa: PLC0415 - torch, the harness
+    from fdllm.timing.take_study import take_study  # noqa: PLC0415 - torch, the harness
 
-    out = Console(stderr=True)
-    num = len(wanted.runs)
-    complain(f"{wanted}: {num} configs in turn, {wanted.repeats} times a document; minutes")
-    if wanted.again is not None:
-        told = wanted.baseline.cell.name
-        complain(f"note: nothing repeats {told} in this grid, so it is timed twice")
-    model = load(wanted.baseline.model)
-    planner.forget_model(wanted.baseline.model)  # a Hub id's commit is known now
+    paths, out = study_paths(planner, wanted), Console(stderr=True)
+    told = wanted.baseline.cell.name
+    complain(
+        f"{wanted}: {len(wanted.runs)} configs in turn, {wanted.repeats} times a document; minutes"
+        + (f". Nothing repeats {told} in this grid, so it is timed twice" if wanted.again else "")
+    )
     try:
-        with Progress(console=out, transient=True, disable=not out.is_terminal) as bars:
+        with (
+            locked(paths),
+            Progress(console=out, transient=True, disable=not out.is_terminal) as bars,
+        ):
+            paths.failed.unlink(missing_ok=True)
             bar = bars.add_task("documents", total=None)
+            model = load(wanted.baseline.model)
+            planner.forget_model(wanted.baseline.model)  # a Hub id's commit is known now
             study = take_study(
                 planner,
                 model,
                 wanted,
                 watch=lambda done, total: bars.update(bar, completed=done, total=total),
             )
-    except KeyboardInterrupt:
+            keep_study(planner, wanted, study)
+    except LockedError as error:
+        raise FdllmError(f"{wanted} is being taken by {error}; wait for it") from None
+    except KeyboardInterrupt as error:
         complain(f"{wanted}: interrupted, and nothing was kept: a study is whole or none")
+        if isinstance(error, Terminated):
+            write_failure(paths, TERMINATED, log)
         raise
-    keep_study(planner, wanted, study)
+    except FdllmError as error:
+        write_failure(paths, str(error), log)
+        raise
     return study
+
+
+def of_sweep(request: SweepRequest, number: int | None) -> list[WantedStudy]:
+    """The studies at the end of a sweep: of its configs and of those that have records already.
+
+    Args:
+        request: the sweep.
+        number: documents of each; None is the default, 0 is no study.
+    """
+    if number == 0:
+        return []
+    planner, sweep = request.planner, request.sweep
+    if sweep.configs:
+        whole = planner.runs(sweep.model_copy(update={"configs": ()}))
+        done = [run.cell.name for run in whole if planner.state(run).state is State.DONE]
+        sweep = sweep.model_copy(update={"configs": tuple(dict.fromkeys([*sweep.configs, *done]))})
+    return want_studies(planner, sweep, number)
+
+
+def take_missing(
+    request: SweepRequest, wanted: Sequence[WantedStudy], load: Load, *, quiet: bool
+) -> list[CellState]:
+    """Take those that do not stand yet, of tasks whose cells are done; all of their states.
+
+    Args:
+        request: the sweep, its cells computed.
+        wanted: its studies.
+        load: loads a checkpoint.
+        quiet: what a study shows is not printed.
+    """
+    planner = request.planner
+    open_tasks = {cell.run.task for cell in request.states() if cell.state not in SETTLED}
+    for one in wanted:
+        if not is_due(study_state(planner, one)):
+            continue
+        if one.baseline.task in open_tasks:
+            complain(f"{one}: not taken, as not all of the task's cells are done")
+            continue
+        try:
+            study = take(planner, one, load)
+        except FdllmError as error:
+            complain(f"{one}: {error}")
+        else:
+            if not quiet:
+                print_study(study)
+    return [study_state(planner, one) for one in wanted]
 
 
 def as_dict(studies: Sequence[Study]) -> dict[str, Any]:
@@ -96,16 +167,14 @@ def print_study(study: Study) -> None:
     """What a study found: twins first, then how much noise there was, and what may be claimed."""
     found = judge_pairs(study)
     where = study.device if study.threads is None else f"{study.device}, {study.threads} threads"
-    say(
-        f"{study.experiment} / {study.task}: {len(study.documents)} documents, {study.repeats} "
-        f"times each, {study.seconds:.0f} s on {where}"
-    )
+    say(f"{study.experiment} / {study.task}, times on {where}, {study.dtype}")
+    say(f"{len(study.documents)} documents, {study.repeats} times each, {study.seconds:.0f} s")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("config", overflow="fold")
-    table.add_column(f"time by {study.baseline}'s [95 % interval]", justify="right")
+    table.add_column(Text(f"time by {study.baseline}'s [95 % interval]"), justify="right")
     table.add_column("claim")
     for pair in sorted(found.pairs, key=lambda pair: not pair.twins):
-        table.add_row(pair.b, shown(pair.ratio, form=".3f"), _claim(pair))
+        table.add_row(pair.b, Text(shown(pair.ratio, form=".3f")), _claim(pair))
     console(at_least=80).print(table)
     say(noise_words(found))
     agreed = [one.agrees for one in study.configs.values() if one.agrees is not None]

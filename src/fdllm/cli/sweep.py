@@ -9,16 +9,16 @@ import os
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from fdllm.caches import OFFLINE
-from fdllm.cli import show
+from fdllm.cli import show, studies
 from fdllm.cli.doctor import checkup_of
-from fdllm.cli.options import Computing, flag
+from fdllm.cli.options import Computing, flag, number
 from fdllm.cli.output import complain, say
 from fdllm.cli.progress import GridProgress
 from fdllm.cli.request import SweepRequest, read_request
@@ -37,10 +37,11 @@ from fdllm.evaluate.attempt import RunOutcome
 from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.runner import Runner
 from fdllm.evaluate.tasks import task_info
-from fdllm.plan import Planner, State
+from fdllm.plan import CellState, Planner, State
 from fdllm.record.paths import TaskFolder
 from fdllm.report.terms import check_criteria
 from fdllm.runs import ModelChoice
+from fdllm.timing.wanted import study_state
 
 if TYPE_CHECKING:
     from fdllm.evaluate.adapter import LoadedModel
@@ -88,6 +89,12 @@ class SweepCommand(Computing):
         nargs="*",
         metavar="CONFIG",
     )
+    timing: int | None = flag(
+        "documents of each task's timing study, taken once its cells are done (100, or the limit); "
+        "0 takes none",
+        type=number(int, "a whole number, 0 or more", 0),
+        metavar="N",
+    )
     json: bool = flag("print the cells as JSON", default=False)
     executor: str | None = _place(
         "auto takes SLURM where there is a cluster, else this machine (FDLLM_EXECUTOR, auto)",
@@ -117,7 +124,10 @@ class SweepCommand(Computing):
         cells = request.states()
         work = choose_work(cells, force=self.force)
         if self.dry_run:
-            show.plan(cells, work, as_json=self.json)
+            planned = [
+                study_state(request.planner, one) for one in studies.of_sweep(request, self.timing)
+            ]
+            show.plan(cells, work, planned, as_json=self.json)
             return 0
         return _compute(request, work, self)
 
@@ -147,13 +157,16 @@ def _compute(
     _check_device(options.device)
     if not work:
         show.nothing_to_do(request.states(), as_json=options.json)
-    outcomes = _execute(request.planner, work, options.threads)
-    cells = request.states()
-    criteria = request.criteria
-    agree = show.cells(cells, criteria, as_json=options.json)
+    load = cache(lambda choice: load_model(choice, options.threads))
+    outcomes = _execute(request.planner, work, load)
+    cells, timed = request.states(), list[CellState]()
+    if isinstance(options, SweepCommand):
+        wanted = studies.of_sweep(request, options.timing)
+        timed = studies.take_missing(request, wanted, load, quiet=options.json)
+    agree = show.cells(cells, request.criteria, timed, as_json=options.json)
     if isinstance(options, SweepCommand) and not options.json:
         show.what_is_left(cells)
-    return show.exit_code(cells, outcomes, agree=agree)
+    return show.exit_code([*cells, *timed], outcomes, agree=agree)
 
 
 # --- on this machine ------------------------------------------------------------------------------
@@ -178,9 +191,7 @@ def _check_device(device: str) -> None:
         resolve_device(device)
 
 
-def _execute(
-    planner: Planner, work: Sequence[PlannedCell], threads: int | None
-) -> list[RunOutcome]:
+def _execute(planner: Planner, work: Sequence[PlannedCell], load: studies.Load) -> list[RunOutcome]:
     """Compute ``work``; what is computed is durable at every moment.
 
     Raises:
@@ -195,7 +206,7 @@ def _execute(
     console = Console(stderr=True)
     outcomes: list[RunOutcome] = []
     with terminable(), GridProgress(len(work), console) as watch:
-        runner = Runner(planner, watch, lambda choice: load_model(choice, threads))
+        runner = Runner(planner, watch, load)
         try:
             for one in work:
                 outcomes.append(runner.run(one.cell.run, force=one.force))

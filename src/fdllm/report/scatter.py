@@ -23,6 +23,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 10.0, 40.0
 _HEIGHT = 11.0  # of a label
 _LINE = 13.0  # from one label of the column to the next
 _COLUMN = 0.35  # share of the width that it may take
+_ANY = 1e6
 _FAR = 1.5  # a threshold so many times outside the other cells' times is not drawn
 # Where a label may stand, the nicest place first: its anchor, and how far that is from the point.
 _NEAR = (
@@ -148,8 +149,10 @@ class Scatter:
         return _Layout(across, up, at, crosses, labels, unnamed)
 
     def _across(self, right: float) -> Axis:
-        ends = [end for point in self.points for end in (point.x.low, point.x.high)]
-        ends += [1.0] if self.floor is None else [1 / (1 + self.floor), 1 + self.floor]
+        ends = [end for one in self.points for end in (one.x.low, one.x.value, one.x.high)]
+        ends += [1.0] if self.floor is None else [1 / (1 + self.floor), 1.0, 1 + self.floor]
+        # The interval of too few documents is everything.
+        ends = [end for end in ends if 1 / _ANY < end < _ANY]
         ends += [] if self.aim.ratio is None else [self.aim.ratio]
         low, high = min(ends) / _FAR, max(ends) * _FAR
         ends += [one.x.value for one in self.curve if low < one.x.value < high]

@@ -94,8 +94,8 @@ def noise_words(found: TimedPairs) -> str:
     if found.floor > 1:
         return "too few documents, or too much noise, to claim anything"
     return (
-        f"noise floor {found.floor:.1%}: as far as one computation done twice may lie apart; no "
-        "difference below it is claimed"
+        f"noise floor {found.floor:.1%}, as far as one computation done twice may lie apart: "
+        "nothing below is claimed"
     )
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -26,7 +25,6 @@ from fdllm.evaluate.adapter import EngineLM, LoadedModel
 from fdllm.evaluate.preview import requests_of
 from fdllm.evaluate.requests import EvalRequest
 from fdllm.plan import Planner, State
-from fdllm.record.paths import set_aside
 from fdllm.record.per_document import digest_of_answer
 from fdllm.record.provenance import cpu_name, usable_cpus, utc_now
 from fdllm.record.study import Agreement, Conditions, ConfigTimes, Study
@@ -262,16 +260,3 @@ def draw(documents: Sequence[Key], number: int, seed: int = SEED) -> list[Key]:
         for at, key in enumerate(rng.sample(mine, len(mine)))
     ]
     return [key for _, key in sorted(placed)][:number]
-
-
-def keep_study(planner: Planner, wanted: WantedStudy, study: Study) -> Path:
-    """Write a study and its copy for git; an earlier one is moved aside. The file's path.
-
-    Raises:
-        FdllmError: a place cannot be written.
-    """
-    path, copy = planner.layout.timing(wanted.baseline)
-    if path.exists():
-        set_aside(path.parent, [path])
-    study.write(path, copy)
-    return path

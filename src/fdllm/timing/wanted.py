@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Any
+from pathlib import Path
 
-from fdllm.plan import ANY_DEPTH, CellState, Planner, State
-from fdllm.record.paths import TaskFolder
+from fdllm.errors import FdllmError
+from fdllm.plan import ANY_DEPTH, BUSY, CellState, Planner, State
+from fdllm.record.journal import read_failure
+from fdllm.record.lock import holder_of
+from fdllm.record.paths import TIMING, RunPaths, TaskFolder, set_aside
 from fdllm.record.study import Study, read_study
 from fdllm.record.summary import InvalidRecordError
 from fdllm.runs import Run, Sweep
@@ -36,33 +40,6 @@ class WantedStudy:
 
     def __str__(self) -> str:
         return f"{self.baseline.experiment} / {TaskFolder.of(self.baseline)} / timing study"
-
-
-@dataclass(frozen=True)
-class StudyState:
-    """A wanted study and what there is of it."""
-
-    wanted: WantedStudy
-    state: State
-    reason: str  # why, in a few words; empty where the state says it all
-    study: Study | None = None  # what stands, done or stale
-
-    @property
-    def words(self) -> str:
-        """The state in a few words: ``done, 100 documents``."""
-        if self.state is State.DONE and self.study is not None:
-            return f"done, {len(self.study.documents)} documents"
-        return self.state.value + (f": {self.reason}" if self.reason else "")
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {
-            "task": self.wanted.baseline.task,
-            "state": self.state.value,
-            "reason": self.reason,
-            "docs": None if self.study is None else len(self.study.documents),
-            "configs": list(self.wanted.runs),
-        }
 
 
 def want_studies(
@@ -111,16 +88,32 @@ def _timed(planner: Planner, grid: Sequence[Run], configs: Sequence[str]) -> dic
     return runs
 
 
-def study_state(planner: Planner, wanted: WantedStudy) -> StudyState:
-    """What has become of a study. Only files are read."""
+def study_paths(planner: Planner, wanted: WantedStudy) -> RunPaths:
+    """A study's files, as those of a run whose config is called timing."""
+    own = planner.layout.run(wanted.baseline)
+    folders = {name: getattr(own, name).parent / TIMING for name in ("folder", "artifacts", "logs")}
+    return RunPaths(**folders)
+
+
+def study_state(planner: Planner, wanted: WantedStudy) -> CellState:
+    """What has become of a study, as a cell whose run is the baseline's. Only files are read."""
+    paths = study_paths(planner, wanted)
+    cell = partial(CellState, wanted.baseline, paths=paths, total=wanted.number)
+    holder = holder_of(paths)
+    if holder is not None:
+        return cell(State.RUNNING, str(holder))
     try:
+        failure = read_failure(paths)
         study = read_study(planner.layout.timing(wanted.baseline)[0])
-    except InvalidRecordError as error:
-        return StudyState(wanted, State.INVALID, str(error))
+    except (FdllmError, InvalidRecordError) as error:
+        return cell(State.INVALID, str(error))
+    if failure is not None:
+        return cell(State.FAILED, failure.reason, log=failure.log)
     if study is None:
-        return StudyState(wanted, State.PENDING, "not taken yet")
+        return cell(State.PENDING, "not taken yet")
+    number = len(study.documents)
     reason = _missing(planner, wanted, study)
-    return StudyState(wanted, State.STALE if reason else State.DONE, reason, study)
+    return cell(State.STALE if reason else State.DONE, reason, done=number)
 
 
 def _missing(planner: Planner, wanted: WantedStudy, study: Study) -> str:
@@ -135,12 +128,32 @@ def _missing(planner: Planner, wanted: WantedStudy, study: Study) -> str:
             return f"{' and '.join(changed)} of {name} changed"
     if study.repeats < wanted.repeats:
         return f"{study.repeats} of {wanted.repeats} repeats"
-    number = len(study.documents)
-    if number < wanted.number and number < _documents(planner.state(wanted.baseline)):
+    number, record = len(study.documents), planner.state(wanted.baseline).summary
+    # A task may have fewer documents than were asked for; its record knows.
+    if number < wanted.number and (record is None or number < record.headline.num_samples):
         return f"{number} of {wanted.number} documents"
     return ""
 
 
-def _documents(cell: CellState) -> float:
-    """Documents of a run, as far as its record tells."""
-    return float("inf") if cell.summary is None else cell.summary.headline.num_samples
+def is_due(cell: CellState) -> bool:
+    """Whether a study is to be taken: it does not stand, and nobody takes it."""
+    return cell.state is not State.DONE and cell.state not in BUSY
+
+
+def keep_study(planner: Planner, wanted: WantedStudy, study: Study) -> Path:
+    """Write a study and its copy for git; an earlier one is moved aside. The file's path.
+
+    Raises:
+        FdllmError: a place cannot be written.
+    """
+    path, copy = planner.layout.timing(wanted.baseline)
+    if path.exists():
+        set_aside(path.parent, [path])
+    study.write(path, copy)
+    return path
+
+
+def study_words(cell: CellState) -> str:
+    """A study's state in a few words: ``timing: done, 100 documents``."""
+    what = f"{cell.done} documents" if cell.state is State.DONE else cell.reason
+    return f"timing: {cell.state.value}" + (f", {what}" if what else "")
