@@ -65,8 +65,8 @@ def test_a_row_holds_facts_and_no_texts() -> None:
     assert row == {
         "task": "tiny",
         "doc_id": 3,
-        "doc_hash": sample["doc_hash"][:8],
-        "prompt_hash": sample["prompt_hash"][:8],
+        "doc_hash": sample["doc_hash"][:6],
+        "prompt_hash": sample["prompt_hash"][:6],
         "output": digest_of_answer("it is 3"),
         "metrics": sample["metrics"],
         "tokens": sample["tokens"],

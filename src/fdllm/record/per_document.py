@@ -23,7 +23,7 @@ FROM_JOURNAL = frozenset(
 """Facts of a row that its answers show, and its line of ``samples.jsonl`` does not."""
 
 _TEXTS = ("prompt", "target", "filtered", "programs")
-_HASH = 8  # hexadecimal digits, of a document or a prompt
+_HASH = 6  # hexadecimal digits, of a document or a prompt
 _SECONDS, _NATS = 7, 6  # decimals
 _NEEDED = ("task", "doc_id", "doc_hash", "prompt_hash", "output", "tokens", "seconds")
 _NESTED = {"metrics": 1, "counts": 2}  # how deep
@@ -56,7 +56,7 @@ def rows_of(
     Returns:
         The samples without their texts and with what only the answers show. ``output`` is the
         text's digest, or the log-likelihoods of the choices (to 1e-6 nats); ``seconds`` are
-        rounded to 1e-7, hashes to 8 digits. From the answers: ``requests``, how many there were;
+        rounded to 1e-7, hashes to 6 digits. From the answers: ``requests``, how many there were;
         of texts how many were ``truncated`` and ``repetitive`` and by answer the ``steps`` (tokens
         that each unmasked); of scores, by choice, the ``scored_step`` and the ``reused_tokens``.
     """
