@@ -82,7 +82,10 @@ def test_a_rival_is_one_for_all_or_one_for_each() -> None:
         ('max_accuracy_drop = 0.02\nrival = "k2_midle"', "did you mean 'k2_middle'"),
         ('max_accuracy_drop = 0.02\nrival = { k3_last = "k9" }', "unknown config 'k9'"),
         ('min_speedup = 1.1\nrival = { k2_last = "k2_last" }', "k2_last cannot be its own rival"),
-        ('min_saved_share = 0.1\nconfigs = ["k2_last", "k1_last"]', "k1_last: it reuses nothing"),
+        (
+            'min_saved_share = 0.1\nconfigs = ["k2_last", "k1_last"]',
+            "names k1_last: what the baseline computes",
+        ),
     ],
 )
 def test_criteria_that_cannot_be_judged_are_refused_before_a_run(
@@ -92,7 +95,7 @@ def test_criteria_that_cannot_be_judged_are_refused_before_a_run(
         check_criteria(*stated(criteria))
 
 
-def test_where_no_config_is_named_those_that_cannot_act_are_left_out(
+def test_where_no_config_is_named_the_baseline_its_twins_and_rivals_are_not_judged(
     stated: Callable[..., tuple[Planner, Sweep]],
 ) -> None:
     planner, sweep = stated("min_saved_share = 0.1")

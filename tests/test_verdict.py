@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from fdllm.criteria import Criteria
+from fdllm.criteria import RISES, Criteria
 from fdllm.report.compare_text import Comparison
 from fdllm.report.criterion import CriterionResult, Judged
 from fdllm.report.figures import CellFigures
+from fdllm.report.made import Made
+from fdllm.report.margins import Marked
 from fdllm.report.speed import TimedPair
 from fdllm.report.stats import Estimate
 from fdllm.report.verdict import Judgement, judge
@@ -30,7 +31,8 @@ def against(**changes: Any) -> Comparison:
     values: dict[str, Any] = dict.fromkeys(Comparison.__dataclass_fields__)
     values |= {
         "difference": Estimate(0.01, 0.0, 0.02), "speed": speed(), "floor": 0.03, "collapsed": (),
-        "within": 0.0, "beyond": 0.0,
+        "within": 0.0, "beyond": 0.0, "a": "k1_first", "made": Made(0.75, 0.75, 0.75),
+        "rises": {},
     }  # fmt: skip
     return Comparison(**(values | changes))
 
@@ -41,17 +43,13 @@ def speed(
     return TimedPair("k1_first", "k2_last", Estimate(*ratio), False, claim)
 
 
-BASE = cell("k1_first")
-
-
 def verdict(
     criteria: Criteria,
     *cells: tuple[CellFigures, Comparison | None],
     task: str = "gsm8k",
     smoke: bool = False,
-    base: CellFigures | None = BASE,
 ) -> Judgement:
-    return judge(criteria, [Judged(task, smoke, base, cells)])
+    return judge(criteria, [Judged(task, smoke, cells)])
 
 
 def finding(
@@ -133,39 +131,38 @@ def test_without_a_comparison_an_interval_is_open() -> None:
 
 @pytest.mark.parametrize(("share", "outcome"), [(0.2, "met"), (0.199, "missed")])
 def test_saved_layer_calls_need_no_interval(share: float, outcome: str) -> None:
-    found = finding(Criteria(min_saved_share=0.2), cell(saved_share=share), None)
+    made = Made(1 - share, None, None)
+    found = finding(Criteria(min_saved_share=0.2), cell(saved_share=0.9), against(made=made))
     assert (found.criterion, found.outcome) == ("min_saved_share", outcome)
-    assert found.text == f"{100 * share:.1f} % of layer calls saved"
+    assert found.text == f"makes {100 * (1 - share):.1f} % of k1_first's layer calls"
+    assert finding(Criteria(min_saved_share=0.2), cell(saved_share=0.9), None).outcome == "open"
 
 
-@pytest.mark.parametrize("figure", ["truncation", "repetition"])
+@pytest.mark.parametrize("name", RISES)
 @pytest.mark.parametrize(
-    ("then", "now", "outcome"),
-    [
-        (0.25, 0.5, "met"),
-        (0.25, 0.51, "missed"),
-        (0.9, 0.95, "met"),
-        (None, 0.0, "open"),
-        (0.0, None, "open"),
-    ],
+    ("more", "fewer", "outcome"),
+    [(0, 0, "met"), (40, 40, "met"), (25, 0, "open"), (25, 80, "met"), (90, 0, "missed")],
 )
-def test_signs_of_degeneration_are_judged_by_their_rise(
-    figure: str, then: float | None, now: float | None, outcome: str
+def test_signs_of_degeneration_are_judged_by_the_whole_interval_of_their_rise(
+    name: str, more: int, fewer: int, outcome: str
 ) -> None:
-    name = f"max_{figure}_rise"
-    limit = Criteria.model_validate({name: 0.25})
-    changes: list[dict[str, Any]] = [{figure: then}, {figure: now}]
-    before, after = (replace(BASE, **change) for change in changes)
-    found = finding(limit, after, None, base=before)
+    """Of 1,000 answers, those cut off (repetitive) on one side alone; 3 points are allowed."""
+    limit = Criteria.model_validate({name: 0.03})
+    found = finding(limit, cell(), against(rises={name: Marked(more, fewer, 1000)}))
     assert (found.criterion, found.outcome) == (name, outcome)
-    assert finding(limit, cell(), None, base=None).outcome == "open"
+    assert found.text.startswith(f"{(more - fewer) / 10:+.1f} points [")
+    assert (found.p_value <= 0.05) or outcome == "open"
+    for other in (None, against()):
+        assert finding(limit, cell(), other) == CriterionResult(name, "open", "not measured")
 
 
 def test_of_several_criteria_each_is_judged_and_the_worst_decides() -> None:
     criteria = Criteria(
         max_accuracy_drop=0.02, min_speedup=1.5, min_saved_share=0.5, max_truncation_rise=0.1
     )
-    (judged,) = verdict(criteria, (cell(saved_share=0.1), against())).cells
+    rises = {"max_truncation_rise": Marked(0, 0, 1000)}
+    other = against(made=Made(0.9, None, None), rises=rises)
+    (judged,) = verdict(criteria, (cell(), other)).cells
     names = ["max_accuracy_drop", "min_speedup", "min_saved_share", "max_truncation_rise"]
     assert [one.criterion for one in judged.findings] == names
     assert [one.outcome for one in judged.findings] == ["met", "met", "missed", "met"]
@@ -181,9 +178,8 @@ BOTH = {"min_saved_share": 0.5, "max_accuracy_drop": 0.02}
 def shares(**saved: float | None) -> list[tuple[CellFigures, Comparison | None]]:
     """Cells that meet, miss or leave open what :data:`BOTH` ask."""
     return [
-        (cell(name, saved_share=GOOD if share is None else share), None if share is None else ok)
+        (cell(name), None if share is None else against(made=Made(1 - share, None, None)))
         for name, share in saved.items()
-        for ok in [against()]
     ]
 
 
@@ -208,7 +204,7 @@ def test_any_config_or_all_of_them(
 
 def test_a_config_must_meet_them_on_every_task() -> None:
     def of(task: str, **saved: float | None) -> Judged:
-        return Judged(task, False, BASE, shares(**saved))
+        return Judged(task, False, shares(**saved))
 
     half = [of("gsm8k", a=GOOD, b=BAD), of("mmlu", a=BAD, b=GOOD)]
     found = judge(Criteria(**BOTH), half)
@@ -236,7 +232,7 @@ def test_what_is_open_is_counted_beside_what_is_missed() -> None:
     found = verdict(Criteria(**BOTH), *shares(a=BAD, b=DIM, c=DIM))
     assert found.sentence == (
         "The records do not decide it. max_accuracy_drop is open for 2 of 3 cells; "
-        "min_saved_share is missed by 1 of 3 cells."
+        "min_saved_share is missed by 1 and open for 2 of 3 cells."
     )
     assert found.criteria == Criteria(**BOTH).words
 
@@ -249,9 +245,9 @@ def test_a_smoke_test_decides_nothing_and_gives_way_to_the_whole() -> None:
         assert all(one.text.endswith("(smoke test)") for one in few.cells[0].findings)
         assert "Only a smoke test of gsm8k" in few.sentence
     tasks = [
-        Judged("gsm8k", True, BASE, shares(a=BAD)),
-        Judged("gsm8k", False, BASE, shares(a=GOOD)),
-        Judged("mmlu", True, BASE, shares(a=GOOD)),
+        Judged("gsm8k", True, shares(a=BAD)),
+        Judged("gsm8k", False, shares(a=GOOD)),
+        Judged("mmlu", True, shares(a=GOOD)),
     ]
     found = judge(Criteria(**BOTH), tasks)
     assert [(one.task, one.outcome) for one in found.cells] == [("gsm8k", "met"), ("mmlu", "open")]
@@ -259,7 +255,7 @@ def test_a_smoke_test_decides_nothing_and_gives_way_to_the_whole() -> None:
 
 
 def test_without_criteria_nothing_is_judged() -> None:
-    found = judge(None, [Judged("gsm8k", False, BASE, shares(a=GOOD))])
+    found = judge(None, [Judged("gsm8k", False, shares(a=GOOD))])
     assert (found.word, found.criteria, found.cells) == ("no criteria", "", ())
 
 
@@ -304,7 +300,7 @@ def test_of_several_configs_that_may_confirm_one_must_survive_holm(
 def test_a_config_meets_them_on_every_task_at_its_largest_p_value() -> None:
     def on(*p_values: float) -> str:
         tasks = [
-            Judged(f"task{i}", False, BASE, [(cell("a"), shown(p)), (cell("b"), shown(p))])
+            Judged(f"task{i}", False, [(cell("a"), shown(p)), (cell("b"), shown(p))])
             for i, p in enumerate(p_values)
         ]
         return judge(STRICT, tasks).word
@@ -328,7 +324,7 @@ def test_a_refutation_is_no_accident_of_many_chances(
 ) -> None:
     """Any of a config's tasks may refute it; where all must confirm, any config refutes all."""
     cells = [(cell("a"), shown(p_value, "missed")), (cell("b"), shown(p_value, "missed"))]
-    tasks = [Judged(f"task{i}", False, BASE, cells) for i in range(num_tasks)]
+    tasks = [Judged(f"task{i}", False, cells) for i in range(num_tasks)]
     assert judge(STRICT, tasks).word == of_any
     found = judge(Criteria(max_accuracy_drop=0.02, require="all"), tasks)
     assert found.word == of_all
@@ -341,8 +337,8 @@ def test_a_refutation_is_no_accident_of_many_chances(
 
 def test_a_task_whose_rows_are_too_few_takes_no_part() -> None:
     """Not even where it is missed: the rest decides, or nothing does."""
-    few = Judged("humaneval", False, BASE, [(cell("a"), shown(0.0, "missed"))], left_out="too few")
-    enough = Judged("gsm8k", False, BASE, [(cell("a"), shown(0.01))])
+    few = Judged("humaneval", False, [(cell("a"), shown(0.0, "missed"))], left_out="too few")
+    enough = Judged("gsm8k", False, [(cell("a"), shown(0.01))])
     found = judge(STRICT, [few, enough])
     assert found.word == "confirmed"
     assert found.sentence == "The criteria are met by a."
@@ -354,15 +350,11 @@ def test_a_task_whose_rows_are_too_few_takes_no_part() -> None:
 
 
 def test_what_cannot_act_is_not_applicable_and_never_refuted() -> None:
-    """A share of saved calls asked of what reuses nothing; cells that only repeat another's."""
-    plain = verdict(Criteria(min_saved_share=0.2), (cell("t0.50", reuses=False), None))
-    assert plain.word == "cannot tell"
-    assert "not applicable" in plain.cells[0].left_out
-    assert "t0.50 takes no part on gsm8k: not applicable" in plain.notes[0]
+    """Cells that could only repeat another one's result."""
     criteria = Criteria(max_accuracy_drop=0.02, configs=("t0.50", "t0.60"))
     why = dict.fromkeys(criteria.configs, "denoise reads nothing that it changes")
-    choice = Judged("choice", False, BASE, [(cell("t0.95_again"), None)], not_applicable=why)
-    sums = Judged("sums", False, BASE, [(cell(n), shown(0.01)) for n in criteria.configs])
+    choice = Judged("choice", False, [(cell("t0.95_again"), None)], not_applicable=why)
+    sums = Judged("sums", False, [(cell(n), shown(0.01)) for n in criteria.configs])
     found = judge(criteria, [choice, sums])
     assert found.word == "confirmed"
     assert found.notes == (f"choice takes no part: not applicable ({why['t0.50']}).",)
@@ -370,7 +362,7 @@ def test_what_cannot_act_is_not_applicable_and_never_refuted() -> None:
 
 
 def test_what_is_not_done_is_open() -> None:
-    half = [Judged("gsm8k", False, BASE, [(cell("a"), shown(0.0, "missed"))], missing=["b"])]
+    half = [Judged("gsm8k", False, [(cell("a"), shown(0.0, "missed"))], missing=["b"])]
     found = judge(STRICT, half)
     assert found.word == "cannot tell"
     assert "Not done: b on gsm8k." in found.sentence
@@ -378,14 +370,14 @@ def test_what_is_not_done_is_open() -> None:
 
 
 def test_criteria_that_were_edited_stand_beside_the_verdict() -> None:
-    tasks = [Judged("gsm8k", False, BASE, [], lock="criteria changed after 90 rows")]
+    tasks = [Judged("gsm8k", False, [], lock="criteria changed after 90 rows")]
     for criteria in (STRICT, None):
         assert judge(criteria, tasks).notes == ("gsm8k: criteria changed after 90 rows.",)
 
 
 def test_without_a_study_the_command_that_measures_is_named() -> None:
     untimed = "speed was not measured: fdllm timing --task gsm8k"
-    task = Judged("gsm8k", False, BASE, [(cell(), against(speed=None))], untimed=untimed)
+    task = Judged("gsm8k", False, [(cell(), against(speed=None))], untimed=untimed)
     (found,) = judge(Criteria(min_speedup=1.1), [task]).cells[0].findings
     assert (found.outcome, found.text) == ("open", untimed)
 

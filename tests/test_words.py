@@ -49,6 +49,7 @@ def comparison(**changes: Any) -> Comparison:
         "margin": 0.02,
         "within": 1.0,
         "beyond": 1.0,
+        "rises": {},
         "collapsed": (),
         "same_computation": False,
         "identical": False,

@@ -73,8 +73,8 @@ def criteria(checkup: Checkup) -> Iterator[Finding]:
             yield warn(
                 f"criteria {task}",
                 f"it takes no part in the verdict: {why_not[task]}",
-                "the run goes ahead; before its first row a wider margin, or a smaller "
-                "discordant_share where fewer rows flip, may be stated in [criteria]",
+                "the run goes ahead all the same; [criteria] is stated before its first row "
+                "(docs/extending.md 3)",
             )
     if not why_not:
         yield ok("criteria", stated.words)

@@ -197,7 +197,6 @@ def _judged(
 ) -> Judged:
     """A task as it is judged; further cells that are the baseline once more are left away."""
     done = [cell for cell in table.cells if cell.name != table.baseline]
-    against = table.against | table.rivals
     twins = {name for name, one in table.against.items() if one.same_computation}
     rivals = () if criteria is None or criteria.configs else criteria.rivals
     apart = {*twins, *rivals}
@@ -207,8 +206,8 @@ def _judged(
     return Judged(
         task=table.task,
         smoke=table.smoke,
-        baseline=table.base,
-        cells=[(cell, against.get(cell.name)) for cell in done if cell.name not in apart],
+        cells=[(cell, table.against.get(cell.name)) for cell in done if cell.name not in apart],
+        rivals=table.rivals,
         left_out=table.undecidable,
         not_applicable={cell.name: why[cell.name] for cell in wanted if cell.name in why},
         missing=[cell.name for cell in wanted if cell.name not in names],

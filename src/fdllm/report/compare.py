@@ -21,7 +21,7 @@ from fdllm.report.agreement import agree, stated, tolerance_of
 from fdllm.report.compare_text import MARGIN, Comparison, Verdict, describe
 from fdllm.report.grid import differences, same_computation
 from fdllm.report.made import made_by
-from fdllm.report.margins import weigh
+from fdllm.report.margins import Marked, weigh
 from fdllm.report.records import NotComparableError, Record, RecordError, SampleKey
 from fdllm.report.stats import (
     ALPHA,
@@ -95,6 +95,7 @@ def _judge(
         floor=None if times is None else times.floor,
         margin=margin,
         **vars(weigh(pair.values[0], pair.values[1], pair.groups, margin)),
+        rises=_rises(pair),
         collapsed=collapse_reasons(a, b, difference),
         same_computation=pair.is_twin,
         identical=pair.identical,
@@ -103,6 +104,20 @@ def _judge(
         verdict=decide(difference.difference, p_holm, margin, certain=certain),
     )
     return replace(comparison, sentence=describe(comparison))
+
+
+def _rises(pair: Pair) -> dict[str, Marked]:
+    """Documents whose answers are cut off, or repetitive, on one side alone, by criterion."""
+    found = {}
+    for name, column in (
+        ("max_truncation_rise", "truncated"),
+        ("max_repetition_rise", "repetitive"),
+    ):
+        rows = [[cell.by_key[key].get(column) for key in pair.keys] for cell in (pair.a, pair.b)]
+        if not any(mark is None for of in rows for mark in of):
+            then, now = (np.array(of, dtype=bool) for of in rows)
+            found[name] = Marked(int((now & ~then).sum()), int((then & ~now).sum()), len(then))
+    return found
 
 
 def decide(difference: Estimate, p_value: float, margin: float, *, certain: bool) -> Verdict:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fdllm.report.agreement import stated
 from fdllm.report.made import Made
+from fdllm.report.margins import Marked
 from fdllm.report.records import SampleKey
 from fdllm.report.speed import TimedPair
 from fdllm.report.stats import ALPHA, Difference
@@ -39,6 +41,7 @@ class Comparison(Difference):
     margin: float  # the loss that "same" allows
     within: float  # two-sided p-value that no more than the margin is lost
     beyond: float  # two-sided p-value that more is lost
+    rises: Mapping[str, Marked]  # by criterion, documents marked on one side; scores have none
     collapsed: tuple[str, ...]  # reasons to call B collapsed; its speed is never praised then
     same_computation: bool  # an A/A pair: their settings make them one computation
     identical: bool  # every output is the same, log-likelihoods to ``tolerance``

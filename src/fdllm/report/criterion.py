@@ -9,7 +9,7 @@ from typing import Literal
 
 from scipy.stats import norm
 
-from fdllm.criteria import Criteria
+from fdllm.criteria import RISES, Criteria
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures
 from fdllm.report.stats import LEVEL, Estimate
@@ -50,10 +50,10 @@ class Judged:
 
     task: str  # the task
     smoke: bool  # whether only some of its rows were run
-    # the cell that the others are compared with; None where none is done
-    baseline: CellFigures | None
-    # the others, each with its comparison: with its rival where it has one, else with the baseline
+    # its cells but the baseline, each with its comparison with that
     cells: Sequence[tuple[CellFigures, Comparison | None]]
+    # comparison with its rival, by config that has one and whose rival is done
+    rivals: Mapping[str, Comparison] = field(default_factory=dict)
     left_out: str = ""  # why none of its cells takes part: too few rows, say
     # configs that could only repeat another one's result here, each with the reason
     not_applicable: Mapping[str, str] = field(default_factory=dict)
@@ -72,33 +72,23 @@ def worst(outcomes: Sequence[Outcome]) -> Outcome:
 def judge_cell(
     criteria: Criteria, task: Judged, cell: CellFigures, against: Comparison | None
 ) -> CellVerdict:
-    """Every criterion on a cell, by its comparison with its rival or the baseline."""
+    """Every criterion on a cell, by its comparison with the baseline, or with its rival."""
     found: list[CriterionResult] = []
+    versus = task.rivals.get(cell.name) if criteria.rival_of(cell.name) else against
     if criteria.max_accuracy_drop is not None:
-        found.append(_accuracy(criteria.max_accuracy_drop, against))
+        found.append(_accuracy(criteria.max_accuracy_drop, versus))
     if criteria.min_speedup is not None:
-        found.append(_speedup(criteria.min_speedup, against, task.untimed))
+        found.append(_speedup(criteria.min_speedup, versus, task.untimed))
     if criteria.min_saved_share is not None:
-        met = cell.saved_share >= criteria.min_saved_share
-        text = f"{100 * cell.saved_share:.1f} % of layer calls saved"
-        found.append(CriterionResult("min_saved_share", "met" if met else "missed", text))
-    for sign in ("truncation", "repetition"):  # of degeneration, against the baseline's
-        limit = getattr(criteria, f"max_{sign}_rise")
-        now, then = getattr(cell, sign), getattr(task.baseline, sign, None)
-        if limit is None:
-            continue
-        outcome: Outcome = "open"
-        text = "not measured"
-        if now is not None and then is not None:
-            outcome = "met" if now - then <= limit else "missed"
-            text = f"{100 * (now - then):+.1f} points"
-        found.append(CriterionResult(f"max_{sign}_rise", outcome, text))
+        found.append(_saved(criteria.min_saved_share, against))
+    for name in RISES:
+        limit = getattr(criteria, name)
+        if limit is not None:
+            found.append(_rise(name, limit, against))
     if task.smoke:
         found = [CriterionResult(f.criterion, "open", f"{f.text} (smoke test)") for f in found]
     outcome = worst([finding.outcome for finding in found])
-    cannot = criteria.cannot_act(reuses=cell.reuses)
-    left_out = task.left_out or (f"not applicable ({cannot})" if cannot else "")
-    return CellVerdict(task.task, cell.name, outcome, tuple(found), left_out)
+    return CellVerdict(task.task, cell.name, outcome, tuple(found), task.left_out)
 
 
 def _accuracy(most: float, against: Comparison | None) -> CriterionResult:
@@ -112,6 +102,29 @@ def _accuracy(most: float, against: Comparison | None) -> CriterionResult:
     if change.high < -most:
         return CriterionResult(name, "missed", text, against.beyond)
     return CriterionResult(name, "open", text)
+
+
+def _rise(name: str, limit: float, against: Comparison | None) -> CriterionResult:
+    """Whether answers degenerate more than the baseline's, by the same rule as their accuracy."""
+    marked = None if against is None else against.rises.get(name)
+    if marked is None:
+        return CriterionResult(name, "open", "not measured")
+    rise, shown = marked.rise, marked.weigh(limit)
+    text = rise.shown(100, "+.1f", " points")
+    if rise.high <= limit:
+        return CriterionResult(name, "met", text, shown.within)
+    if rise.low > limit:
+        return CriterionResult(name, "missed", text, shown.beyond)
+    return CriterionResult(name, "open", text)
+
+
+def _saved(least: float, against: Comparison | None) -> CriterionResult:
+    """Whether it makes so many layer calls less than the baseline: counted, no estimate."""
+    name, made = "min_saved_share", None if against is None else against.made.layer_calls
+    if against is None or made is None:
+        return CriterionResult(name, "open", "nothing to compare with")
+    text = f"makes {100 * made:.1f} % of {against.a}'s layer calls"
+    return CriterionResult(name, "met" if made <= 1 - least else "missed", text)
 
 
 def _speedup(least: float, against: Comparison | None, untimed: str) -> CriterionResult:

@@ -17,6 +17,7 @@ from fdllm.report.stats import (
     LEVEL,
     RESAMPLES,
     Clustered,
+    Estimate,
     Floats,
     Ints,
     clustered_mean,
@@ -34,6 +35,26 @@ class Evidence:
 
     within: float  # above the margin: at most so much is lost
     beyond: float  # below it: more is lost
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Documents whose answers bear a mark (cut off, repetitive) on one side alone."""
+
+    more: int  # on side B
+    fewer: int  # on side A
+    n: int  # documents of both
+
+    @property
+    def rise(self) -> Estimate:
+        """How much larger B's share of marked documents is, with Tango's interval."""
+        ends = tango(np.array(self.fewer), np.array(self.more), np.array(self.n))
+        return Estimate((self.more - self.fewer) / self.n, *(float(end) for end in ends))
+
+    def weigh(self, limit: float) -> Evidence:
+        """How strongly the documents show that the share rises by at most ``limit``, or by more."""
+        z = tango_score(self.fewer, self.more, self.n, limit)
+        return Evidence(*_tails(float(norm.cdf(z)), float(norm.sf(z))))
 
 
 def rows_needed(margin: float, share: float) -> int | None:

@@ -83,11 +83,11 @@ def lock_words(criteria: Criteria | None, summaries: Iterable[Summary]) -> str:
 
 
 def check_criteria(planner: Planner, sweep: Sweep) -> None:
-    """Refuse criteria that name what is not there, or a config that one cannot touch.
+    """Refuse criteria that name what is not there, or a config that they cannot touch.
 
     Raises:
         UsageError: a name is unknown (the message lists those that exist), a config is its own
-            rival, or what a config computes cannot meet a criterion, whatever comes out.
+            rival, or only repeats what the baseline computes.
     """
     experiment = planner.experiment(sweep.experiment)
     criteria = experiment.settings.criteria
@@ -101,14 +101,31 @@ def check_criteria(planner: Planner, sweep: Sweep) -> None:
         for name, rival in criteria.rival.items():
             if name == rival:
                 raise UsageError(f"[criteria] rival: {name} cannot be its own rival; name another")
-    judged = judged_cells(criteria, experiment.cells)
-    why = {cell.name: _cannot_act(planner, sweep, criteria, cell) for cell in judged}
-    refused = [name for name, reason in why.items() if reason]
-    if refused and (criteria.configs or len(refused) == len(why)):
+    base = baseline_cell(criteria, experiment.cells)
+    again = [
+        c.name for c in judged_cells(criteria, experiment.cells) if _twins(planner, sweep, base, c)
+    ]
+    if again:
         raise UsageError(
-            f"[criteria] of {sweep.experiment}: {', '.join(refused)}: {why[refused[0]]}; leave the "
-            "criterion out, or name other configs"
+            f"[criteria] of {sweep.experiment} names {', '.join(again)}: what the baseline "
+            "computes, once more, which no criterion can tell from it; name other configs"
         )
+
+
+def baseline_cell(criteria: Criteria, grid: Sequence[Cell]) -> Cell | None:
+    """The cell that the others are compared with: the named one, else the first of k = 1."""
+    named = criteria.baseline
+    return next((c for c in grid if (c.k == 1 if named is None else c.name == named)), None)
+
+
+def _twins(planner: Planner, sweep: Sweep, one: Cell | None, other: Cell) -> bool:
+    """Whether both reuse nothing under one decoding, so that they are one computation."""
+    if one is None:
+        return False
+    runs = [_run_of(planner, sweep, sweep.tasks[0], cell) for cell in (one, other)]
+    n_layers = planner.model(sweep.model).n_layers or _ANY_DEPTH
+    reuses = any(planner.strategy(run, n_layers).reuses for run in runs)
+    return not reuses and runs[0].decoding == runs[1].decoding
 
 
 def judged_cells(criteria: Criteria, grid: Sequence[Cell]) -> list[Cell]:
@@ -119,8 +136,7 @@ def judged_cells(criteria: Criteria, grid: Sequence[Cell]) -> list[Cell]:
     """
     if criteria.configs:
         return [cell for cell in grid if cell.name in criteria.configs]
-    base = next((c for c in grid if c.name == criteria.baseline), None)
-    base = base or next((c for c in grid if c.k == 1), None)
+    base = baseline_cell(criteria, grid)
     return [
         cell
         for cell in grid
@@ -128,12 +144,6 @@ def judged_cells(criteria: Criteria, grid: Sequence[Cell]) -> list[Cell]:
         and not (base and cell.k == base.k == 1 and cell.decoding == base.decoding)
         and cell is not base
     ]
-
-
-def _cannot_act(planner: Planner, sweep: Sweep, criteria: Criteria, cell: Cell) -> str:
-    run = _run_of(planner, sweep, sweep.tasks[0], cell)
-    n_layers = planner.model(sweep.model).n_layers or _ANY_DEPTH
-    return criteria.cannot_act(reuses=planner.strategy(run, n_layers).reuses)
 
 
 def _run_of(planner: Planner, sweep: Sweep, task: str, cell: Cell) -> Run:

@@ -91,11 +91,6 @@ def _verdict(
         for task in asked
         if (why := task.left_out or _nowhere(task, of))
     ]
-    notes += [
-        f"{one.config} takes no part on {one.task}: {one.left_out}."
-        for one in cells
-        if one.left_out and not any(one.task == t.task and t.left_out for t in asked)
-    ]
     return Judgement(_WORDS[outcome], " ".join(parts), criteria.words, cells, tuple(notes))
 
 
