@@ -15,7 +15,15 @@ import fdllm
 from fdllm.core.cache import RowCache
 from fdllm.core.config import Estimator
 from fdllm.core.cost import Cost, Fed, forward_costs
-from fdllm.core.reuse import SUBSETS, LayerPlan, LayerRun, PeriodicReuse, ReuseStrategy, Target
+from fdllm.core.reuse import (
+    SUBSETS,
+    LayerPlan,
+    LayerRun,
+    PeriodicReuse,
+    ProbePlan,
+    ReuseStrategy,
+    Target,
+)
 from fdllm.core.reuse import subset_bounds as bounds
 from fdllm.core.sampler import Generation
 from fdllm.core.scorer import Score
@@ -159,6 +167,22 @@ PAIR = replace(RUN, keep=2)
 def test_what_reuse_keeps_is_moved(plan: LayerPlan, moved: int) -> None:
     [cost] = forward_costs(SPEC, 4, plan, plan, [Fed(8, 32, 4)])
     assert cost.stored_bytes == moved * SPEC.hidden_size * 4
+
+
+def test_a_probe_keeps_its_residual_too() -> None:
+    skip, store = LayerPlan(6, reuse=(RUN,)), LayerPlan(6, store=(RUN,))
+    probe = ProbePlan(1, 0.5, calm=skip, otherwise=store)
+    for plan, moved in ((skip, 8 + 8), (store, 8 + 8 + 8)):
+        [cost] = forward_costs(SPEC, 4, probe, plan, [Fed(8, 32, 4)])
+        assert cost.stored_bytes == moved * SPEC.hidden_size * 4
+
+
+def test_a_prefill_ahead_of_a_step_shares_its_weights_and_stores_nothing() -> None:
+    plan = LayerPlan(6, store=(RUN,))
+    ahead, step = forward_costs(SPEC, 4, plan, plan, [Fed(16, 16, 0, stores=False), Fed(8, 32, 4)])
+    assert ahead.stored_bytes == 0
+    assert ahead.weight_bytes == 16 * SPEC.hidden_size * 4  # rows of the embedding
+    assert step.weight_bytes > SPEC.num_layers * SPEC.layer_parameters * 4
 
 
 def test_bytes_go_by_the_type() -> None:
