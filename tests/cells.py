@@ -14,7 +14,7 @@ from fdllm.evaluate.tasks import TASKS
 from fdllm.record.atomic import write_json
 from fdllm.record.identity import Fingerprint
 from fdllm.record.paths import COLUMNS, SAMPLES, TIMING
-from fdllm.record.per_document import pack, rows_of
+from fdllm.record.per_document import digest_of_answer, pack, rows_of
 from fdllm.record.study import Agreement, ConfigTimes, Study
 from fdllm.record.summary import (
     Headline,
@@ -194,7 +194,7 @@ def write_study(cells: Sequence[Record], ratios: Mapping[str, float], **changes:
             k=cell.summary.strategy.k,
             reuses=cell.summary.strategy.reuses,
             seconds=tuple(map(tuple, seconds.tolist())),
-            answers=("0" * 16,) * len(keys),
+            answers=tuple(_digest(cell.by_key[key]["output"]) for key in keys),
             agrees=Agreement(compared=len(keys), equal=len(keys)),
         )
     summary = cells[0].summary
@@ -207,6 +207,10 @@ def write_study(cells: Sequence[Record], ratios: Mapping[str, float], **changes:
     study = Study(**(values | changes))
     study.write(cells[0].folder.parent / TIMING / "study.json")
     return study
+
+
+def _digest(output: Any) -> str:
+    return output if isinstance(output, str) else digest_of_answer(output)  # texts are told by it
 
 
 def flipped(right: Any, losses: int, gains: int) -> Any:

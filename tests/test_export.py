@@ -16,6 +16,7 @@ import pytest
 from rocrate.rocrate import ROCrate
 
 import fdllm
+from cells import write_study
 from command import Command
 from fdllm.errors import FdllmError
 from fdllm.record.paths import Layout
@@ -41,6 +42,8 @@ def fdllm_command(finished: Command) -> Command:
         if record.parent.name not in CONFIGS:
             shutil.rmtree(layout.artifacts / layout.part(record.parent))
             shutil.rmtree(record.parent)
+    cells = [cell for cell in load_records(layout, "00_baseline") if cell.task == "tiny_arithmetic"]
+    write_study(cells, {"k2_middle": 0.8})
     return finished
 
 
@@ -74,6 +77,11 @@ def test_round_trip(fdllm_command: Command, tmp_path: Path) -> None:
     assert here.drop(columns=own).equals(there.drop(columns=own))
     for name in ("requirements.lock", "CITATION.cff", "LICENSE"):
         assert (out / name).read_bytes() == (ROOT / name).read_bytes()
+    (study,) = out.glob(f"{TABLE}/*/timing/study.json")
+    assert len(json.loads(study.read_text(encoding="utf-8"))["configs"]) == 3
+    assert "the timing study has 5 documents" in (out / TABLE / "report.html").read_text(
+        encoding="utf-8"
+    )
     code = "experiments/00_baseline/generation_functions.py"
     assert (out / code).read_bytes() == (fdllm_command.root / code).read_bytes()
     assert not list(tmp_path.glob(".release*"))

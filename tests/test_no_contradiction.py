@@ -119,7 +119,7 @@ def markdown(report: Report) -> list[str]:
     return re.split(r"^## (?=gsm8k|mmlu)", render_results(report, "--task x"), flags=re.MULTILINE)
 
 
-def shown(estimate: dict[str, float], scale: float = 1.0, form: str = ".2f") -> str:
+def shown(estimate: dict[str, float], scale: float, form: str) -> str:
     value, low, high = (f"{scale * estimate[end]:{form}}" for end in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
@@ -129,7 +129,7 @@ def test_what_stands_twice_agrees(
     at: int, page: str, embedded: dict[str, Any], markdown: list[str]
 ) -> None:
     parsed, figures, section = Tables(page), embedded["tables"][at], markdown[at + 1]
-    key, lines = figures["key"], section.split("\n")
+    key = figures["key"]
     grid, again = parsed.named(f"{key}-figures"), markdown_tables(section)[0]
     assert grid == again, "the page's table and that of results.md"
     pairs, against = figures["times"]["pairs"], figures["against"]
@@ -154,7 +154,7 @@ def test_what_stands_twice_agrees(
         found, pair = against[cell["name"]], pairs[cell["name"]]
         change = shown(found["difference"], 100, "+.1f")
         assert row["Change [95 %]"] == change
-        assert row["Time by k=1 [95 %]"] == shown(pair["ratio"])
+        assert row["Time by k=1 [95 %]"] == shown(pair["ratio"], 1, ".3f")
         assert row["Claim"] == ("collapsed" if found["collapsed"] else pair["claim"])
         made = found["made"]
         heads = {"Layer calls": "layer_calls", "FLOPs": "flops", "Bytes": "bytes"}
@@ -162,9 +162,17 @@ def test_what_stands_twice_agrees(
             value = "" if made[name] is None else f"{made[name]:.2f}"
             assert row[f"{head} by k=1"] == value
         points = change.replace(" [", " points [")
-        assert f"{cell['name']}: {points} at {shown(pair['ratio'])} of the time" in wide[1]
+        assert f"{cell['name']}: {points} at {row['Time by k=1 [95 %]']} of the time" in wide[1]
 
-    # the sentence, in both
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_the_sentence_says_what_the_tables_show(
+    at: int, page: str, embedded: dict[str, Any], markdown: list[str]
+) -> None:
+    parsed, figures, section = Tables(page), embedded["tables"][at], markdown[at + 1]
+    key, lines = figures["key"], section.split("\n")
+    pairs, against = figures["times"]["pairs"], figures["against"]
+    base = next(cell for cell in figures["cells"] if cell["name"] == figures["baseline"])
     sentence = next(line for line in lines if line.startswith(f"{base['name']} reaches "))
     assert sentence in "".join(parsed.words)
     assert f"reaches {100 * base['accuracy']:.1f} % on {base['num_samples']} documents" in sentence
@@ -185,8 +193,9 @@ def test_what_stands_twice_agrees(
     if faster:
         best = min(faster, key=lambda pair: pair["ratio"]["value"])
         change = f"{100 * against[best['b']]['difference']['value']:+.1f} points"
-        said = f"the fastest, {best['b']}, takes {shown(best['ratio'])} of {base['name']}'s time"
-        assert f"{said} at {change}" in sentence
+        time = shown(best["ratio"], 1, ".3f")
+        said = f"the fastest, {best['b']}, takes {time} of {base['name']}'s time at {change}"
+        assert said in sentence
     else:
         assert "none is shown to be faster" in sentence
 
@@ -234,7 +243,7 @@ def test_the_thresholds_are_those_of_their_own_study(
             assert (row["Threshold"], row["Accuracy is"]) == ("none", "every threshold is slower")
             continue
         assert row["Threshold"] == one["rival"]
-        assert row["Its time by k=1 [95 %]"] == shown(cells[one["rival"]]["time"])
+        assert row["Its time by k=1 [95 %]"] == shown(cells[one["rival"]]["time"], 1, ".3f")
         assert row["Accuracy against it [95 %]"] == shown(one["difference"], 100, "+.1f")
 
 

@@ -20,6 +20,7 @@ from fdllm.report.build import Report, Section, build_report
 from fdllm.report.figures import cell_figures, ideal_speedup
 from fdllm.report.html import render_html
 from fdllm.report.records import Record, load_record
+from fdllm.report.times import shown
 from made_up import Invented, baseline_grid, write_grid
 
 pytestmark = pytest.mark.usefixtures("small_heap")
@@ -117,7 +118,7 @@ def test_the_scatter_lists_every_config_and_every_threshold(page: Report, text: 
         for name, against in table.against.items():
             assert against.speed is not None
             change, time = against.difference.shown(100, "+.1f", " points"), against.speed.ratio
-            assert f"{name}: {change} at {time.shown()} of the time" in words
+            assert f"{name}: {change} at {shown(time)} of the time" in words
         for cell in table.alternative.cells:
             assert f"{cell.name}: " in words
     assert [cell.name for cell in page.tables[0].alternative.cells] == [

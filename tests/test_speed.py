@@ -25,12 +25,12 @@ BASE = make_cell("k1_first", RIGHT)
 @pytest.mark.parametrize(
     ("ratio", "floor", "said"),
     [
-        (0.8, 0.01, "It is faster: 0.80 [0.79, 0.81] of k1_first's time"),
-        (1.2, 0.01, "It is slower: 1.20 [1.19, 1.21] of k1_first's time"),
-        (0.8, 0.3, "No difference in speed is claimed: 0.80"),
-        (1.2, 0.3, "No difference in speed is claimed: 1.20"),
-        (0.8, None, "No difference in speed is claimed: 0.80"),
-        ((0.9, 0.7, 1.1), 0.01, "No difference in speed is claimed: 0.90"),
+        (0.8, 0.01, "It is faster: 0.800 [0.792, 0.808] of k1_first's time"),
+        (1.2, 0.01, "It is slower: 1.200 [1.188, 1.212] of k1_first's time"),
+        (0.8, 0.3, "No difference in speed is claimed: 0.800 ["),
+        (1.2, 0.3, "No difference in speed is claimed: 1.200 ["),
+        (0.8, None, "No difference in speed is claimed: 0.800 ["),
+        ((0.9, 0.7, 1.1), 0.01, "No difference in speed is claimed: 0.900 ["),
     ],
 )
 def test_only_what_the_study_claims_is_said(ratio: Any, floor: float | None, said: str) -> None:
@@ -149,6 +149,15 @@ def test_a_study_without_the_baseline_says_so(cells: list[Record]) -> None:
     write_study(cells[1:], {})
     assert "the timing study lacks k1_first" in read_times(cells, "k1_first").sentence
     assert "the timing study lacks a baseline" in read_times(cells, None).sentence
+
+
+def test_a_study_of_five_documents_says_nothing(tmp_path: Path) -> None:
+    names = ("k1_first", "k1_last", "k2_first")
+    few = [write_cell(tmp_path, make_cell(name, share(5, 3))) for name in names]
+    write_study(few, {"k2_first": 0.8})
+    found = read_times(few, "k1_first")
+    assert found.pairs == {}
+    assert "the timing study has 5 documents, an interval needs 6: run fdllm" in found.sentence
 
 
 def test_a_damaged_study_is_named(cells: list[Record]) -> None:

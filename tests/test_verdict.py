@@ -102,7 +102,7 @@ def test_a_speed_up_is_judged_by_the_study_alone(
         other = against(difference=Estimate(change, change, change), speed=pair)
         found = finding(Criteria(min_speedup=1.25), cell(), other)
         assert (found.criterion, found.outcome) == ("min_speedup", outcome)
-        assert found.text.startswith(f"0.75 [{low:.2f}, {high:.2f}] of the time")
+        assert found.text.startswith(f"0.750 [{low:.3f}, {high:.3f}] of the time")
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,9 @@ def test_the_summary_counts_verdicts_and_names_the_fastest() -> None:
         "cannot be told from it; the fastest, "
     )
     ends = "of k1_first's time at -1.0 points (noise floor 4.0 %)."
-    assert summed(*four) == f"{begins}k2_last, takes 0.62 [0.61, 0.63] {ends}"
+    assert summed(*four) == f"{begins}k2_last, takes 0.620 [0.614, 0.626] {ends}"
     four[1] = replace(four[1], collapsed=("accuracy fell",))
-    assert summed(*four) == f"{begins}k2_first, takes 0.80 [0.79, 0.81] {ends}"
+    assert summed(*four) == f"{begins}k2_first, takes 0.800 [0.792, 0.808] {ends}"
 
 
 @pytest.mark.parametrize("name", ["k3_first", "k3_last"])

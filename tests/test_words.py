@@ -66,7 +66,7 @@ FIGURES = (
     "exact McNemar, p = 0.0100, by Holm = 0.0800; 2 right to wrong, 1 wrong to right)"
 )
 FASTER = (
-    "It is faster: 0.80 [0.75, 0.85] of k1_first's time in the timing study; noise floor 4.0 %."
+    "It is faster: 0.800 [0.750, 0.850] of k1_first's time in the timing study; noise floor 4.0 %."
 )
 COST = "It makes 0.85 of k1_first's FLOPs and moves 0.95 of its bytes."
 REACH = "The smallest difference these documents could have shown with 80 % power is 2.1 points."
@@ -134,14 +134,14 @@ def test_p_values_and_flips_are_told_where_there_are_any() -> None:
     ("changes", "said"),
     [
         ({}, FASTER),
-        ({"verdict": "worse"}, "It is faster, at the price of -1.0 points: 0.80 [0.75, 0.85]"),
-        ({"speed": speed("slower", 1.25)}, "It is slower: 1.25 [1.20, 1.30] of k1_first's time"),
-        ({"speed": speed("none")}, "No difference in speed is claimed: 0.80 [0.75, 0.85] of"),
+        ({"verdict": "worse"}, "It is faster, at the price of -1.0 points: 0.800 [0.750, 0.850]"),
+        ({"speed": speed("slower", 1.25)}, "It is slower: 1.250 [1.200, 1.300] of k1_first's time"),
+        ({"speed": speed("none")}, "No difference in speed is claimed: 0.800 [0.750, 0.850] of"),
         (
             {"collapsed": ("accuracy fell", "it repeats")},
             (
                 "It has collapsed (accuracy fell, it repeats), so its time says nothing "
-                "(measured: 0.80 [0.75, 0.85] of k1_first's time)."
+                "(measured: 0.800 [0.750, 0.850] of k1_first's time)."
             ),
         ),
         ({"speed": speed("none"), "floor": None}, "in the timing study; noise floor unknown."),

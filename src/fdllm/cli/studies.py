@@ -20,8 +20,6 @@ from fdllm.plan import SETTLED, CellState, Planner, State
 from fdllm.record.journal import write_failure
 from fdllm.record.lock import LockedError, locked
 from fdllm.record.study import Study
-from fdllm.report.speed import TimedPair, judge_pairs, noise_words
-from fdllm.report.times import shown
 from fdllm.runs import ModelChoice
 from fdllm.timing.wanted import (
     WantedStudy,
@@ -32,8 +30,9 @@ from fdllm.timing.wanted import (
     want_studies,
 )
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # scipy and statsmodels come in where a study is judged
     from fdllm.evaluate.adapter import LoadedModel
+    from fdllm.report.speed import TimedPair
 
 Load = Callable[[ModelChoice], "LoadedModel"]
 
@@ -130,6 +129,8 @@ def take_missing(
 
 def as_dict(studies: Sequence[Study]) -> dict[str, Any]:
     """JSON form: pairs of all studies, the largest floor, the fewest documents."""
+    from fdllm.report.speed import judge_pairs  # noqa: PLC0415 - as above
+
     judged = [(study, judge_pairs(study)) for study in studies]
     floors = [found.floor for _, found in judged if found.floor is not None]
     return {
@@ -165,6 +166,9 @@ def as_dict(studies: Sequence[Study]) -> dict[str, Any]:
 
 def print_study(study: Study) -> None:
     """What a study found: twins first, then how much noise there was, and what may be claimed."""
+    from fdllm.report.speed import judge_pairs, noise_words  # noqa: PLC0415 - as above
+    from fdllm.report.times import shown  # noqa: PLC0415 - as above
+
     found = judge_pairs(study)
     where = study.device if study.threads is None else f"{study.device}, {study.threads} threads"
     say(f"{study.experiment} / {study.task}, times on {where}, {study.dtype}")
@@ -174,7 +178,7 @@ def print_study(study: Study) -> None:
     table.add_column(Text(f"time by {study.baseline}'s [95 % interval]"), justify="right")
     table.add_column("claim")
     for pair in sorted(found.pairs, key=lambda pair: not pair.twins):
-        table.add_row(pair.b, Text(shown(pair.ratio, form=".3f")), _claim(pair))
+        table.add_row(pair.b, Text(shown(pair.ratio)), _claim(pair))
     console(at_least=80).print(table)
     say(noise_words(found))
     agreed = [one.agrees for one in study.configs.values() if one.agrees is not None]

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import Planner
 from fdllm.record.atomic import explained, write_text
-from fdllm.record.paths import Layout
+from fdllm.record.paths import TIMING, Layout
 from fdllm.record.summary import Summary, is_published
 from fdllm.release.choose import Allowance, choose
 from fdllm.release.crate import write_metadata
@@ -103,6 +103,10 @@ def _fill(
     renamed: dict[str, str] = {}
     for path in (*folders, *beside):
         renamed |= copy_record(path, draft / "results" / path.relative_to(results))
+    for study in {path.parent / TIMING / "study.json" for path in (*folders, *beside)}:
+        if study.is_file():
+            text = rename(study.read_text(encoding="utf-8"), renamed)
+            write_text(draft / "results" / study.relative_to(results), text)
     for name in dict.fromkeys((experiment, *(ALTERNATIVE for _ in beside))):
         copy_pages(planner.experiment(name).folder, draft / "experiments" / name, renamed)
     for name in _HOUSE:

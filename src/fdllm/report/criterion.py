@@ -13,6 +13,7 @@ from fdllm.criteria import RISES, Criteria
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures
 from fdllm.report.stats import LEVEL, Estimate
+from fdllm.report.times import shown
 
 Outcome = Literal["met", "missed", "open"]
 
@@ -132,7 +133,7 @@ def _speedup(least: float, against: Comparison | None, untimed: str) -> Criterio
     name, pair = "min_speedup", None if against is None else against.speed
     if against is None or pair is None:
         return CriterionResult(name, "open", untimed or "speed was not measured")
-    most, text = 1 / least, f"{pair.ratio.shown()} of the time"
+    most, text = 1 / least, f"{shown(pair.ratio)} of the time"
     if against.floor is None:
         return CriterionResult(name, "open", f"{text} (noise unknown: no A/A cells)")
     if against.collapsed:

@@ -14,6 +14,7 @@ from fdllm.report.build import TablePage
 from fdllm.report.figures import CellFigures
 from fdllm.report.stats import Estimate
 from fdllm.report.svg import CHARACTER, Drawing, decimals, ratio_ticks, ticks
+from fdllm.report.times import shown
 from fdllm.runs import CONFIG_NAME
 
 _SUBSETS = ("first", "middle", "last")
@@ -50,7 +51,7 @@ class Point:
     @property
     def words(self) -> str:
         """Its figures, as they stand in the tables."""
-        return f"{self.name}: {self.y.shown(1, '+.1f', ' points')} at {self.x.shown()} of the time"
+        return f"{self.name}: {self.y.shown(1, '+.1f', ' points')} at {shown(self.x)} of the time"
 
 
 @dataclass(frozen=True)

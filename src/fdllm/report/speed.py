@@ -18,7 +18,7 @@ from fdllm.report.stats import ALPHA, Estimate, Floats
 
 Claim = Literal["faster", "slower", "none"]
 
-_LEAST = 6  # values whose median has a 95 % interval: 2 / 2**6 is less than 5 %
+LEAST_DOCUMENTS = 6  # values whose median has a 95 % interval: 2 / 2**6 is less than 5 %
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def median_of(values: Floats) -> Estimate:
     median in 94-96 % of cases from six values on, where the exact order statistics hold it in up to
     99 %. Fewer than six have no such interval; it is everything then.
     """
-    known = len(values) >= _LEAST
+    known = len(values) >= LEAST_DOCUMENTS
     low, high = median_cihs(values, ALPHA) if known else (-math.inf, math.inf)
     return Estimate(float(np.median(values)), float(low), float(high))
 

@@ -63,7 +63,9 @@ def check_studies(layout: Layout, folders: Sequence[Path]) -> Recheck:
         copy = layout.artifacts / part
         if not path.is_file():
             continue
-        pairs = [("SHA-256 of the copy under artifacts", _digest(copy), _digest(path))]
+        pairs, notes = [], [] if copy.is_file() else [f"{part}: no copy under artifacts"]
+        if copy.is_file():
+            pairs.append(("SHA-256 of the copy under artifacts", _digest(copy), _digest(path)))
         try:
             study = read_study(path)
             cells = [load_record(folder) for folder in folders if folder.parent == task]
@@ -75,7 +77,7 @@ def check_studies(layout: Layout, folders: Sequence[Path]) -> Recheck:
             for figure, written, fresh in pairs
             if written != fresh
         )
-        found += Recheck(0, len(pairs), tuple(differences))
+        found += Recheck(0, len(pairs), tuple(differences), tuple(notes))
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fdllm.record.paths import TIMING, TaskFolder
 from fdllm.record.study import Study, read_study
 from fdllm.report.records import Record
-from fdllm.report.speed import TimedPair, judge_pairs
+from fdllm.report.speed import LEAST_DOCUMENTS, TimedPair, judge_pairs
 from fdllm.report.stats import Estimate
 
 
@@ -29,7 +29,7 @@ class Times:
         return f"noise floor {100 * self.floor:.1f} %"
 
 
-def shown(time: Estimate, form: str = ".2f") -> str:
+def shown(time: Estimate, form: str = ".3f") -> str:
     """A time ratio with its interval; fewer than six documents have none."""
     if time.high > 1e6:  # noqa: PLR2004 - stands for any ratio
         return f"{time.value:{form}} [too few documents]"
@@ -53,6 +53,9 @@ def read_times(cells: Sequence[Record], baseline: str | None) -> Times:
     for cell in cells:
         if another := changed(study, cell):
             return Times(sentence=f"the timing study is of another {another}: run {again}")
+    if len(study.documents) < LEAST_DOCUMENTS:
+        few = f"the timing study has {len(study.documents)} documents, an interval needs"
+        return Times(sentence=f"{few} {LEAST_DOCUMENTS}: run {again}")
     if baseline not in study.configs:
         return Times(sentence=f"the timing study lacks {baseline or 'a baseline'}: run {again}")
     found = judge_pairs(study, baseline)
