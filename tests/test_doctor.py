@@ -30,7 +30,7 @@ def test_a_whole_checkout_is_ready(tmp_path: Path) -> None:
     assert ended.code == 0, ended.out
     assert json.loads(ended.out)["ready"] is True
     assert {"disk", "versions", "source", "folder results", "GPU", "model"} < set(ended.findings)
-    assert ended.findings["task tiny_choice"]["found"].startswith("250 documents")
+    assert ended.findings["task tiny_choice"]["found"].startswith("1000 documents")
     assert ended.findings["compiler"]["state"] == "ok"
     # A check-up changes nothing.
     assert not (tmp_path / "results").exists()

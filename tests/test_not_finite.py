@@ -133,13 +133,13 @@ def test_float16_is_told_from_damaged_weights() -> None:
 
 @pytest.fixture(scope="module")
 def wide_stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model, its residual stream times 2,048: the norms make the answers the same."""
+    """The embedded model, its residual stream times 8,192: the norms make the answers the same."""
     folder = tmp_path_factory.mktemp("weights") / "wide"
     shutil.copytree(tiny.FOLDER, folder)
     tensors = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
     for name, tensor in tensors.items():
         if "embed_tokens" in name or "o_proj" in name or "down_proj" in name:
-            tensor.mul_(2048)
+            tensor.mul_(8192)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -161,6 +161,8 @@ def evaluate(
 
     yield run
     for path in (root / "results").rglob("*.json*"):
+        if path.suffix == ".xz":
+            continue
         text = path.read_text()
         for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
             strictjson.loads(part)
