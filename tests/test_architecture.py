@@ -33,6 +33,7 @@ LAYERS = (
         "timing",
     },
     {"evaluate"},
+    {"until_decided"},
     {"fast"},  # accelerators, which decoding does without
     {"sandbox", "core"},
     {"plan", "applicable", "experiment", "presets.reader", "record"},
@@ -60,6 +61,7 @@ LIGHT = (
     "report",
     "release",
     "plan",
+    "until_decided",
     "applicable",
     "criteria",
     "experiment",

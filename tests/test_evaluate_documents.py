@@ -165,3 +165,23 @@ def test_a_model_without_a_chat_template_says_so() -> None:
     model.tokenizer.chat_template = None
     with pytest.raises(UsageError, match="has no chat template"):
         EngineLM(run_of("tiny_choice"), model, NoReuse())
+
+
+def test_some_documents_are_asked_what_they_are_asked_among_all() -> None:
+    """Worked examples are drawn from one document to the next."""
+
+    def prompts(task: DeterministicTask) -> dict[int, str]:
+        task.build_all_requests(limit=None, rank=0, world_size=1)
+        return {one.doc_id: str(one.args[0]) for one in task.instances}
+
+    whole = prompts(held(num_fewshot=3))
+    task = held(num_fewshot=3)
+    task.chosen = {7, 2}
+    assert prompts(task) == {n: whole[n] for n in (2, 7)}
+    assert [n for n, _ in task.doc_iterator(rank=0, limit=None, world_size=1)] == [2, 7]
+    task.chosen = {5}
+    assert prompts(task) == {5: whole[5]}
+    task.instances[0].resps.append("an answer")
+    task.chosen = None
+    assert prompts(task) == whole
+    assert not any(one.resps for one in task.instances), "each asking has answers of its own"

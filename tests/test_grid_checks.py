@@ -9,7 +9,7 @@ import pytest
 
 from cells import GRID, MACHINE, make_cell, share, write_cell
 from fdllm.errors import FdllmError
-from fdllm.plan import CellState, State
+from fdllm.plan import RECORDED, CellState, State
 from fdllm.record.paths import RunPaths
 from fdllm.report.grid import (
     check_grid,
@@ -197,7 +197,7 @@ def test_cells_that_reuse_differently_and_agree_are_named(
 # --- small figures --------------------------------------------------------------------------------
 
 
-def test_only_what_is_done_has_a_record(tmp_path: Path) -> None:
+def test_only_what_is_done_or_decided_has_a_record(tmp_path: Path) -> None:
     made = record(tmp_path, make_cell("k1_first", RIGHT))
 
     def cell(state: State, *, known: bool = True) -> CellState:
@@ -206,7 +206,8 @@ def test_only_what_is_done_has_a_record(tmp_path: Path) -> None:
         return CellState(cast("Run", None), state, "", paths, summary=summary)
 
     given = [cell(state) for state in State] + [cell(State.DONE, known=False)]
-    assert [(one.folder, one.summary) for one in finished(given)] == [(made.folder, made.summary)]
+    held = [(one.folder, one.summary) for one in finished(given)]
+    assert held == [(made.folder, made.summary)] * len(RECORDED)
     assert made.name == "k1_first"
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fdllm.applicable import repeats
 from fdllm.core.config import StrategyConfig
 from fdllm.core.reuse import ReuseStrategy, subset_overlaps
+from fdllm.criteria import criteria_lock, criteria_text
 from fdllm.errors import FdllmError
 from fdllm.experiment import Experiment, load_experiment
 from fdllm.record.identity import (
@@ -26,7 +27,7 @@ from fdllm.record.identity import (
 from fdllm.record.journal import DamagedJournalError, RunProgress, read_failure, read_progress
 from fdllm.record.lock import holder_of
 from fdllm.record.paths import Layout, RunPaths
-from fdllm.record.summary import InvalidRecordError, Summary, read_summary
+from fdllm.record.summary import Decided, InvalidRecordError, Summary, read_summary
 from fdllm.runs import Cell, ModelChoice, Run, Sweep
 
 ANY_DEPTH = 28  # layers of the published model, where a checkpoint's are not known here
@@ -36,6 +37,7 @@ class State(enum.StrEnum):
     """What a cell is."""
 
     DONE = "done"
+    DECIDED = "decided"  # ended where its criteria were decided, before its last document
     PENDING = "pending"
     QUEUED = "queued"
     RUNNING = "running"
@@ -48,6 +50,10 @@ class State(enum.StrEnum):
 
 SETTLED = frozenset({State.DONE, State.NOT_APPLICABLE})
 """States in which a sweep has nothing to do."""
+RECORDED = frozenset({State.DONE, State.DECIDED})
+"""States with a record that may stand in a table."""
+ENDED = SETTLED | RECORDED
+"""States in which nothing is left to do, unless every row of what is decided is wanted."""
 BUSY = frozenset({State.RUNNING, State.QUEUED})
 """States in which somebody else does it."""
 
@@ -79,13 +85,13 @@ class CellState:
     done: int | None = None  # requests answered, where that is known
     total: int | None = None  # requests of the run, where that is known
     log: str | None = None  # log of the attempt that failed
-    summary: Summary | None = None  # the record, where it is done or stale
+    summary: Summary | None = None  # the record, where it is done, decided or stale
     # what the queue says of it, where it was asked; see :mod:`fdllm.cluster.status`
     job: JobFacts | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
-        summary = self.summary if self.state is State.DONE else None
+        summary = self.summary if self.state in RECORDED else None
         return {
             "experiment": self.run.experiment,
             "task": self.run.task,
@@ -153,6 +159,15 @@ class Planner:
             for cell in cells
         ]
 
+    def run(self, sweep: Sweep, task: str, config: str) -> Run:
+        """One run of a sweep's experiment, whether or not the sweep selects its config.
+
+        Raises:
+            UsageError: the task or config is unknown.
+        """
+        experiment = self.experiment(sweep.experiment)
+        return self._run(sweep, task, experiment, experiment.cell(config))
+
     def _run(self, sweep: Sweep, task: str, experiment: Experiment, cell: Cell) -> Run:
         return Run(
             experiment=sweep.experiment,
@@ -191,6 +206,10 @@ class Planner:
         }
         config = StrategyConfig.read(values, f"config '{run.cell.name}'")
         return self.experiment(run.experiment).strategy(config)
+
+    def reuses(self, run: Run) -> bool:
+        """Whether a run's strategy may skip a layer."""
+        return self.strategy(run, self.model(run.model).n_layers or ANY_DEPTH).reuses
 
     def overlaps(self, sweep: Sweep) -> list[tuple[str, str, int]]:
         """Subsets of the grid that share layers, with how many; empty where that is unknown."""
@@ -306,13 +325,27 @@ class Planner:
             reason = f"summary.json is of another run: {' / '.join(map(str, identity))}"
             return CellState(run, State.INVALID, reason, paths)
         origin = ["from artifacts"] if published else []
-        changed = self.fingerprint(run).differences(summary.fingerprint)
+        changed = self.fingerprint(run).differences(summary.fingerprint.whole)
         if changed:
             reason = "; ".join([*origin, *changed])
             return CellState(run, State.STALE, reason, paths, summary=summary)
+        if summary.decided is not None:
+            return self._decided(run, paths, summary, summary.decided, origin)
         number = summary.num_requests
         marks = "; ".join([*origin, *summary.warnings])
         return CellState(run, State.DONE, marks, paths, number, number, summary=summary)
+
+    def _decided(
+        self, run: Run, paths: RunPaths, summary: Summary, found: Decided, marks: list[str]
+    ) -> CellState:
+        """A record that ended early stands as long as the criteria that it decided."""
+        now = criteria_lock(criteria_text(self.experiment(run.experiment).settings.criteria))
+        if now != found.criteria:
+            reason = f"decided {found.documents} of {found.of} by criteria that have changed since"
+            return self._unfinished(run, paths, State.PARTIAL, reason)
+        done, whole = summary.num_requests, round(summary.num_requests * found.of / found.documents)
+        reason = "; ".join([*marks, found.words, *summary.warnings])
+        return CellState(run, State.DECIDED, reason, paths, done, whole, summary=summary)
 
     def _failed(self, run: Run, paths: RunPaths) -> CellState | None:
         """The cell, where the last attempt at the run or at a shard of it left a reason."""

@@ -73,7 +73,7 @@ def _work(
     with terminable(), warned(warning) as go_on, GridProgress(1, console) as watch:
         runner = Runner(planner, watch, lambda choice: sweep.load_model(choice, threads), go_on)
         try:
-            outcome = runner.run(one.run, shard=one.shard, merge=one.merge)
+            outcome = runner.run(one.run, shard=one.shard, merge=one.merge, until=one.until)
         except Terminated:
             write_failure(paths, TERMINATED, str(log))
             raise

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from fdllm.evaluate.attempt import RunOutcome
-from fdllm.plan import State
+from fdllm.plan import RECORDED
 from fdllm.runs import Run
 
 _QUIET_S = 10.0  # a log gets a line this often at most while a run goes on
@@ -24,12 +24,13 @@ _QUIET_S = 10.0  # a log gets a line this often at most while a run goes on
 
 def outcome_line(outcome: RunOutcome) -> str:
     """How a run ended, in one line."""
-    if outcome.summary is not None and outcome.state is State.DONE:
+    if outcome.summary is not None and outcome.state in RECORDED:
         headline = outcome.summary.headline
         scored = outcome.summary.kind == "loglikelihood"
         unit = "scored tokens/s" if scored else "tokens/s"
         what = f"{100 * headline.value:.1f} %, {outcome.summary.speed:.1f} {unit}"
-        return f"{outcome.run}: done, {what}, {outcome.num_computed} computed"
+        how = outcome.state.value + (f" ({outcome.reason})" if outcome.reason else "")
+        return f"{outcome.run}: {how}, {what}, {outcome.num_computed} computed"
     log = f" (log: {outcome.log})" if outcome.log else ""
     return f"{outcome.run}: {outcome.state.value}: {outcome.reason}{log}"
 

@@ -15,7 +15,7 @@ from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain, say
 from fdllm.cli.request import default_tasks, make_planner, read_request
 from fdllm.errors import FdllmError
-from fdllm.plan import SETTLED, Planner
+from fdllm.plan import ENDED, Planner
 from fdllm.presets.reader import load_preset
 from fdllm.record.atomic import write_text
 from fdllm.record.paths import model_slug
@@ -174,7 +174,7 @@ def _check_markdown(planner: Planner, options: Selection, path: Path) -> Recheck
     except FdllmError as error:
         return passed_over(str(error))
     states = [planner.shown(planner.state(run)) for sweep in sweeps for run in planner.runs(sweep)]
-    other = [cell for cell in states if cell.state not in SETTLED]
+    other = [cell for cell in states if cell.state not in ENDED]
     if other:
         return passed_over(
             f"{len(other)} of its {len(states)} cells are {other[0].state.value} now "

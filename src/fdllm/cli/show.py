@@ -16,7 +16,7 @@ from fdllm.cli.request import SweepRequest
 from fdllm.cli.work import PlannedCell
 from fdllm.criteria import Criteria
 from fdllm.evaluate.attempt import RunOutcome
-from fdllm.plan import SETTLED, CellState, State
+from fdllm.plan import ENDED, SETTLED, CellState, State
 from fdllm.record.paths import TaskFolder
 from fdllm.report.grid import overlap_sentence
 from fdllm.report.records import finished
@@ -137,7 +137,7 @@ def nothing_to_do(cells: Sequence[CellState], *, as_json: bool) -> None:
     """Every cell is done, or somebody else is at it."""
     if as_json:
         return
-    busy = [cell for cell in cells if cell.state not in SETTLED]
+    busy = [cell for cell in cells if cell.state not in ENDED]
     if all(cell.state is State.NOT_APPLICABLE for cell in cells):
         say(f"nothing to do: not applicable: {cells[0].reason}")
     elif busy:
@@ -193,7 +193,7 @@ def elsewhere(request: SweepRequest) -> None:
 
 def what_is_left(cells: Sequence[CellState]) -> None:
     """What to do about cells that are not done."""
-    left = [cell for cell in cells if cell.state not in SETTLED]
+    left = [cell for cell in cells if cell.state not in ENDED]
     if left:
         states = Counter(cell.state.value for cell in left)
         parts = ", ".join(f"{number} {state}" for state, number in states.items())
@@ -225,6 +225,10 @@ def tally(cells: Sequence[CellState]) -> str:
     """How many cells are done."""
     done = sum(cell.state is State.DONE for cell in cells)
     skipped = sum(cell.state is State.NOT_APPLICABLE for cell in cells)
-    return f"{done} of {len(cells) - skipped} done" + (
-        f", {skipped} not applicable" if skipped else ""
+    decided = [c.summary.decided for c in cells if c.summary and c.state is State.DECIDED]
+    saved = sum(one.saved for one in decided if one is not None)
+    return (
+        f"{done} of {len(cells) - skipped} done"
+        + (f", {len(decided)} decided, which saved {saved} rows" if decided else "")
+        + (f", {skipped} not applicable" if skipped else "")
     )

@@ -16,7 +16,7 @@ from fdllm.cli.request import SweepRequest
 from fdllm.cluster.exit_reason import TERMINATED
 from fdllm.cluster.signals import Terminated
 from fdllm.errors import FdllmError
-from fdllm.plan import SETTLED, CellState, Planner, State
+from fdllm.plan import ENDED, RECORDED, CellState, Planner
 from fdllm.record.journal import write_failure
 from fdllm.record.lock import LockedError, locked
 from fdllm.record.study import Study
@@ -93,7 +93,7 @@ def of_sweep(request: SweepRequest, number: int | None) -> list[WantedStudy]:
     planner, sweep = request.planner, request.sweep
     if sweep.configs:
         whole = planner.runs(sweep.model_copy(update={"configs": ()}))
-        done = [run.cell.name for run in whole if planner.state(run).state is State.DONE]
+        done = [run.cell.name for run in whole if planner.state(run).state in RECORDED]
         sweep = sweep.model_copy(update={"configs": tuple(dict.fromkeys([*sweep.configs, *done]))})
     return want_studies(planner, sweep, number)
 
@@ -110,7 +110,7 @@ def take_missing(
         quiet: what a study shows is not printed.
     """
     planner = request.planner
-    open_tasks = {cell.run.task for cell in request.states() if cell.state not in SETTLED}
+    open_tasks = {cell.run.task for cell in request.states() if cell.state not in ENDED}
     for one in wanted:
         if not is_due(study_state(planner, one)):
             continue

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fdllm.caches import OFFLINE
-from fdllm.cli import show, studies
+from fdllm.cli import early, show, studies
 from fdllm.cli.doctor import checkup_of
 from fdllm.cli.options import Computing, flag, number
 from fdllm.cli.output import complain, say
@@ -37,7 +37,7 @@ from fdllm.evaluate.attempt import RunOutcome
 from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.runner import Runner
 from fdllm.evaluate.tasks import task_info
-from fdllm.plan import CellState, Planner, State
+from fdllm.plan import RECORDED, CellState, Planner
 from fdllm.record.paths import TaskFolder
 from fdllm.report.terms import check_criteria
 from fdllm.runs import ModelChoice
@@ -95,6 +95,11 @@ class SweepCommand(Computing):
         type=number(int, "a whole number, 0 or more", 0),
         metavar="N",
     )
+    until_decided: bool = flag(
+        "end each config where the experiment's criteria are decided; the baseline is asked first, "
+        "and whole",
+        default=False,
+    )
     json: bool = flag("print the cells as JSON", default=False)
     executor: str | None = _place(
         "auto takes SLURM where there is a cluster, else this machine (FDLLM_EXECUTOR, auto)",
@@ -114,6 +119,9 @@ class SweepCommand(Computing):
         """A grid: only what is missing."""
         # Configs named behind --force are the selection where there is no --config.
         request = read_request(self, self.force or ())
+        if self.until_decided:
+            too = early.missing_configs(request, self.shards)
+            request = read_request(self, (*(self.force or ()), *too))
         show.overlaps(request)
         show.terms(request)
         if self.status:
@@ -122,7 +130,7 @@ class SweepCommand(Computing):
         if _choose_executor(self) == "slurm":
             return _submit(request, self)
         cells = request.states()
-        work = choose_work(cells, force=self.force)
+        work = self.choose(request, cells)
         if self.dry_run:
             planned = [
                 study_state(request.planner, one) for one in studies.of_sweep(request, self.timing)
@@ -130,6 +138,11 @@ class SweepCommand(Computing):
             show.plan(cells, work, planned, as_json=self.json)
             return 0
         return _compute(request, work, self)
+
+    def choose(self, request: SweepRequest, cells: Sequence[CellState]) -> list[PlannedCell]:
+        """What is computed, and where each run ends."""
+        work = choose_work(cells, force=self.force, until_decided=self.until_decided)
+        return early.in_order(request, work) if self.until_decided else work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +222,10 @@ def _execute(planner: Planner, work: Sequence[PlannedCell], load: studies.Load) 
         runner = Runner(planner, watch, load)
         try:
             for one in work:
-                outcomes.append(runner.run(one.cell.run, force=one.force))
+                outcomes.append(runner.run(one.cell.run, force=one.force, until=one.until))
                 watch.end(outcomes[-1])
         except KeyboardInterrupt:
-            done = sum(outcome.state is State.DONE for outcome in outcomes)
+            done = sum(outcome.state in RECORDED for outcome in outcomes)
             kept = _kept(planner, work[len(outcomes) :])
             watch.note(
                 f"interrupted: {done} of {len(work)} runs done{kept}; the same command goes on here"
@@ -263,7 +276,7 @@ def _submit(request: SweepRequest, options: SweepCommand) -> int:
         asked | {"time_min": options.time}, max_jobs=options.max_jobs, image=options.image
     )
     cells = request.survey()
-    work = choose_work(cells, force=options.force)
+    work = options.choose(request, cells)
     plan = partial(
         plan_submissions,
         request.planner,
@@ -271,6 +284,7 @@ def _submit(request: SweepRequest, options: SweepCommand) -> int:
         num_shards=options.shards or 1,
         results=options.results,
         threads=options.threads,
+        until=early.ends_of(request) if options.until_decided else None,
     )
     if options.dry_run:
         show.plan(cells, work, as_json=options.json)
@@ -289,7 +303,7 @@ def _submit(request: SweepRequest, options: SweepCommand) -> int:
         _check_up(request, work, cluster)
     with submitting(request.planner.layout.logs):
         # Another sweep may have been first.
-        work = choose_work(request.survey(), force=options.force)
+        work = options.choose(request, request.survey())
         forced = [one.cell.run for one in work if one.force]
         made = submit(request.planner, plan([one.cell.run for one in work]), cluster, forced=forced)
     if options.json:

@@ -11,7 +11,7 @@ from fdllm.cli.options import Computing, flag, new_file
 from fdllm.cli.output import complain, console, say
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
-from fdllm.plan import CellState, Planner, State
+from fdllm.plan import RECORDED, CellState, Planner
 from fdllm.record.atomic import write_text
 from fdllm.report.agreement import same_answers, tolerance_of
 
@@ -87,7 +87,7 @@ def against_record(cell: CellState, trace: Trace) -> str | None:
 
     Texts must be equal, log-likelihoods to the tolerance of :mod:`fdllm.report.agreement`.
     """
-    if cell.state is not State.DONE:
+    if cell.state not in RECORDED:
         return None
     with cell.paths.samples.open(encoding="utf-8") as file:
         asked = (trace.task, trace.doc_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ from fdllm.plan import Planner
 from fdllm.record.image import SHA256, image_digest
 from fdllm.record.paths import TaskFolder, utc_stamp
 from fdllm.runs import Run
+from fdllm.until_decided import UntilDecided
 
 _CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "NLTK_DATA")
 
@@ -38,10 +39,11 @@ def plan_submissions(
     num_shards: int,
     results: Path | None,
     threads: int | None,
+    until: Callable[[Run], UntilDecided | None] | None = None,
 ) -> list[Submission]:
     """The arrays of some runs, one for each (experiment, task); nothing is written.
 
-    Each run's samples are split over ``num_shards`` array tasks.
+    Each run's samples are split over ``num_shards`` array tasks, or each ends where ``until`` says.
 
     Raises:
         UsageError: the image is not there, or a path cannot be written where it must stand.
@@ -69,7 +71,7 @@ def plan_submissions(
     submissions = [
         Submission(
             folder=submissions_folder(planner.layout.run(mine[0])) / stamp,
-            assignments=assign(mine, num_shards),
+            assignments=assign(mine, num_shards, until),
             results=results,
             threads=threads,
         )

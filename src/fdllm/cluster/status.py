@@ -15,7 +15,7 @@ from fdllm.cluster.exit_reason import TERMINATED, ExitReason, explain, remembere
 from fdllm.cluster.queue import Queue, QueueEntry, read_queue
 from fdllm.cluster.submission import Submission, read_submissions
 from fdllm.errors import FdllmError
-from fdllm.plan import CellState, JobFacts, Planner, State
+from fdllm.plan import RECORDED, CellState, JobFacts, Planner, State
 from fdllm.record.journal import DamagedJournalError, read_failure, read_progress
 from fdllm.record.lock import holder_of
 from fdllm.runs import Run
@@ -136,7 +136,7 @@ def _in_queue(cell: CellState, entries: Sequence[QueueEntry]) -> CellState:
     if running:
         return replace(cell, state=State.RUNNING, reason="", log=None, job=facts)
     reason = f"waits: {waits}" if waits else ""
-    if cell.state in (State.DONE, State.STALE, State.INVALID):
+    if cell.state in RECORDED | {State.STALE, State.INVALID}:
         reason = f"the record that stands ({cell.state.value}) is computed anew; {reason}"
     return replace(cell, state=State.QUEUED, reason=reason, log=None, job=facts)
 
@@ -168,7 +168,7 @@ def _dead(
 
 def _recorded_since(cell: CellState, submitted: datetime) -> bool:
     """Whether the record that stands was made after the submission, so that it is its outcome."""
-    if cell.state is not State.DONE or cell.summary is None:
+    if cell.state not in RECORDED or cell.summary is None:
         return False
     return _is_after(cell.summary.provenance.get("finished"), submitted)
 

@@ -10,7 +10,7 @@ life of an array task that came to an end by itself: ``JOB RESTARTS STATUS TIME`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from fdllm.record.atomic import make_folder, write_json
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.runs import Run
 from fdllm.shard import Shard
+from fdllm.until_decided import UntilDecided
 
 VERSION = 1
 MAP = "map.json"
@@ -37,6 +38,8 @@ class Assignment:
     shard: Shard | None = None  # the part of it; None is the whole run, or its merging
     # it puts this many shards together, in a job behind theirs; None computes
     merge: int | None = None
+    # it ends where its criteria are decided; None goes to the last document
+    until: UntilDecided | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def write_map(submission: Submission) -> None:
                 "run": one.run.model_dump(mode="json"),
                 "shard": None if one.shard is None else [one.shard.index, one.shard.count],
                 "merge": one.merge,
+                "until": None if one.until is None else one.until.model_dump(mode="json"),
             }
             for one in submission.assignments
         ],
@@ -139,6 +143,7 @@ def read_submission(folder: Path) -> Submission:
                     Run(**one["run"]),
                     None if one["shard"] is None else Shard(*one["shard"]),
                     one["merge"],
+                    None if one.get("until") is None else UntilDecided(**one["until"]),
                 )
                 for one in data["assignments"]
             ),
@@ -171,10 +176,19 @@ def read_submissions(layout: Layout, runs: Iterable[Run]) -> list[Submission]:
     return sorted(found, key=lambda submission: submission.folder.name)
 
 
-def assign(runs: Sequence[Run], num_shards: int) -> tuple[Assignment, ...]:
-    """Number the work of an array: run by run, shards next to each other, merging at the end."""
+def assign(
+    runs: Sequence[Run], num_shards: int, until: Callable[[Run], UntilDecided | None] | None = None
+) -> tuple[Assignment, ...]:
+    """Number the work of an array: run by run, shards next to each other, merging at the end.
+
+    Args:
+        runs: each a run of its own.
+        num_shards: into which each is split.
+        until: where each ends; None goes to the last document, as a run that is split does.
+    """
     if num_shards == 1:
-        return tuple(Assignment(index, run) for index, run in enumerate(runs))
+        ends = [None if until is None else until(run) for run in runs]
+        return tuple(Assignment(n, run, until=ends[n]) for n, run in enumerate(runs))
     parts = [(run, shard) for run in runs for shard in Shard.all_of(num_shards)]
     split = [Assignment(index, run, shard) for index, (run, shard) in enumerate(parts)]
     merging = [Assignment(len(parts) + n, run, merge=num_shards) for n, run in enumerate(runs)]

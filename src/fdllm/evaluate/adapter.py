@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,17 +29,10 @@ from fdllm.core.sampler import GenerationRequest, generate
 from fdllm.core.scorer import score
 from fdllm.core.unmask import by_threshold
 from fdllm.errors import FdllmError
-from fdllm.evaluate.attempt import (
-    NOWHERE,
-    WHOLE,
-    EndedEarly,
-    Part,
-    Reporter,
-    ShardAnswered,
-    Store,
-)
+from fdllm.evaluate.attempt import NOWHERE, WHOLE, EndedEarly, Part, Reporter, ShardAnswered, Store
 from fdllm.evaluate.documents import LoadedTask, load_task, quiet
 from fdllm.evaluate.humaneval import check_consent
+from fdllm.evaluate.looks import take_looks
 from fdllm.evaluate.recording import Evaluation
 from fdllm.evaluate.requests import EvalRequest, check_first_tokens
 from fdllm.evaluate.samples import evaluation_of
@@ -65,6 +58,7 @@ class RequestLM(TokenizingLM):
         progress: told how far it is.
         part: which documents to answer, and until when.
         entries: every answer so far, by ``(task, doc_id)``, in the order asked.
+        asked: share of the run's documents that is asked for by now; 1 where all are at once.
     """
 
     def __init__(self, run: Run, tokenizer: PreTrainedTokenizerBase, max_positions: int) -> None:
@@ -73,6 +67,7 @@ class RequestLM(TokenizingLM):
         self.progress: Reporter = NOWHERE
         self.part = WHOLE
         self.entries: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        self.asked, self._is_warm, self._is_begun = 1.0, False, False
 
     def answer(self, requests: Sequence[EvalRequest], on_done: OnDone) -> None:
         """Continue each prompt, or score each target where there are some; all are of one kind."""
@@ -150,10 +145,15 @@ class RequestLM(TokenizingLM):
         found = {request.key: self.store.get(request.key) for request in requests}
         known = {key: entry for key, entry in found.items() if entry is not None}
         todo = [request for request in requests if request.key not in known]
-        self.store.set_total(len(requests))
-        if todo and self.part.go_on():
+        earlier = sum(map(len, self.entries.values()))
+        total = round((earlier + len(requests)) / self.asked)
+        self.store.set_total(total)
+        if todo and not self._is_warm and self.part.go_on():
+            self._is_warm = True
             self.warm_up()
-        self.progress.begin(len(requests), len(known))
+        if (known and todo) or not self._is_begun:
+            self.progress.begin(total, earlier + len(known))
+            self._is_begun = True
 
         def on_done(index: int, answer: Any) -> None:  # noqa: ANN401 - see OnDone
             request = todo[index]
@@ -162,10 +162,10 @@ class RequestLM(TokenizingLM):
             known[request.key] = entry
             self.progress.advance(entry)
 
-        if todo:
+        if todo and self.part.go_on():
             self.answer(todo, on_done)
         if len(known) < len(requests) and not self.part.go_on():
-            raise EndedEarly(f"{len(known)} of {len(requests)} requests")
+            raise EndedEarly(f"{earlier + len(known)} of {total} requests")
         if self.part.shard is not None:
             raise ShardAnswered
         for request in requests:
@@ -358,8 +358,9 @@ def evaluate(lm: RequestLM, store: Store, progress: Reporter, part: Part = WHOLE
     with quiet():
         loaded = load_task(run.task, run.evaluating, code_execution=run.code_execution)
         loaded.prove_confinement()
+        loaded, decided = take_looks(lm, loaded, RequestLM, ask)
         found = ask(lm, loaded, run.evaluating, limit=run.limit)
-        return evaluation_of(found, loaded, lm.entries, run)
+        return replace(evaluation_of(found, loaded, lm.entries, run), decided=decided)
 
 
 def ask(

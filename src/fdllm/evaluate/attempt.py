@@ -10,12 +10,13 @@ from typing import Any, Protocol, TypeVar
 
 from fdllm.errors import FdllmError, first_line
 from fdllm.plan import State
+from fdllm.record.deciding import Looks
 from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import (
     DamagedJournalError,
     Journal,
-    JournalContent,
     read_journal,
+    read_matching,
     write_failure,
 )
 from fdllm.record.paths import RunPaths
@@ -78,6 +79,7 @@ class Part:
     # asked before a request is begun. Where it says no, those in flight are finished and the
     # evaluation ends with :class:`EndedEarly`.
     go_on: Callable[[], bool] = lambda: True
+    looks: Looks | None = None  # end where the criteria are decided; None asks every document
 
     def select(self, requests: Sequence[T], document: Callable[[T], object]) -> list[T]:
         """This part's of the whole run's requests; documents are split by position, whole."""
@@ -175,10 +177,10 @@ class RunAttempt:
         self.journal = journal
         if paths.shard is not None:
             if not self.force:
-                journal.know(_of_this_run(paths.of_shard(None), identity))
+                journal.know(read_matching(paths.of_shard(None).journal, identity))
             return journal
         for part in paths.shards():
-            taken = journal.absorb(_of_this_run(part, identity))
+            taken = journal.absorb(read_matching(part.journal, identity))
             if taken:
                 note(f"{taken} answers of {part.shard} are taken over")
         return journal
@@ -202,11 +204,3 @@ class RunAttempt:
             f"{'; '.join(problems)}: nothing was computed in their place; sweep again, and what is "
             "missing is computed"
         )
-
-
-def _of_this_run(paths: RunPaths, identity: Fingerprint) -> JournalContent:
-    """A part's answers, where they are of this very run; else nothing."""
-    content = read_journal(paths.journal)
-    if content.fingerprint is None or identity.differences(content.fingerprint):
-        return JournalContent()
-    return content

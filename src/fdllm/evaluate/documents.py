@@ -13,14 +13,15 @@ import contextlib
 import io
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import datasets
 from lm_eval.api.group import Group
+from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.group import AggMetricConfig
@@ -64,6 +65,9 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
 
     Attributes:
         programs: runs what the model wrote, where the task's metric does that; else None.
+        chosen: numbers of the documents that are asked and graded; None is all of them. Prompts are
+            made for all, and once: worked examples are drawn from one document to the next, so a
+            document asked alone would get other ones.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -79,6 +83,8 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
         self._num_fewshot = options.asked.num_fewshot
         self._rule = prompt_rule(options.info.name, options.asked.instruction)
         self._held: dict[str, Any] = {}
+        self.chosen: Collection[int] | None = None
+        self._built: list[Instance] = []  # every document's, once some of them were chosen
         self.programs: Programs | None = None
         if options.info.runs_code:
             self.programs = Programs(Sandbox(options.code_execution))
@@ -170,8 +176,25 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
 
     def build_all_requests(self, **kwargs: Any) -> None:  # noqa: ANN401 - the harness's signature
         """Build the prompts, without the harness's bar on standard error."""
-        with muted():
-            super().build_all_requests(**kwargs)
+        chosen, self.chosen = self.chosen, None
+        if not self._built:
+            with muted():
+                super().build_all_requests(**kwargs)
+        self.chosen = chosen
+        if chosen is None and not self._built:
+            return
+        self._built = self._built or list(self.instances)
+        # Answers are kept in an instance, so each asking has its own.
+        self._instances = [
+            replace(one, resps=[], filtered_resps={})
+            for one in self._built
+            if chosen is None or one.doc_id in chosen
+        ]
+
+    def doc_iterator(self, **kwargs: Any) -> Iterator[tuple[int, Any]]:  # noqa: ANN401 - as above
+        """The documents that are graded, with their numbers."""
+        every: Iterator[tuple[int, Any]] = super().doc_iterator(**kwargs)
+        return every if self.chosen is None else (one for one in every if one[0] in self.chosen)
 
     def apply_filters(self) -> Any:  # noqa: ANN401 - the harness's signature
         """Apply the filters; programs are then run all together, not one a document."""
@@ -264,6 +287,21 @@ class LoadedTask:
 
     leaves: dict[str, DeterministicTask]
     groups: dict[str, Group]
+
+    def choose(self, documents: Mapping[str, Collection[int]] | None) -> LoadedTask:
+        """The same with only these documents of each leaf; without the leaves that have none.
+
+        None is every document again.
+        """
+        for name, leaf in self.leaves.items():
+            leaf.chosen = None if documents is None else documents.get(name, ())
+        kept = {n: leaf for n, leaf in self.leaves.items() if documents is None or leaf.chosen}
+        return LoadedTask(kept, self.groups)
+
+    def sizes(self, limit: int | None = None) -> dict[str, int]:
+        """Documents of each leaf, as far as a limit."""
+        every = {name: len(leaf.eval_docs) for name, leaf in self.leaves.items()}
+        return {n: size if limit is None else min(size, limit) for n, size in every.items()}
 
     def prove_confinement(self) -> None:
         """Try the sandbox of a task that runs programs, ahead of answers that it could not score.

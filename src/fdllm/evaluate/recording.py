@@ -17,7 +17,7 @@ from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import JournalContent
 from fdllm.record.paths import RunPaths
 from fdllm.record.provenance import utc_now
-from fdllm.record.summary import PeakMemory, StrategyRecord, Summary, describe_file
+from fdllm.record.summary import Decided, PeakMemory, StrategyRecord, Summary, describe_file
 from fdllm.runs import Run
 
 
@@ -38,6 +38,7 @@ class Evaluation:
     entries: list[dict[str, Any]]  # journal entries of the answers, in the order asked
     # all of the task's figures, by ``metric,filter``
     metrics: dict[str, float] = field(default_factory=dict)
+    decided: Decided | None = None  # where it ended early because its criteria were decided
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -113,9 +114,10 @@ def fill_summary(
         strategy=strategy,
         guards=guards,
         files={},
-        fingerprint=identity,
+        fingerprint=identity if found.decided is None else identity.decided(found.decided.identity),
         dataset=found.dataset,
         task_versions=found.task_versions,
+        decided=found.decided,
         provenance={
             "sessions": [dict(one) for one in journal.sessions],
             "criteria": journal.rows_by_lock,  # rows by the criteria that were in force

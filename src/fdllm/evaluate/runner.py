@@ -21,13 +21,14 @@ from fdllm.evaluate.attempt import (
     ShardAnswered,
 )
 from fdllm.evaluate.recording import describe_strategy, fill_summary, write_record
-from fdllm.plan import SETTLED, CellState, Planner, State
+from fdllm.plan import ENDED, RECORDED, SETTLED, CellState, Planner, State
 from fdllm.record.lock import LockedError, holder_of, locked
 from fdllm.record.paths import COLUMNS, SAMPLES
 from fdllm.record.provenance import session
 from fdllm.record.summary import Summary
 from fdllm.runs import ModelChoice, Run
 from fdllm.shard import Shard
+from fdllm.until_decided import UntilDecided, looks_of
 
 if TYPE_CHECKING:
     from fdllm.evaluate.adapter import LoadedModel
@@ -65,6 +66,7 @@ class Runner:
         force: bool = False,
         shard: Shard | None = None,
         merge: int | None = None,
+        until: UntilDecided | None = None,
     ) -> RunOutcome:
         """Bring a run to its record; a record that stands already is left alone.
 
@@ -74,6 +76,8 @@ class Runner:
                 what belongs to the whole run: it only answers although a record stands.
             shard: answer this part of the documents and write no record.
             merge: make the record from the answers of that many shards, computing none.
+            until: end where the criteria are decided; a record that ended there is left alone.
+                None goes on with it to the last document.
 
         Raises:
             UsageError: the request makes no sense (a device that is not there, a model without a
@@ -82,12 +86,14 @@ class Runner:
         """
         whole = self._planner.layout.run(run)
         # A merge begins no request: what the shards have not answered keeps it from its record.
-        part = Part(shard, self._go_on) if merge is None else Part(None, lambda: False)
+        looks = None if until is None else looks_of(self._planner, run, until)
+        part = Part(shard, self._go_on, looks) if merge is None else Part(None, lambda: False)
         attempt = RunAttempt(run, whole.of_shard(shard), part, merge, force)
         try:
             with locked(attempt.paths):
                 now = self._planner.state(run, mine=True)
-                if now.state in SETTLED and not (force and now.state is State.DONE):
+                settled = now.state in (SETTLED if until is None else ENDED)
+                if settled and not (force and now.state in RECORDED):
                     return RunOutcome(run, now.state, now.reason, summary=now.summary)
                 # Each side looks for the other behind its own lock, so one of them sees it.
                 others = whole.shards() if shard is None else [whole]
@@ -123,7 +129,9 @@ class Runner:
         for part in attempt.paths.shards():  # their answers are in the run's own journal
             part.journal.unlink(missing_ok=True)
             part.failed.unlink(missing_ok=True)
-        return attempt.outcome(State.DONE, "", summary)
+        found = summary.decided
+        state, reason = (State.DECIDED, found.words) if found else (State.DONE, "")
+        return attempt.outcome(state, reason, summary)
 
     def _record(
         self, attempt: RunAttempt, model: LoadedModel, strategy: ReuseStrategy[Any]
@@ -174,7 +182,7 @@ class Runner:
             aside = paths.supersede(*_RECORD_FILES, paths.journal.name)
         elif attempt.force or now.state is State.STALE:
             aside = paths.supersede()
-        elif now.state is State.INVALID:
+        elif now.state is State.INVALID or paths.summary.exists():  # its answers are still good
             aside = paths.supersede(*_RECORD_FILES)
         else:
             return

@@ -49,13 +49,14 @@ class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
 
     Attributes:
         decoding: the run's settings, with its end token.
+        max_positions: as given.
     """
 
     def __init__(self, run: Run, tokenizer: PreTrainedTokenizerBase, max_positions: int) -> None:
         super().__init__()
         self.run = run
         self.tokenizer = tokenizer
-        self._name, self._max_positions = run.model.name, max_positions
+        self._name, self.max_positions = run.model.name, max_positions
         if run.evaluating.chat_template and tokenizer.chat_template is None:
             raise UsageError(
                 f"the tokenizer of model '{self._name}' has no chat template; run without one, or "
@@ -215,7 +216,7 @@ class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
         first, tokens = self.encode_pair("", text, _where(instance))
         key, _ = _numbered(seen, instance, "loglikelihood_rolling", target=text)
         size = self.decoding.block_size
-        longest = self._max_positions // size * size - 2  # behind a single token
+        longest = self.max_positions // size * size - 2  # behind a single token
         return [
             self._roomy(
                 instance,
@@ -236,7 +237,7 @@ class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
             prompt=str(instance.args[0]),
             **fields,
         )
-        check_room(request, self.decoding.block_size, self._max_positions)
+        check_room(request, self.decoding.block_size, self.max_positions)
         return request
 
 

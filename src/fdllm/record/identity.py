@@ -26,6 +26,9 @@ from fdllm.spec import Spec
 SCHEMA = "1"
 """Part of every fingerprint; raised when a record of an older kind may no longer be read."""
 
+DECIDED = "decided"
+"""The field of a record that is not whole, see :class:`fdllm.record.summary.Decided`."""
+
 PACKAGE = Path(__file__).resolve().parents[1]
 # These cannot change an output: they plan, show, and keep. What they keep has a schema number. The
 # embedded model's weights and tasks are identified as a model and as tasks.
@@ -45,6 +48,7 @@ _OUTSIDE = (
     "plan.py",
     "presets",  # what they set stands in a run's own fields
     "shard.py",  # who answers; what is answered stands in the task
+    "until_decided.py",  # where a run ends stands in its record
     "errors.py",
 )
 _LOCKED = (
@@ -95,6 +99,16 @@ class Fingerprint(Spec):
                 "HF_HUB_CACHE): fdllm prefetch it there, or name its folder"
             )
         return self
+
+    def decided(self, text: str) -> Self:
+        """Of a record of this run that ended where its criteria were decided."""
+        return self.model_copy(update={"fields": self.fields | {DECIDED: text}})
+
+    @property
+    def whole(self) -> Self:
+        """Of the run, wherever its record ended."""
+        fields = {name: value for name, value in self.fields.items() if name != DECIDED}
+        return self.model_copy(update={"fields": fields})
 
     def differences(self, recorded: Fingerprint) -> list[str]:
         """What changed since ``recorded``, each as a few words; empty where it is the same run."""

@@ -82,6 +82,17 @@ def read_journal(path: Path) -> JournalContent:
     return content
 
 
+def read_matching(path: Path, fingerprint: Fingerprint) -> JournalContent:
+    """A journal, where it is of this very run; else one that holds nothing.
+
+    Raises:
+        DamagedJournalError: a line ahead of the last one cannot be read.
+    """
+    content = read_journal(path)
+    then = content.fingerprint
+    return JournalContent() if then is None or fingerprint.differences(then) else content
+
+
 def _take(content: JournalContent, line: Mapping[str, Any], *, first: bool) -> None:
     if first:
         if line["journal"] != VERSION:

@@ -125,6 +125,34 @@ class FileRecord(Spec):
     sha256: str  # its content
 
 
+class Decided(Spec):
+    """Where a run ended because its criteria were decided, ahead of its last document."""
+
+    documents: int  # asked
+    of: int  # of the whole task, as far as its limit
+    criteria: str  # lock of the experiment's criteria, see :mod:`fdllm.criteria`
+    sharing: int = 1  # verdicts among which the 5 % of wrong ones are divided
+    # by criterion; empty where the cell only repeats the baseline's computation (A/A)
+    outcomes: dict[str, Literal["met", "missed"]] = Field(default_factory=dict)
+
+    @property
+    def saved(self) -> int:
+        """Documents that need not be asked."""
+        return self.of - self.documents
+
+    @property
+    def identity(self) -> str:
+        """Its field in a fingerprint."""
+        return f"{self.documents} of {self.of}, criteria {self.criteria}"
+
+    @property
+    def words(self) -> str:
+        """How far, what was decided, and what that saved."""
+        found = [f"{name} {outcome}" for name, outcome in self.outcomes.items()]
+        what = ", ".join(found) or "A/A: no document differs"
+        return f"{self.documents} of {self.of}: {what}; saved {self.saved} rows"
+
+
 class Summary(Spec):
     """One finished run."""
 
@@ -155,6 +183,8 @@ class Summary(Spec):
     fingerprint: Fingerprint  # identity
     dataset: str  # SHA-256 over the documents used, in order
     task_versions: dict[str, Any]  # the harness's version of every task
+    # where it ended ahead of its last document; None where every document was asked
+    decided: Decided | None = None
     # who computed it, when, with what; see :mod:`fdllm.record.provenance`
     provenance: dict[str, Any] = Field(default_factory=dict)
 

@@ -13,7 +13,7 @@ from fdllm.report.grid import mixtures
 from fdllm.report.records import Record
 
 Allowance = Literal["stale", "mixed", "invalid", "places"]
-_HELD = (State.DONE, State.STALE)
+_HELD = (State.DONE, State.DECIDED, State.STALE)
 ALLOWANCES: tuple[Allowance, ...] = get_args(Allowance)
 
 

@@ -11,7 +11,7 @@ from fdllm.applicable import repeats
 from fdllm.criteria import Criteria
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import TASKS
-from fdllm.plan import Planner, State
+from fdllm.plan import RECORDED, Planner
 from fdllm.record.paths import Layout
 from fdllm.report.alternative import Alternative, find_alternative
 from fdllm.report.compare import compare_all
@@ -257,7 +257,7 @@ def make_report(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -> R
 def _section(planner: Planner, sweep: Sweep) -> Section:
     cells = [planner.shown(planner.state(run)) for run in planner.runs(sweep)]
     records = tuple(finished(cells))
-    left = [cell for cell in cells if cell.state is not State.DONE]
+    left = [cell for cell in cells if cell.state not in RECORDED]
     title, remark = f"{sweep.tasks[0]} on {sweep.model.name}", ""
     if sweep.preset is not None:
         title += f", preset {cells[0].run.preset_words}"

@@ -139,6 +139,13 @@ def _notes(pair: Pair) -> list[str]:
     notes = []
     if pair.left_out:
         notes.append(f"{pair.left_out} documents are in one record only and were left out")
+    notes += [
+        f"{cell.name} ended where its criteria were decided ({cell.summary.decided.words}): the "
+        "report's verdict takes that decision, and intervals here are those of a fixed number of "
+        "documents"
+        for cell in (a, b)
+        if cell.summary.decided is not None
+    ]
     if changed := differences(a, b):
         notes.append(f"more than the cell differs: {'; '.join(changed)}")
     if pair.is_twin and not pair.identical:

@@ -86,6 +86,14 @@ def judge_cell(
         limit = getattr(criteria, name)
         if limit is not None:
             found.append(_rise(name, limit, against))
+    # By a rule that allows for having looked, and for every verdict beside it; no interval does.
+    decided = cell.outcomes or {}
+    found = [
+        CriterionResult(one.criterion, decided[one.criterion], f"{one.text} ({cell.decided})")
+        if one.criterion in decided
+        else one
+        for one in found
+    ]
     if task.smoke:
         found = [CriterionResult(f.criterion, "open", f"{f.text} (smoke test)") for f in found]
     outcome = worst([finding.outcome for finding in found])

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, quantiles
+from typing import Literal
 
 from fdllm.record import measure
 from fdllm.record.summary import Headline
@@ -70,6 +71,9 @@ class CellFigures:
     steps: Unmasking | None  # tokens unmasked
     # accuracy and documents by subject; empty where the task has none
     subjects: dict[str, tuple[float, int]]
+    # where it ended because its criteria were decided, and how each was; None where it is whole
+    decided: str | None = None
+    outcomes: dict[str, Literal["met", "missed"]] | None = None
 
 
 def headline(cell: Record) -> Headline:
@@ -120,6 +124,8 @@ def cell_figures(cell: Record) -> CellFigures:
         lengths=_lengths([s["tokens"] for s in cell.samples]) if generates else None,
         steps=_steps([steps for s in cell.samples for steps in s["steps"]]) if generates else None,
         subjects=_subjects(cell),
+        decided=None if summary.decided is None else summary.decided.words,
+        outcomes=None if summary.decided is None else dict(summary.decided.outcomes),
     )
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fdllm.core.reuse import subset_overlaps
+from fdllm.record.identity import DECIDED
 from fdllm.report.agreement import agree, stated, tolerance_of
 from fdllm.report.records import NotComparableError, Record
 
 # A cell is its strategy and its decoding: these differ between the cells of a grid by design.
-_BY_CELL = frozenset({"strategy", "decoding"})
+_BY_CELL = frozenset({"strategy", "decoding", DECIDED})
 # Between grids so does the experiment; the limit decides how many documents there are; task and
 # scoring are refused with sentences of their own.
 _BETWEEN = _BY_CELL | {"experiment", "limit", "task", "scoring"}
@@ -80,7 +81,8 @@ def mixtures(records: Sequence[Record], varying: frozenset[str] = frozenset()) -
             for name, value in summary.fingerprint.fields.items()
             if name not in _BY_CELL | varying and value is not None
         }
-        facts["documents"] = summary.dataset
+        if summary.decided is None:  # else fewer; each is compared where two records are
+            facts["documents"] = summary.dataset
         facts["estimator"] = summary.estimator
         facts["machine"] = " then ".join(summary.machines)
         for name, value in facts.items():
@@ -114,7 +116,10 @@ def same_computation(a: Record, b: Record) -> bool:
     """
     one, other = a.summary.fingerprint.fields, b.summary.fingerprint.fields
     plain = not (a.summary.strategy.reuses or b.summary.strategy.reuses)
-    differing = {name for name in {*one, *other} if one.get(name) != other.get(name)} - {"limit"}
+    differing = {name for name in {*one, *other} if one.get(name) != other.get(name)} - {
+        "limit",
+        DECIDED,
+    }
     return differing <= ({"strategy"} if plain else set())
 
 

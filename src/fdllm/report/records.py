@@ -16,7 +16,7 @@ from typing import Any
 
 from fdllm import strictjson
 from fdllm.errors import FdllmError
-from fdllm.plan import CellState, State
+from fdllm.plan import RECORDED, CellState
 from fdllm.record.paths import COLUMNS, SAMPLES, Layout, TaskFolder
 from fdllm.record.per_document import unpack
 from fdllm.record.summary import InvalidRecordError, Summary, is_published, read_summary
@@ -140,11 +140,11 @@ def load_record(folder: Path) -> Record:
 
 
 def finished(cells: Sequence[CellState]) -> list[Record]:
-    """The records of those cells that are done; documents are read where they are asked for."""
+    """The records of cells that are done or decided; documents are read when asked for."""
     return [
         Record(cell.paths.folder, cell.summary)
         for cell in cells
-        if cell.state is State.DONE and cell.summary is not None
+        if cell.state in RECORDED and cell.summary is not None
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fdllm.plan import CellState, State
+from fdllm.plan import RECORDED, CellState, State
 from fdllm.record.summary import Headline, Summary
 from fdllm.report.columns import Column, Table
 from fdllm.report.grid import GridFinding, checks, choose_baseline, mixtures
@@ -16,6 +16,7 @@ from fdllm.report.records import Record, finished
 
 _STYLE = {
     State.DONE: ("✓", "green"),
+    State.DECIDED: ("◆", "green"),
     State.PENDING: ("·", "dim"),
     State.QUEUED: ("…", "cyan"),
     State.RUNNING: ("▶", "cyan"),
@@ -59,6 +60,12 @@ def requests_text(cell: CellState) -> str:
         return ""
     total = "?" if cell.total is None else str(cell.total)
     return str(cell.done) if cell.state is State.DONE else f"{cell.done} of {total}"
+
+
+def _decided(cell: CellState) -> str:
+    """How many documents decided a cell, and how many it saved; empty of any other."""
+    found = None if cell.summary is None or cell.state not in RECORDED else cell.summary.decided
+    return "" if found is None else f" {found.documents} of {found.of}, saved {found.saved} rows"
 
 
 def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Column]:
@@ -134,7 +141,7 @@ def figures_table(cells: Sequence[CellState], baseline: str | None = None) -> Ri
         texts = [one.texts[at[name]] if name in at else "" for name in names]
         columns.append(Column(one.name, texts))
     states = [state_text(cell.state) for cell in cells]
-    shown = [state.plain for state in states]
+    shown = [f"{state.plain}{_decided(cell)}" for state, cell in zip(states, cells, strict=True)]
     columns.append(Column("state", shown, is_words=True, styles=[str(s.style) for s in states]))
     return Table(columns, caption).terminal()
 

@@ -24,7 +24,7 @@ from fdllm.errors import FdllmError
 from fdllm.evaluate.adapter import EngineLM, LoadedModel
 from fdllm.evaluate.preview import requests_of
 from fdllm.evaluate.requests import EvalRequest
-from fdllm.plan import Planner, State
+from fdllm.plan import RECORDED, Planner
 from fdllm.record.per_document import digest_of_answer
 from fdllm.record.provenance import cpu_name, usable_cpus, utc_now
 from fdllm.record.study import Agreement, Conditions, ConfigTimes, Study
@@ -198,7 +198,7 @@ class _Recorded:
     def of(cls, planner: Planner, run: Run, device: torch.device) -> _Recorded:
         """Those of a run, where its record is of what is here now."""
         cell = planner.state(run)
-        if cell.state is not State.DONE or cell.summary is None:
+        if cell.state not in RECORDED or cell.summary is None:
             return cls({}, on_cpu=False)
         lines = cell.paths.samples.read_text(encoding="utf-8").splitlines()
         samples = [strictjson.loads(line) for line in lines]
