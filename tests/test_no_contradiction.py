@@ -237,7 +237,11 @@ def test_the_thresholds_are_those_of_their_own_study(
     cells = {cell["name"]: cell for cell in figures["alternative"]["cells"]}
     assert len(rows) == 6
     for one in figures["alternative"]["against"]:
-        row = rows[one["config"]]
+        row, mine = rows[one["config"]], figures["times"]["pairs"][one["config"]]["ratio"]
+        best = cells[one["rival"]]["change"]["value"] if one["rival"] else -1.0
+        for cell in cells.values():
+            slower = cell["time"]["low"] > mine["high"]
+            assert slower or cell["change"]["value"] <= best, "a better one is as fast"
         assert row["Time by k=1 [95 %]"] == grid[one["config"]]["Time by k=1 [95 %]"]
         if one["rival"] is None:
             assert (row["Threshold"], row["Accuracy is"]) == ("none", "every threshold is slower")

@@ -97,6 +97,7 @@ def test_the_corner_is_what_the_criteria_ask_of_the_task() -> None:
     assert Aim.of(criteria, "gsm8k") == Aim(-2.0, 0.8)
     assert Aim.of(criteria, "mmlu") == Aim.of(None, "gsm8k") == Aim(None, None)
     assert Aim.of(Criteria(min_speedup=2.0), "mmlu") == Aim(None, 0.5)
+    assert Aim.of(Criteria(min_speedup=2.0, rival="k2_first"), "mmlu") == Aim(None, None)
 
 
 def test_both_axes_have_titles() -> None:

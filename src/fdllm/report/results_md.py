@@ -108,13 +108,12 @@ def _scored(records: Sequence[Record]) -> list[str]:
     if steps is None:
         return []
     by_step = ", ".join(f"{step}: {number}" for step, number in steps.first.items())
-    lines = [f"Answers by the step that scored their first token: {by_step}."]
-    lines += [
-        f"- {record.name}: {record.summary.scored.words}"
-        for record in records
-        if record.summary.strategy.reuses and record.summary.scored is not None
-    ]
-    return [*lines, ""]
+    alike: dict[str, list[str]] = {}
+    for record in records:
+        if record.summary.strategy.reuses and record.summary.scored is not None:
+            alike.setdefault(record.summary.scored.words, []).append(record.name)
+    lines = [f"- {', '.join(names)}: {words}" for words, names in alike.items()]
+    return [f"Answers by the step that scored their first token: {by_step}.", *lines, ""]
 
 
 def _provenance(records: Sequence[Record]) -> list[str]:

@@ -83,7 +83,7 @@ class Aim:
     def of(cls, criteria: Criteria | None, task: str) -> Aim:
         """The corner that the criteria leave on a task."""
         asked = criteria is not None and task in (criteria.tasks or (task,))
-        if criteria is None or not asked:
+        if criteria is None or not asked or criteria.rivals:  # those stand elsewhere
             return cls(None, None)
         drop, speedup = criteria.max_accuracy_drop, criteria.min_speedup
         return cls(None if drop is None else -100 * drop, None if speedup is None else 1 / speedup)
