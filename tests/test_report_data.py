@@ -6,6 +6,7 @@ import json
 import lzma
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from fdllm.record.summary import describe_file
 from fdllm.report.records import RecordError, load_record, load_records
 
 RIGHT = share(6, 4)
-SHORT = {"task": "gsm8k", "doc_id": 0} | dict.fromkeys(
+SHORT: dict[str, Any] = {"task": "gsm8k", "doc_id": 0, "metrics": {}} | dict.fromkeys(
     ("doc_hash", "prompt_hash", "output", "tokens", "seconds")
 )
 

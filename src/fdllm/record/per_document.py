@@ -26,7 +26,6 @@ _TEXTS = ("prompt", "target", "filtered", "programs")
 _HASH = 6  # hexadecimal digits, of a document or a prompt
 _SECONDS, _NATS = 7, 6  # decimals
 _NEEDED = ("task", "doc_id", "doc_hash", "prompt_hash", "output", "tokens", "seconds")
-_NESTED = {"metrics": 1, "counts": 2}  # how deep
 
 
 def digest_of_answer(output: str | float | Sequence[str | float | None]) -> str:
@@ -89,7 +88,11 @@ def _output(said: Any) -> Any:  # noqa: ANN401 - a text, texts, or scores
 
 
 def pack(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The file's content; the same rows give the same bytes."""
+    """The file's content; the same rows give the same bytes.
+
+    A fact that only some rows have is None in the others. The counts of a phase are one column,
+    whose name lists them: ``counts.denoise forwards computed …``.
+    """
     flat = [_flat(row) for row in rows]
     names = dict.fromkeys(name for row in flat for name in row)
     columns = {name: [row.get(name) for row in flat] for name in names}
@@ -123,25 +126,24 @@ def unpack(data: bytes) -> list[dict[str, Any]]:
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """``metrics`` and ``counts`` as columns of their own: ``counts.denoise.forwards``."""
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if name == "metrics":
-            flat |= {f"metrics.{metric}": figure for metric, figure in value.items()}
-        elif name == "counts":
-            for phase, count in value.items():
-                flat |= {f"counts.{phase}.{what}": number for what, number in count.items()}
-        else:
-            flat[name] = value
+    """A row by column: each metric has one, and each phase, whose counts repeat as a whole."""
+    flat = {name: value for name, value in row.items() if name not in ("metrics", "counts")}
+    flat |= {f"metrics.{name}": value for name, value in row["metrics"].items()}
+    for phase, count in row.get("counts", {}).items():
+        flat[" ".join((f"counts.{phase}", *count))] = [*count.values()]
     return flat
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"metrics": {}}
     for name, value in flat.items():
-        first, *parts = name.split(".", _NESTED.get(name.split(".")[0], 0))
-        into = row
-        for part in (first, *parts)[:-1]:
-            into = into.setdefault(part, {})
-        into[(first, *parts)[-1]] = value
+        table, _, rest = name.partition(".")
+        if table == "metrics":
+            row[table][rest] = value
+        elif table == "counts":
+            phase, *names = rest.split(" ")
+            count = {} if value is None else dict(zip(names, value, strict=True))
+            row.setdefault(table, {})[phase] = count
+        else:
+            row[name] = value
     return row

@@ -22,7 +22,7 @@ from fdllm.plan import Planner
 from fdllm.record import measure
 from fdllm.record.journal import DamagedJournalError, read_journal
 from fdllm.record.paths import COLUMNS, SAMPLES, Layout
-from fdllm.record.per_document import FROM_JOURNAL, rows_of
+from fdllm.record.per_document import FROM_JOURNAL, pack, rows_of, unpack
 from fdllm.report.build import Section, build_report
 from fdllm.report.figures import headline
 from fdllm.report.records import Record, SampleKey, load_record, sample_key
@@ -251,7 +251,10 @@ def _against_samples(cell: Record, notes: list[str]) -> Iterator[Figure]:
         cost[key] = (tokens + number, seconds + entry["seconds"])
     if not entries:
         notes.append("no journal here, so what only the answers show cannot be computed anew")
-    rows = {(row["task"], row["doc_id"]): row for row in rows_of([*cell.texts.values()], entries)}
+    rows = {
+        (row["task"], row["doc_id"]): row
+        for row in unpack(pack(rows_of([*cell.texts.values()], entries)))
+    }
     for key, written in cell.by_key.items():
         found = rows.get(key, {})
         for name in (*written, *(found.keys() - written.keys())):
