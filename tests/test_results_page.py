@@ -265,7 +265,7 @@ def states(root: Path, **changes: Any) -> list[CellState]:
 
 
 def shown(table: Any) -> list[dict[str, str]]:
-    heads = [str(column.header) for column in table.columns]
+    heads = [str(column.header).replace("\n", " ") for column in table.columns]
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     return [dict(zip(heads, row, strict=True)) for row in zip(*columns, strict=True)]
 

@@ -44,6 +44,8 @@ class Table:
             head, side = one.name, "left" if one.is_words else "right"
             if head[1:2].islower():  # no abbreviation
                 head = head[0].lower() + head[1:]
+            # Two lines of head leave room for what stands below.
+            head = head.replace(" by ", "\nby ").replace(" (", "\n(")
             table.add_column(head, justify=side, overflow="fold")  # type: ignore[arg-type]
         for row in self.rows:
             table.add_row(*(Text(text, style) for _, text, style in row))
