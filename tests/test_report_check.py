@@ -16,7 +16,7 @@ from fdllm.record.study import Agreement
 from fdllm.record.summary import describe_file
 from fdllm.report.build import Section, build_report
 from fdllm.report.html import render_html
-from fdllm.report.recheck import Recheck, check_page, check_records, embedded_tables
+from fdllm.report.recheck import Recheck, check_page, check_records, embedded_tables, same
 from fdllm.report.records import load_record, record_folders
 from fdllm.report.sums import check_studies
 from made_up import Invented, tamper, write_grid
@@ -183,6 +183,13 @@ def test_a_tampered_summary_is_found(results: Path, table: str, key: str, figure
     edit(cell(results) / "summary.json", lambda data: data[table].update({key: 0.987}))
     differences = [d for d in check(results).differences if "artifacts" not in d.where]
     assert [(d.figure, d.written) for d in differences] == [(figure, "0.987")]
+
+
+def test_a_sum_may_differ_in_its_last_place_and_a_count_may_not() -> None:
+    assert same(0.1 + 0.2, 0.3)
+    assert same(2, 2.0)
+    assert not same(10**12, 10**12 + 1)
+    assert not same(True, 1.5)
 
 
 def test_a_scored_summary_is_checked_too(results: Path) -> None:

@@ -200,9 +200,9 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:  # noqa: AN
 
 
 def same(written: Any, found: Any) -> bool:  # noqa: ANN401 - any JSON value
-    """Whether two figures are one; sums in another order may differ in the last place."""
-    numbers = isinstance(written, (int, float)) and isinstance(found, (int, float))
-    if numbers and not isinstance(written, bool) and not isinstance(found, bool):
+    """Whether two figures are one; but for counts, sums in another order may differ at the end."""
+    kinds = {type(written), type(found)}
+    if float in kinds and kinds <= {int, float}:
         return math.isclose(written, found, rel_tol=_CLOSE, abs_tol=_CLOSE)
     return bool(written == found)
 
