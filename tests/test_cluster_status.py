@@ -45,8 +45,7 @@ def submit(root: Path, job_id: str, *, ago: timedelta = HOUR, num_shards: int = 
     submission = Submission(
         folder=submissions_folder(planner.layout.run(runs[0])) / stamp,
         assignments=assign(runs, num_shards),
-        job_id=job_id,
-        merge_job_id=f"{job_id}00" if num_shards > 1 else None,
+        jobs={"job.sh": job_id} | ({"merge.sh": f"{job_id}00"} if num_shards > 1 else {}),
     )
     write_map(submission)
     write_jobs(submission)

@@ -21,7 +21,8 @@ from fdllm.shard import Shard
 from helpers import move_hub
 
 TASK = ("--task", "tiny_arithmetic")
-SLURM = ("--executor", "slurm", "--no-doctor")
+TIMED = ("--executor", "slurm", "--no-doctor")
+SLURM = (*TIMED, "--timing", "0")
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_one_array_for_a_task(fdllm: Command, slurm: FakeSlurm) -> None:
     assert "job 101, 9 runs" in fdllm.out
     assert slurm.queue() == [f"101_{index}" for index in range(9)]
     (submission,) = submissions(fdllm)
-    assert submission.job_id == "101"
+    assert submission.jobs == {"job.sh": "101"}
     assert [one.run.cell.name for one in submission.assignments][:2] == ["k1_first", "k1_middle"]
     script = (submission.folder / "job.sh").read_text()
     assert "#SBATCH --array=0-8%2" in script
@@ -107,6 +108,50 @@ def test_shards_and_the_job_that_merges_them(fdllm: Command, slurm: FakeSlurm) -
     work_off(fdllm, submission)
     slurm.empty()
     assert set(fdllm.cells(*flags).values()) == {"done"}
+
+
+def test_a_timing_study_is_one_more_job_behind_all_others(fdllm: Command, slurm: FakeSlurm) -> None:
+    flags = (*TASK, "--config", "k1_first", "k2_last")
+    assert fdllm("sweep", *flags, *TIMED, "--shards", "2", "--timing", "50", "--dry-run") == 0
+    assert "run  00_baseline / tiny_arithmetic / timing: pending" in fdllm.out
+    assert "timing.sh" in fdllm.out
+    assert fdllm("sweep", *flags, *TIMED, "--shards", "2", "--timing", "50") == 0
+    assert "merged by 102; job 103, the timing study" in fdllm.out
+    assert slurm.queue() == [*(f"101_{index}" for index in range(4)), "102_4", "102_5", "103_6"]
+    assert "--dependency=afterany:101:102" in slurm.asked("103")
+    (submission,) = submissions(fdllm)
+    study = submission.assignments[6].study
+    assert study is not None
+    assert (study.number, list(study.runs)) == (50, ["k1_first", "k1_middle", "k1_last", "k2_last"])
+    log = submission.log(6)
+    assert log is not None
+    assert (log.parent.name, log.name) == ("timing", "slurm_103_6.log")
+
+    assert fdllm("status", *TASK) == 0
+    assert "timing: queued, waits: Priority" in fdllm.out
+    assert fdllm("sweep", *flags, *TIMED) == 0
+    assert "nothing to do" in fdllm.out, "what is queued is not submitted again"
+    work_off(fdllm, submission)
+    slurm.empty()
+    assert set(fdllm.cells(*flags).values()) == {"done"}
+    assert [one["state"] for one in json.loads(fdllm.out)["timing"]] == ["done"]
+    assert fdllm("sweep", *flags, *TIMED) == 0
+    assert "nothing to do" in fdllm.out
+
+
+def test_a_study_alone_is_submitted_and_its_end_without_a_file_is_a_failure(
+    fdllm: Command, slurm: FakeSlurm
+) -> None:
+    fdllm("sweep", *TASK, "--executor", "local", "--timing", "0")
+    assert fdllm("sweep", *TASK, *TIMED) == 0
+    assert "job 101, the timing study; logs in" in fdllm.out
+    assert slurm.queue() == ["101_0"]
+    assert not any(flag.startswith("--dependency") for flag in slurm.asked("101"))
+    slurm.empty()
+    assert fdllm("status", *TASK) == 0
+    assert "timing: failed, job 101_0: ended without a record" in fdllm.out
+    assert fdllm("sweep", *TASK, *TIMED) == 0
+    assert slurm.queue() == ["102_0"], "it is tried again"
 
 
 def test_a_forced_record_is_moved_only_once_its_job_is_accepted(

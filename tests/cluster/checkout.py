@@ -152,8 +152,10 @@ class Checkout:
         return said
 
     def sweep(self, *arguments: str, experiment: str = SLOW, code: int | None = 0) -> str:
-        """Submit what is missing of an experiment."""
-        return self.fdllm("sweep", *self.chosen(experiment), *self.executor, *arguments, code=code)
+        """Submit what is missing of an experiment; timing studies only where one says so."""
+        without = () if "--timing" in arguments else ("--timing", "0")
+        flags = (*self.chosen(experiment), *self.executor, *arguments, *without)
+        return self.fdllm("sweep", *flags, code=code)
 
     def submitted(self) -> int:
         """How often anything was handed to the queue."""

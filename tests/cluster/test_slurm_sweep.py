@@ -99,6 +99,20 @@ def test_a_summary_that_is_gone_or_cut_is_made_again_from_what_was_kept(
     assert len(swept.lives(config, BASELINE)) == 1 or spoil is cut, "nothing was computed again"
 
 
+def test_a_timing_study_is_a_job_of_its_own(swept: Checkout) -> None:
+    """Here behind records that stand; behind an array see tests/test_cluster_submission.py."""
+    said = swept.sweep("--timing", "6", "--config", "k2_last", experiment=BASELINE)
+    assert "the timing study" in said
+    again = swept.sweep("--timing", "6", "--config", "k2_last", experiment=BASELINE)
+    assert "nothing to do" in again
+    wait_until(lambda: not swept.slurm.queue(), 120, swept.logs)
+    told = swept.fdllm("status", *swept.chosen(BASELINE))
+    assert "timing: done, 6 documents" in told
+    (path,) = swept.root.glob(f"results/{BASELINE}/*/timing/study.json")
+    found = json.loads(path.read_text())["configs"]
+    assert {name: one["agrees"]["equal"] for name, one in found.items()} == dict.fromkeys(GRID, 6)
+
+
 def test_edited_code_is_stale_and_the_file_is_named(swept: Checkout) -> None:
     code = swept.root / "experiments" / BASELINE / "generation_functions.py"
     with restored(code):

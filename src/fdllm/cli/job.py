@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fdllm.cli import sweep
+from fdllm.cli import studies, sweep
 from fdllm.cli.options import Command, flag
 from fdllm.cli.output import complain
 from fdllm.cli.progress import GridProgress
@@ -58,6 +58,15 @@ class JobCommand(Command):
         job = f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{self.index}"
         log = submission.log_folder(self.index) / f"slurm_{job}.log"
         warning = submission.warning(self.index, os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if one.study is not None:
+            with terminable():
+                studies.take(
+                    planner,
+                    one.study,
+                    lambda choice: sweep.load_model(choice, submission.threads),
+                    str(log),
+                )
+            return 0
         outcome = _work(planner, one, submission.threads, log, warning)
         if outcome.state is State.PARTIAL and outcome.num_computed:
             return ENDED_EARLY

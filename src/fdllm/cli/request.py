@@ -18,6 +18,7 @@ from fdllm.plan import CellState, Planner
 from fdllm.presets.reader import load_preset
 from fdllm.record.paths import Layout, find_root
 from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, ModelChoice, Run, Sweep, home_model
+from fdllm.timing.wanted import WantedStudy
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class SweepRequest:
         """What has become of every run, by its files."""
         return [self.planner.state(run) for run in self.runs]
 
-    def survey(self) -> list[CellState]:
-        """The same, joined with the queue.
+    def survey(self, studies: Sequence[WantedStudy] = ()) -> list[CellState]:
+        """The same and then the studies', joined with the queue.
 
         Raises:
             SlurmError: there is a queue, and it does not answer.
         """
-        return survey(self.planner, self.runs)
+        return survey(self.planner, self.runs, studies)
 
 
 def make_planner(options: Selection) -> Planner:

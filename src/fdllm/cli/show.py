@@ -14,6 +14,7 @@ from fdllm import strictjson
 from fdllm.cli.output import complain, console, say
 from fdllm.cli.request import SweepRequest
 from fdllm.cli.work import PlannedCell
+from fdllm.cluster.submission import JOB_SCRIPT, MERGE_SCRIPT, STUDY_SCRIPT, Submission
 from fdllm.criteria import Criteria
 from fdllm.evaluate.attempt import RunOutcome
 from fdllm.plan import ENDED, SETTLED, CellState, State
@@ -231,4 +232,33 @@ def tally(cells: Sequence[CellState]) -> str:
         f"{done} of {len(cells) - skipped} done"
         + (f", {len(decided)} decided, which saved {saved} rows" if decided else "")
         + (f", {skipped} not applicable" if skipped else "")
+    )
+
+
+def scripts(submissions: Sequence[Submission]) -> None:
+    """The job scripts of what would be submitted."""
+    for one in submissions:
+        for name, text in one.scripts.items():
+            say(f"\n# {one.folder / name}\n{text}")
+
+
+def submitted(submission: Submission) -> str:
+    """A line about what was submitted."""
+    first, jobs = submission.assignments[0].run, dict(submission.jobs)
+    study, merging = jobs.pop(STUDY_SCRIPT, None), jobs.get(MERGE_SCRIPT)
+    num_runs = len({one.name for one in submission.assignments if one.study is None})
+    parts = sum(one.script == JOB_SCRIPT for one in submission.assignments)
+    told = []
+    if jobs:
+        split = f" in {parts} shards, merged by {merging}" if merging else ""
+        told.append(f"job {jobs[JOB_SCRIPT]}, {num_runs} run{'s' * (num_runs != 1)}{split}")
+    if study is not None:
+        told.append(f"job {study}, the timing study")
+    log = (
+        submission.log_folder(0).parent
+        / "*"
+        / f"slurm_{next(iter(submission.jobs.values()))}_*.log"
+    )
+    return (
+        f"submitted {first.experiment} / {TaskFolder.of(first)}: {'; '.join(told)}; logs in {log}"
     )

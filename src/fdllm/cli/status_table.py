@@ -22,6 +22,7 @@ from fdllm.criteria import Criteria
 from fdllm.errors import UsageError
 from fdllm.plan import CellState, JobFacts
 from fdllm.report.table import heading, requests_text, state_text
+from fdllm.timing.wanted import study_state, study_words, want_studies
 
 _EVERY_S = 5.0
 
@@ -60,29 +61,35 @@ class StatusCommand(Selection):
 
 def show_status(request: SweepRequest, *, as_json: bool) -> None:
     """State and reason of every cell, of those at work what the queue says, and other records."""
-    cells = _states(request)
+    cells, timed = _states(request)
     if as_json:
-        show.print_json(cells)
+        show.print_json(cells, timed)
         return
-    console().print(_view(cells, request.criteria))
+    console().print(_view(cells, timed, request.criteria))
     show.elsewhere(request)
 
 
-def _states(request: SweepRequest) -> list[CellState]:
+def _states(request: SweepRequest) -> tuple[list[CellState], list[CellState]]:
+    """Of the cells, and of whatever timing studies they may have."""
+    studies = want_studies(request.planner, request.sweep, 1, 1)
     try:
-        cells = request.survey()
+        found = request.survey(studies)
     except SlurmError as error:
         complain(f"note: {error}; the states below are from the files alone")
-        cells = request.states()
-    return [request.planner.shown(cell) for cell in cells]
+        found = [*request.states(), *(study_state(request.planner, one) for one in studies)]
+    num = len(request.runs)
+    return [request.planner.shown(cell) for cell in found[:num]], found[num:]
 
 
-def _view(cells: Sequence[CellState], criteria: Criteria | None) -> Group:
-    """Tables of all tasks, what their rows cannot decide, and how many cells are done."""
+def _view(
+    cells: Sequence[CellState], timed: Sequence[CellState], criteria: Criteria | None
+) -> Group:
+    """Tables of all tasks, what rows cannot decide, the studies, and how many cells are done."""
     tables: list[RenderableType] = []
     for group in show.by_task(cells):
         tables += [Text(heading(group), style="bold"), status_table(group)]
         tables += [Text(f"! {text}", style="yellow") for text in show.remarks(group, criteria)]
+        tables += [Text(study_words(one)) for one in timed if one.run.task == group[0].run.task]
     return Group(*tables, Text(show.tally(cells)))
 
 
@@ -121,7 +128,7 @@ def _watch(request: SweepRequest, every_s: float) -> None:
     try:
         with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
             while True:
-                view = _view(_states(request), request.criteria)
+                view = _view(*_states(request), request.criteria)
                 if out.is_terminal:
                     live.update(view, refresh=True)
                 else:

@@ -28,7 +28,6 @@ from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import plan_submissions
 from fdllm.cluster.queue import require_sbatch, why_no_cluster
 from fdllm.cluster.signals import terminable
-from fdllm.cluster.submission import Submission
 from fdllm.cluster.submit import submit, submitting
 from fdllm.doctor.examine import examine
 from fdllm.doctor.findings import blocking
@@ -38,10 +37,9 @@ from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.runner import Runner
 from fdllm.evaluate.tasks import task_info
 from fdllm.plan import RECORDED, CellState, Planner
-from fdllm.record.paths import TaskFolder
 from fdllm.report.terms import check_criteria
-from fdllm.runs import ModelChoice
-from fdllm.timing.wanted import study_state
+from fdllm.runs import ModelChoice, Run
+from fdllm.timing.wanted import WantedStudy, is_due, study_state
 
 if TYPE_CHECKING:
     from fdllm.evaluate.adapter import LoadedModel
@@ -269,14 +267,23 @@ def _choose_executor(options: SweepCommand) -> str:
     return chosen
 
 
+def _look(
+    request: SweepRequest, options: SweepCommand, wanted: Sequence[WantedStudy]
+) -> tuple[list[CellState], list[PlannedCell], list[CellState], list[WantedStudy]]:
+    """The cells and what is to be done of them; the studies and those that are to be taken."""
+    found, num = request.survey(wanted), len(request.runs)
+    due = [one for one, state in zip(wanted, found[num:], strict=True) if is_due(state)]
+    return found[:num], options.choose(request, found[:num]), found[num:], due
+
+
 def _submit(request: SweepRequest, options: SweepCommand) -> int:
     """Submit what is missing; done cells, running ones and queued ones are left alone."""
     asked = {name: getattr(options, name) for name in ("partition", "account", "qos", "gres")}
     cluster = load_cluster_config(request.planner.root).changed(
         asked | {"time_min": options.time}, max_jobs=options.max_jobs, image=options.image
     )
-    cells = request.survey()
-    work = options.choose(request, cells)
+    look = partial(_look, request, options, studies.of_sweep(request, options.timing))
+    cells, work, timed, due = look()
     plan = partial(
         plan_submissions,
         request.planner,
@@ -287,30 +294,33 @@ def _submit(request: SweepRequest, options: SweepCommand) -> int:
         until=early.ends_of(request) if options.until_decided else None,
     )
     if options.dry_run:
-        show.plan(cells, work, as_json=options.json)
+        show.plan(cells, work, timed, as_json=options.json)
         if not options.json:
-            _show_scripts(plan([one.cell.run for one in work]))
+            show.scripts(plan([one.cell.run for one in work], studies=due))
         return 0
-    if not work:
+    if not work and not due:
         show.nothing_to_do(cells, as_json=options.json)
         if options.json:
-            show.print_json(cells)
+            show.print_json(cells, timed)
         return 0
     for one in work:
         check_consent(task_info(one.cell.run.task), one.cell.run.code_execution)
     require_sbatch()
     if not options.no_doctor:
-        _check_up(request, work, cluster)
+        asked_for = [one.cell.run for one in work] or [one.baseline for one in due]
+        _check_up(request, asked_for, cluster)
     with submitting(request.planner.layout.logs):
         # Another sweep may have been first.
-        work = options.choose(request, request.survey())
+        _, work, _, due = look()
         forced = [one.cell.run for one in work if one.force]
-        made = submit(request.planner, plan([one.cell.run for one in work]), cluster, forced=forced)
+        planned = plan([one.cell.run for one in work], studies=due)
+        made = submit(request.planner, planned, cluster, forced=forced)
     if options.json:
-        show.print_json(request.survey())
+        cells, _, timed, _ = look()
+        show.print_json(cells, timed)
         return 0
     for submission in made:
-        say(_told(submission))
+        say(show.submitted(submission))
     if made:
         say("fdllm status --watch follows them; scancel JOB ends one, the same sweep goes on")
     else:
@@ -318,13 +328,13 @@ def _submit(request: SweepRequest, options: SweepCommand) -> int:
     return 0
 
 
-def _check_up(request: SweepRequest, work: Sequence[PlannedCell], cluster: ClusterConfig) -> None:
+def _check_up(request: SweepRequest, runs: Sequence[Run], cluster: ClusterConfig) -> None:
     """Look for what would make the jobs fail, before they wait in a queue.
 
     Raises:
         FdllmError: something must be mended first.
     """
-    findings = examine(checkup_of(request, [one.cell.run for one in work], cluster, "slurm"))
+    findings = examine(checkup_of(request, list(runs), cluster, "slurm"))
     for found in findings:
         if found.state == "warn":
             complain(f"warning: {found.name}: {found.found}. {found.remedy}".rstrip())
@@ -335,23 +345,3 @@ def _check_up(request: SweepRequest, work: Sequence[PlannedCell], cluster: Clust
             f"nothing was submitted, as the check-up found\n{reasons}\n"
             "fdllm doctor shows all of it; --no-doctor submits all the same"
         )
-
-
-def _show_scripts(submissions: Sequence[Submission]) -> None:
-    for one in submissions:
-        for name, text in one.scripts.items():
-            say(f"\n# {one.folder / name}\n{text}")
-
-
-def _told(submission: Submission) -> str:
-    """A line about what was submitted."""
-    first = submission.assignments[0].run
-    num_runs = len({one.run.cell.name for one in submission.assignments})
-    task = TaskFolder.of(first)
-    parts = sum(one.merge is None for one in submission.assignments)
-    split = "" if parts == num_runs else f" in {parts} shards, merged by {submission.merge_job_id}"
-    log = submission.log_folder(0).parent / "*" / f"slurm_{submission.job_id}_*.log"
-    return (
-        f"submitted {first.experiment} / {task}: job {submission.job_id}, {num_runs} "
-        f"run{'s' * (num_runs != 1)}{split}; logs in {log}"
-    )

@@ -14,8 +14,6 @@ from fdllm.cluster.cluster_config import ClusterConfig
 from fdllm.cluster.container import container_command
 from fdllm.cluster.render import Script, render
 from fdllm.cluster.submission import (
-    JOB_SCRIPT,
-    MERGE_SCRIPT,
     Assignment,
     Submission,
     assign,
@@ -26,6 +24,7 @@ from fdllm.plan import Planner
 from fdllm.record.image import SHA256, image_digest
 from fdllm.record.paths import TaskFolder, utc_stamp
 from fdllm.runs import Run
+from fdllm.timing.wanted import WantedStudy
 from fdllm.until_decided import UntilDecided
 
 _CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "NLTK_DATA")
@@ -40,8 +39,9 @@ def plan_submissions(
     results: Path | None,
     threads: int | None,
     until: Callable[[Run], UntilDecided | None] | None = None,
+    studies: Sequence[WantedStudy] = (),
 ) -> list[Submission]:
-    """The arrays of some runs, one for each (experiment, task); nothing is written.
+    """The jobs of some runs and studies, for each (experiment, task); nothing is written.
 
     Each run's samples are split over ``num_shards`` array tasks, or each ends where ``until`` says.
 
@@ -68,24 +68,34 @@ def plan_submissions(
     if image is not None:
         fixed[SHA256] = image_digest(image)
     stamp = utc_stamp()
+    places: dict[tuple[str, str], list[Run]] = {}
+    for run in (*runs, *(study.baseline for study in studies)):
+        places.setdefault(_place(run), []).append(run)
     submissions = [
         Submission(
-            folder=submissions_folder(planner.layout.run(mine[0])) / stamp,
-            assignments=assign(mine, num_shards, until),
+            folder=submissions_folder(planner.layout.run(of_task[0])) / stamp,
+            assignments=assign(
+                [run for run in runs if _place(run) == place],
+                num_shards,
+                until,
+                next((study for study in studies if _place(study.baseline) == place), None),
+            ),
             results=results,
             threads=threads,
         )
-        for mine in (
-            list(group) for _, group in groupby(runs, key=lambda run: (run.experiment, run.task))
-        )
+        for place, of_task in places.items()
     ]
     return [replace(one, scripts=_scripts(planner, one, cluster, fixed)) for one in submissions]
+
+
+def _place(run: Run) -> tuple[str, str]:
+    return run.experiment, run.task
 
 
 def _scripts(
     planner: Planner, submission: Submission, cluster: ClusterConfig, fixed: dict[str, str]
 ) -> dict[str, str]:
-    """The texts of ``job.sh`` and, where shards are merged, of ``merge.sh``."""
+    """The texts of ``job.sh``, and of ``merge.sh`` and ``timing.sh`` where there is need."""
     run = submission.assignments[0].run
     relative = Path(run.model.name).is_dir() and not Path(run.model.name).is_absolute()
     workdir = Path.cwd() if relative else planner.root
@@ -115,9 +125,11 @@ def _scripts(
             )
         )
 
-    scripts = {JOB_SCRIPT: text([one for one in submission.assignments if one.merge is None])}
-    merging = [one for one in submission.assignments if one.merge is not None]
-    return scripts | ({MERGE_SCRIPT: text(merging)} if merging else {})
+    # In the order of the assignments, which is that of the jobs.
+    return {
+        script: text(list(group))
+        for script, group in groupby(submission.assignments, key=lambda one: one.script)
+    }
 
 
 def binds(planner: Planner, cluster: ClusterConfig, run: Run, workdir: Path) -> list[str]:

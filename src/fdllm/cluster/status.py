@@ -19,6 +19,7 @@ from fdllm.plan import RECORDED, CellState, JobFacts, Planner, State
 from fdllm.record.journal import DamagedJournalError, read_failure, read_progress
 from fdllm.record.lock import holder_of
 from fdllm.runs import Run
+from fdllm.timing.wanted import WantedStudy, study_state
 
 # States in which files alone cannot tell a job that died from one that never was.
 _OPEN = frozenset({State.PENDING, State.PARTIAL, State.FAILED})
@@ -37,8 +38,10 @@ class _Task:
         return str(self.submission.log(self.index))
 
 
-def survey(planner: Planner, runs: Sequence[Run]) -> list[CellState]:
-    """The runs' states, joined with the queue where there is one.
+def survey(
+    planner: Planner, runs: Sequence[Run], studies: Sequence[WantedStudy] = ()
+) -> list[CellState]:
+    """The runs' states and then the studies', joined with the queue where there is one.
 
     Where nothing was ever submitted the queue is not asked. The order of reading matters: a job
     that ends meanwhile has left its record by the time the files are read, and one that is
@@ -47,9 +50,12 @@ def survey(planner: Planner, runs: Sequence[Run]) -> list[CellState]:
     Raises:
         SlurmError: there is a queue, and it does not answer.
     """
-    submissions = read_submissions(planner.layout, runs)
+    mentioned = [*runs, *(study.baseline for study in studies)]
+    submissions = read_submissions(planner.layout, mentioned)
     queue = read_queue() if submissions else None
-    return join([planner.state(run) for run in runs], submissions, queue)
+    cells = [planner.state(run) for run in runs]
+    cells += [study_state(planner, study) for study in studies]
+    return join(cells, submissions, queue)
 
 
 def join(
@@ -94,7 +100,7 @@ def _tasks_of(cell: CellState, submissions: Sequence[Submission]) -> Iterator[_T
             continue
         for one in submission.assignments:
             job_id = submission.task_id(one.index)
-            if job_id is not None and one.run.cell.name == cell.run.cell.name:
+            if job_id is not None and one.name == cell.paths.folder.name:
                 yield _Task(submission, one.index, job_id)
 
 

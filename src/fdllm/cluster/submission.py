@@ -1,7 +1,8 @@
 """What was handed to the queue: one folder for each ``sbatch``, read back by status and by jobs.
 
 ``logs/<experiment>/<task folder>/submissions/<stamp>/`` holds ``map.json`` (which array task does
-which run; frozen ahead of ``sbatch``), ``job.sh`` (what was submitted; ``merge.sh`` behind shards),
+which run; frozen ahead of ``sbatch``), ``job.sh`` (what was submitted; ``merge.sh`` behind shards,
+``timing.sh`` behind both for the timing study),
 ``jobs.json`` (the queue's ids; written after ``sbatch``), and ``ended/<index>`` (a line for each
 life of an array task that came to an end by itself: ``JOB RESTARTS STATUS TIME``) beside
 ``ended/<index>.warned-<restarts>``, which the script makes when SLURM warns it of the time limit.
@@ -17,16 +18,18 @@ from pathlib import Path
 
 from fdllm.errors import FdllmError
 from fdllm.record.atomic import make_folder, write_json
-from fdllm.record.paths import Layout, RunPaths
+from fdllm.record.paths import TIMING, Layout, RunPaths
 from fdllm.runs import Run
 from fdllm.shard import Shard
+from fdllm.timing.wanted import WantedStudy
 from fdllm.until_decided import UntilDecided
 
-VERSION = 1
+VERSION = 2
 MAP = "map.json"
 JOBS = "jobs.json"
 JOB_SCRIPT = "job.sh"
 MERGE_SCRIPT = "merge.sh"
+STUDY_SCRIPT = "timing.sh"
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,35 @@ class Assignment:
     merge: int | None = None
     # it ends where its criteria are decided; None goes to the last document
     until: UntilDecided | None = None
+    # the timing study that it takes, in a job behind all others; ``run`` is its baseline
+    study: WantedStudy | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder of what it makes: a config's, or the study's."""
+        return self.run.cell.name if self.study is None else TIMING
+
+    @property
+    def script(self) -> str:
+        """The job script that does it."""
+        if self.study is not None:
+            return STUDY_SCRIPT
+        return JOB_SCRIPT if self.merge is None else MERGE_SCRIPT
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One array of one (experiment, task), and where runs need it the one that merges shards."""
+    """What was submitted of one (experiment, task): up to three jobs, each behind the others.
+
+    An array of runs or of their shards; one that merges shards; one that takes the timing study.
+    """
 
     folder: Path
-    # by index; those that merge come last and have a job of their own
+    # by index; those that merge come behind the others, and the study last
     assignments: tuple[Assignment, ...]
     results: Path | None = None  # the folder given with ``--results``; None is the checkout's
     threads: int | None = None  # torch's
-    job_id: str | None = None  # the array's id; None while it was not accepted
-    merge_job_id: str | None = None  # the merging array's id
+    jobs: Mapping[str, str] = field(default_factory=dict)  # the queue's ids, by script
     # texts of its job scripts by name; empty where it is read back
     scripts: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -68,12 +87,12 @@ class Submission:
 
     def task_id(self, index: int) -> str | None:
         """What the queue calls an assignment, ``12_3``; None while it was not accepted."""
-        job = self.merge_job_id if self.assignments[index].merge is not None else self.job_id
+        job = self.jobs.get(self.assignments[index].script)
         return None if job is None else f"{job}_{index}"
 
     def log_folder(self, index: int) -> Path:
         """Where the log of an assignment lies: with the other logs of its run."""
-        return self.folder.parents[1] / self.assignments[index].run.cell.name
+        return self.folder.parents[1] / self.assignments[index].name
 
     def log(self, index: int) -> Path | None:
         """The log of an assignment, ``slurm_12_3.log``; None while it was not accepted."""
@@ -108,6 +127,7 @@ def write_map(submission: Submission) -> None:
                 "shard": None if one.shard is None else [one.shard.index, one.shard.count],
                 "merge": one.merge,
                 "until": None if one.until is None else one.until.model_dump(mode="json"),
+                "study": None if one.study is None else one.study.as_dict(),
             }
             for one in submission.assignments
         ],
@@ -116,9 +136,8 @@ def write_map(submission: Submission) -> None:
 
 
 def write_jobs(submission: Submission) -> None:
-    """Keep what the queue calls the arrays."""
-    data = {"job_id": submission.job_id, "merge_job_id": submission.merge_job_id}
-    write_json(submission.folder / JOBS, data)
+    """Keep what the queue calls the jobs."""
+    write_json(submission.folder / JOBS, dict(submission.jobs))
 
 
 def read_submission(folder: Path) -> Submission:
@@ -144,13 +163,13 @@ def read_submission(folder: Path) -> Submission:
                     None if one["shard"] is None else Shard(*one["shard"]),
                     one["merge"],
                     None if one.get("until") is None else UntilDecided(**one["until"]),
+                    None if one["study"] is None else WantedStudy.read(one["study"]),
                 )
                 for one in data["assignments"]
             ),
             results=None if data["results"] is None else Path(data["results"]),
             threads=data["threads"],
-            job_id=jobs.get("job_id"),
-            merge_job_id=jobs.get("merge_job_id"),
+            jobs=jobs,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FdllmError(f"{folder / MAP} cannot be read: {error}; submit again") from None
@@ -177,15 +196,26 @@ def read_submissions(layout: Layout, runs: Iterable[Run]) -> list[Submission]:
 
 
 def assign(
-    runs: Sequence[Run], num_shards: int, until: Callable[[Run], UntilDecided | None] | None = None
+    runs: Sequence[Run],
+    num_shards: int,
+    until: Callable[[Run], UntilDecided | None] | None = None,
+    study: WantedStudy | None = None,
 ) -> tuple[Assignment, ...]:
-    """Number the work of an array: run by run, shards next to each other, merging at the end.
+    """Number the work: run by run, shards next to each other, merging behind them, then a study.
 
     Args:
         runs: each a run of its own.
         num_shards: into which each is split.
         until: where each ends; None goes to the last document, as a run that is split does.
+        study: of the runs' task.
     """
+    work = _split(runs, num_shards, until)
+    return work if study is None else (*work, Assignment(len(work), study.baseline, study=study))
+
+
+def _split(
+    runs: Sequence[Run], num_shards: int, until: Callable[[Run], UntilDecided | None] | None
+) -> tuple[Assignment, ...]:
     if num_shards == 1:
         ends = [None if until is None else until(run) for run in runs]
         return tuple(Assignment(n, run, until=ends[n]) for n, run in enumerate(runs))

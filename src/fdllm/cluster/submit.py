@@ -13,8 +13,6 @@ from filelock import FileLock, Timeout
 from fdllm.cluster.cluster_config import ClusterConfig
 from fdllm.cluster.queue import SlurmError, run_command
 from fdllm.cluster.submission import (
-    JOB_SCRIPT,
-    MERGE_SCRIPT,
     Submission,
     write_jobs,
     write_map,
@@ -78,27 +76,24 @@ def _submit(planner: Planner, submission: Submission, forced: Sequence[Run]) -> 
     write_map(submission)
     for name, text in submission.scripts.items():
         write_text(submission.folder / name, text)
-    accepted: list[str] = []
+    accepted: dict[str, str] = {}
     try:
-        hold = ["--hold"] if mine else []
-        accepted.append(_sbatch(submission.folder, JOB_SCRIPT, hold))
-        if MERGE_SCRIPT in submission.scripts:
-            behind = f"--dependency=afterany:{accepted[0]}"
-            accepted.append(_sbatch(submission.folder, MERGE_SCRIPT, [behind]))
-        submission = replace(
-            submission, job_id=accepted[0], merge_job_id=accepted[1] if accepted[1:] else None
-        )
+        for script in submission.scripts:
+            behind = [f"--dependency=afterany:{':'.join(accepted.values())}"] if accepted else []
+            hold = ["--hold"] if mine and not accepted else []
+            accepted[script] = _sbatch(submission.folder, script, hold + behind)
+        submission = replace(submission, jobs=accepted)
         write_jobs(submission)
         for run in mine:
             paths = planner.layout.run(run)
             with locked(paths):
                 paths.supersede()
         if mine:
-            _slurm("scontrol", "release", accepted[0])
+            _slurm("scontrol", "release", next(iter(accepted.values())))
     except BaseException:
         if accepted:
             with suppress(SlurmError):
-                run_command("scancel", *accepted)
+                run_command("scancel", *accepted.values())
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise
     return submission
