@@ -16,10 +16,12 @@ from fdllm.criteria import Criteria
 from fdllm.errors import UsageError
 from fdllm.experiment.settings import read_settings
 from fdllm.record.paths import Layout
+from fdllm.record.summary import Decided
 from fdllm.report.build import Report, Section, build_report
 from fdllm.report.figures import cell_figures, ideal_speedup
 from fdllm.report.html import render_html
 from fdllm.report.records import Record, load_record
+from fdllm.report.results_md import render_results
 from fdllm.report.times import shown
 from made_up import Invented, baseline_grid, write_grid
 
@@ -192,6 +194,23 @@ def test_collapsed_cells_are_not_praised(tmp_path: Path) -> None:
     assert ": k3_last" in text
     assert "the fastest, k3_last" not in text
     assert page.verdict.word == "refuted"
+
+
+def test_a_cell_that_was_decided_early_is_marked_in_its_row(tmp_path: Path) -> None:
+    grid = [Invented("k1_first"), Invented("k1_last"), Invented("k2_first", 0.6)]
+    cells = load(tmp_path / "results", grid, num_docs=60)
+    ended = Decided(documents=40, of=60, criteria="c", outcomes={"max_accuracy_drop": "missed"})
+    summary = cells[2].summary.model_copy(update={"decided": ended})
+    some = replace(cells[2], summary=summary, read=cells[2].samples[:40])
+    for text in (
+        render_results(page := build(tmp_path / "results", (*cells[:2], some)), "--task gsm8k"),
+        render_html(page),
+    ):
+        assert text.count("40 of 60, saved 20 rows") == 1
+        assert "Decided: the config ended where its criteria were decided" in text
+        assert "were left out" not in text.partition('id="figures"')[0]
+    whole = render_results(build(tmp_path / "results", cells), "--task gsm8k")
+    assert "Decided" not in whole
 
 
 def test_nine_identical_cells_are_flagged(tmp_path: Path) -> None:

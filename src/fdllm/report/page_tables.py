@@ -11,7 +11,7 @@ from fdllm.report.columns import Column, Table
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures
 from fdllm.report.records import Record
-from fdllm.report.table import BY_BASELINE, figure_columns
+from fdllm.report.table import BY_BASELINE, figure_columns, saved_words
 from fdllm.report.times import shown
 from fdllm.report.verdict import Judgement
 
@@ -128,8 +128,10 @@ def grid_table(table: TablePage, records: Sequence[Record]) -> Table:
         for cell, verdict in zip(table.cells, verdicts, strict=True)
     ]
     accuracy, *figures = figure_columns(records, table.baseline)
+    ended = [saved_words(record.summary) for record in records]
     columns = [
         _names(table.cells),
+        *([Column("Decided", ended)] if any(ended) else []),
         accuracy,
         column("Change [95 %]", lambda one: one.difference.shown(100, "+.1f")),
         column("p (Holm)", lambda one: "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}"),  # noqa: PLR2004 - three places
@@ -138,6 +140,11 @@ def grid_table(table: TablePage, records: Sequence[Record]) -> Table:
     if table.times.pairs:
         columns += [column("Time by k=1 [95 %]", time), column("Claim", _claim)]
     text = f"Change: accuracy less {base}'s, in points, on the same documents."
+    if any(ended):
+        text += (
+            " Decided: the config ended where its criteria were decided; the verdict takes that "
+            "decision, and intervals here are those of a fixed number of documents."
+        )
     if table.times.pairs:
         text += f" Time: {table.times.sentence}; {table.times.reach}."
     return Table([*columns, *figures], f"{text} {BY_BASELINE.format(baseline=base)}")

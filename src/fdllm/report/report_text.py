@@ -29,7 +29,12 @@ def notices(table: TablePage, overlap: str | None) -> list[Notice]:
     if collapsed:
         text = f"Collapsed, so that their time is no merit: {', '.join(collapsed)}."
         found.append(Notice(text, "bad"))
-    told = [one for one in table.against.values() if not (one.same_computation or one.identical)]
+    ended = {cell.name for cell in table.cells if cell.decided}  # which the table says
+    told = [
+        one
+        for one in table.against.values()
+        if not (one.same_computation or one.identical or {one.a, one.b} & ended)
+    ]
     notes = dict.fromkeys(note for one in told for note in one.notes)
     found += [Notice(f"{note[:1].upper()}{note[1:]}.") for note in notes]
     if overlap:

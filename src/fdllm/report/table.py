@@ -64,8 +64,14 @@ def requests_text(cell: CellState) -> str:
 
 def _decided(cell: CellState) -> str:
     """How many documents decided a cell, and how many it saved; empty of any other."""
-    found = None if cell.summary is None or cell.state not in RECORDED else cell.summary.decided
-    return "" if found is None else f" {found.documents} of {found.of}, saved {found.saved} rows"
+    known = cell.summary if cell.state in RECORDED else None
+    return "" if known is None or known.decided is None else f" {saved_words(known)}"
+
+
+def saved_words(summary: Summary) -> str:
+    """Where a cell was decided and how many documents that saved; empty where it is whole."""
+    found = summary.decided
+    return "" if found is None else f"{found.documents} of {found.of}, saved {found.saved} rows"
 
 
 def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Column]:
