@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from early_verdicts import Cell, replay, simulate
+from fdllm.criteria import ALPHA
 from fdllm.errors import FdllmError
 from fdllm.record.deciding import (
-    ALPHA,
     Merits,
     Rule,
     decide,
@@ -61,28 +62,35 @@ def flips(n: int, losses: float, gains: float, seed: int) -> Any:
     return np.where(draw < losses, -1.0, np.where(draw < losses + gains, 1.0, 0.0))
 
 
+def verdict(change: Any, margin: float, alpha: float) -> str:
+    return decide(change, margin, alpha)[0]
+
+
 def test_what_is_clear_is_decided_and_what_is_close_stays_open() -> None:
     alpha = ALPHA / 6
-    assert decide(flips(1000, 0.12, 0.02, 0), 0.02, alpha) == "missed"
-    assert decide(np.zeros(1000), 0.02, alpha) == "met"
-    assert decide(flips(1000, 0.05, 0.03, 0), 0.02, alpha) == "open"
-    assert decide(flips(1000, 0.02, 0.12, 0), 0.02, alpha) == "met"
-    assert decide(np.zeros(50), 0.02, alpha) == "open"
-    assert decide(np.zeros(0), 0.02, alpha) == "open"
+    assert verdict(flips(1000, 0.12, 0.02, 0), 0.02, alpha) == "missed"
+    assert verdict(np.zeros(1000), 0.02, alpha) == "met"
+    assert verdict(flips(1000, 0.05, 0.03, 0), 0.02, alpha) == "open"
+    assert verdict(flips(1000, 0.02, 0.12, 0), 0.02, alpha) == "met"
+    assert verdict(np.zeros(50), 0.02, alpha) == "open"
+    assert verdict(np.zeros(0), 0.02, alpha) == "open"
 
 
 def test_the_first_decision_stands_whatever_comes_after_it() -> None:
     bad, good = np.full(40, -1.0), np.full(2000, 1.0)
-    assert decide(np.concatenate([bad, good]), 0.02, 0.05) == "missed"
-    assert decide(np.concatenate([good, bad]), 0.02, 0.05) == "met"
+    found, when = decide(np.concatenate([bad, good]), 0.02, 0.05)
+    assert (found, when) == decide(bad, 0.02, 0.05)
+    assert 1 < when < 40
+    assert verdict(np.concatenate([bad, good]), 0.02, 0.05) == "missed"
+    assert verdict(np.concatenate([good, bad]), 0.02, 0.05) == "met"
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.02, 0.5])
 def test_graded_figures_are_bet_on_as_flips_are(margin: float) -> None:
     """A loss of half a point on every document is what it says, and has no spread at all."""
-    assert decide(np.full(3000, -margin - 0.02), margin, 0.01) == "missed"
-    assert decide(np.full(3000, 0.02 - margin), margin, 0.01) == "met"
-    assert decide(np.array([-1.0, 0.0, 0.0]), 1.0, 0.01) == "met", "no loss is larger"
+    assert verdict(np.full(3000, -margin - 0.02), margin, 0.01) == "missed"
+    assert verdict(np.full(3000, 0.02 - margin), margin, 0.01) == "met"
+    assert verdict(np.array([-1.0, 0.0, 0.0]), 1.0, 0.01) == "met", "no loss is larger"
 
 
 @pytest.mark.slow
@@ -100,7 +108,7 @@ def test_looking_after_every_document_errs_no_more_often_than_stated(
 ) -> None:
     alpha, tries = 0.05, 400
     errors = sum(
-        decide(flips(800, losses, gains, seed), margin, alpha) == wrong for seed in range(tries)
+        verdict(flips(800, losses, gains, seed), margin, alpha) == wrong for seed in range(tries)
     )
     assert errors <= 1.3 * alpha * tries
 
@@ -141,7 +149,7 @@ def test_the_more_verdicts_share_the_errors_the_later_each_is_decided() -> None:
     def enough(sharing: int) -> int:
         rule = Rule({"max_accuracy_drop": 0.02}, "lock", sharing)
         return next(
-            n for n in range(50, 900) if rule.judge(rows(np.ones(n)), rows(np.ones(n)), 1000)
+            n for n in range(50, 900, 10) if rule.judge(rows(np.ones(n)), rows(np.ones(n)), 1000)
         )
 
     assert enough(1) < enough(6) < enough(18)
@@ -171,3 +179,26 @@ def test_figures_of_texts_and_of_choices() -> None:
     assert merits_of("acc,none", rows)["t", 1] == {"max_accuracy_drop": 0.5}
     with pytest.raises(FdllmError, match=r"acc,none = 1.5; a run can end early only where"):
         merits_of("acc,none", [rows[0] | {"metrics": {"acc,none": 1.5}}])
+
+
+# --- what it costs and saves (benchmarks/early_verdicts.py measures all of it) --------------------
+
+
+def test_few_simulated_grids_have_a_wrong_verdict() -> None:
+    """Nine cells at the margin and around it; a rule that is easily convinced is often wrong."""
+    assert simulate(grids=40, documents=400) <= 3
+    assert simulate(grids=40, documents=400, alpha=4.0) > 8
+
+
+def test_a_whole_run_is_never_contradicted_and_much_of_it_is_saved() -> None:
+    cells = [
+        Cell("same", flips(1000, 0.0, 0.0, 0), 0.02, 6),
+        Cell("much worse", flips(1000, 0.14, 0.02, 1), 0.02, 6),
+        Cell("better", flips(1000, 0.02, 0.06, 2), 0.02, 6),
+        Cell("close", flips(1000, 0.05, 0.03, 3), 0.02, 6),
+    ]
+    assert [cell.whole for cell in cells] == ["met", "missed", "met", "open"]
+    ends, saved = replay(cells, orders=20)
+    assert ends["opposite"] == 0
+    assert ends["same"] >= 55
+    assert saved > 0.3

@@ -151,7 +151,7 @@ class RequestLM(TokenizingLM):
         if todo and not self._is_warm and self.part.go_on():
             self._is_warm = True
             self.warm_up()
-        if (known and todo) or not self._is_begun:
+        if not self._is_begun:
             self.progress.begin(total, earlier + len(known))
             self._is_begun = True
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fdllm.criteria import RISES
+from fdllm.criteria import ALPHA, RISES
 from fdllm.errors import FdllmError
 from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import read_matching
@@ -37,8 +37,6 @@ DocumentKey = tuple[str, int]
 Merits = dict[DocumentKey, dict[str, float]]
 """Of each document, by criterion: how good the answer is, in [-1, 1]; more is better."""
 
-ALPHA = 0.05
-"""How often an experiment may decide anything wrongly; its verdicts share it (Bonferroni)."""
 _SIGNS = dict(zip(RISES, ("truncated", "repetitive"), strict=True))  # columns of a row
 _ORDER = "fdllm 1"  # seed of the order; another one is another order
 _STAKES = np.geomspace(0.01, 0.95, 24)  # of the largest stake that cannot lose everything
@@ -73,19 +71,22 @@ def look_size(num_documents: int) -> int:
     return max(_SMALLEST_LOOK, math.ceil(num_documents / _LOOKS))
 
 
-def decide(change: Draws, margin: float, alpha: float) -> Decision:
+def decide(change: Draws, margin: float, alpha: float) -> tuple[Decision, float]:
     """Whether the mean of a population is at least ``-margin``.
 
     Args:
         change: draws in [-1, 1], in the order drawn; shape (n,).
         margin: a loss that is allowed, in [0, 1].
         alpha: probability of "met" where the mean is lower, and of "missed" where it is not.
+
+    Returns:
+        The decision, and after how many draws it fell; infinite where it is open.
     """
     up = _first_win(change + margin, 1 - margin, alpha)
     down = _first_win(-change - margin, 1 + margin, alpha)
     if up == down:  # neither has won
-        return "open"
-    return "met" if up < down else "missed"
+        return "open", math.inf
+    return ("met", up) if up < down else ("missed", down)
 
 
 def _first_win(gains: Draws, largest_loss: float, alpha: float) -> float:
@@ -137,7 +138,7 @@ class Rule:
     # by criterion, the loss that it allows; those that the task has no figure of are left out
     margins: Mapping[str, float]
     criteria: str  # lock of the experiment's criteria
-    sharing: int = 1  # verdicts that share :data:`ALPHA`
+    sharing: int = 1  # verdicts that share :data:`~fdllm.criteria.ALPHA` (Bonferroni)
     is_twin: bool = False  # the cell is the baseline's computation once more: an A/A cell
 
     def judge(self, base: Merits, cell: Merits, num_documents: int) -> Decided | None:
@@ -156,7 +157,7 @@ class Rule:
                 return None
         for name, margin in {} if self.is_twin else self.margins.items():
             change = np.array([row[name] - then[name] for then, row in both])
-            outcome = decide(change, margin, ALPHA / self.sharing) if both else "open"
+            outcome, _ = decide(change, margin, ALPHA / self.sharing)
             if outcome == "open":
                 return None
             outcomes[name] = outcome
