@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cells import make_cell, make_times, share
+from cells import make_cell, make_times, share, write_study
 from fdllm.record.paths import Layout
 from fdllm.report.alternative import find_alternative
 from fdllm.report.build import Section, TablePage
@@ -16,9 +17,10 @@ from fdllm.report.compare_text import Comparison, describe, points, smoke_mark
 from fdllm.report.flips import embed
 from fdllm.report.made import Made
 from fdllm.report.origin import origin
-from fdllm.report.records import Record
+from fdllm.report.records import Record, load_record
 from fdllm.report.speed import TimedPair
 from fdllm.report.stats import Estimate
+from made_up import Invented, write_grid
 
 
 def speed(claim: Any, ratio: float = 0.8) -> TimedPair:
@@ -247,10 +249,38 @@ def test_no_alternative_says_why(tmp_path: Any) -> None:
     times, layout = make_times(k2_last=0.8), Layout.of(tmp_path, tmp_path)
     found = find_alternative(layout, [base], base, times)
     assert (found.cells, found.against) == ((), ())
-    assert found.note == "05_threshold has no records of this task, model and limit"
+    assert found.note == "05_threshold has no records of this task and model"
     own = replace(base, summary=base.summary.model_copy(update={"experiment": "05_threshold"}))
     assert find_alternative(layout, [own], own, times).note == ""
     assert find_alternative(layout, [base], base, make_times()).note == "", "nothing was timed"
+
+
+@pytest.mark.parametrize(
+    ("cells", "study", "note"),
+    [
+        ((("t0.95", 0.95), ("t0.50", 0.5)), False, "in 05_threshold, speed was not measured: "),
+        ((("t0.50", 0.5), ("t0.75", 0.75)), True, "05_threshold has no cell that decodes as k1"),
+        ((("t0.95", 0.95), ("t0.50", 0.5)), True, "in the timing study of 05_threshold no two of"),
+        ((("t0.95", 0.95), ("t0.95_again", 0.95), ("t0.50", 0.5)), True, ""),
+    ],
+)
+def test_why_thresholds_are_not_compared(
+    tmp_path: Path, cells: tuple[tuple[str, float], ...], study: bool, note: str
+) -> None:
+    results = tmp_path / "results"
+    grid = [Invented(name) for name in ("k1_first", "k1_last", "k2_first")]
+    table = [load_record(one.folder) for one in write_grid(results, grid, num_docs=20)]
+    given = [Invented(name, threshold=threshold) for name, threshold in cells]
+    written = write_grid(results, given, experiment="05_threshold", num_docs=20)
+    if study:
+        write_study([load_record(one.folder) for one in written], {"t0.50": 0.7})
+    layout, times = Layout.of(tmp_path, results), make_times(k2_first=0.8)
+    found = find_alternative(layout, table, table[0], times)
+    assert found.note.startswith(note)
+    assert bool(found.note) == bool(note)
+    if not note:
+        assert [one.rival for one in found.against] == ["t0.50"]
+        assert [cell.name for cell in found.cells] == ["t0.50", "t0.95"]
 
 
 # --- flips ----------------------------------------------------------------------------------------

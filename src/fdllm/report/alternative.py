@@ -77,22 +77,23 @@ def find_alternative(
         for cell in load_records(layout, EXPERIMENT, first.task, first.limit)
         if cell.folder.parent.name == first.folder.parent.name and cell.limit == first.limit
     ]
-    if not found:
-        return Alternative((), (), f"{EXPERIMENT} has no records of this task, model and limit")
-    if problems := mixtures([first, *found], varying=frozenset({"experiment"})):
-        note = f"{EXPERIMENT} has records, yet not comparable ones: {'; '.join(problems)}"
-        return Alternative((), (), note)
     own = next((cell for cell in found if _decodes_alike(cell, baseline)), None)
-    theirs = read_times(found, None if own is None else own.name)
-    if own is None or not theirs.pairs or theirs.floor is None or times.floor is None:
-        return Alternative((), (), f"{EXPERIMENT}: {theirs.sentence}; {theirs.reach}")
+    if own is None:
+        unlike, none = (
+            f"cell that decodes as {baseline.name} does",
+            "records of this task and model",
+        )
+        return Alternative((), (), f"{EXPERIMENT} has no {unlike if found else none}")
+    theirs = read_times(found, own.name)
+    if note := _apart(first, found, theirs, times):
+        return Alternative((), (), note)
     others = [c for c in found if c.name in theirs.pairs and not same_computation(c, own)]
     curve = [(Estimate(1, 1, 1), own)] + [(theirs.pairs[c.name].ratio, c) for c in others]
     cells = tuple(
         ThresholdCell(cell.name, time, compare(own, cell).difference)
         for time, cell in sorted(curve, key=lambda pair: pair[0].value)
     )
-    noise = 1 + max(theirs.floor, times.floor)
+    noise = 1 + max(theirs.floor or 0.0, times.floor or 0.0)
     against = []
     for cell in table:
         if cell.name in times.pairs and cell.summary.strategy.reuses:
@@ -103,6 +104,18 @@ def find_alternative(
             name = None if rival is None else rival.name
             against.append(EqualTime(cell.name, name, difference))
     return Alternative(cells, tuple(against), "")
+
+
+def _apart(first: Record, found: Sequence[Record], theirs: Times, times: Times) -> str:
+    """Why thresholds may not stand beside a table; empty where they may."""
+    if problems := mixtures([first, *found], varying=frozenset({"experiment"})):
+        return f"{EXPERIMENT} has records, yet not comparable ones: {'; '.join(problems)}"
+    if not theirs.pairs:
+        return f"in {EXPERIMENT}, {theirs.sentence}"
+    if theirs.floor is None or times.floor is None:
+        one, its = (EXPERIMENT, theirs) if theirs.floor is None else ("this experiment", times)
+        return f"in the timing study of {one} {its.reach}"
+    return ""
 
 
 def _slower(time: Estimate, other: Estimate, noise: float) -> bool:

@@ -231,7 +231,9 @@ class Scatter:
         """
         at, left = laid.at, laid.across.end + 18
         fit = [p for p in laid.unnamed if left + len(p.name) * CHARACTER < self.width]
-        fit = sorted(fit, key=lambda p: at[p][1])[: int((self.height - _BOTTOM - _TOP) / _LINE)]
+        fit = sorted(fit, key=lambda p: (at[p][1], -at[p][0]))[
+            : int((self.height - _BOTTOM - _TOP) / _LINE)
+        ]
         middle = sum(at[point][1] for point in fit) / max(len(fit), 1)
         half = len(fit) * _LINE / 2
         top = min(max(middle - half, _TOP), self.height - _BOTTOM - 2 * half) + _HEIGHT
