@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import signal
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from command import Command, make_command, make_swept, work_in
-from fdllm.report.stats import holm
 from helpers import SURE, shared_folder
 from hub.rows import all_repositories
 from hub.server import Hub
@@ -91,18 +89,6 @@ def finished(fdllm: Command, swept: Path, monkeypatch: pytest.MonkeyPatch) -> Co
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that somebody holds is given up at once."""
     monkeypatch.setattr("fdllm.record.lock._PATIENCE_S", 0.05)
-
-
-@pytest.fixture(scope="module")
-def small_heap() -> Iterator[None]:
-    """Statsmodels collects garbage at each adjustment; what lies here already need not be seen.
-
-    Not for a module that draws by hypothesis, which asks the collector who holds its generators.
-    """
-    holm([0.5, 0.5])  # its own modules too
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,6 @@ from fdllm.report.grid import checks, identical
 from fdllm.report.records import Record
 from stubs import make_root
 
-pytestmark = pytest.mark.usefixtures("small_heap")
-
 RIGHT = share(6, 4)
 SCORES = [-1.5, -0.5, -3.0, -2.0]
 

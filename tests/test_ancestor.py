@@ -15,8 +15,6 @@ from cells import GRID, compare_grid, flipped, make_cell, make_times, share
 from fdllm.report.grid import check_grid, checks
 from fdllm.report.records import NotComparableError, Record
 
-pytestmark = pytest.mark.usefixtures("small_heap")
-
 GSM8K = {1: (80.4, 80.4, 80.4), 2: (73.7, 73.6, 73.8), 3: (67.2, 67.6, 67.7)}
 SPEED = {1: (22.75, 49.54, 49.63), 2: (39.9, 33.5, 40.5), 3: (34.3, 33.9, 34.1)}
 NUM_DOCS = 1319

@@ -147,7 +147,6 @@ def fdllm(fdllm: Command) -> Command:
     return fdllm
 
 
-@pytest.mark.usefixtures("small_heap")
 def test_tables_name_it(fdllm: Command) -> None:
     task = ("--task", "tiny_arithmetic", "--config", "k1_first", "k2_first")
     assert fdllm("sweep", *task) == 0, fdllm.err

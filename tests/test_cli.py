@@ -108,7 +108,6 @@ def test_status_is_the_same_from_sweep(fdllm: Command) -> None:
     assert fdllm.out == status
 
 
-@pytest.mark.usefixtures("small_heap")
 def test_report_writes_results(fdllm: Command) -> None:
     fdllm("sweep", *TASK, "--task", "tiny_choice")
     fdllm("sweep", *TASK, "--limit", "5")

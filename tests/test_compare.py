@@ -15,8 +15,6 @@ from cells import flipped, make_cell, share, write_cell, write_study
 from fdllm.cli import main
 from fdllm.report.records import Record
 
-pytestmark = pytest.mark.usefixtures("small_heap")
-
 RIGHT = share(1000, 800)
 Compare = Callable[..., int]
 

@@ -26,7 +26,7 @@ from fdllm.report.stats import (
     wilson,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_heap")]
+pytestmark = pytest.mark.slow
 
 NUM_GRIDS = 2000
 NOMINAL = pytest.approx(0.95, abs=0.015)

@@ -26,8 +26,6 @@ from fdllm.report.records import load_records
 from helpers import ROOT
 from stubs import change_code
 
-pytestmark = pytest.mark.usefixtures("small_heap")
-
 CONFIGS = ("k1_first", "k1_middle", "k2_middle")
 TABLE = "results/00_baseline"
 

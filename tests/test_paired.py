@@ -12,8 +12,6 @@ from fdllm.report.compare import compare, compare_all, decide
 from fdllm.report.records import NotComparableError, Record, RecordError
 from fdllm.report.stats import Estimate
 
-pytestmark = pytest.mark.usefixtures("small_heap")
-
 RIGHT = share(1000, 800)
 BASE = make_cell("k1_first", RIGHT)
 

@@ -21,8 +21,6 @@ from fdllm.report.records import load_record, record_folders
 from fdllm.report.sums import check_studies
 from made_up import Invented, tamper, write_grid
 
-pytestmark = pytest.mark.usefixtures("small_heap")
-
 GRID = [Invented("k1_first"), Invented("k1_last"), Invented("k2_first", 0.7, 44)]
 
 

@@ -25,8 +25,6 @@ from fdllm.report.results_md import render_results
 from fdllm.report.times import shown
 from made_up import Invented, baseline_grid, write_grid
 
-pytestmark = pytest.mark.usefixtures("small_heap")
-
 CRITERIA = Criteria(max_accuracy_drop=0.02, discordant_share=0.01, min_speedup=1.05)
 
 

@@ -13,8 +13,6 @@ from fdllm.report.compare import compare
 from fdllm.report.records import Record
 from fdllm.report.times import read_times
 
-pytestmark = pytest.mark.usefixtures("small_heap")
-
 RIGHT = share(1000, 800)
 BASE = make_cell("k1_first", RIGHT)
 

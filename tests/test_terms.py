@@ -32,8 +32,6 @@ from stubs import make_planner, make_root, make_sweep
 
 DROP = Criteria(max_accuracy_drop=0.02)
 
-pytestmark = pytest.mark.usefixtures("small_heap")
-
 
 @pytest.fixture
 def stated(tmp_path: Path) -> Callable[..., tuple[Planner, Sweep]]:
