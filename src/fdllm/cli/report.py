@@ -155,7 +155,7 @@ def _print_check(found: Recheck, *, as_json: bool) -> int:
 
 def _check_markdown(planner: Planner, options: Selection, path: Path) -> Recheck:
     """Render ``results.md`` again from the records it was written from, and compare the lines."""
-    from fdllm.report.recheck import Recheck, check_lines  # noqa: PLC0415 - as above
+    from fdllm.report.recheck import Mismatch, Recheck, check_lines  # noqa: PLC0415 - as above
 
     def passed_over(why: str) -> Recheck:
         return Recheck(notes=(f"{path.name} was not compared: {why}",))
@@ -180,4 +180,9 @@ def _check_markdown(planner: Planner, options: Selection, path: Path) -> Recheck
             f"{len(other)} of its {len(states)} cells are {other[0].state.value} now "
             f"({other[0].run.cell.name}: {other[0].reason})"
         )
-    return check_lines(path.name, written, _render(planner, then)[1])
+    try:
+        fresh = _render(planner, then)[1]
+    except FdllmError as error:
+        wrong = Mismatch(path.name, "a record behind it", "gone or broken", str(error))
+        return Recheck(differences=(wrong,))
+    return check_lines(path.name, written, fresh)
