@@ -116,6 +116,13 @@ def test_unlike_records_are_refused(b: Record, reason: str) -> None:
     assert refused.value.exit_code == 2
 
 
+def test_a_record_that_ended_early_may_lack_a_subtask() -> None:
+    whole = make_cell("k1_first", share(20, 15), versions={"gsm8k": 3, "gsm8k_long": 1})
+    assert compare(whole, other(versions={"gsm8k": 3})).n == 20
+    with pytest.raises(NotComparableError, match="version of the task differs"):
+        compare(whole, other(versions={"gsm8k": 3, "gsm8k_long": 2}))
+
+
 def test_estimators_are_never_mixed() -> None:
     a = make_cell("k1_first", share(20, 15), task="gpqa_main_n_shot")
     b = make_cell("k2_first", share(20, 15), task="gpqa_main_n_shot", estimator="first-token")

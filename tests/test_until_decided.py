@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from command import Command
+from fake_slurm import FakeSlurm
+from fdllm.cli.main import main
+from fdllm.cluster.submission import read_submission
 from fdllm.criteria import Criteria
 from fdllm.errors import UsageError
 from fdllm.evaluate.adapter import LoadedModel
@@ -224,3 +228,60 @@ def test_verdicts_share_the_errors_over_cells_and_tasks(checkout: Checkout) -> N
     checkout.criteria('max_accuracy_drop = 0.02\nconfigs = ["k2_first", "k2_last"]')
     assert until_decided(checkout.planner(), sweep, run, 2).sharing == 2 * 2
     assert until_decided(checkout.planner(), sweep, run, 2).against.cell.name == "k1_first"
+
+
+# --- the commands -------------------------------------------------------------------------------
+
+SWEEP = ("sweep", "--task", "tiny_arithmetic", "--until-decided")
+
+
+def test_what_the_others_are_judged_against_is_swept_too_and_first(fdllm: Command) -> None:
+    settings = fdllm.root / "experiments/00_baseline/experiment.toml"
+    text = settings.read_text()
+    settings.write_text(text.replace("[criteria]", '[criteria]\nbaseline = "k1_last"'))
+    chosen = ("--config", "k2_first", "k2_middle", "--timing", "0")
+    assert fdllm(*SWEEP, *chosen, "--dry-run") == 0
+    assert "k1_last too: the others are judged against it" in fdllm.err
+    assert fdllm.out.count("run  00_baseline") == 3
+    assert fdllm(*SWEEP, *chosen) == 0
+    assert "[1/3] 00_baseline / tiny_arithmetic / k1_last" in fdllm.err
+    assert set(fdllm.cells(*SWEEP[1:3], "--config", "k1_last", "k2_first").values()) == {"done"}
+
+
+def test_runs_that_are_split_cannot_end_together(fdllm: Command) -> None:
+    assert fdllm(*SWEEP, "--executor", "slurm", "--shards", "2") == 2
+    assert "shards of one do not see each other's answers" in fdllm.err
+
+
+def test_an_array_knows_where_its_runs_end(
+    fdllm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", FakeSlurm.make(tmp_path / "bin").path)
+    queue = ("--executor", "slurm", "--no-doctor", "--timing", "0")
+    assert fdllm(*SWEEP, *queue, "--config", "k1_first", "k2_last") == 0, fdllm.err
+    (folder,) = fdllm.root.glob("logs/*/*/submissions/*")
+    made = read_submission(folder)
+    assert [one.run.cell.name for one in made.assignments] == ["k1_first", "k2_last"]
+    ends = [one.until for one in made.assignments]
+    assert [end and end.against.cell.name for end in ends] == ["k1_first"] * 2
+    assert fdllm.raw("job", str(made.map), "1") == 0, fdllm.err
+
+
+def test_what_is_decided_is_told_apart_wherever_cells_are_counted(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout.run("k1_first")
+    checkout.run("k2_middle")
+    monkeypatch.setenv("FDLLM_ROOT", str(checkout.root))
+    asked = ["--task", "tiny_arithmetic", "--model", "tiny", "--limit", str(LIMIT)]
+    asked += ["--dtype", "float32", "--config", "k1_first", "k2_middle"]
+    assert main(["status", *asked]) == 0
+    out = capsys.readouterr().out
+    assert "decided" in out
+    assert "10 of 40" in out
+    assert "1 of 2 done, 1 decided, which saved 30 rows" in out
+    assert main(["sweep", *asked, "--until-decided", "--dry-run"]) == 0
+    assert "would run 0 of 2" in capsys.readouterr().out
+    assert main(["sweep", *asked, "--dry-run"]) == 0
+    assert "k2_middle: goes on to the last row: 10 of 40" in capsys.readouterr().out
+    assert main(["report", "--check", *asked]) == 0, "its figures are those of its documents"
