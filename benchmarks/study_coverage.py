@@ -1,10 +1,11 @@
-"""What a timing study is worth: ``python benchmarks/study_coverage.py drift|null|busy|slowed``.
+"""What a timing study is worth: ``python benchmarks/study_coverage.py busy``, or another kind.
 
 ``drift`` and ``null`` are studies of a made-up machine that drifts by 1.5 within minutes: how many
 intervals of one computation done twice hold 1; in how many grids of twelve equal configs anything
-is claimed. ``busy`` and ``slowed`` are real studies of the embedded model: how many intervals hold
-1 while a busy loop comes and goes on every core; whether a config that waits, after each of its
-steps, for a tenth of what the step took is found slower by that.
+is claimed. The others are real studies of the embedded model. ``plain`` and ``busy``: how many
+intervals hold 1 on the machine as it is, and while a busy loop comes and goes on every core (of
+three twins there are three intervals a study). ``slowed``: whether a config that waits, after each
+of its steps, for a tenth of what the step took is found slower by that.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fdllm.cli.request import task_facts
 from fdllm.core.row_task import CacheRow, RowTask, Steps
 from fdllm.evaluate.adapter import LoadedModel
+from fdllm.evaluate.tasks import task_facts
 from fdllm.plan import Planner
 from fdllm.record.paths import Layout, find_root
-from fdllm.report.speed import TimedPairs, judge_pairs
+from fdllm.record.study import Study
+from fdllm.report.speed import judge_pairs
+from fdllm.report.stats import Estimate
 from fdllm.runs import ModelChoice, Sweep
 from fdllm.timing.take_study import take_study
 from fdllm.timing.wanted import WantedStudy, want_studies
@@ -107,27 +110,30 @@ class Here:
         self._wanted = WantedStudy({n: whole.runs[n] for n in TWINS}, documents, repeats)
         self._model = LoadedModel.load(choice, threads=1)
 
-    def study(self, hooks: Mapping[str, Waits] | None = None, seed: int = 0) -> TimedPairs:
+    def study(self, seed: int, hooks: Mapping[str, Waits] | None = None) -> Study:
         """Take one, of other documents for each seed; a slowed config is no twin."""
         found = take_study(self._planner, self._model, self._wanted, hooks=hooks, seed=seed)
         configs = {
             name: one.model_copy(update={"reuses": name in (hooks or {})})
             for name, one in found.configs.items()
         }
-        return judge_pairs(found.model_copy(update={"configs": configs}))
+        return found.model_copy(update={"configs": configs})
 
 
-def twins(studies: int, take: Callable[[int], TimedPairs]) -> None:
+def twins(studies: int, take: Callable[[int], Study]) -> None:
     """How many intervals of one computation done twice hold 1, and in how many studies not."""
-    found = []
+    ratios, claimed = list[Estimate](), 0
     for number in range(studies):
-        found.append(take(number))
-        pairs = [pair.ratio for pair in found[-1].pairs]
-        print(number, *(pair.shown(form=".4f") for pair in pairs), flush=True)
-    ratios = [pair.ratio for one in found for pair in one.pairs]
+        study = take(number)
+        found = judge_pairs(study).pairs
+        claimed += any(pair.claim != "none" for pair in found)
+        mine = [pair.ratio for pair in found]
+        if tuple(study.configs) == TWINS:
+            mine.append(judge_pairs(study, TWINS[1])[TWINS[2]].ratio)
+        print(number, *(ratio.shown(form=".4f") for ratio in mine), flush=True)
+        ratios += mine
     held = sum(ratio.low <= 1 <= ratio.high for ratio in ratios)
     half = np.median([(ratio.high - ratio.low) / 2 for ratio in ratios])
-    claimed = sum(any(pair.claim != "none" for pair in one.pairs) for one in found)
     print(
         f"{held} of {len(ratios)} intervals hold 1 ({held / len(ratios):.1%}), median half-width "
         f"{half:.2%}; {claimed} of {studies} studies claim a difference"
@@ -138,7 +144,7 @@ def slowed(studies: int, here: Here) -> None:
     """In how many studies a config that takes a tenth longer is found, and by how much."""
     found, held, halves = 0, 0, []
     for number in range(studies):
-        pair = here.study({SLOWED: Waits(0.1)}, number)[SLOWED]
+        pair = judge_pairs(here.study(number, {SLOWED: Waits(0.1)}))[SLOWED]
         found += pair.claim == "slower"
         held += pair.ratio.low <= 1.1 <= pair.ratio.high  # noqa: PLR2004
         halves.append((pair.ratio.high - pair.ratio.low) / 2)
@@ -152,7 +158,7 @@ def slowed(studies: int, here: Here) -> None:
 def main() -> None:
     """Take the studies, print each and what they are worth."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
-    parser.add_argument("what", choices=("drift", "null", "busy", "slowed"))
+    parser.add_argument("what", choices=("drift", "null", "plain", "busy", "slowed"))
     parser.add_argument("--studies", type=int, default=50)
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
@@ -162,14 +168,14 @@ def main() -> None:
     if asked.what in ("drift", "null"):
         draw = np.random.default_rng(asked.seed)
         ratios = GRID if asked.what == "null" else dict.fromkeys(TWINS, 1.0)
-        twins(asked.studies, lambda _: judge_pairs(make_study(ratios, draw, **size)))
+        twins(asked.studies, lambda _: make_study(ratios, draw, **size))
         return
     here = Here(**size)
     if asked.what == "slowed":
         slowed(asked.studies, here)
         return
-    with loops_that_come_and_go():
-        twins(asked.studies, lambda number: here.study(seed=number))
+    with loops_that_come_and_go() if asked.what == "busy" else nullcontext():
+        twins(asked.studies, here.study)
 
 
 if __name__ == "__main__":

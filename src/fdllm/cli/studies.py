@@ -67,7 +67,7 @@ def take(planner: Planner, wanted: WantedStudy, load: Load, log: str | None = No
                 wanted,
                 watch=lambda done, total: bars.update(bar, completed=done, total=total),
             )
-            keep_study(planner, wanted, study)
+            aside = keep_study(planner, wanted, study)
     except LockedError as error:
         raise FdllmError(f"{wanted} is being taken by {error}; wait for it") from None
     except KeyboardInterrupt as error:
@@ -78,6 +78,8 @@ def take(planner: Planner, wanted: WantedStudy, load: Load, log: str | None = No
     except FdllmError as error:
         write_failure(paths, str(error), log)
         raise
+    if aside is not None:
+        complain(f"note: the study that stood was moved to {aside}")
     return study
 
 

@@ -152,17 +152,16 @@ def is_due(cell: CellState) -> bool:
     return cell.state is not State.DONE and cell.state not in BUSY
 
 
-def keep_study(planner: Planner, wanted: WantedStudy, study: Study) -> Path:
-    """Write a study and its copy for git; an earlier one is moved aside. The file's path.
+def keep_study(planner: Planner, wanted: WantedStudy, study: Study) -> Path | None:
+    """Write a study and its copy for git; where an earlier one was moved to, if there was one.
 
     Raises:
         FdllmError: a place cannot be written.
     """
     path, copy = planner.layout.timing(wanted.baseline)
-    if path.exists():
-        set_aside(path.parent, [path])
+    aside = set_aside(path.parent, [path]) if path.exists() else None
     study.write(path, copy)
-    return path
+    return aside
 
 
 def study_words(cell: CellState) -> str:
