@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from fdllm.core.config import Decoding, Estimator
 from fdllm.core.reuse import NoReuse
 from fdllm.errors import FdllmError
 from fdllm.evaluate.adapter import EngineLM
-from fdllm.evaluate.attempt import Part
+from fdllm.evaluate.attempt import EndedEarly, Part
 from fdllm.evaluate.requests import request_key
 from hub.checkpoint import MemoryStore, Tally, byte_tokenizer, random_model
 from hub.lm import Recorder, engine_lm, instance, run_of
@@ -174,13 +175,14 @@ def test_a_model_warms_up_where_something_is_left_to_compute(
     kept: int, warm: int, monkeypatch: pytest.MonkeyPatch, *, goes_on: bool
 ) -> None:
     requests = [instance(f"prompt {i}", {}, doc_id=i) for i in range(5)]
-    lm = engine_lm(Recorder())
-    warmed = list[int]()
+    store, warmed = MemoryStore(), list[int]()
     if kept:
-        lm.generate_until(requests[:kept])
+        engine_lm(Recorder(), store=store).generate_until(requests[:kept])
+    lm = engine_lm(Recorder(), store=store)
     monkeypatch.setattr(lm, "warm_up", lambda: warmed.append(1))
     lm.part = Part(None, lambda: goes_on)
-    lm.generate_until(requests)
+    with nullcontext() if goes_on else pytest.raises(EndedEarly, match="0 of 5"):
+        lm.generate_until(requests)
     assert len(warmed) == warm
 
 

@@ -83,7 +83,7 @@ for outcome in do_sweep(root, sweep, StubMachine(delay_s={delay_s}, computed=roo
 
 def start_sweep(root: Path, delay_s: float) -> subprocess.Popen[str]:
     code = CHILD.format(tests=str(ROOT / "tests"), root=str(root), configs=CONFIGS, delay_s=delay_s)
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'benchmarks'}"}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True
     )

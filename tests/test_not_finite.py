@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -238,8 +239,11 @@ def test_samples_with_one_pass_no_comparison(tmp_path: Path) -> None:
     records = finished([planner.state(run) for run in runs])
     assert not twins(records)[0].differing
     for record in records:
-        samples = record.folder / "samples.jsonl"
-        samples.write_text(samples.read_text().replace('"doc_id": 2', '"doc_id": 2, "odd": NaN'))
-        record.summary.files[samples.name] = describe_file(samples, 5)
+        columns = record.folder / "columns.json.xz"
+        text = lzma.decompress(columns.read_bytes()).decode()
+        odd = re.sub(r'"tokens": ?\[\d+', '"tokens":[NaN', text)
+        assert odd != text
+        columns.write_bytes(lzma.compress(odd.encode()))
+        record.summary.files[columns.name] = describe_file(columns, 5)
     with pytest.raises(FdllmError, match="NaN is no number"):
         twins([Record(record.folder, record.summary) for record in records])

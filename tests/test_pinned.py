@@ -65,7 +65,8 @@ def test_all_code_is_identified_but_what_only_plans_shows_and_keeps() -> None:
     assert inside <= files
     assert {path.parts[0] for path in files - inside} == {
         "cli", "report", "cluster", "doctor", "record", "release", "tiny", "timing",
-        "trace", "plan.py", "shard.py", "errors.py", "presets", "selftest",
+        "trace", "plan.py", "shard.py", "errors.py", "presets", "selftest", "applicable.py",
+        "criteria.py", "until_decided.py",
     }  # fmt: skip
     assert not {path.parts[0] for path in files - inside} & {path.parts[0] for path in inside}
     assert Path("fast/kernels.c") in inside
@@ -101,13 +102,13 @@ def test_a_record_has_these_parts() -> None:
         "version", "experiment", "task", "config", "limit", "model", "kind", "estimator",
         "headline", "num_requests", "throughput", "peak_memory", "counts", "layer_calls", "quality",
         "strategy", "guards", "files", "fingerprint", "dataset", "task_versions", "provenance",
-        "scored", "metrics",
+        "scored", "metrics", "decided",
     }  # fmt: skip
 
 
-def test_states_are_these_nine() -> None:
+def test_states_are_these_ten() -> None:
     assert [state.value for state in State] == [
-        "done", "pending", "queued", "running", "partial", "failed", "stale", "invalid",
+        "done", "decided", "pending", "queued", "running", "partial", "failed", "stale", "invalid",
         "not-applicable",
     ]  # fmt: skip
     assert {State.DONE, State.NOT_APPLICABLE} == SETTLED
