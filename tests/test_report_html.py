@@ -56,7 +56,7 @@ def tables(results: Path) -> list[tuple[Record, ...]]:
     ]
     again = Invented("t0.95", speed=41, threshold=0.95), Invented("t0.95_again", threshold=0.95)
     curve = load(results, [*again, *thresholds], experiment="05_threshold")
-    write_study(curve, {"t0.50": 0.7, "t0.75": 0.8, "t1.00": 1.3})
+    write_study(curve, {"t0.50": 0.7, "t0.75": 0.8, "t1.00": 3.0})
     odd = [Invented("plain"), Invented("calm-0.25", 0.3, 52, 0.6)]
     tables = [
         load(results, baseline_grid()),
@@ -125,6 +125,7 @@ def test_the_scatter_lists_every_config_and_every_threshold(page: Report, text: 
         "t0.50", "t0.75", "t0.95", "t1.00",
     ]  # fmt: skip
     assert not page.tables[1].alternative.cells
+    assert "threshold lowered instead (t1.00: outside)" in text
 
 
 def test_ids_are_unique(text: str) -> None:

@@ -14,7 +14,7 @@ from fdllm.report import report_text
 from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.flips import embed
 from fdllm.report.page_tables import criteria_table, page_tables
-from fdllm.report.scatter import Aim, draw_scatter, legend
+from fdllm.report.scatter import Aim, legend, make_scatter
 
 FLIP_BUDGET = 3_600_000
 """Bytes of JSON that texts may take: a whole page stays under five megabytes."""
@@ -52,6 +52,8 @@ def _view(
     """What the page shows of one task."""
     own, notices = flips.get(table.key), report_text.notices(table, section.overlap)
     sizes = {"wide": (860, 400), "narrow": (360, 340)}
+    drawn = {n: make_scatter(table, report.criteria, *size, n) for n, size in sizes.items()}
+    wide = drawn["wide"]
     return {
         "table": table,
         "missing": section.missing,
@@ -59,11 +61,9 @@ def _view(
         "alarms": [one for one in notices if one.text.startswith("✗")],
         "notices": [one for one in notices if not one.text.startswith("✗")],
         "tables": page_tables(table, section.records),
-        "scatter": {
-            name: draw_scatter(table, report.criteria, *size, name) for name, size in sizes.items()
-        },
+        "scatter": {name: None if one is None else one.render() for name, one in drawn.items()},
         "aim": Aim.of(report.criteria, table.task) != Aim(None, None),
-        "legend": legend(table),
+        "legend": legend(table, [] if wide is None else wide.outside),
         "flips": own if own and own["flips"] else None,
         "published": any(record.is_published for record in section.records),
     }

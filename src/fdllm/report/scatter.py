@@ -137,6 +137,12 @@ class Scatter:
         self._column(drawing, laid)
         return drawing.render()
 
+    @property
+    def outside(self) -> list[str]:
+        """Thresholds that lie too far outside to be drawn."""
+        across = self._across(_RIGHT)
+        return [one.name for one in self.curve if not across.low < one.x.value < across.high]
+
     def _lay_out(self, right: float) -> _Layout:
         """Where everything goes if so much is left free at the right."""
         across = self._across(right)
@@ -257,9 +263,9 @@ def _overlap(a: Box, b: Box) -> bool:
 # --- of a table -----------------------------------------------------------------------------------
 
 
-def draw_scatter(
+def make_scatter(
     table: TablePage, criteria: Criteria | None, width: float, height: float, suffix: str
-) -> Markup | None:
+) -> Scatter | None:
     """Accuracy change against time ratio, at one width; None where no time was measured."""
     points = _points(table)
     if len(points) < 2:  # noqa: PLR2004 - the baseline alone says nothing
@@ -281,7 +287,7 @@ def draw_scatter(
         f"{'; '.join(point.words for point in [*points, *curve])}.{noise}",
         width,
         height,
-    ).render()
+    )
 
 
 def percent_points(share: Estimate) -> Estimate:
@@ -311,8 +317,8 @@ def _look(cell: CellFigures) -> tuple[str, str]:
     return _SHAPES.get(cell.k, _OTHER)[0], kind
 
 
-def legend(table: TablePage) -> list[tuple[str, str, str]]:
-    """Class, sign and text of the marks."""
+def legend(table: TablePage, outside: Sequence[str] = ()) -> list[tuple[str, str, str]]:
+    """Class, sign and text of the marks; thresholds ``outside`` are named."""
     entries = []
     if any(not cell.reuses for cell in table.cells):
         entries.append(("s0", "●", "no reuse"))
@@ -326,5 +332,7 @@ def legend(table: TablePage) -> list[tuple[str, str, str]]:
     periods = sorted({cell.k for cell in reusing if cell.k > 1})
     entries += [("soft", _SHAPES.get(k, _OTHER)[1], f"k = {k}") for k in periods]
     if table.alternative.cells:
-        entries.append(("s4", "\N{MULTIPLICATION SIGN}", "threshold lowered instead"))
+        left_out = f" ({', '.join(outside)}: outside)" if outside else ""
+        text = f"threshold lowered instead{left_out}"
+        entries.append(("s4", "\N{MULTIPLICATION SIGN}", text))
     return entries
