@@ -24,6 +24,7 @@ from fdllm.evaluate.tasks import task_facts
 from fdllm.plan import Planner, State
 from fdllm.record.journal import read_journal
 from fdllm.record.summary import Summary, read_summary
+from fdllm.release.choose import choose
 from fdllm.report.compare import compare
 from fdllm.report.criterion import Judged, judge_cell
 from fdllm.report.figures import cell_figures
@@ -206,6 +207,8 @@ def test_a_decided_record_stands_in_a_table_beside_whole_ones(checkout: Checkout
         for name in ("k1_first", "k2_middle")
     )
     assert mixtures([base, cell]) == []
+    (remark,) = choose([[checkout.state("k2_middle")]], frozenset()).remarks
+    assert "is decided: 10 of 40" in remark, "a release says so too"
     found = compare(base, cell)
     assert found.n == 10
     task = Judged("tiny_arithmetic", smoke=False, cells=())

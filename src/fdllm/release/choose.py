@@ -23,7 +23,7 @@ class Chosen:
 
     # cells with their records, in the order of tables
     records: tuple[tuple[CellState, Summary], ...]
-    # what a reader must know: stale, mixed, missing and broken cells, a line each
+    # what a reader must know: stale, mixed, missing, decided and broken cells, a line each
     remarks: tuple[str, ...]
 
 
@@ -56,6 +56,7 @@ def choose(tables: Sequence[Sequence[CellState]], allowed: frozenset[Allowance])
         settled = (*_HELD, State.INVALID, State.NOT_APPLICABLE)
         absent = [f"{c.run.cell.name} ({c.state.value})" for c in table if c.state not in settled]
         lacking += [f"{where} lacks {', '.join(absent)}"] if absent else []
+        lacking += _told(table, State.DECIDED)
     refused = {kind: lines for kind, lines in problems.items() if lines and kind not in allowed}
     if refused:
         shown = [line for lines in refused.values() for line in lines]
