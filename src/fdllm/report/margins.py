@@ -22,7 +22,7 @@ from fdllm.report.stats import (
     Ints,
     clustered_mean,
     is_binary,
-    mean_difference,
+    mean_and_error,
     studentised,
     tango,
     tango_score,
@@ -109,11 +109,11 @@ def _by_groups(mean: Clustered, margin: float) -> Evidence:
 
 
 def _by_bootstrap(a: Floats, b: Floats, margin: float) -> Evidence:
-    value, error = (float(x) for x in mean_difference(a, b))
+    value, error = (float(x) for x in mean_and_error(b - a))
     distance = value + margin
     if error <= 1e-12 * max(1.0, abs(value)):
         return Evidence(float(distance < 0), float(distance >= 0))
-    further = np.sum(studentised(a, b, mean_difference) >= abs(distance) / error)
+    further = np.sum(studentised(b - a) >= abs(distance) / error)
     p_value = (1 + float(further)) / (1 + RESAMPLES)
     return Evidence(p_value, 1.0) if distance >= 0 else Evidence(1.0, p_value)
 

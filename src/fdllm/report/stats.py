@@ -17,7 +17,6 @@ interval was chosen by its simulated coverage (tests/test_coverage.py repeats it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -96,7 +95,7 @@ def find_difference(
         named, tested = "Tango's score interval", "exact McNemar"
         p_value, smallest = mcnemar_p(losses, gains), smallest_binary(n, losses + gains, level)
     else:
-        estimate = bootstrap_t(a, b, mean_difference)
+        estimate = bootstrap_t(change)
         named, tested = "studentised paired bootstrap", "paired permutation test"
         p_value, smallest = permutation_p(a, b), smallest_mean(n, float(change.std(ddof=1)), level)
     means = float(a.mean()), float(b.mean())
@@ -224,57 +223,40 @@ def wilson(headline: Headline) -> Estimate | None:
     return Estimate(headline.value, float(low), float(high))
 
 
-Statistic = Callable[[Floats, Floats], tuple[Floats, Floats]]
-"""From two arrays (…, n) of pairs to the figure and its standard error, (…)."""
+def mean_and_error(change: Floats) -> tuple[Floats, Floats]:
+    """Mean over the last axis of (…, n), and its standard error, (…)."""
+    return change.mean(axis=-1), change.std(axis=-1, ddof=1) / np.sqrt(change.shape[-1])
 
 
-def mean_difference(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """Mean of ``b - a``, and its standard error."""
-    change = b - a
-    return change.mean(axis=-1), _standard_error(change)
-
-
-def _standard_error(values: Floats) -> Floats:
-    error: Floats = values.std(axis=-1, ddof=1) / np.sqrt(values.shape[-1])
-    return error
-
-
-def bootstrap_t(
-    a: Floats, b: Floats, statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = SEED
-) -> Estimate:
-    """A figure of pairs with its symmetric studentised bootstrap interval; pairs stay together.
+def bootstrap_t(change: Floats, *, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
+    """A mean difference with its symmetric studentised bootstrap interval.
 
     Args:
-        a: one side, shape (n,), n of 2 or more.
-        b: the other side, in the same order.
-        statistic: the figure.
+        change: of each document, shape (n,), n of 2 or more.
         resamples: how many.
         seed: of the resampling.
     """
-    value, error = (float(x) for x in statistic(a, b))
-    if error <= 1e-12 * max(1.0, abs(value)):  # all pairs agree, but for the rounding of a sum
+    value, error = (float(x) for x in mean_and_error(change))
+    if error <= 1e-12 * max(1.0, abs(value)):  # all agree, but for the rounding of a sum
         return Estimate(value, value, value)
-    drawn = studentised(a, b, statistic, resamples=resamples, seed=seed)
+    drawn = studentised(change, resamples=resamples, seed=seed)
     half = float(np.quantile(drawn, LEVEL)) * error
     return Estimate(value, value - half, value + half)
 
 
-def studentised(
-    a: Floats, b: Floats, statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = SEED
-) -> Floats:
-    """How many of its own standard errors each resample's figure is from that of all, (resamples,).
+def studentised(change: Floats, *, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
+    """How many of its own standard errors each resample's mean is from that of all, (resamples,).
 
     The arguments are those of :func:`bootstrap_t`.
     """
-    value, error = (float(x) for x in statistic(a, b))
-    draw, n = np.random.default_rng(seed), len(a)
+    value, error = mean_and_error(change)
+    draw, n = np.random.default_rng(seed), len(change)
     found: list[Floats] = []
     left = resamples
     while left:
         rows = min(left, max(1, _CHUNK // n))
-        picked = draw.integers(n, size=(rows, n))
-        values, errors = statistic(a[picked], b[picked])
-        # A resample of equal pairs has no error; its distance counts in the whole sample's.
+        values, errors = mean_and_error(change[draw.integers(n, size=(rows, n))])
+        # A resample of equal changes has no error; its distance counts in the whole sample's.
         found.append(np.abs(values - value) / np.where(errors > 0, errors, error))
         left -= rows
     return np.concatenate(found)
