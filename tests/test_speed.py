@@ -70,6 +70,7 @@ def test_collapse_is_never_praised_for_speed(b: dict[str, Any], reason: str) -> 
     cell = make_cell("k3_last", b.pop("right"), **b)
     found = compare(BASE, cell, times=make_times(k3_last=0.3))
     assert found.collapsed == (reason,)
+    assert found.claim == "collapsed"
     assert "its time says nothing" in found.sentence
     assert "faster" not in found.sentence
 

@@ -309,7 +309,7 @@ def _figures(c: Comparison) -> RichTable:
         ("accuracy", f"{100 * c.value_a:.1f} %", f"{100 * c.value_b:.1f} %", f"{change} points")
     ]
     if c.speed is not None:
-        rows.append(("time", "1", shown(c.speed.ratio), f"claim: {c.speed.claim}"))
+        rows.append(("time", "1", shown(c.speed.ratio), f"claim: {c.claim}"))
     names = ("", c.a, c.b, "difference [95 %]")
     columns = zip(names, zip(*rows, strict=True), strict=True)
     return Table([Column(name, texts, is_words=not name) for name, texts in columns]).terminal()

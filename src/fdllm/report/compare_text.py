@@ -55,6 +55,13 @@ class Comparison(Difference):
         """Whether a limit cut one of the records."""
         return self.limit is not None
 
+    @property
+    def claim(self) -> str:
+        """What may be said of its time; empty where it was not measured."""
+        if self.speed is None:
+            return ""
+        return "collapsed" if self.collapsed else self.speed.claim
+
     def as_dict(self) -> dict[str, Any]:
         """JSON form: accuracy and speed in short, and all the rest."""
         accuracy = {

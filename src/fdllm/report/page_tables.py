@@ -138,7 +138,7 @@ def grid_table(table: TablePage, records: Sequence[Record]) -> Table:
         Column("Accuracy is", said, styles=[VERDICTS.get(one, "soft") for one in verdicts]),
     ]
     if table.times.pairs:
-        columns += [column("Time by k=1 [95 %]", time), column("Claim", _claim)]
+        columns += [column("Time by k=1 [95 %]", time), column("Claim", lambda one: one.claim)]
     text = f"Change: accuracy less {base}'s, in points, on the same documents."
     if any(ended):
         text += (
@@ -148,13 +148,6 @@ def grid_table(table: TablePage, records: Sequence[Record]) -> Table:
     if table.times.pairs:
         text += f" Time: {table.times.sentence}; {table.times.reach}."
     return Table([*columns, *figures], f"{text} {BY_BASELINE.format(baseline=base)}")
-
-
-def _claim(one: Comparison) -> str:
-    """What may be said of its time."""
-    if one.speed is None:
-        return ""
-    return "collapsed" if one.collapsed else one.speed.claim
 
 
 def alternative_table(table: TablePage) -> Table | None:
