@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -66,16 +67,16 @@ class Cell:
 
 
 def cells_of(planner: Planner, experiment: str, task: str, model: str) -> Iterator[Cell]:
-    """The judged cells of one task whose records are here."""
+    """The judged cells of one task whose whole records are here, and the baseline's with them."""
     sweep = Sweep(experiment=experiment, tasks=(task,), model=ModelChoice(name=model))
     num_tasks = len(default_tasks(planner.experiment(experiment), model))
     base = _values(planner, sweep, task, baseline_of(planner, sweep))
-    for run in planner.runs(sweep):
+    for run in planner.runs(sweep) if base else ():
         until = until_decided(planner, sweep, run, num_tasks)
         rule = looks_of(planner, run, until).rule
         values = _values(planner, sweep, task, run.cell.name)
-        if rule is None or rule.is_twin or not base or not values:
-            continue
+        if rule is None or rule.is_twin or not values or len(values) < len(base):
+            continue  # nothing to judge, no record, or one that ended early itself
         change = np.array([values[key] - base[key] for key in values], dtype=np.float64)
         yield Cell(run.cell.name, change, rule.margins["max_accuracy_drop"], until.sharing)
 
@@ -96,17 +97,22 @@ def _values(planner: Planner, sweep: Sweep, task: str, config: str) -> dict[tupl
 
 
 def replay(cells: Sequence[Cell], orders: int) -> tuple[Counter[str], float]:
-    """How often each cell, in each order, ends how; and the share saved where one ends early."""
+    """How verdicts reached early agree with the whole run's, over cells and orders.
+
+    Returns:
+        How many are the ``same``, the ``opposite``, reached ``only early``, by ``neither`` or by
+        the ``only whole`` run; and the mean share of documents saved where one was reached early.
+    """
     ends, saved = Counter[str](), list[float]()
     for cell in cells:
         whole = cell.whole
         for seed in range(orders):
             found, asked = cell.replayed(seed)
             if found == "open":
-                ends["both open" if whole == "open" else "early is open"] += 1
+                ends["neither" if whole == "open" else "only whole"] += 1
                 continue
             saved.append(1 - asked / len(cell.change))
-            same = "same" if found == whole else "whole is open" if whole == "open" else "opposite"
+            same = "same" if found == whole else "only early" if whole == "open" else "opposite"
             ends[same] += 1
     return ends, float(np.mean(saved)) if saved else 0.0
 
@@ -136,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="folder of records (results/)")
     parser.add_argument("--orders", type=int, default=200)
     parser.add_argument("--grids", type=int, default=1000)
-    options, out = parser.parse_args(arguments), Console()
+    options, out = parser.parse_args(arguments), Console(width=120)
     if options.what == "simulate":
         wrong = simulate(options.grids, 1000)
         out.print(f"{wrong} of {options.grids} grids have a wrong verdict; at most 6.5 % may")
@@ -144,11 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = find_root()
     planner = Planner(root, Layout.of(root, options.results), task_facts)
     names = options.experiment or sorted(p.parent.name for p in root.glob("experiments/0*/*.toml"))
-    table, total, shares = Table(), Counter[str](), list[tuple[float, int]]()
-    kinds = ("same", "opposite", "whole is open", "both open", "early is open")
+    table, total, shares = Table(box=box.SIMPLE_HEAD), Counter[str](), list[tuple[float, int]]()
+    kinds = ("same", "opposite", "only early", "neither", "only whole")
     table.add_column("experiment / task", no_wrap=True)
     for name in ("cells", *kinds, "saved"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name in names:
         for task in default_tasks(planner.experiment(name), options.model):
             cells = list(cells_of(planner, name, task, options.model))

@@ -24,9 +24,8 @@ def missing_configs(request: SweepRequest, shards: int | None) -> tuple[str, ...
             "--until-decided ends a run by what it has answered, and the shards of one do not see "
             "each other's answers; leave out --shards or --until-decided"
         )
-    chosen = request.sweep.configs
-    missing = [name for name in needed_configs(request.planner, request.sweep) if chosen]
-    missing = [name for name in missing if name not in chosen]
+    chosen, needed = request.sweep.configs, needed_configs(request.planner, request.sweep)
+    missing = [name for name in needed if chosen and name not in chosen]
     if missing:
         complain(f"{', '.join(missing)} too: the others are judged against it")
     return tuple(missing)
