@@ -117,15 +117,15 @@ def _by_chance(
 ) -> list[str]:
     """Configs whose outcome would be another one if they stood alone."""
     parts = []
-    for alone, verb in (("met", "meet"), ("missed", "miss")):
+    for alone, one, many in (("met", "meets", "meet"), ("missed", "misses", "miss")):
         names = [
             name
             for name, outcome in each.items()
             if outcome == "open" and name not in undone
-            if worst([one.outcome for one in of[name]]) == alone
+            if worst([finding.outcome for finding in of[name]]) == alone
         ]
         if names:
-            who = f"{', '.join(names)} {verb}{'s' if len(names) == 1 else ''} them"
+            who = f"{', '.join(names)} {one if len(names) == 1 else many} them"
             parts.append(f"Alone {who}; {_CHANCES[alone]}.")
     return parts
 
