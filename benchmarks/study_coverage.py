@@ -114,7 +114,7 @@ class Here:
         """Take one, of other documents for each seed; a slowed config is no twin."""
         found = take_study(self._planner, self._model, self._wanted, hooks=hooks, seed=seed)
         configs = {
-            name: one.model_copy(update={"reuses": name in (hooks or {})})
+            name: one.model_copy(update={"reuses": hooks is not None and name == SLOWED})
             for name, one in found.configs.items()
         }
         return found.model_copy(update={"configs": configs})
@@ -144,7 +144,9 @@ def slowed(studies: int, here: Here) -> None:
     """In how many studies a config that takes a tenth longer is found, and by how much."""
     found, held, halves = 0, 0, []
     for number in range(studies):
-        pair = judge_pairs(here.study(number, {SLOWED: Waits(0.1)}))[SLOWED]
+        # All are stood around, so that only the wait tells the slowed one from the others.
+        waits = {name: Waits(0.1 if name == SLOWED else 0.0) for name in TWINS}
+        pair = judge_pairs(here.study(number, waits))[SLOWED]
         found += pair.claim == "slower"
         held += pair.ratio.low <= 1.1 <= pair.ratio.high  # noqa: PLR2004
         halves.append((pair.ratio.high - pair.ratio.low) / 2)
