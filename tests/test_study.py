@@ -9,46 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fdllm.record.study import ConfigTimes, Study, read_study
+from fdllm.record.study import Study, read_study
 from fdllm.record.summary import InvalidRecordError
 from fdllm.report.speed import judge_pairs, median_of
+from fdllm_bench.made_up_study import make_study
 
 DOCS, REPEATS = 100, 3
 
 
-def made(
-    factors: dict[str, float], seed: int = 0, noise: float = 0.02, reuses: str = "k2"
-) -> Study:
-    """A study whose configs take so many times the baseline's time, on a machine that drifts."""
-    draw = np.random.default_rng(seed)
-    shape = (DOCS, REPEATS, len(factors))
-    drift = 0.2 * np.sin(np.arange(math.prod(shape)).reshape(shape) / 150)
-    length = draw.lognormal(0, 0.4, (DOCS, 1, 1))
-    each = length * np.exp(drift + noise * draw.standard_t(3, shape)) * [*factors.values()]
-    return Study(
-        experiment="00_baseline",
-        task="tiny_arithmetic",
-        limit=None,
-        model="tiny",
-        baseline=next(iter(factors)),
-        repeats=REPEATS,
-        documents=tuple(("tiny_arithmetic", i) for i in range(DOCS)),
-        configs={
-            name: ConfigTimes(
-                fingerprint={"decoding": "same"},
-                k=1,
-                reuses=name.startswith(reuses),
-                seconds=tuple(map(tuple, each[:, :, at].tolist())),
-                answers=("0" * 16,) * DOCS,
-            )
-            for at, name in enumerate(factors)
-        },
-        device="cpu",
-        dtype="float32",
-        threads=1,
-        started="2026-01-01T00:00:00Z",
-        seconds=float(each.sum()),
-    )
+def made(factors: dict[str, float]) -> Study:
+    """A study whose configs take so many times the first one's time, on a machine that drifts."""
+    return make_study(factors, np.random.default_rng(0), documents=DOCS, repeats=REPEATS)
 
 
 def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
