@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Literal
 from fdllm import tiny
 from fdllm.errors import FdllmError, UsageError, did_you_mean
 from fdllm.plan import TaskFacts
+from fdllm.record.identity import code_files
 from fdllm.runs import Instruction
 
 _PASS, _CANONICAL = "pass@1,create_test", "canonical_solution"
 _HUMANEVAL, _MBPP = "openai/openai_humaneval", "google-research-datasets/mbpp"
 _MBPP_PLUS = "evalplus/mbppplus"
-_DEFINITION_SUFFIXES = (".yaml", ".yml", ".py", ".jsonl", ".json")
+# lm-eval also names base files "_default_template_yaml", without a suffix.
+_DEFINITIONS = ("*.yaml", "*.yml", "*.py", "*.jsonl", "*.json", "*_yaml")
 
 
 @dataclass(frozen=True)
@@ -273,23 +274,11 @@ def definition_hash(name: str) -> str:
     """
     digest = hashlib.sha256()
     for root in definition_paths(name):
-        for path in _definition_files(root):
+        for path in [root] if root.is_file() else code_files(root, *_DEFINITIONS):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(root.parent).as_posix()} {content}\n".encode())
     digest.update(repr(PROMPT_RULES.get(name)).encode())
     return digest.hexdigest()
-
-
-def _definition_files(root: Path) -> Iterator[Path]:
-    """Definition files below ``root`` (or ``root`` itself), in an order of their own names."""
-    if root.is_file():
-        yield root
-        return
-    for path in sorted(root.rglob("*"), key=lambda path: path.as_posix()):
-        # lm-eval also names base files "_default_template_yaml", without a suffix.
-        named = path.suffix in _DEFINITION_SUFFIXES or path.name.endswith("_yaml")
-        if named and path.is_file() and "__pycache__" not in path.parts:
-            yield path
 
 
 def task_facts(name: str) -> TaskFacts:

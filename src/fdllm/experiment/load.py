@@ -23,6 +23,7 @@ from fdllm.errors import FdllmError, UsageError, did_you_mean
 from fdllm.experiment.settings import Grid, Settings, read_settings
 from fdllm.presets import Preset
 from fdllm.record.atomic import explained
+from fdllm.record.identity import code_files
 from fdllm.record.paths import find_root
 from fdllm.runs import Cell
 
@@ -95,8 +96,7 @@ class Experiment:
         """SHA-256 of each of its Python files, by name."""
         return {
             path.relative_to(self.folder).as_posix(): _sha256(path)
-            for path in sorted(self.folder.rglob("*.py"))
-            if "__pycache__" not in path.parts
+            for path in code_files(self.folder, "*.py")
         }
 
     @cached_property
@@ -234,7 +234,7 @@ def create_experiment(name: str, root: Path, source: str | None = None) -> Path:
                 origin,
                 draft,
                 dirs_exist_ok=True,
-                ignore=shutil.ignore_patterns("__pycache__", *_PAGES),
+                ignore=shutil.ignore_patterns("__pycache__", ".*", "*~", "#*#", *_PAGES),
             )
             for page in _PAGES:
                 text = (template / page).read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -160,9 +161,31 @@ def source_hashes() -> dict[str, str]:
     """SHA-256 of each source file of the package that may change an output, by its path."""
     return {
         f"src/fdllm/{path.relative_to(PACKAGE).as_posix()}": _hash(path)
-        for path in sorted(path for kind in ("*.py", "*.c") for path in PACKAGE.rglob(kind))
-        if path.relative_to(PACKAGE).parts[0] not in _OUTSIDE and "__pycache__" not in path.parts
+        for path in code_files(PACKAGE, "*.py", "*.c")
+        if path.relative_to(PACKAGE).parts[0] not in _OUTSIDE
     }
+
+
+def code_files(folder: Path, *patterns: str) -> list[Path]:
+    """Files below a folder whose names match, in the order of their paths.
+
+    What lies hidden beside them is none of them: the locks of editors (``.#x.py``, a link to
+    nowhere), ``._x.py``, ``.ipynb_checkpoints``, ``.nfs…`` and ``__pycache__``.
+
+    Raises:
+        FdllmError: one is no file, a link that leads nowhere, say.
+    """
+    found = []
+    for path in sorted(folder.rglob("*"), key=Path.as_posix):
+        parts = path.relative_to(folder).parts
+        if any(part.startswith(".") or part == "__pycache__" for part in parts) or path.is_dir():
+            continue
+        if any(fnmatchcase(path.name, pattern) for pattern in patterns):
+            if not path.is_file():
+                where = f", a link to {path.readlink()}" if path.is_symlink() else ""
+                raise FdllmError(f"{path} is no file{where}; put back what it led to, or delete it")
+            found.append(path)
+    return found
 
 
 @cache

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from fdllm import strictjson
 from fdllm.record.atomic import write_json, write_text
+from fdllm.record.identity import code_files
 from fdllm.record.paths import COLUMNS, SAMPLES
 from fdllm.release.scrub import scrub_session, scrub_summary
 
 _WHOLE = (SAMPLES, "results.json", COLUMNS)
-_PAGES = (".py", ".toml", ".md")
+_PAGES = ("*.py", "*.toml", "*.md")
 
 
 def copy_record(source: Path, target: Path) -> dict[str, str]:
@@ -49,10 +50,7 @@ def _scrubbed_journal(path: Path) -> Iterator[str]:
 
 def copy_pages(source: Path, target: Path, renamed: Mapping[str, str]) -> None:
     """Copy an experiment's code, settings and pages; its pages call models by their new names."""
-    for path in sorted(source.rglob("*")):
-        hidden = any(part.startswith((".", "__")) for part in path.relative_to(source).parts)
-        if not path.is_file() or path.suffix not in _PAGES or hidden:
-            continue
+    for path in code_files(source, *_PAGES):
         place = target / path.relative_to(source)
         if path.suffix == ".md":
             write_text(place, rename(path.read_text(encoding="utf-8"), renamed))
