@@ -15,7 +15,7 @@ from fdllm.core.reuse import subset_bounds
 from fdllm.evaluate.recording import Evaluation, fill_summary, text_hash, write_record
 from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import VERSION as JOURNAL_VERSION
-from fdllm.record.journal import JournalContent
+from fdllm.record.journal import JournalContent, sealed
 from fdllm.record.measure import add_counts
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import PeakMemory, StrategyRecord
@@ -125,8 +125,7 @@ def write_cell(
         {"total": len(entries)},
     ]
     paths.folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    paths.journal.write_text(text, encoding="utf-8")  # one write, not one a line, made durable
+    paths.journal.write_bytes(b"".join(sealed(lines)))  # one write, not one a line, made durable
     metric = METRICS[task]
     value = sum(s["metrics"][metric] for s in samples) / len(samples)
     found = Evaluation(

@@ -11,7 +11,7 @@ from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.attempt import Part, RunAttempt
 from fdllm.plan import State
 from fdllm.record.identity import Fingerprint
-from fdllm.record.journal import Journal, read_failure
+from fdllm.record.journal import DamagedJournalError, Journal, read_failure
 from fdllm.record.paths import RunPaths
 from fdllm.runs import Cell, Run
 from fdllm.shard import Shard
@@ -106,15 +106,18 @@ def test_a_shard_is_asked_for_what_the_whole_run_knows(paths: RunPaths, *, fresh
         assert journal.get("a") is None
 
 
-def test_a_damaged_journal_is_moved_aside_and_told(paths: RunPaths) -> None:
+def test_a_damaged_journal_is_refused_and_moved_aside_where_that_is_asked(paths: RunPaths) -> None:
     fill(paths, "a", "b")
     whole = paths.journal.read_bytes()
     paths.journal.write_bytes(b"x\n" + whole)
     told: list[str] = []
-    with of(paths).open_journal(ONE, {}, told.append) as journal:
+    with pytest.raises(DamagedJournalError, match="--force"):
+        of(paths).open_journal(ONE, {}, told.append)
+    assert (paths.journal.read_bytes(), told) == (b"x\n" + whole, [])
+    with of(paths, force=True).open_journal(ONE, {}, told.append) as journal:
         assert len(journal.content.entries) == 0
     (note,) = told
-    assert "line 1 cannot be read" in note
+    assert "line 1 does not fit its checksum" in note
     assert "it is now in " in note
     assert list(paths.folder.parent.glob(".superseded/*/journal.jsonl"))
 

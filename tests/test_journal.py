@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from fdllm.criteria import criteria_lock
 from fdllm.errors import FdllmError
 from fdllm.record.identity import Fingerprint
-from fdllm.record.journal import DamagedJournalError, Journal, read_journal
+from fdllm.record.journal import VERSION, DamagedJournalError, Journal, read_journal, sealed
 from helpers import ROOT
 from stubs import small_disk
 
@@ -92,7 +93,6 @@ def test_a_torn_line_is_cut_off_before_the_next_is_written(tmp_path: Path, torn:
         {"session": None},
         {"total": None},
         {"total": "many"},
-        {"journal": 1, "fingerprint": ONE.model_dump()},
         {},
         [],
         None,
@@ -101,40 +101,78 @@ def test_a_torn_line_is_cut_off_before_the_next_is_written(tmp_path: Path, torn:
     ],
 )
 def test_a_line_without_its_parts_is_no_line(tmp_path: Path, line: object) -> None:
-    """Damage in the middle, torn at the end: in no place is it taken for an answer."""
+    """In no place is it taken for an answer; at the end, what is no JSON is what a kill leaves."""
     path = tmp_path / "journal.jsonl"
     fill(path, range(3))
     whole = path.read_bytes().split(b"\n")
+    seal = read_journal(path).seal
     bad = line if isinstance(line, bytes) else json.dumps(line).encode()
-    for at in range(1, len(whole) - 1):
+    if isinstance(line, dict) and line:
+        bad = next(sealed([line], seal)).removesuffix(b"\n")
+    for at in range(1, len(whole)):
         path.write_bytes(b"\n".join([*whole[:at], bad, *whole[at:]]))
-        with pytest.raises(DamagedJournalError, match=f"line {at + 1} cannot be read"):
-            read_journal(path)
-    path.write_bytes(b"\n".join([*whole[:-1], bad, b""]))
-    content = read_journal(path)
-    assert sorted(content.entries) == ["0", "1", "2"]
-    assert content.size == len(b"\n".join(whole))
+        if bad == b"damaged" and at == len(whole) - 1:
+            assert sorted(read_journal(path).entries) == ["0", "1", "2"]
+            assert read_journal(path).size == len(b"\n".join(whole))
+        else:
+            with pytest.raises(DamagedJournalError, match=f"line {at + 1} (lacks|does not fit)"):
+                read_journal(path)
 
 
 @pytest.mark.parametrize(
     "first",
     [
         {"key": "0", "entry": {}},
-        {"journal": 2, "fingerprint": ONE.model_dump()},
-        {"journal": 1},
-        {"journal": 1, "fingerprint": {"fields": 1}},
-        {"journal": 1, "fingerprint": ONE.model_dump() | {"more": 1}},
+        {"journal": VERSION},
+        {"journal": VERSION, "fingerprint": {"fields": 1}},
+        {"journal": VERSION, "fingerprint": ONE.model_dump() | {"more": 1}},
     ],
 )
 def test_a_journal_begins_with_its_own_version_and_fingerprint(
     tmp_path: Path, first: dict[str, Any]
 ) -> None:
     path = tmp_path / "journal.jsonl"
-    fill(path, range(2))
-    lines = path.read_bytes().split(b"\n")
-    path.write_bytes(b"\n".join([json.dumps(first).encode(), *lines[1:]]))
-    with pytest.raises(DamagedJournalError, match="line 1 cannot be read"):
+    path.write_bytes(b"".join(sealed([first, {"total": 1}])))
+    with pytest.raises(DamagedJournalError, match="line 1 lacks a part"):
         read_journal(path)
+
+
+def test_a_journal_of_an_earlier_version_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(json.dumps({"journal": 1, "fingerprint": ONE.model_dump()}) + "\n{}\n")
+    with pytest.raises(DamagedJournalError, match="of journal version 1, not 2: .*--force") as told:
+        read_journal(path)
+    assert "\n" not in str(told.value)
+
+
+def test_any_changed_byte_of_a_whole_line_is_named_by_its_number(tmp_path: Path) -> None:
+    """The last line too: what is no JSON there is dropped, as a kill leaves it, and never read."""
+    path = tmp_path / "journal.jsonl"
+    fill(path, range(2))
+    whole = path.read_bytes()
+    answers = read_journal(path).entries
+    starts = [0, *(i + 1 for i, byte in enumerate(whole[:-1]) if byte == ord("\n"))]
+    for at, byte in enumerate(whole):
+        if byte == ord("\n"):
+            continue
+        number = sum(start <= at for start in starts)
+        path.write_bytes(whole[:at] + bytes([byte ^ 1]) + whole[at + 1 :])
+        with suppress(DamagedJournalError):
+            assert read_journal(path).entries == {"0": answers["0"]}
+            assert number == len(starts)
+            continue
+        with pytest.raises(DamagedJournalError, match=f"line {number} "):
+            read_journal(path)
+
+
+def test_a_line_of_another_run_is_named(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    fill(one, range(2))
+    fill(other, range(2), OTHER)
+    lines, strange = one.read_bytes().split(b"\n"), other.read_bytes().split(b"\n")
+    one.write_bytes(b"\n".join([*lines[:3], strange[3], *lines[4:]]))
+    with pytest.raises(DamagedJournalError, match="line 4 does not fit its checksum"):
+        read_journal(one)
 
 
 def test_a_shard_is_taken_over_once(tmp_path: Path) -> None:

@@ -190,11 +190,12 @@ def test_without_the_block_cache_only_what_reuses_in_a_refresh_is_applicable(roo
         assert ("without the block cache" in found.reason) != applicable
 
 
-def test_a_failure_is_the_reason_although_the_journal_is_damaged_too(root: Path) -> None:
+def test_a_damaged_journal_is_the_reason_although_the_last_attempt_failed_too(root: Path) -> None:
     run = make_run(root)
     answer(root, run, 2, 5)
     paths = paths_of(root, run)
     paths.journal.write_bytes(b"damaged\n" + paths.journal.read_bytes())
-    write_failure(paths, "the disk is full", None)
+    write_failure(paths, "the disk is full", "a.log")
     found = state(root, run)
-    assert (found.state, found.reason) == (State.FAILED, "the disk is full")
+    assert (found.state, found.log) == (State.INVALID, "a.log")
+    assert "journal.jsonl, line 1 does not fit its checksum" in found.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fdllm.plan import State
 from fdllm.record.summary import read_summary
 from fdllm.report.table import cell_checks
 from fdllm.runs import ModelChoice, Run
+from fdllm.shard import Shard
 from stubs import (
     NUM_DOCS,
     Notes,
@@ -285,16 +287,42 @@ def test_a_truncated_file_is_rebuilt_from_the_journal(root: Path, name: str) -> 
     assert f"k2_middle/{name}" in superseded(root, run)
 
 
-def test_a_damaged_journal_is_moved_aside(root: Path) -> None:
+@pytest.mark.parametrize("shard", [None, Shard(0, 2)])
+def test_one_changed_digit_of_an_answer_never_becomes_a_record(
+    root: Path, shard: Shard | None
+) -> None:
     run = make_run(root)
     interrupt(root, run, 3)
-    journal = paths_of(root, run).journal
-    lines = journal.read_bytes().split(b"\n")
-    lines[2] = b"damaged"
-    journal.write_bytes(b"\n".join(lines))
+    journal = paths_of(root, run).of_shard(shard).journal
+    paths_of(root, run).journal.rename(journal)
+    whole = journal.read_bytes()
+    tokens = re.search(rb'"num_tokens": (\d)', whole)
+    assert tokens is not None
+    at = tokens.start(1)
+    changed = whole[:at] + (b"2" if tokens[1] == b"1" else b"1") + whole[at + 1 :]
+    journal.write_bytes(changed)
+    number = whole.count(b"\n", 0, at) + 1
+    found = make_planner(root).state(run)
+    assert found.state is State.INVALID
+    assert f"{journal.name}, line {number} does not fit its checksum" in found.reason
+    outcome = do_run(root, run)
+    assert outcome.state is State.FAILED
+    assert "--force" in outcome.reason
+    assert (outcome.num_computed, journal.read_bytes()) == (0, changed)
     assert make_planner(root).state(run).state is State.INVALID
-    assert do_run(root, run).num_computed == NUM_DOCS
-    assert superseded(root, run) == ["k2_middle/journal.jsonl"]
+    assert do_run(root, run, force=True).num_computed == NUM_DOCS
+    assert f"k2_middle/{journal.name}" in superseded(root, run)
+
+
+def test_a_record_is_not_moved_for_a_journal_that_cannot_be_gone_on_with(root: Path) -> None:
+    run = make_run(root)
+    do_run(root, run)
+    paths = paths_of(root, run)
+    paths.samples.write_bytes(paths.samples.read_bytes()[:-30])
+    paths.journal.write_bytes(b"damaged\n" + paths.journal.read_bytes())
+    assert do_run(root, run).state is State.FAILED
+    assert paths.summary.exists()
+    assert superseded(root, run) == []
 
 
 def test_answers_to_documents_that_are_gone_do_not_count(root: Path) -> None:

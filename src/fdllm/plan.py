@@ -357,9 +357,7 @@ class Planner:
             if failure is not None:
                 where = "" if part.shard is None else f"{part.shard}: "
                 kept = self._unfinished(run, paths, State.FAILED, where + failure.reason)
-                return replace(
-                    kept, state=State.FAILED, reason=where + failure.reason, log=failure.log
-                )
+                return replace(kept, log=failure.log)
         return None
 
     def _unfinished(self, run: Run, paths: RunPaths, state: State, reason: str) -> CellState:

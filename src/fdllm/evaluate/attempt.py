@@ -164,13 +164,17 @@ class RunAttempt:
         The journal of a whole run takes over what shards have answered. A shard takes from the
         whole run's journal what it is asked for, unless it is to compute everything anew.
 
+        A damaged one is moved aside where everything is computed anew, and refused otherwise.
+
         Raises:
-            FdllmError: the journal cannot be written, or another part's cannot be read.
+            FdllmError: the journal cannot be written, or it or another part's is damaged.
         """
         paths = self.paths
         try:
             journal = Journal(paths.journal, identity, session)
         except DamagedJournalError as error:
+            if not self.force:
+                raise
             aside = paths.supersede(paths.journal.name)
             note(f"{error}; it is now in {aside}")
             journal = Journal(paths.journal, identity, session)

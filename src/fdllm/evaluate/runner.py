@@ -22,6 +22,7 @@ from fdllm.evaluate.attempt import (
 )
 from fdllm.evaluate.recording import describe_strategy, fill_summary, write_record
 from fdllm.plan import ENDED, RECORDED, SETTLED, CellState, Planner, State
+from fdllm.record.journal import DamagedJournalError, read_progress
 from fdllm.record.lock import LockedError, holder_of, locked
 from fdllm.record.paths import COLUMNS, SAMPLES
 from fdllm.record.provenance import session
@@ -110,7 +111,12 @@ class Runner:
         self._reporter.start(run)
         if not self._go_on():
             return attempt.outcome(State.PARTIAL, "asked to end before it began")
-        problem = attempt.merge_problem()
+        try:
+            if not attempt.force and now.state is not State.STALE:
+                read_progress(attempt.paths)  # a damaged journal is refused ahead of any change
+            problem = attempt.merge_problem()
+        except DamagedJournalError as error:
+            problem = str(error)
         if problem:
             return attempt.failed(FdllmError(problem))
         model = self._model(run.model)

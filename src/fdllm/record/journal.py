@@ -4,14 +4,16 @@ The journal is an append-only file that survives a kill at any moment. Its first
 fingerprint. Every further line is an entry (a request's key and answer, and the lock of the
 criteria in force), a session (who computed what follows, under which criteria) or the number of
 requests. A line is durable when ``put`` returns; a torn last line, which a kill in the middle of a
-write leaves, is dropped.
+write leaves, is dropped. Every line ends with a checksum of itself and, by way of the first line's,
+of the fingerprint, so that neither a changed digit nor another run's line is taken for an answer.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,11 +29,17 @@ from fdllm.record.identity import Fingerprint
 from fdllm.record.paths import RunPaths, set_aside
 from fdllm.record.provenance import utc_now
 
-VERSION = 1
+VERSION = 2
+_AGAIN = (
+    "put the file back as it was, or compute this run anew: fdllm sweep --force CONFIG, which "
+    "moves it aside"
+)
+_SUM = b', "sum": "%s"}'
+_DIGITS = 16  # hexadecimal, of a checksum
 
 
 class DamagedJournalError(FdllmError):
-    """A line in the middle of a journal cannot be read."""
+    """A line of a journal is not as it was written."""
 
 
 @dataclass
@@ -45,6 +53,7 @@ class JournalContent:
     sessions: list[dict[str, Any]] = field(default_factory=list)  # who computed, in order
     total: int | None = None  # requests of the run; None until it was known
     size: int = 0  # bytes up to the last whole line
+    seal: str = ""  # checksum of the first line, which those of all others are chained to
 
     @property
     def rows_by_lock(self) -> dict[str, int]:
@@ -57,28 +66,45 @@ class JournalContent:
         return dict(sorted(Counter(lock for lock, _, _ in rows).items()))
 
 
+def sealed(lines: Iterable[Mapping[str, Any]], seal: str = "") -> Iterator[bytes]:
+    """Lines of a journal as they stand in the file, each with its checksum.
+
+    Args:
+        lines: what they say.
+        seal: the first line's checksum; empty where the first of ``lines`` is that line.
+    """
+    for line in lines:
+        text = strictjson.dumps(line).encode("utf-8", "surrogatepass")
+        digest = _checksum(text, seal)
+        seal = seal or digest
+        yield text[:-1] + _SUM % digest.encode() + b"\n"
+
+
+def _checksum(text: bytes, seal: str) -> str:
+    return hashlib.sha256(seal.encode() + text).hexdigest()[:_DIGITS]
+
+
 def read_journal(path: Path) -> JournalContent:
     """Read a journal, without its torn last line where it has one.
 
     Raises:
-        DamagedJournalError: a line ahead of the last one cannot be read.
+        DamagedJournalError: a line is not as it was written, or of an earlier version.
     """
     content = JournalContent()
     if not path.exists():
         return content
     lines = path.read_bytes().split(b"\n")  # the last part has no end: torn, or empty
-    for number, line in enumerate(lines[:-1]):
+    for number, data in enumerate(lines[:-1], 1):
         try:
-            _take(content, strictjson.loads(line), first=number == 0)
-        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-            if number == len(lines) - 2:  # blocks of zeros after a power cut end in no entry
+            line = strictjson.loads(data)
+        except ValueError:
+            if number == len(lines) - 1:  # blocks of zeros after a power cut end in no entry
                 break
-            raise DamagedJournalError(
-                f"{path}, line {number + 1} cannot be read ({error.__class__.__name__}); the file "
-                "was changed or the disk is failing; the next sweep moves it aside and computes "
-                "this run anew"
-            ) from None
-        content.size += len(line) + 1
+            line = None
+        problem = _problem(content, line, data)
+        if problem:
+            raise DamagedJournalError(f"{path}, line {number} {problem}; {_AGAIN}")
+        content.size += len(data) + 1
     return content
 
 
@@ -86,17 +112,34 @@ def read_matching(path: Path, fingerprint: Fingerprint) -> JournalContent:
     """A journal, where it is of this very run; else one that holds nothing.
 
     Raises:
-        DamagedJournalError: a line ahead of the last one cannot be read.
+        DamagedJournalError: a line is not as it was written.
     """
     content = read_journal(path)
     then = content.fingerprint
     return JournalContent() if then is None or fingerprint.differences(then) else content
 
 
+def _problem(content: JournalContent, line: Any, data: bytes) -> str:  # noqa: ANN401 - any JSON
+    """Take a line over; what is wrong with it, or nothing."""
+    end = len(data) - len(_SUM % (b"0" * _DIGITS))
+    digest = _checksum(data[:end] + b"}", content.seal)
+    first = not content.seal
+    if first and isinstance(line, dict) and line.get("journal", VERSION) != VERSION:
+        return f"is of journal version {line['journal']}, not {VERSION}: an earlier fdllm wrote it"
+    if data[end:] != _SUM % digest.encode():
+        return "does not fit its checksum: the file was changed, or the disk is failing"
+    try:
+        _take(content, line, first=first)
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        return f"lacks a part ({error.__class__.__name__})"
+    content.seal = content.seal or digest
+    return ""
+
+
 def _take(content: JournalContent, line: Mapping[str, Any], *, first: bool) -> None:
     if first:
         if line["journal"] != VERSION:
-            raise ValueError(f"journal version {line['journal']}")
+            raise ValueError
         content.fingerprint = Fingerprint(**line["fingerprint"])
     elif "key" in line:
         content.entries[line["key"]] = dict(line["entry"])
@@ -127,7 +170,7 @@ class Journal:
 
     Raises:
         FdllmError: the file cannot be written.
-        DamagedJournalError: a line ahead of the last one cannot be read.
+        DamagedJournalError: a line is not as it was written.
     """
 
     def __init__(self, path: Path, fingerprint: Fingerprint, session: dict[str, Any]) -> None:
@@ -207,7 +250,7 @@ class Journal:
             self._append({"total": total})
 
     def _append(self, line: dict[str, Any], *, sync: bool = True) -> None:
-        data = strictjson.dumps(line).encode("utf-8", "surrogatepass") + b"\n"
+        (data,) = sealed([line], self.content.seal)
         start = self._file.tell()
         try:
             with explained(self.path):
@@ -220,7 +263,7 @@ class Journal:
             self._file.truncate(start)
             self._file.seek(start)
             raise
-        _take(self.content, line, first="journal" in line)
+        _problem(self.content, line, data[:-1])
 
 
 @dataclass(frozen=True)
@@ -246,7 +289,7 @@ def read_progress(paths: RunPaths) -> RunProgress:
     """What the journals of a run hold; an answer that stands in two of them counts once.
 
     Raises:
-        DamagedJournalError: a line ahead of a journal's last one cannot be read.
+        DamagedJournalError: a line of one is not as it was written.
     """
     main = read_journal(paths.journal)
     entries: dict[str, Mapping[str, Any]] = dict(main.entries)

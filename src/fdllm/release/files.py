@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fdllm import strictjson
-from fdllm.record.atomic import write_json, write_text
+from fdllm.record.atomic import write_bytes, write_json, write_text
 from fdllm.record.identity import code_files
+from fdllm.record.journal import read_journal, sealed
 from fdllm.record.paths import COLUMNS, SAMPLES
 from fdllm.release.scrub import scrub_session, scrub_summary
 
@@ -30,7 +31,7 @@ def copy_record(source: Path, target: Path) -> dict[str, str]:
             copy(source / name, target / name)
     journal = source / "journal.jsonl"
     if journal.is_file():
-        write_text(target / journal.name, "".join(_scrubbed_journal(journal)))
+        write_bytes(target / journal.name, b"".join(_scrubbed_journal(journal)))
     summary = strictjson.loads((source / "summary.json").read_text(encoding="utf-8"))
     scrubbed = scrub_summary(summary)
     write_json(target / "summary.json", scrubbed)
@@ -38,13 +39,14 @@ def copy_record(source: Path, target: Path) -> dict[str, str]:
     return {} if old == new else {old: new}
 
 
-def _scrubbed_journal(path: Path) -> Iterator[str]:
+def _scrubbed_journal(path: Path) -> Iterator[bytes]:
     """The journal's lines; who computed is scrubbed, answers are not touched."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.startswith('{"session"'):
-                session = scrub_session(strictjson.loads(line)["session"])
-                line = strictjson.dumps({"session": session}) + "\n"  # noqa: PLW2901
+    seal = read_journal(path).seal
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.startswith(b'{"session"'):
+            session = scrub_session(strictjson.loads(line)["session"])
+            yield from sealed([{"session": session}], seal)
+        else:
             yield line
 
 
