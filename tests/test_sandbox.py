@@ -98,6 +98,26 @@ def test_a_program_that_waits_is_ended_by_the_clock(
     assert no_child_is_left()
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "raise type('E\\x1b[2J\\n' + 'x' * 999, (Exception,), {})",
+        (
+            "import os\nfor file in range(3, 9):\n    try:\n"
+            "        os.write(file, b'failed E\\x1b[2J\\xff' + b'x' * 999 + b'\\n')\n"
+            "    except OSError:\n        pass"
+        ),
+    ],
+    ids=["by its error", "by itself"],
+)
+def test_its_last_words_are_cut_and_clean(program: str) -> None:
+    verdict = CONFINED.run(program, "")
+    assert (verdict.passed, verdict.reason) == (False, "failed")
+    assert verdict.detail.startswith("E")
+    assert verdict.detail.isprintable()
+    assert len(verdict.detail) == 80
+
+
 def test_what_runs_can_be_stopped() -> None:
     sandbox = Sandbox("confined", Limits(cpu_s=60, wall_s=60.0))
     timer = threading.Timer(0.5, sandbox.stop.set)

@@ -4,10 +4,12 @@ A program that a model wrote may loop, fill memory or disk, start processes, wri
 what it reads somewhere, or signal its parent. Each one runs in an interpreter of its own (script
 :mod:`fdllm.sandbox.child`), which gives all of that up before it reads the program:
 
-- a seccomp filter: no sockets of any kind, no new processes, no signals; an allow-list otherwise;
+- a seccomp filter: no sockets but a connected pair of its own, no new processes, no signals; an
+  allow-list otherwise;
 - Landlock: reads the interpreter and the system's libraries, writes a scratch folder, which is gone
   afterwards; nothing else, so neither ``/proc`` of its parent nor a token's file;
-- limits on processor time, wall time, memory, open files, file sizes and the scratch folder's;
+- limits on processor time, wall time, memory, threads, open files, file sizes, the scratch
+  folder's, and on what it says to its parent;
 - an environment without anything of ours, so without a token; its output goes nowhere.
 
 None of it needs privileges or user namespaces, so it works the same in a container. Before the
@@ -24,6 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import select
 import signal
@@ -41,8 +44,9 @@ from fdllm.sandbox import child, seccomp
 from fdllm.sandbox.support import Isolation, Limits
 
 _LOOK_S = 0.05
-_GRACE_S = 30.0  # from closing its pipe to being gone
-_MAX_SAID = 4096
+_GRACE_S = 5.0  # from its last word that counts to being gone
+_MAX_SAID = 4096  # bytes; what is due are three short lines
+_MAX_DETAIL = 80  # characters
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,9 @@ class ProgramResult:
     Attributes:
         passed: it ran to its end, and so did its tests.
         reason: ``passed``, ``failed``, ``exited``, ``out of time``, ``out of scratch space``,
-            ``forbidden call`` or ``killed``.
-        detail: the error's class or the signal's name; the program's own word, worth no more.
+            ``too many threads``, ``flooded`` (its parent's pipe), ``forbidden call`` or ``killed``.
+        detail: the error's class or the signal's name; the program's own word, worth no more. At
+            most 80 characters, all of them printable ASCII.
     """
 
     passed: bool
@@ -129,23 +134,24 @@ class _Watch:
         self._sandbox, self._limits = sandbox, sandbox.limits
         self._process, self._scratch = process, scratch
         self._source, self._sink = process.stdout.fileno(), process.stdin.fileno()
-        self._said = b""
+        self._poll = select.poll()
+        self._poll.register(self._source, select.POLLIN)
+        self._said = b""  # and not read yet
+        self._heard = 0  # bytes, from its start on
         self._ended = ""
 
     def verdict(self, job: bytes) -> ProgramResult:
         """Send the job, and wait for how it goes."""
         first = self._tell(job) and self._line(self._limits.start_s)
         if first != b"ready":
-            said = (first or b"").decode("utf-8", "replace").removeprefix("refused ")
+            said = _cut((first or b"").removeprefix(b"refused "), 4 * _MAX_DETAIL)
             raise FdllmError(
                 f"the program was not run, because its process could not be confined: "
                 f"{said or self._ended or self._exit()}"
             )
         word, _, detail = (self._line(self._limits.wall_s) or b"").partition(b" ")
         if word == b"failed":
-            return ProgramResult(
-                passed=False, reason="failed", detail=detail.decode("ascii", "replace")
-            )
+            return ProgramResult(passed=False, reason="failed", detail=_cut(detail))
         nonce = secrets.token_hex(16).encode()
         proof = hashlib.sha256(b"ran " + nonce).hexdigest().encode()
         if (
@@ -167,27 +173,35 @@ class _Watch:
 
     def _line(self, timeout_s: float) -> bytes | None:
         """The next line it says; None where it ends first, or is ended."""
-        poll = select.poll()
-        poll.register(self._source, select.POLLIN)
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._said:
-            if poll.poll(_LOOK_S * 1000):
-                more = os.read(self._source, _MAX_SAID)
-                self._said += more
-                if not more or len(self._said) > _MAX_SAID:
-                    return None
-            self._ended = self._overdrawn(deadline)
-            if self._ended:
-                self._process.kill()
+            if not self._goes_on(deadline):
                 return None
         line, self._said = self._said.split(b"\n", 1)
         return line
 
+    def _goes_on(self, deadline: float) -> bool:
+        """Listen for a moment; False where it closed its pipe, or is ended."""
+        if self._poll.poll(_LOOK_S * 1000):
+            more = os.read(self._source, _MAX_SAID)
+            self._said += more
+            self._heard += len(more)
+            if not more:
+                return False
+        self._ended = self._overdrawn(deadline)
+        if self._ended:
+            self._process.kill()
+        return not self._ended
+
     def _overdrawn(self, deadline: float) -> str:
+        if self._heard > _MAX_SAID:
+            return "flooded"
         if time.monotonic() > deadline:
             return "out of time"
         if self._sandbox.stop.is_set():
             return "interrupted"
+        if self._num_threads() > self._limits.threads:
+            return "too many threads"
         sizes = []
         with os.scandir(self._scratch) as entries:
             for entry in entries:
@@ -200,8 +214,18 @@ class _Watch:
         full = sum(sizes) > self._limits.scratch_mb << 20
         return "out of scratch space" if full or len(sizes) > self._limits.scratch_files else ""
 
+    def _num_threads(self) -> int:
+        """Threads of the process. A resource limit would count all that this account runs."""
+        try:
+            return Path(f"/proc/{self._process.pid}/task").stat().st_nlink - 2
+        except FileNotFoundError:  # it is gone
+            return 0
+
     def _exit(self) -> str:
-        """How the process ended, or that it goes on."""
+        """How the process ended; one that talks or waits where nothing of it counts is ended."""
+        deadline = time.monotonic() + _GRACE_S
+        while self._goes_on(deadline):
+            self._said = b""
         try:
             code = self._process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
@@ -210,12 +234,17 @@ class _Watch:
 
     def _stopped(self) -> ProgramResult:
         """It said nothing that counts: why?"""
+        how = "" if self._ended else self._exit()
         if self._ended:
             return ProgramResult(passed=False, reason=self._ended)
-        how = self._exit()
         otherwise = "killed" if how.startswith("SIG") else "exited"
         reason = {"SIGXCPU": "out of time", "SIGSYS": "forbidden call"}.get(how, otherwise)
         return ProgramResult(passed=False, reason=reason, detail=how)
+
+
+def _cut(said: bytes, most: int = _MAX_DETAIL) -> str:
+    """A process's words, fit for a record: no control characters, not too long."""
+    return re.sub(rb"[^ -~]", b"?", said[:most]).decode("ascii")
 
 
 def _environment(scratch: str) -> dict[str, str]:
@@ -228,4 +257,5 @@ def _environment(scratch: str) -> dict[str, str]:
         "PYTHONHASHSEED": "0",  # a program over a set's order gives the same answer every time
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the addresses it may have
     }

@@ -1,9 +1,10 @@
 """The kernel filter of a confined program: which system calls it may make. Pure; no privileges.
 
-The filter is an allow-list. What a single-threaded interpreter needs is allowed, some of it only
-with harmless arguments; what reaches out of the process (sockets, new processes, signals to others,
-other namespaces) ends the program; everything else fails with EPERM, also calls that kernels yet to
-come may have. A process under the filter cannot take it off.
+The filter is an allow-list. What an interpreter, its threads and its event loops need is allowed,
+some of it only with harmless arguments; what reaches out of the process (sockets, new processes,
+signals to others, other namespaces) ends the program; everything else fails with EPERM, also calls
+that kernels yet to come may have. A process under the filter cannot take it off, and its threads
+have it too.
 
 See ``seccomp(2)``; the numbers are the kernel's, which never change.
 """
@@ -22,7 +23,9 @@ ENOSYS = 0x00050000 | 38
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _X32 = 0x40000000  # the x32 face of x86-64 has numbers of its own, from here on
-_CLONE_THREAD = 0x00010000
+# What glibc and musl ask for a thread of this process: all is shared, and no namespace is new.
+_THREAD = (0x003D0F00, 0x007D0F00)
+_LOCAL, _STREAM, _KIND = 1, 1, 0xF  # AF_UNIX, SOCK_STREAM, and the bits that tell kinds of sockets
 _ACCESS_MODE, _CREATE, _TRUNCATE, _TEMPORARY = 0o3, 0o100, 0o1000, 0o20000000
 
 # By name: (x86-64, arm64); -1 where the machine has none.
@@ -96,6 +99,12 @@ _HARMLESS = {
     "newfstatat": (262, 79),
     "faccessat": (269, 48),
     "faccessat2": (439, 439),
+    # Event loops: they wait for files that are open already, and count.
+    "epoll_create1": (291, 20),
+    "epoll_ctl": (233, 21),
+    "epoll_wait": (232, -1),
+    "epoll_pwait": (281, 22),
+    "eventfd2": (290, 19),
     "pselect6": (270, 72),
     "ppoll": (271, 73),
     "set_robust_list": (273, 99),
@@ -110,11 +119,9 @@ _FATAL = {
     "socket": (41, 198),
     "connect": (42, 203),
     "accept": (43, 202),
-    "sendto": (44, 206),
     "sendmsg": (46, 211),
     "bind": (49, 200),
     "listen": (50, 201),
-    "socketpair": (53, 199),
     "io_uring_setup": (425, 425),
     "fork": (57, -1),
     "vfork": (58, -1),
@@ -140,7 +147,9 @@ _OPEN, _OPENAT = (2, -1), (257, 56)
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _FCNTL, _IOCTL, _PRLIMIT = (72, 25), (16, 29), (302, 261)
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030)  # duplicate, descriptor and status flags: no owner, signal
-_IOCTL_COMMANDS = (0x5401, 0x541B, 0x5450, 0x5451)  # is it a terminal, bytes to read, close on exec
+# is it a terminal, bytes to read, do not wait, close on exec
+_IOCTL_COMMANDS = (0x5401, 0x541B, 0x5421, 0x5450, 0x5451)
+_SOCKETPAIR, _SENDTO, _RECVFROM = (53, 199), (44, 206), (45, 207)
 
 Op = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
@@ -186,22 +195,20 @@ def assemble(arch: Arch, *, writes: bool) -> bytes:
         on(_REMOVING.values(), [(_RETURN, 0, 0, ALLOW)])
     on([_OPEN], _opening(1, writes=writes))
     on([_OPENAT], _opening(2, writes=writes))
-    # A thread fails, a process ends the program; clone3 hides its flags, and its absence is usual.
-    on([_CLONE], [*_if_any(0, _CLONE_THREAD, EPERM), (_RETURN, 0, 0, KILL)])
+    # A thread of this process may be; clone3 hides its flags, and its absence is usual.
+    on([_CLONE], _one_of(0, _THREAD, KILL))
     on([_CLONE3], [(_RETURN, 0, 0, ENOSYS)])
     on([_FCNTL], _one_of(1, _FCNTL_COMMANDS))
     on([_IOCTL], _one_of(1, _IOCTL_COMMANDS))
+    # An event loop wakes itself through a pair of sockets. Only a local pair of streams: it is made
+    # connected, and can be neither connected to nor sent to an address; datagrams could be.
+    on([_SOCKETPAIR], _local_pair())
+    # Bytes alone, by its own end: neither an address (not behind sendmsg's pointers either, which
+    # stays fatal) nor flags, whose rarer ones have let programs into the kernel.
+    on([_SENDTO], [*_if_set(4, KILL), *_if_set(3, KILL), (_RETURN, 0, 0, ALLOW)])
+    on([_RECVFROM], [*_if_set(3, EPERM), (_RETURN, 0, 0, ALLOW)])
     # Limits may be read (no pointer to new ones: both halves are zero), never set.
-    low, high = _argument(2), _argument(2) + 4
-    reading: list[Op] = [
-        (_LOAD, 0, 0, low),
-        (_EQUAL, 0, 3, 0),
-        (_LOAD, 0, 0, high),
-        (_EQUAL, 0, 1, 0),
-        (_RETURN, 0, 0, ALLOW),
-        (_RETURN, 0, 0, EPERM),
-    ]
-    on([_PRLIMIT], reading)
+    on([_PRLIMIT], [*_if_set(2, EPERM), (_RETURN, 0, 0, ALLOW)])
     program.append((_RETURN, 0, 0, EPERM))
     return b"".join(struct.pack("=HBBI", *one) for one in program)
 
@@ -216,12 +223,38 @@ def _if_any(index: int, bits: int, action: int) -> list[Op]:
     return [(_LOAD, 0, 0, _argument(index)), (_ANY_BIT, 0, 1, bits), (_RETURN, 0, 0, action)]
 
 
-def _one_of(index: int, values: Iterable[int]) -> list[Op]:
+def _if_set(index: int, action: int) -> list[Op]:
+    """Return ``action`` where the argument, both halves of it, is not zero, else go on."""
+    low = _argument(index)
+    # The low half jumps to the return where it has a bit, past the test of the high one.
+    return [
+        (_LOAD, 0, 0, low),
+        (_EQUAL, 0, 2, 0),
+        (_LOAD, 0, 0, low + 4),
+        (_EQUAL, 1, 0, 0),
+        (_RETURN, 0, 0, action),
+    ]
+
+
+def _local_pair() -> list[Op]:
+    """Allow a pair of local streams, end the program for any other."""
+    return [
+        (_LOAD, 0, 0, _argument(0)),
+        (_EQUAL, 0, 4, _LOCAL),
+        (_LOAD, 0, 0, _argument(1)),
+        (_AND, 0, 0, _KIND),
+        (_EQUAL, 0, 1, _STREAM),
+        (_RETURN, 0, 0, ALLOW),
+        (_RETURN, 0, 0, KILL),
+    ]
+
+
+def _one_of(index: int, values: Iterable[int], otherwise: int = EPERM) -> list[Op]:
     """Allow where the argument is one of the values."""
     body: list[Op] = [(_LOAD, 0, 0, _argument(index))]
     for value in values:
         body += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, ALLOW)]
-    return [*body, (_RETURN, 0, 0, EPERM)]
+    return [*body, (_RETURN, 0, 0, otherwise)]
 
 
 def _opening(index: int, *, writes: bool) -> list[Op]:

@@ -31,6 +31,7 @@ class Limits:
     open_files: int = 32  # files open at once
     scratch_mb: int = 32  # all files of the scratch folder
     scratch_files: int = 256  # their number
+    threads: int = 128  # at a time; a program cannot start processes
     # wall-clock time until the program begins; beyond it is no verdict but an error
     start_s: float = 120.0
 
@@ -41,7 +42,6 @@ class Limits:
             "RLIMIT_AS": self.memory_mb << 20,
             "RLIMIT_FSIZE": self.file_mb << 20,
             "RLIMIT_NOFILE": self.open_files,
-            "RLIMIT_NPROC": 0,
             "RLIMIT_CORE": 0,
         }
 
