@@ -330,7 +330,7 @@ def test_a_broken_file_is_named_in_one_line(tmp_path: Path, text: str, says: str
     ("given", "says"),
     [
         ("publishd", r"unknown preset 'publishd' \(did you mean 'published'\?\); presets are"),
-        ("./nowhere.toml", "nowhere.toml cannot be read: No such file or directory"),
+        ("./nowhere.toml", "nowhere.toml is absent"),
         ("./published.toml", "none of published, ancestor"),
         ("./my+own.toml", "its name goes into folders of records"),
         ("./my@own.toml", "its name goes into folders of records"),

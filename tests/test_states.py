@@ -49,7 +49,7 @@ def test_a_summary_alone_is_not_done(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda p: p.summary.write_text(p.summary.read_text()[:-40]), "truncated"),
+        (lambda p: p.summary.write_text(p.summary.read_text()[:-40]), "is no JSON: "),
         (lambda p: p.summary.write_text(""), "empty"),
         (lambda p: p.summary.write_text("[]"), "no object"),
         (lambda p: edit_json(p.summary, headline={}), "missing keys headline.metric"),

@@ -8,6 +8,7 @@ and nothing is read that no such file would be large enough to hold.
 from __future__ import annotations
 
 import errno
+import lzma
 import os
 import stat
 from pathlib import Path
@@ -23,6 +24,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+_XZ_MEMORY = 256 << 20  # bytes that unpacking may take; the strongest packing asks for 65 MiB
 
 
 class OutsideError(FdllmError):
@@ -88,6 +90,31 @@ def read_text(path: Path, *, most: int) -> str:
         raise OutsideError(
             path, f"is no UTF-8 text: {place} is 0x{data[error.start]:02x}"
         ) from None
+
+
+def unpack_xz(data: bytes, path: Path | str = "the data", *, most: int) -> bytes:
+    """What an xz stream holds.
+
+    Args:
+        data: the stream.
+        path: where it stood, or what to call it in an error.
+        most: bytes that it may hold; the packed ones say nothing of them.
+
+    Raises:
+        OutsideError: it is no xz stream, is cut, or holds more.
+    """
+    try:
+        unpacking = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+        text = unpacking.decompress(data, most + 1)
+    except lzma.LZMAError as error:
+        raise OutsideError(path, f"is no xz stream: {error}") from None
+    if len(text) > most:
+        raise OutsideError(path, f"unpacks to more than {most:,} bytes, which no such file does")
+    if not unpacking.eof:
+        raise OutsideError(path, "is no whole xz stream: it was cut")
+    if unpacking.unused_data:
+        raise OutsideError(path, "is no xz stream alone: something follows it")
+    return text
 
 
 def parse_json(text: str | bytes, path: Path | str = "the text") -> Any:  # noqa: ANN401 - any JSON

@@ -10,6 +10,9 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fdllm.errors import UsageError, did_you_mean
+from fdllm.outside import OutsideError, read_text
+
+_MOST = 1 << 20  # bytes of a file of settings
 
 
 def read_toml(path: Path, what: str = "") -> dict[str, Any]:
@@ -19,9 +22,11 @@ def read_toml(path: Path, what: str = "") -> dict[str, Any]:
         UsageError: it is absent, cannot be read, or is no TOML; ``what`` says what it would be.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{what}{path} cannot be read: {error.strerror}") from None
+        return tomllib.loads(read_text(path, most=_MOST))
+    except OutsideError as error:
+        raise UsageError(f"{what}{error}") from None
+    except RecursionError:
+        raise UsageError(f"{what}{path} cannot be read: it is nested too deep") from None
     except ValueError as error:
         raise UsageError(f"{what}{path} cannot be read: {error}") from None
 
@@ -46,6 +51,18 @@ class Spec(BaseModel):
             return cls(**data)
         except ValidationError as error:
             raise UsageError(f"{where}: {_explain(cls, error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with a file that was written by a program, in a few words."""
+    problems = [(".".join(map(str, e["loc"])), e["type"], e["msg"]) for e in error.errors()]
+    missing = [name for name, kind, _ in problems if kind == "missing"]
+    if missing:
+        return f"missing keys {', '.join(missing[:4])}"
+    name, kind, message = problems[0]
+    if kind == "extra_forbidden":
+        return f"unknown key '{name}'"
+    return f"'{name or 'it'}': {message.removeprefix('Value error, ')}"
 
 
 def _explain(cls: type[BaseModel], error: ValidationError) -> str:

@@ -14,8 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # that of typing comes with 3.12
+
 from fdllm import strictjson
+from fdllm.outside import OutsideError, parse_json, unpack_xz
 from fdllm.record.measure import is_repetitive
+from fdllm.spec import first_problem
 
 FROM_JOURNAL = frozenset(
     {"requests", "truncated", "repetitive", "steps", "scored_step", "reused_tokens"}
@@ -25,7 +30,38 @@ FROM_JOURNAL = frozenset(
 _TEXTS = ("prompt", "target", "filtered", "programs")
 _HASH = 6  # hexadecimal digits, of a document or a prompt
 _SECONDS, _NATS = 7, 6  # decimals
-_NEEDED = ("task", "doc_id", "doc_hash", "prompt_hash", "output", "tokens", "seconds")
+MOST = 1 << 30  # bytes of a run's documents
+_MOST_COLUMNS = 1 << 28  # the same without texts, unpacked
+
+
+class _Facts(TypedDict):
+    """What every document has; a line of ``samples.jsonl`` and a row here."""
+
+    task: str
+    doc_id: int
+    doc_hash: str
+    prompt_hash: str
+    output: str | list[str] | list[float | None]
+    metrics: dict[str, Any]
+    tokens: int
+    seconds: float
+
+
+class Row(_Facts, total=False):
+    """A document; see :func:`rows_of`. There may be more."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc] # read by pydantic
+
+    counts: dict[str, dict[str, int | float]]
+    requests: int
+    truncated: int
+    repetitive: int
+    steps: list[list[int]]
+    scored_step: list[int | None]
+    reused_tokens: list[int]
+
+
+_ROW = TypeAdapter(Row)
 
 
 def digest_of_answer(output: str | float | Sequence[str | float | None]) -> str:
@@ -109,20 +145,32 @@ def unpack(data: bytes) -> list[dict[str, Any]]:
         ValueError: these are not the columns of a run.
     """
     try:
-        columns = strictjson.loads(lzma.decompress(data))
-    except lzma.LZMAError as error:
-        raise ValueError(str(error)) from None
+        columns = parse_json(unpack_xz(data, most=_MOST_COLUMNS))
+    except OutsideError as error:
+        raise ValueError(f"it {error.wrong}") from None
     if not isinstance(columns, dict) or not all(isinstance(one, list) for one in columns.values()):
         raise ValueError("it holds no columns")
-    lacking = [name for name in _NEEDED if name not in columns]
+    lacking = [name for name in _Facts.__annotations__ if name not in (*columns, "metrics")]
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     if len({len(one) for one in columns.values()}) != 1:
         raise ValueError("its columns differ in length")
     return [
-        _nested(dict(zip(columns, values, strict=True)))
-        for values in zip(*columns.values(), strict=True)
+        checked(_nested(dict(zip(columns, values, strict=True))), f"row {number}: ")
+        for number, values in enumerate(zip(*columns.values(), strict=True))
     ]
+
+
+def checked(row: Any, where: str = "") -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    """A row, or a line of ``samples.jsonl``, with whatever every document has.
+
+    Raises:
+        ValueError: it lacks some of that, or has it otherwise; ``where`` stands ahead.
+    """
+    try:
+        return dict(_ROW.validate_python(row, strict=True))
+    except ValidationError as error:
+        raise ValueError(where + first_problem(error)) from None
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,6 +190,8 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             row[table][rest] = value
         elif table == "counts":
             phase, *names = rest.split(" ")
+            if value is not None and (not isinstance(value, list) or len(value) != len(names)):
+                raise ValueError(f"its counts of {phase} are not {len(names)} numbers")
             count = {} if value is None else dict(zip(names, value, strict=True))
             row.setdefault(table, {})[phase] = count
         else:

@@ -8,11 +8,13 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from fdllm import strictjson
+from fdllm.outside import AbsentError, OutsideError, parse_json, read_text
 from fdllm.record.atomic import write_text
 from fdllm.record.summary import InvalidRecordError
-from fdllm.spec import Spec
+from fdllm.spec import Spec, first_problem
 
 VERSION: Literal[1] = 1
+_MOST = 256 << 20  # bytes; a study of 1,000 documents has 1 million
 
 
 class Agreement(Spec):
@@ -112,12 +114,12 @@ def read_study(path: Path) -> Study | None:
         InvalidRecordError: the file is no study.
     """
     try:
-        return Study(**strictjson.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        text = read_text(path, most=_MOST)
+        parse_json(text, path)
+        return Study.model_validate_json(text, strict=True)
+    except AbsentError:
         return None
+    except OutsideError as error:
+        raise InvalidRecordError(f"{path.name} {error.wrong}; run fdllm timing again") from None
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise InvalidRecordError(f"{path.name}: {where or 'it'}: {problem['msg']}") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise InvalidRecordError(f"{path.name} cannot be read: {error}") from None
+        raise InvalidRecordError(f"{path.name}: {first_problem(error)}") from None

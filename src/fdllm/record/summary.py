@@ -4,18 +4,64 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
+from typing_extensions import TypedDict  # that of typing comes with 3.12
 
-from fdllm import strictjson
 from fdllm.core.config import Estimator
+from fdllm.errors import FdllmError
+from fdllm.outside import OutsideError, parse_json, read_text
 from fdllm.record.identity import Fingerprint
 from fdllm.record.paths import COLUMNS, SAMPLES
-from fdllm.spec import Spec
+from fdllm.spec import Spec, first_problem
 
 VERSION: Literal[1] = 1
+_MOST = 16 << 20  # bytes; a summary has tens of thousands
+_COUNTED = ("forwards", "computed", "reused")  # of each phase; later counters may be absent
+
+
+class _Commit(TypedDict):
+    """The checkout that a session computed from."""
+
+    commit: str
+    dirty: bool  # whether its code differed from it
+
+
+class _Session(TypedDict, total=False):
+    """Of who computed, what tables and releases say; there is more."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc] # read by pydantic
+
+    started: str
+    machine: str
+    packages: dict[str, str]
+    git: _Commit | None
+    image_sha256: str | None
+    device: str
+    dtype: str
+
+
+class _Provenance(TypedDict, total=False):
+    """Who computed, when, and how many rows under which criteria; there is more."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc] # read by pydantic
+
+    sessions: list[_Session]
+    criteria: dict[str, int]
+    finished: Annotated[str, AfterValidator(datetime.fromisoformat)]
+
+
+_PROVENANCE = TypeAdapter(_Provenance)
 
 
 class Headline(Spec):
@@ -188,6 +234,23 @@ class Summary(Spec):
     # who computed it, when, with what; see :mod:`fdllm.record.provenance`
     provenance: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("counts")
+    @classmethod
+    def _counted(cls, counts: dict[str, dict[str, int | float]]) -> dict[str, Any]:
+        for phase, count in counts.items():
+            if lacking := [name for name in _COUNTED if name not in count]:
+                raise ValueError(f"{phase} lacks {', '.join(lacking)}")
+        return counts
+
+    @field_validator("provenance")
+    @classmethod
+    def _told(cls, provenance: dict[str, Any]) -> dict[str, Any]:
+        try:
+            _PROVENANCE.validate_python(provenance)
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from None
+        return provenance
+
     @property
     def boxed_match(self) -> float | None:
         """Share of documents whose last box holds the answer; None where no box is asked for."""
@@ -226,7 +289,7 @@ class Summary(Spec):
         return tuple(dict.fromkeys(str(session.get("machine")) for session in sessions))
 
 
-class InvalidRecordError(Exception):
+class InvalidRecordError(FdllmError):
     """A record's files are not what a finished run leaves; the message says what is wrong."""
 
 
@@ -246,32 +309,20 @@ def read_summary(path: Path, *, published: bool = False) -> Summary:
         InvalidRecordError: what is wrong, in a few words.
     """
     try:
-        data = strictjson.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidRecordError(f"summary.json cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        size = path.stat().st_size
-        what = "is empty" if size == 0 else f"is truncated or damaged ({size} bytes: {error})"
-        raise InvalidRecordError(f"summary.json {what}") from None
+        text = read_text(path, most=_MOST)
+        data = parse_json(text, path)
+    except OutsideError as error:
+        raise InvalidRecordError(f"summary.json {error.wrong}") from None
     if not isinstance(data, dict):
         raise InvalidRecordError("summary.json holds no object")
     if data.get("version") != VERSION:
         raise InvalidRecordError(f"summary.json has version {data.get('version')}, not {VERSION}")
     try:
-        summary = Summary(**data)
+        summary = Summary.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise InvalidRecordError(f"summary.json: {_explain(error)}") from None
+        raise InvalidRecordError(f"summary.json: {first_problem(error)}") from None
     _check_files(path.parent, summary, (COLUMNS,) if published else (SAMPLES, *summary.files))
     return summary
-
-
-def _explain(error: ValidationError) -> str:
-    problems = [(".".join(map(str, e["loc"])), e["type"], e["msg"]) for e in error.errors()]
-    missing = [name for name, kind, _ in problems if kind == "missing"]
-    if missing:
-        return f"missing keys {', '.join(missing[:4])}"
-    name, kind, message = problems[0]
-    return f"unknown key '{name}'" if kind == "extra_forbidden" else f"'{name}': {message}"
 
 
 def _check_files(folder: Path, summary: Summary, names: Sequence[str]) -> None:

@@ -14,17 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fdllm import strictjson
 from fdllm.errors import FdllmError
+from fdllm.outside import OutsideError, parse_json, read_bytes
 from fdllm.plan import RECORDED, CellState
 from fdllm.record.paths import COLUMNS, SAMPLES, Layout, TaskFolder
-from fdllm.record.per_document import unpack
+from fdllm.record.per_document import MOST, checked, unpack
 from fdllm.record.summary import InvalidRecordError, Summary, is_published, read_summary
 
 SampleKey = tuple[str, int]
 """A document of a run: its leaf task and its number there."""
 
-_FIELDS = ("task", "doc_id", "doc_hash", "prompt_hash", "output", "metrics", "tokens", "seconds")
 _AGAIN = "move the folder away and sweep again"
 
 
@@ -225,16 +224,15 @@ def _read_columns(folder: Path, summary: Summary) -> list[dict[str, Any]]:
 def _read_texts(folder: Path, summary: Summary) -> list[dict[str, Any]]:
     path = folder / SAMPLES
     samples: list[dict[str, Any]] = []
-    text = _read(folder, SAMPLES, summary).decode("utf-8")
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+    data = _read(folder, SAMPLES, summary)
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1):
+        where = f"{path}, line {number}"
         try:
-            sample = strictjson.loads(line)
+            samples.append(checked(parse_json(line, where)))
+        except OutsideError as error:
+            raise RecordError(f"{error}; {_AGAIN}") from None
         except ValueError as error:
-            raise RecordError(f"{path}, line {number}: this is no JSON ({error})") from None
-        lacking = [f for f in _FIELDS if not isinstance(sample, dict) or f not in sample]
-        if lacking:
-            raise RecordError(f"{path}, line {number}: the sample lacks {', '.join(lacking)}")
-        samples.append(sample)
+            raise RecordError(f"{where}: {error}; {_AGAIN}") from None
     return _whole(path, samples, summary)
 
 
@@ -244,9 +242,9 @@ def _read(folder: Path, name: str, summary: Summary) -> bytes:
     if name not in summary.files:
         raise RecordError(f"{folder}: summary.json names no {name}; {_AGAIN}")
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}; sweep again") from None
+        data = read_bytes(path, most=MOST)
+    except OutsideError as error:
+        raise RecordError(f"{error}; sweep again") from None
     if hashlib.sha256(data).hexdigest() != summary.files[name].sha256:
         raise RecordError(
             f"{path} was changed after its run: its SHA-256 is not the one in summary.json; "
