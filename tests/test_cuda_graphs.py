@@ -5,7 +5,7 @@ A GPU replays graphs; here the work itself stands in for its replay, over the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,11 @@ import pytest
 import torch
 
 import fdllm
+from fdllm.core.engine import Engine
 from fdllm.core.reuse import ReuseStrategy
+from fdllm.core.row_task import CacheRow, RowTask, Steps
+from fdllm.errors import FdllmError
+from fdllm.fast import cuda_graphs
 from fdllm.fast.cuda_graphs import EXTENT_STEP, Capture, CudaGraphs, cuda_graph
 from models import DECODING, PROMPTS, random_model, random_prompt
 from strategies import STRATEGIES, every_strategy
@@ -53,6 +57,60 @@ def test_one_recording_serves_many_positions() -> None:
     # A REFRESH, which COMMIT shares, and DENOISE of the sub-blocks: whatever the block.
     assert tape.recorded <= 1 + 4
     assert tape.replayed > out.counts.forwards / 2
+
+
+def test_the_next_run_replays_what_the_last_one_recorded() -> None:
+    model, tape = random_model(3), Tape()
+
+    def tokens(prompts: Sequence[list[int]]) -> list[list[int]]:
+        strategy = STRATEGIES["k2-output"]
+        return [fdllm.generate(model, [one], DECODING, strategy)[0].tokens for one in prompts]
+
+    want = tokens(PROMPTS)
+    with recording(model, tape):
+        assert tokens(PROMPTS) == want
+        recorded, replayed = tape.recorded, tape.replayed
+        assert tokens(PROMPTS[::-1]) == want[::-1]
+    assert tape.recorded == recorded  # nothing is recorded twice, whatever the prompt's length
+    assert tape.replayed - replayed > recorded
+
+
+def test_what_a_failed_run_left_is_not_used_again() -> None:
+    def broken(task: RowTask[int], row: CacheRow) -> Steps[int]:
+        del task, row
+        raise FdllmError("a logit is not finite")
+        yield
+
+    model, size = random_model(3), DECODING.block_size
+    with recording(model, Tape()):
+        fdllm.generate(model, PROMPTS[:1], DECODING)
+        kept = model.backend(num_rows=1, capacity=32, block_size=size)
+        model.take_back(kept)
+        with pytest.raises(FdllmError, match="not finite"):
+            list(Engine(model, DECODING, 1).run([RowTask(broken, 32)]))
+        fresh = model.backend(num_rows=1, capacity=32, block_size=size)
+    assert kept.cache.keys.any()
+    assert not fresh.cache.keys.any()
+
+
+def test_weights_that_may_still_change_keep_no_recording() -> None:
+    model = random_model(3)
+    model.accelerator = CudaGraphs(Tape())
+    fdllm.generate(model, PROMPTS[:1], DECODING)
+    backend = model.backend(num_rows=1, capacity=32, block_size=DECODING.block_size)
+    assert not backend.cache.keys.any()
+
+
+def test_the_longest_unused_recording_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "_MOST", 2)
+    model, tape = random_model(3), Tape()
+    want = fdllm.generate(model, PROMPTS, DECODING, STRATEGIES["k2-output"], batch_size=1)
+    with recording(model, tape):
+        got = fdllm.generate(model, PROMPTS, DECODING, STRATEGIES["k2-output"], batch_size=1)
+        backend = model.backend(num_rows=1, capacity=32, block_size=DECODING.block_size)
+    assert [one.tokens for one in got] == [one.tokens for one in want]
+    assert isinstance(backend, cuda_graphs.CudaGraphBackend)
+    assert tape.recorded > len(backend._recordings) == 2  # noqa: SLF001 - what is kept
 
 
 def test_scores_are_the_same() -> None:

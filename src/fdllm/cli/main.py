@@ -122,7 +122,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             given = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
-            message = f"unknown argument '{given}'{did_you_mean(given, self._flags())}"
+            flags = self._flags()
+            hint = did_you_mean(given, flags)
+            message = f"unknown argument '{given}'{hint}"
+            if given in flags:
+                message = f"this command takes no '{given}', others do"
         sys.stderr.write(f"{self.prog}: {message}; see {self.prog} --help\n")
         sys.exit(2)
 

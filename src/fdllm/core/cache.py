@@ -67,6 +67,11 @@ class RowCache:
         """Tokens each row has room for."""
         return self.keys.shape[3]
 
+    def serves(self, num_rows: int, capacity: int, block_size: int) -> bool:
+        """Whether it will do where another was asked for."""
+        same = (self.num_rows, self.block_size) == (num_rows, block_size)
+        return same and self.capacity >= capacity
+
     def reset(self, row: int) -> None:
         """Hand the row to a new request."""
         self.lengths[row] = 0

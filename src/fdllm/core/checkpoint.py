@@ -40,6 +40,8 @@ class Model:
     accelerators: Accelerators = no_accelerator
     accelerator: Accelerator = field(init=False)  # what it takes, as :meth:`compile` has chosen
     _runner: ModelRunner | None = field(default=None, init=False, repr=False)
+    # of a run that has ended, for the next one
+    _idle: AttentionBackend[Any] | None = field(default=None, init=False, repr=False)
     _tokenizer: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -59,6 +61,7 @@ class Model:
             UsageError: it was asked for, and cannot be had here.
         """
         self.accelerator = self.accelerators(self.device, self.dtype, asked)
+        self._idle = None
         return self.accelerator.name
 
     def freeze(self, fill: Fill = nothing) -> None:
@@ -73,16 +76,32 @@ class Model:
     def backend(
         self, *, num_rows: int, capacity: int, block_size: int | None = None
     ) -> AttentionBackend[Any]:
-        """A cache of so many rows and tokens a row, and what attends over it."""
+        """A cache of so many rows and at least so many tokens a row, and what attends over it."""
+        idle, self._idle = self._idle, None
+        block_size = block_size or self.spec.block_size
+        step = self.accelerator.capacity_step
+        capacity = -(-capacity // step) * step
+        if idle is not None and idle.cache.serves(num_rows, capacity, block_size):
+            return idle
         return self.accelerator.backend(
             RowCache(
                 self.spec,
                 num_rows=num_rows,
                 capacity=capacity,
-                block_size=block_size or self.spec.block_size,
+                block_size=block_size,
                 like=self.network.embedding.weight,
             )
         )
+
+    def take_back(self, backend: AttentionBackend[Any]) -> None:
+        """Keep the backend of a run that ended well, where the next one can use what it holds.
+
+        What it holds stands over the weights' own addresses, so they must be laid out for good.
+        """
+        if self.accelerator.keeps_backends and self._runner is not None:
+            for row in range(backend.cache.num_rows):
+                backend.cache.reset(row)
+            self._idle = backend
 
     @property
     def n_layers(self) -> int:

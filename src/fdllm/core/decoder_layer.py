@@ -112,11 +112,8 @@ def norm(definition: RMSNorm, weight: Tensor) -> tuple[Norm, Tensor]:
     """
     scale, eps, size = definition.weight.data, definition.eps, definition.weight.shape[0]
     if scale.device.type != "cpu":
-        if scale.dtype == torch.float32:
-            return Norm(lambda x: F.rms_norm(x, (size,), scale, eps), scale), weight
-        return Norm(
-            lambda x: scale * F.rms_norm(x.float(), (size,), None, eps).to(x.dtype), scale
-        ), weight
+        # One kernel in any type; inside it everything is float32.
+        return Norm(lambda x: F.rms_norm(x, (size,), scale, eps), scale), weight
     # hypot(|x|, sqrt(n * eps)) = sqrt(n) * sqrt(mean(x^2) + eps): three kernels instead of seven.
     length, root = torch.linalg.vector_norm, math.sqrt(size)
     least = torch.tensor(math.sqrt(size * eps))

@@ -150,6 +150,7 @@ class Engine:
         while True:
             yield from self._admit(cache, waiting, free, running, go_on)
             if not running:
+                self.model.take_back(backend)
                 return
             answers = self._answer_from_pool(running)
             asking = [one for one in running if one.index not in answers]

@@ -219,9 +219,13 @@ class Accelerator:
 
     Attributes:
         name: as a record's provenance names it.
+        capacity_step: tokens; a row of a cache has room for a multiple of it.
+        keeps_backends: whether a backend holds what pays in the next run too.
     """
 
     name = "no"
+    capacity_step = 1
+    keeps_backends = False
 
     def backend(self, cache: RowCache) -> AttentionBackend[Any]:
         """What attends over a cache."""

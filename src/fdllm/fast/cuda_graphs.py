@@ -5,7 +5,8 @@ one call. For that its shapes and addresses must not change, so positions become
 are filled ahead of each replay, and attention runs over a few more keys than there are, masked.
 What differs is kept apart: each phase (rows, columns) and each layer plan has a recording of its
 own, made when it comes for the third time; until then the same work runs over the same buffers, so
-that no number depends on what came before. What cannot be recorded (a prompt's chunks, a probe that
+that no number depends on what came before. Recordings live as long as their cache, which a model
+keeps from one run to the next. What cannot be recorded (a prompt's chunks, a probe that
 decides on the host, a run computed in part) runs as it does without.
 """
 
@@ -72,16 +73,20 @@ class CudaGraphBackend(TorchBackend):
         window = batch.windows[0]
         if len(batch.windows) > 1 or plan.partial or window.causal_block is not None:
             return super().forward(compute, ids, batch, plan, columns)
+        # Never cut short by the cache: how many keys are masked may decide how a kernel adds up.
         extent = -(-max(window.extents) // EXTENT_STEP) * EXTENT_STEP
-        extent = min(extent, self.cache.capacity)
         key = (window.rows, window.width, window.first_columns, plan, extent)
-        made = self._recordings.get(key)
+        made = self._recordings.pop(key, None)
         if made is None:
             made = self._fixed(compute, ids, window, extent)
             self._sightings[key] += 1
-            if self._sightings[key] >= RECORD_FROM and len(self._recordings) < _MOST:
+            if self._sightings[key] >= RECORD_FROM:
                 made = replace(made, replay=self._recorded(made.replay, window))
-                self._recordings[key] = made
+        if self._sightings[key] >= RECORD_FROM:
+            self._recordings[key] = made  # behind all others: the first is the longest unused
+            if len(self._recordings) > _MOST:
+                longest = next(iter(self._recordings))
+                del self._recordings[longest], self._sightings[longest]
         self._move(made.at, window)
         made.ids.copy_(ids)
         return chosen_columns(made.replay(), columns)
@@ -135,6 +140,9 @@ class CudaGraphs(Accelerator):
     """
 
     name = "CUDA graphs"
+    capacity_step = EXTENT_STEP
+    # A recording costs more than the forwards of a short text, and the next text replays it.
+    keeps_backends = True
 
     def __init__(self, record: Capture = cuda_graph) -> None:
         self.record = record
