@@ -8,28 +8,36 @@ from pathlib import Path
 
 _SBATCH = r"""
 [ ! -e "$D/down" ] || { echo "sbatch: error: Unable to contact slurm controller" >&2; exit 1; }
-for last; do :; done
+for last; do case $last in
+    --array=*) range=${last#--array=} range=${range%%%*} ;;
+    --clusters=*) cluster=${last#--clusters=} cluster=${cluster%%,*} ;;
+esac; done
 if [ -e "$D/refuse" ] && [ "${last##*/}" = "$(cat "$D/refuse")" ]; then
-    echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1
+    cat "$D/refusal" >&2; exit 1
 fi
 n=$(( $(cat "$D/next" 2>/dev/null || echo 100) + 1 ))
 echo "$n" >"$D/next"
 printf '%s\n' "$@" >"$D/sbatch-$n"
-range=$(sed -n 's/^#SBATCH --array=\([0-9-]*\).*/\1/p' "$last")
+printenv >"$D/environment-$n"
 for i in $(seq "${range%-*}" "${range#*-}"); do
-    echo "${n}_$i|PENDING|0:00|10:00||Priority" >>"$D/queue"
+    echo "${n}_$i|PENDING|0:00|10:00||Priority" >>"$D/queue${cluster:-}"
 done
-echo "$n"
+printf "$(cat "$D/answer" 2>/dev/null || echo '%s')\n" "$n${cluster:+;$cluster}"
 """
 _SQUEUE = r"""
 [ ! -e "$D/down" ] || { echo "slurm_load_jobs error: Unable to contact" >&2; exit 1; }
-cat "$D/queue" 2>/dev/null || true
+[ -z "${SQUEUE_STATES:-}" ] || exit 0
+[ "$1" != -M ] || { cluster=$2; echo "CLUSTER: $cluster"; }
+cat "$D/queue${cluster:-}" 2>/dev/null || true
 """
 _SCANCEL = r"""
-for id; do sed -i "/^${id}_/d" "$D/queue"; done
+[ "$1" != -M ] || { cluster=$2; shift 2; }
+for id; do sed -i "/^${id}_/d" "$D/queue${cluster:-}"; done
 """
 _SCONTROL = r"""
 echo "$@" >>"$D/scontrol-asked"
+[ "$1" != -M ] || shift 2
+[ "$1 $2" != "show config" ] || { cat "$D/config" 2>/dev/null; exit; }
 [ "$1" != show ] || exit 1
 """
 _TEXTS = {"sbatch": _SBATCH, "squeue": _SQUEUE, "scancel": _SCANCEL, "scontrol": _SCONTROL}
@@ -64,13 +72,27 @@ class FakeSlurm:
         """slurmctld is gone."""
         (self.folder / "down").touch()
 
-    def refuse(self, script: str) -> None:
+    def refuse(self, script: str, said: str = "error: invalid partition specified: gpu") -> None:
         """Take no script of this name."""
         (self.folder / "refuse").write_text(script)
+        (self.folder / "refusal").write_text(f"sbatch: {said}\n")
 
-    def queue(self) -> list[str]:
-        """Ids of what waits."""
-        path = self.folder / "queue"
+    def answer(self, text: str) -> None:
+        """What ``sbatch`` prints; ``%s`` is the id, and without it none is named."""
+        (self.folder / "answer").write_text(text)
+
+    def config(self, text: str) -> None:
+        """What ``scontrol show config`` prints."""
+        (self.folder / "config").write_text(text)
+
+    def environment(self, job: str) -> dict[str, str]:
+        """What an ``sbatch`` was given."""
+        lines = (self.folder / f"environment-{job}").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+    def queue(self, cluster: str = "") -> list[str]:
+        """Ids of what waits, on a cluster that was named or on this machine's."""
+        path = self.folder / f"queue{cluster}"
         lines = path.read_text().splitlines() if path.exists() else []
         return [line.partition("|")[0] for line in lines]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fdllm.cluster.exit_reason import ExitReason, explain, noted, parse_jobs, remembered
-from fdllm.cluster.queue import SlurmError, parse_queue, parse_time, read_queue, run_command
+from fdllm.cluster.queue import JobId, SlurmError, parse_queue, parse_time, read_queue, run_command
 
 # As SLURM 22.05 prints them.
 SQUEUE = """\
@@ -32,17 +32,17 @@ def job(name: str, state: str, code: str = "0:0", node: str = "node-1") -> str:
 
 def test_every_task_of_an_array_is_an_entry() -> None:
     queue = parse_queue(SQUEUE)
-    assert list(queue) == ["7_3", "7_4", "8_9", "7_0", "7_1", "9"]
-    running = queue["7_0"]
+    assert [str(job) for job in queue] == ["7_3", "7_4", "8_9", "7_0", "7_1", "9"]
+    running = queue[JobId("7_0")]
     assert (running.is_running, running.node, running.elapsed_s) == (True, "node-1", 93784)
     assert running.time_left_s == 721
     assert running.reason == ""
-    assert (queue["7_3"].is_running, queue["7_3"].node) == (False, None)
-    assert queue["7_3"].reason == "JobArrayTaskLimit"
-    assert queue["7_1"].is_running
-    assert queue["8_9"].time_left_s is None
-    assert [e.job_id for e in queue.values() if e.is_hopeless] == ["8_9"]
-    assert queue["9"].reason == "ReqNodeNotAvail, UnavailableNodes:node-[1-3]"
+    assert (queue[JobId("7_3")].is_running, queue[JobId("7_3")].node) == (False, None)
+    assert queue[JobId("7_3")].reason == "JobArrayTaskLimit"
+    assert queue[JobId("7_1")].is_running
+    assert queue[JobId("8_9")].time_left_s is None
+    assert [job for job, one in queue.items() if one.is_hopeless] == [JobId("8_9")]
+    assert queue[JobId("9")].reason == "ReqNodeNotAvail, UnavailableNodes:node-[1-3]"
 
 
 def test_a_line_of_another_form_is_refused() -> None:
@@ -79,7 +79,7 @@ def test_the_queue_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_no_squeue_is_no_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert read_queue() is None
-    assert remembered(["7"]) == {}
+    assert remembered([JobId("7")]) == {}
 
 
 def test_a_queue_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,23 +104,26 @@ def test_a_queue_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monkey
 )
 def test_why_a_job_is_gone(line: str, reason: str) -> None:
     (found,) = parse_jobs(line).items()
-    assert found[0] == "7_1"
+    assert found[0] == JobId("7_1")
     assert found[1].reason == reason
     assert found[1].by_itself == ("COMPLETED" in line)
 
 
 def test_jobs_that_live_have_not_ended() -> None:
     text = job("7_1", "RUNNING") + job("7_2-4%1", "PENDING") + job("7_0", "COMPLETED")
-    assert list(parse_jobs(text)) == ["7_0"]
+    assert list(parse_jobs(text)) == [JobId("7_0")]
 
 
 def test_slurm_knows_best_then_the_script_then_nobody(tmp_path: Path) -> None:
     notes = tmp_path / "3"
     assert noted(notes) is None
-    assert "without a word" in explain("7_3", notes, {}).reason
+    assert "without a word" in explain(JobId("7_3"), notes, {}).reason
     notes.write_text("7_3 0 75 2026-01-01T00:00:00Z\n7_3 1 139 2026-01-01T00:10:00Z\n")
-    assert explain("7_3", notes, {}).reason == "killed by SIGSEGV"
-    assert explain("7_3", notes, {"7_3": ExitReason("out of memory")}).reason == "out of memory"
+    assert explain(JobId("7_3"), notes, {}).reason == "killed by SIGSEGV"
+    assert (
+        explain(JobId("7_3"), notes, {JobId("7_3"): ExitReason("out of memory")}).reason
+        == "out of memory"
+    )
     notes.write_text("torn")
     assert noted(notes) is None
 
@@ -134,7 +137,7 @@ def test_slurm_is_asked_for_each_array_that_is_gone_once(
     script = f'echo "$@" >>{tmp_path}/asked; [ $4 = 7 ] || exit 1; cat {tmp_path}/line'
     fake(tmp_path, "scontrol", script)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert list(remembered(["7", "5", "7"])) == ["7_1"]
+    assert list(remembered(map(JobId, ["7", "5", "7"]))) == [JobId("7_1")]
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked == [f"--oneliner show job {number}" for number in (5, 7)]
 
@@ -205,9 +208,10 @@ def test_a_job_in_these_states_has_a_machine(state: str, *, running: bool) -> No
 def test_a_command_is_given_the_shell_without_what_a_job_hands_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that submits would pass its own limits on; where the cluster is, it may say."""
-    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "a", "SLURM_TIME_FORMAT": "x"}
+    """Nor what a user's own defaults change of what is read; how to reach the cluster stays."""
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_JWT": "a", "SBATCH_RESERVATION": "r"}
     gone = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "1", "SLURMD_NODENAME": "n", "SRUN_X": "1"}
+    gone |= dict.fromkeys(("SLURM_CLUSTERS", "SQUEUE_FORMAT", "SQUEUE_USERS", "SBATCH_WAIT"), "x")
     for name, value in {**kept, **gone, "OWN": "y"}.items():
         monkeypatch.setenv(name, value)
     fake(tmp_path, "squeue", "env")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fdllm.cluster.exit_reason import ExitReason
-from fdllm.cluster.queue import Queue, QueueEntry
+from fdllm.cluster.queue import JobId, Queue, QueueEntry
 from fdllm.cluster.status import join, survey
 from fdllm.cluster.submission import (
     Submission,
@@ -45,7 +45,8 @@ def submit(root: Path, job_id: str, *, ago: timedelta = HOUR, num_shards: int = 
     submission = Submission(
         folder=submissions_folder(planner.layout.run(runs[0])) / stamp,
         assignments=assign(runs, num_shards),
-        jobs={"job.sh": job_id} | ({"merge.sh": f"{job_id}00"} if num_shards > 1 else {}),
+        jobs={"job.sh": JobId(job_id)}
+        | ({"merge.sh": JobId(f"{job_id}00")} if num_shards > 1 else {}),
     )
     write_map(submission)
     write_jobs(submission)
@@ -54,7 +55,7 @@ def submit(root: Path, job_id: str, *, ago: timedelta = HOUR, num_shards: int = 
 
 def entry(job_id: str, state: str = "RUNNING", reason: str = "") -> QueueEntry:
     node = "node-1" if state == "RUNNING" else None
-    return QueueEntry(job_id, state, node, 60 if node else 0, 3600, reason)
+    return QueueEntry(JobId(job_id), state, node, 60 if node else 0, 3600, reason)
 
 
 def queue_of(*entries: QueueEntry) -> Queue:
@@ -71,7 +72,7 @@ def look(
         [planner.state(run) for run in runs],
         read_submissions(planner.layout, runs),
         queue,
-        lambda _: memory or {},
+        lambda _: {JobId(number): why for number, why in (memory or {}).items()},
     )
     return {cell.run.cell.name: cell for cell in cells}
 
@@ -178,10 +179,7 @@ def test_a_local_run_since_takes_over(root: Path) -> None:
 
 def test_a_split_run_is_one_cell(root: Path) -> None:
     submission = submit(root, "7", num_shards=2)
-    first, second = (submission.task_id(index) for index in range(2))
-    merging = submission.task_id(6)
-    assert first
-    assert second
+    first, second, merging = (str(submission.task_id(index)) for index in (0, 1, 6))
     assert merging == "700_6"
     waits = entry(merging, "PENDING", "Dependency")
     cells = look(root, queue_of(entry(first), entry(second), waits))
@@ -220,14 +218,14 @@ def test_arrays_that_are_gone_are_asked_for_once(root: Path) -> None:
     submit(root, "7")
     planner = make_planner(root)
     runs = planner.runs(make_sweep(root, configs=CONFIGS))
-    asked: list[Sequence[str]] = []
+    asked: list[Sequence[JobId]] = []
 
-    def memory(arrays: Sequence[str]) -> dict[str, ExitReason]:
+    def memory(arrays: Sequence[JobId]) -> dict[JobId, ExitReason]:
         asked.append(arrays)
         return {}
 
     join([planner.state(run) for run in runs], read_submissions(planner.layout, runs), {}, memory)
-    assert asked == [["7"]]
+    assert asked == [[JobId("7")]]
 
 
 def test_nothing_submitted_asks_no_queue(

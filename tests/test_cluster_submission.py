@@ -12,6 +12,7 @@ import pytest
 
 from command import Command, summary_of
 from fake_slurm import FakeSlurm
+from fdllm.cluster.queue import JobId
 from fdllm.cluster.submission import Submission, assign, read_submission, read_submissions
 from fdllm.cluster.submit import submitting
 from fdllm.errors import FdllmError, UsageError
@@ -48,7 +49,7 @@ def test_one_array_for_a_task(fdllm: Command, slurm: FakeSlurm) -> None:
     assert "job 101, 9 runs" in fdllm.out
     assert slurm.queue() == [f"101_{index}" for index in range(9)]
     (submission,) = submissions(fdllm)
-    assert submission.jobs == {"job.sh": "101"}
+    assert submission.jobs == {"job.sh": JobId("101")}
     assert [one.run.cell.name for one in submission.assignments][:2] == ["k1_first", "k1_middle"]
     script = (submission.folder / "job.sh").read_text()
     assert "#SBATCH --array=0-8%2" in script

@@ -57,6 +57,16 @@ def test_partitions(
     assert bool(found.remedy) == (state != "ok")
 
 
+def test_the_partitions_of_another_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = '[ "$1 $2" = "-M x" ] || exit 1; echo CLUSTER: x; '
+    scripts = {"sinfo": there + SINFO, "scontrol": there + DEFAULT}
+    site_commands(tmp_path / "bin", monkeypatch, sbatch="", **scripts)
+    asked = replace(of(tmp_path), executor="slurm", clusters="x")
+    for partition in ("short", None):
+        (found,) = checks_here.scheduler(replace(asked, partition=partition))
+        assert found.state == "ok"
+
+
 @pytest.mark.parametrize(
     ("sacctmgr", "state"),
     [("echo lab; echo other", "ok"), ("echo other", "fail"), ("exit 1", "warn"), (None, "warn")],

@@ -21,7 +21,7 @@
 set -euo pipefail
 
 index=$SLURM_ARRAY_TASK_ID
-job=${SLURM_ARRAY_JOB_ID}_$index
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 life=${SLURM_RESTART_COUNT:-0}
 case $index in
 3) logs='/data/a b'"'"'c"d/$(touch x)/`id`/%A;é*/k1_first' ;;

@@ -14,7 +14,7 @@ from fdllm import strictjson
 from fdllm.cli.options import Computing, Selection, flag
 from fdllm.cli.output import console, say
 from fdllm.cli.request import SweepRequest, read_request
-from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
+from fdllm.cluster.cluster_config import ClusterConfig, clusters_of, load_cluster_config
 from fdllm.cluster.planned import binds
 from fdllm.cluster.queue import why_no_cluster
 from fdllm.doctor.examine import examine, prefetch
@@ -102,6 +102,7 @@ def checkup_of(
         sweep=request.sweep.model_copy(update={"tasks": tasks}),
         executor=executor,
         partition=",".join(sorted(filter(None, partitions))) or None,
+        clusters=clusters_of(option for one in wanted for option in one.extra),
         account=",".join(sorted(filter(None, accounts))) or None,
         image=cluster.image,
         binds=tuple(places),

@@ -12,7 +12,7 @@ from fdllm.cli import studies, sweep
 from fdllm.cli.options import Command, flag
 from fdllm.cli.output import complain
 from fdllm.cli.progress import GridProgress
-from fdllm.cluster.exit_reason import TERMINATED
+from fdllm.cluster.exit_reason import LOCKED, TERMINATED
 from fdllm.cluster.render import ENDED_EARLY
 from fdllm.cluster.signals import Terminated, terminable, warned
 from fdllm.cluster.submission import Assignment, read_submission
@@ -43,7 +43,7 @@ class JobCommand(Command):
 
         Returns:
             0 done, or nothing left to do; 1 failed; 75 asked to end early with answers kept, so
-            that the job is to be requeued.
+            that the job is to be requeued; 76 another process works in the run's folder.
         """
         submission = read_submission(self.map.parent)
         if not 0 <= self.index < len(submission.assignments):
@@ -55,7 +55,7 @@ class JobCommand(Command):
         root = find_root()
         planner = Planner(root, Layout.of(root, submission.results), task_facts)
         # The name by which queue and log know this task; a record's is the number behind it.
-        job = f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{self.index}"
+        job = f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{one.number}"
         log = submission.log_folder(self.index) / f"slurm_{job}.log"
         warning = submission.warning(self.index, os.environ.get("SLURM_RESTART_COUNT", "0"))
         if one.study is not None:
@@ -70,6 +70,9 @@ class JobCommand(Command):
         outcome = _work(planner, one, submission.threads, log, warning)
         if outcome.state is State.PARTIAL and outcome.num_computed:
             return ENDED_EARLY
+        if outcome.state is State.RUNNING:
+            complain(f"{one.run}: nothing was done, as its folder is held by {outcome.reason}")
+            return LOCKED
         return int(outcome.state in (State.FAILED, State.PARTIAL))
 
 

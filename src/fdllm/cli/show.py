@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -14,7 +16,9 @@ from fdllm import strictjson
 from fdllm.cli.output import complain, console, say
 from fdllm.cli.request import SweepRequest
 from fdllm.cli.work import PlannedCell
-from fdllm.cluster.submission import JOB_SCRIPT, MERGE_SCRIPT, STUDY_SCRIPT, Submission
+from fdllm.cluster.queue import JobId, environment
+from fdllm.cluster.submission import MERGE, STUDY, WORK, Submission, kind
+from fdllm.cluster.submit import sbatch_command
 from fdllm.criteria import Criteria
 from fdllm.evaluate.attempt import RunOutcome
 from fdllm.plan import ENDED, SETTLED, CellState, State
@@ -147,6 +151,13 @@ def nothing_to_do(cells: Sequence[CellState], *, as_json: bool) -> None:
         say(f"nothing to do: all {len(cells)} runs are done (--force computes them anew)")
 
 
+def unknown(cells: Sequence[CellState]) -> None:
+    """Say of which jobs nobody knows whether they are in the queue."""
+    handed = [cell.reason for cell in cells if cell.state is State.QUEUED and cell.job is None]
+    for reason in dict.fromkeys(handed):
+        complain(f"warning: {reason}")
+
+
 def overlaps(request: SweepRequest, *, quiet: bool = False) -> None:
     """Say which subsets share layers."""
     n_layers = request.planner.model(request.sweep.model).n_layers
@@ -236,29 +247,34 @@ def tally(cells: Sequence[CellState]) -> str:
 
 
 def scripts(submissions: Sequence[Submission]) -> None:
-    """The job scripts of what would be submitted."""
+    """The job scripts of what would be submitted, and the commands."""
+    own = [f"{name}={text}" for name, text in environment().items() if name.startswith("SBATCH_")]
     for one in submissions:
         for name, text in one.scripts.items():
             say(f"\n# {one.folder / name}\n{text}")
+        ahead: dict[str, JobId | None] = {}
+        for name in one.scripts:
+            command = sbatch_command(replace(one, jobs=ahead), name)
+            ahead[name] = JobId(f"JOB_OF_{name}")
+            say(shlex.join([*own, *command]))
 
 
 def submitted(submission: Submission) -> str:
     """A line about what was submitted."""
-    first, jobs = submission.assignments[0].run, dict(submission.jobs)
-    study, merging = jobs.pop(STUDY_SCRIPT, None), jobs.get(MERGE_SCRIPT)
+    run = submission.assignments[0].run
+    jobs: dict[str, list[JobId]] = {WORK: [], MERGE: [], STUDY: []}
+    for script, job in submission.jobs.items():
+        if job is not None:
+            jobs[kind(script)].append(job)
+    names = {what: ", ".join(map(str, ids)) for what, ids in jobs.items()}
     num_runs = len({one.name for one in submission.assignments if one.study is None})
-    parts = sum(one.script == JOB_SCRIPT for one in submission.assignments)
+    parts = sum(kind(one.script) == WORK for one in submission.assignments)
     told = []
-    if jobs:
-        split = f" in {parts} shards, merged by {merging}" if merging else ""
-        told.append(f"job {jobs[JOB_SCRIPT]}, {num_runs} run{'s' * (num_runs != 1)}{split}")
-    if study is not None:
-        told.append(f"job {study}, the timing study")
-    log = (
-        submission.log_folder(0).parent
-        / "*"
-        / f"slurm_{next(iter(submission.jobs.values()))}_*.log"
-    )
-    return (
-        f"submitted {first.experiment} / {TaskFolder.of(first)}: {'; '.join(told)}; logs in {log}"
-    )
+    if jobs[WORK]:
+        split = f" in {parts} shards, merged by {names[MERGE]}" if jobs[MERGE] else ""
+        told.append(f"job {names[WORK]}, {num_runs} run{'s' * (num_runs != 1)}{split}")
+    if jobs[STUDY]:
+        told.append(f"job {names[STUDY]}, the timing study")
+    first = next(job for ids in jobs.values() for job in ids)
+    log = submission.log_folder(0).parent / "*" / f"slurm_{first.number}_*.log"
+    return f"submitted {run.experiment} / {TaskFolder.of(run)}: {'; '.join(told)}; logs in {log}"

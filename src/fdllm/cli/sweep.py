@@ -293,6 +293,7 @@ def _submit(request: SweepRequest, options: SweepCommand) -> int:
         threads=options.threads,
         until=early.ends_of(request) if options.until_decided else None,
     )
+    show.unknown([*cells, *timed])
     if options.dry_run:
         show.plan(cells, work, timed, as_json=options.json)
         if not options.json:

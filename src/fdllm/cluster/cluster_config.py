@@ -6,7 +6,9 @@ Nothing here can change an output, so nothing of it is part of a fingerprint.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,26 @@ from fdllm.runs import TINY_MODEL, Run
 from fdllm.spec import Spec, read_toml
 
 _GPU = "gpu:1"
+
+
+_NOT_EXTRA = (
+    *("--array", "-a", "--output", "-o", "--signal", "--dependency", "-d", "--hold", "-H"),
+    *("--parsable", "--test-only", "--wait", "-W", "--wrap"),
+)
+_CLUSTERS = re.compile(r"(?:--clusters?[= ]|-M[= ]?)\s*(\S+)")
+# What a shell may hold as its user's defaults for ``sbatch``.
+_DEFAULTS = {
+    "partition": "SBATCH_PARTITION",
+    "account": "SBATCH_ACCOUNT",
+    "qos": "SBATCH_QOS",
+    "constraint": "SBATCH_CONSTRAINT",
+}
+
+
+def clusters_of(options: Iterable[str]) -> str | None:
+    """The clusters that options of ``sbatch`` name, ``a,b``, the last word counting; or None."""
+    found = [match[1] for line in options if (match := _CLUSTERS.fullmatch(line))]
+    return found[-1] if found else None
 
 
 class Resources(Spec):
@@ -49,8 +71,12 @@ class Resources(Spec):
         for line in value:
             if not line.startswith("-") or "\n" in line:
                 raise ValueError(f"'{line}' is no option of sbatch, such as '--exclude=node7'")
-            if line.startswith(("--array", "-a", "--output", "-o", "--signal", "--dependency")):
-                raise ValueError(f"'{line.split('=')[0]}' is set for each submission")
+            try:
+                name = shlex.split(line)[0].partition("=")[0]
+            except ValueError as error:
+                raise ValueError(f"'{line}' is no option of sbatch: {error}") from None
+            if name in _NOT_EXTRA or (name[1] != "-" and name[:2] in _NOT_EXTRA):
+                raise ValueError(f"'{name}' is set for each submission")
         return value
 
 
@@ -102,11 +128,25 @@ class ClusterConfig(Spec):
         return self.hf_home or hub_home().absolute()
 
     def resources_of(self, run: Run) -> Resources:
-        """What a run's task asks for, GPU and processors decided."""
+        """What a run's task asks for, GPU and processors decided.
+
+        What neither the file nor a flag says is as the shell has it for ``sbatch``.
+
+        Raises:
+            UsageError: a variable of the shell cannot be an option.
+        """
         resources = self._of(run.task)
-        usual = {"gres": _GPU, "cpus": 4} if run.model.name != TINY_MODEL else {"cpus": 1}
+        usual: dict[str, Any] = {"gres": _GPU, "cpus": 4}
+        if run.model.name == TINY_MODEL:
+            usual = {"cpus": 1}
+        usual |= {name: os.environ[key] for name, key in _DEFAULTS.items() if os.environ.get(key)}
+        clusters = os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS")
+        if clusters and clusters_of(resources.extra) is None:
+            resources = resources.model_copy(
+                update={"extra": (*resources.extra, f"--clusters={clusters}")}
+            )
         unsaid = {name: v for name, v in usual.items() if getattr(resources, name) is None}
-        return resources.model_copy(update=unsaid)
+        return Resources.read(resources.model_dump() | unsaid, "fdllm.toml and SBATCH_* together")
 
     def changed(self, resources: Mapping[str, Any], **others: Any) -> ClusterConfig:  # noqa: ANN401
         """The same with the flags of one command on top; None leaves a value as it is.

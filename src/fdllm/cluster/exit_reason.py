@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fdllm.cluster.queue import SlurmError, run_command
+from fdllm.cluster.queue import JobId, SlurmError, run_command
 
 _FIELD = re.compile(r"(?:^|\s)(?P<name>[A-Z][\w/:]*)=(?P<value>\S*)")
 _SIGNAL_OFFSET = 128  # a shell's status of a command that a signal ended
+LOCKED = 76
+"""Exit status of a task that did nothing, as another process works in its run's folder."""
 _WORDS = {
     "TIMEOUT": "time limit of {limit} reached",
     "DEADLINE": "deadline reached",
@@ -37,20 +39,21 @@ class ExitReason:
     by_slurm: bool = False  # SLURM ended it, and the reason is why
 
 
-def remembered(job_ids: Iterable[str]) -> dict[str, ExitReason]:
+def remembered(arrays: Iterable[JobId]) -> dict[JobId, ExitReason]:
     """What SLURM still knows of jobs that are gone from its queue, by id.
 
     It forgets them after a few minutes (``MinJobAge``), and where it does not answer it knows
     nothing: neither is an error. Whole jobs or arrays (``12``) are asked for, one call each.
     """
-    found: dict[str, ExitReason] = {}
-    for job_id in sorted(set(job_ids)):
+    found: dict[JobId, ExitReason] = {}
+    for one in sorted(set(arrays), key=str):
+        asked = ("scontrol", "--oneliner", "show", "job", one.number)
         with suppress(SlurmError):
-            found |= parse_jobs(run_command("scontrol", "--oneliner", "show", "job", job_id))
+            found |= parse_jobs(run_command(*asked, cluster=one.cluster), one.cluster)
     return found
 
 
-def parse_jobs(text: str) -> dict[str, ExitReason]:
+def parse_jobs(text: str, cluster: str | None = None) -> dict[JobId, ExitReason]:
     """The ended jobs of ``scontrol --oneliner show job``, by the id that ``squeue`` gives them."""
     found = {}
     for line in text.splitlines():
@@ -60,7 +63,7 @@ def parse_jobs(text: str) -> dict[str, ExitReason]:
         array, task = fields.get("ArrayJobId"), fields.get("ArrayTaskId")
         name = fields["JobId"] if array is None else f"{array}_{task}"
         if fields["JobState"] not in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING"):
-            found[name] = _ended(fields)
+            found[JobId(name, cluster)] = _ended(fields)
     return found
 
 
@@ -81,6 +84,8 @@ def from_status(status: int) -> ExitReason:
     """What a shell's exit status says."""
     if status == 0:
         return ExitReason("the job ended by itself and left no record", by_itself=True)
+    if status == LOCKED:
+        return ExitReason("another process held its folder; the log says which")
     if status > _SIGNAL_OFFSET:
         return ExitReason(signal_words(status - _SIGNAL_OFFSET))
     return ExitReason(f"the job ended with exit code {status}")
@@ -108,6 +113,7 @@ def noted(path: Path) -> ExitReason | None:
         return None
 
 
-def explain(task_id: str, notes: Path, memory: dict[str, ExitReason]) -> ExitReason:
-    """How a task of an array (``12_3``) ended, as far as anybody knows."""
-    return memory.get(task_id) or noted(notes) or ExitReason(_UNKNOWN)
+def explain(task_id: JobId | None, notes: Path, memory: Mapping[JobId, ExitReason]) -> ExitReason:
+    """How a task of an array ended, as far as anybody knows; None where nobody knows its id."""
+    known = None if task_id is None else memory.get(task_id)
+    return known or noted(notes) or ExitReason(_UNKNOWN)

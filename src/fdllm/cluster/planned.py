@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
 from fdllm.caches import OFFLINE
-from fdllm.cluster.cluster_config import ClusterConfig
+from fdllm.cluster.cluster_config import ClusterConfig, clusters_of
 from fdllm.cluster.container import container_command
+from fdllm.cluster.queue import most_tasks
 from fdllm.cluster.render import Script, render
 from fdllm.cluster.submission import (
     Assignment,
@@ -44,6 +46,7 @@ def plan_submissions(
     """The jobs of some runs and studies, for each (experiment, task); nothing is written.
 
     Each run's samples are split over ``num_shards`` array tasks, or each ends where ``until`` says.
+    An array that the cluster could not hold is several.
 
     Raises:
         UsageError: the image is not there, or a path cannot be written where it must stand.
@@ -67,7 +70,7 @@ def plan_submissions(
         fixed |= dict.fromkeys(OFFLINE, "1")
     if image is not None:
         fixed[SHA256] = image_digest(image)
-    stamp = utc_stamp()
+    stamp, most = utc_stamp(), cache(most_tasks)
     places: dict[tuple[str, str], list[Run]] = {}
     for run in (*runs, *(study.baseline for study in studies)):
         places.setdefault(_place(run), []).append(run)
@@ -79,6 +82,7 @@ def plan_submissions(
                 num_shards,
                 until,
                 next((study for study in studies if _place(study.baseline) == place), None),
+                most(clusters_of(cluster.resources_of(of_task[0]).extra)),
             ),
             results=results,
             threads=threads,
@@ -119,6 +123,7 @@ def _scripts(
                 resources=resources,
                 logs={one.index: submission.log_folder(one.index) for one in assignments},
                 ended=submission.folder / "ended",
+                offset=assignments[0].offset,
                 workdir=workdir,
                 command=command,
                 environment=fixed,

@@ -6,12 +6,27 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from fdllm.errors import FdllmError
 
-_KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+# Where the cluster is and who asks. All else of these names changes what SLURM's commands do or
+# print (SQUEUE_FORMAT, SLURM_CLUSTERS), or is what a job that calls would hand down of itself.
+_KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
+_NOT_KEPT = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SCANCEL_", "SCONTROL_", "SINFO_")
+# Defaults of ``sbatch`` that a submission decides itself, or that change its answer (WAIT).
+_DECIDED = frozenset(
+    f"SBATCH_{name}"
+    for name in (
+        *("ACCOUNT", "ARRAY_INX", "CLUSTERS", "CONSTRAINT", "CONTAINER", "CONTAINER_ID", "DEBUG"),
+        *("ERROR", "EXPORT", "GET_USER_ENV", "GRES", "INPUT", "JOB_NAME", "NO_REQUEUE"),
+        *("OPEN_MODE", "OUTPUT", "PARTITION", "QOS", "REQUEUE", "SIGNAL", "TIMELIMIT", "WAIT"),
+    )
+)
+# What tells of a request whose answer got lost: it may have been heard.
+_LOST = re.compile(r"timed out|Zero Bytes")
 
 _FORMAT = "%i|%T|%M|%L|%N|%r"  # job id, state, time used, time left, nodes, reason
 _NUM_FIELDS = _FORMAT.count("|") + 1
@@ -19,6 +34,8 @@ _TIME = re.compile(r"^(?:(?P<d>\d+)-)?(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)$")
 _AT_WORK = frozenset(
     {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
 )
+# Indices lie below the first, however many there are of them; the second limits their number.
+_ARRAY_SIZE = re.compile(r"(?:MaxArraySize\s*=\s*|\bmax_array_tasks=)(\d+)")
 _NEVER = "DependencyNeverSatisfied"
 
 
@@ -26,49 +43,95 @@ class SlurmError(FdllmError):
     """One of SLURM's commands fails, does not answer, or answers in another form."""
 
 
-def run_command(*command: str, timeout_s: float = 60, told: str = "{}") -> str:
+class NoAnswerError(SlurmError):
+    """One of SLURM's commands may have been heard, and nobody knows."""
+
+
+@dataclass(frozen=True)
+class JobId:
+    """What a queue calls a job, and whose queue it is."""
+
+    number: str  # ``12``, or ``12_3`` for a task of an array
+    cluster: str | None = None  # None is the cluster of the machine that asks
+
+    @classmethod
+    def read(cls, text: str) -> JobId:
+        """From ``12`` or ``12;name``, as ``sbatch --parsable`` prints it."""
+        number, _, cluster = text.partition(";")
+        return cls(number, cluster or None)
+
+    @property
+    def parsable(self) -> str:
+        """What :meth:`read` reads."""
+        return f"{self.number};{self.cluster}" if self.cluster else self.number
+
+    @property
+    def array(self) -> JobId:
+        """The array that a task belongs to."""
+        return replace(self, number=self.number.partition("_")[0])
+
+    def task(self, number: int) -> JobId:
+        """A task of an array."""
+        return replace(self, number=f"{self.number}_{number}")
+
+    def __str__(self) -> str:
+        return f"{self.number} on {self.cluster}" if self.cluster else self.number
+
+
+def environment() -> dict[str, str]:
+    """What SLURM's commands are given: the shell's, without what changes what they do."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or not (name.startswith(_NOT_KEPT) or name in _DECIDED)
+    }
+
+
+def run_command(
+    *command: str, cluster: str | None = None, timeout_s: float = 60, told: str = "{}"
+) -> str:
     """What one of SLURM's commands prints.
 
     Args:
         command: its name, found on the PATH, and its arguments.
+        cluster: which one is asked; None is this machine's own.
         timeout_s: seconds that it may take.
         told: the sentence of an error; ``{}`` is what the command itself said.
 
     Raises:
-        SlurmError: it fails, with its own words, or does not end.
+        NoAnswerError: it does not end in time, or says that it lost the answer.
+        SlurmError: it fails, with its own words.
     """
-    # The shell's environment, without what a job that calls would hand down of itself.
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEPT or not name.startswith(("SLURM_", "SLURMD_", "SRUN_"))
-    }
+    name, *arguments = command
+    where = [] if cluster is None else ["-M", cluster]
+    lost = False
     try:
         done = subprocess.run(  # noqa: S603 - one of SLURM's, no shell
-            command,
+            [name, *where, *arguments],
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
-            env=environment,
+            env=environment(),
             timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
-        said = f"{command[0]} did not answer within {timeout_s:.0f} s"
+        lost, said = True, f"{name} did not answer within {timeout_s:.0f} s"
     except OSError as error:
-        said = f"{command[0]} did not answer: {error}"
+        said = f"{name} did not answer: {error}"
     else:
         if not done.returncode:
             return done.stdout
         words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        said = f"{command[0]}: {words}"
-    raise SlurmError(told.format(said))
+        lost, said = _LOST.search(words) is not None, f"{name}: {words}"
+    raise (NoAnswerError if lost else SlurmError)(told.replace("{}", said))
 
 
 @dataclass(frozen=True)
 class QueueEntry:
     """A job, or one task of an array."""
 
-    job_id: str  # ``12``, or ``12_3`` for a task of an array
+    job_id: JobId
     state: str  # SLURM's word, ``PENDING`` or ``RUNNING``, say
     node: str | None  # where it runs; None while it waits
     elapsed_s: int  # seconds it has run
@@ -86,7 +149,7 @@ class QueueEntry:
         return self.reason == _NEVER
 
 
-Queue = Mapping[str, QueueEntry]
+Queue = Mapping[JobId, QueueEntry]
 
 
 def why_no_cluster() -> str | None:
@@ -117,11 +180,11 @@ def require_sbatch() -> None:
         )
 
 
-def read_queue() -> dict[str, QueueEntry] | None:
-    """Every job of the queue by its id, arrays expanded; None where there is no ``squeue``.
+def read_queue(clusters: Iterable[str | None] = (None,)) -> dict[JobId, QueueEntry] | None:
+    """Every job of some clusters' queues by its id, arrays expanded; None without ``squeue``.
 
     Raises:
-        SlurmError: the queue does not answer.
+        SlurmError: a queue does not answer.
     """
     if shutil.which("squeue") is None:
         return None
@@ -130,10 +193,23 @@ def read_queue() -> dict[str, QueueEntry] | None:
         "nothing was changed"
     )
     command = ("squeue", "--noheader", "--array", f"--format={_FORMAT}")
-    return parse_queue(run_command(*command, told=told))
+    entries: dict[JobId, QueueEntry] = {}
+    for cluster in sorted(set(clusters), key=str):
+        entries |= parse_queue(run_command(*command, cluster=cluster, told=told), cluster)
+    return entries
 
 
-def parse_queue(text: str) -> dict[str, QueueEntry]:
+def is_listed(number: str) -> bool | None:
+    """Whether a job (``SLURM_JOB_ID``) still waits or runs here; None where nobody can say."""
+    if shutil.which("squeue") is None:
+        return None
+    try:  # all of them: asked for one that it has forgotten, squeue fails
+        return number in run_command("squeue", "--noheader", "--array", "--format=%A").split()
+    except SlurmError:
+        return None
+
+
+def parse_queue(text: str, cluster: str | None = None) -> dict[JobId, QueueEntry]:
     """The entries of ``squeue``'s lines.
 
     Raises:
@@ -141,10 +217,13 @@ def parse_queue(text: str) -> dict[str, QueueEntry]:
     """
     entries = {}
     for line in filter(None, map(str.strip, text.splitlines())):
+        if line.startswith("CLUSTER:"):  # ahead of a named cluster's jobs, before SLURM 20.02
+            continue
         fields = line.split("|", _NUM_FIELDS - 1)
         if len(fields) != _NUM_FIELDS:
             raise SlurmError(f"squeue printed a line of another form: {line!r}")
-        job_id, state, used, left, node, reason = fields
+        number, state, used, left, node, reason = fields
+        job_id = JobId(number, cluster)
         entries[job_id] = QueueEntry(
             job_id=job_id,
             state=state,
@@ -154,6 +233,19 @@ def parse_queue(text: str) -> dict[str, QueueEntry]:
             reason="" if reason == "None" else reason,
         )
     return entries
+
+
+def most_tasks(clusters: str | None) -> int | None:
+    """The array tasks that a cluster takes at once (``MaxArraySize``); None where it says nothing.
+
+    Args:
+        clusters: as ``--clusters`` has them; of several the least counts.
+    """
+    found: list[str] = []
+    for cluster in clusters.split(",") if clusters else (None,):
+        with suppress(SlurmError):
+            found += _ARRAY_SIZE.findall(run_command("scontrol", "show", "config", cluster=cluster))
+    return min(map(int, found), default=None) or None
 
 
 def parse_time(text: str) -> int | None:

@@ -48,6 +48,7 @@ class Script:
     workdir: Path  # where tasks run
     command: Sequence[str]  # what a task runs; its index comes behind
     environment: Mapping[str, str]  # fixed variables; no secret may be among them
+    offset: int = 0  # what an index is ahead of its number in the array
 
 
 def render(script: Script) -> str:
@@ -66,7 +67,7 @@ def render(script: Script) -> str:
     )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
     asked = script.resources
-    first, last = min(script.logs), max(script.logs)  # neighbours, always
+    first, last = (edge(script.logs) - script.offset for edge in (min, max))  # neighbours, always
     return environment.get_template("job.sh.j2").render(
         script=script,
         name=re.sub(r"[^A-Za-z0-9._+@-]", "-", script.name),

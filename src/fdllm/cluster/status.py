@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from fdllm.cluster.exit_reason import TERMINATED, ExitReason, explain, remembered
-from fdllm.cluster.queue import Queue, QueueEntry, read_queue
+from fdllm.cluster.exit_reason import TERMINATED, ExitReason, explain, noted, remembered
+from fdllm.cluster.queue import JobId, Queue, QueueEntry, read_queue
 from fdllm.cluster.submission import Submission, read_submissions
 from fdllm.errors import FdllmError
 from fdllm.plan import RECORDED, CellState, JobFacts, Planner, State
@@ -31,11 +31,17 @@ class _Task:
 
     submission: Submission
     index: int
-    job_id: str
+    job_id: JobId | None  # None where ``sbatch`` named none
 
     @property
-    def log(self) -> str:
-        return str(self.submission.log(self.index))
+    def log(self) -> str | None:
+        path = self.submission.log(self.index)
+        return None if path is None else str(path)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it may wait or run, for all that anybody knows."""
+        return self.job_id is None and noted(self.submission.ended(self.index)) is None
 
 
 def survey(
@@ -52,7 +58,8 @@ def survey(
     """
     mentioned = [*runs, *(study.baseline for study in studies)]
     submissions = read_submissions(planner.layout, mentioned)
-    queue = read_queue() if submissions else None
+    clusters = {job.cluster for one in submissions for job in one.jobs.values() if job is not None}
+    queue = read_queue(clusters or {None}) if submissions else None
     cells = [planner.state(run) for run in runs]
     cells += [study_state(planner, study) for study in studies]
     return join(cells, submissions, queue)
@@ -62,7 +69,7 @@ def join(
     cells: Sequence[CellState],
     submissions: Sequence[Submission],
     queue: Queue | None,
-    memory: Callable[[Sequence[str]], Mapping[str, ExitReason]] = remembered,
+    memory: Callable[[Sequence[JobId]], Mapping[JobId, ExitReason]] = remembered,
 ) -> list[CellState]:
     """The cells, with what the queue says of them.
 
@@ -75,20 +82,21 @@ def join(
 
     Returns:
         As many cells, in order. ``queued`` and ``running`` ones, and those that have begun, carry
-        :class:`~fdllm.plan.JobFacts`.
+        :class:`~fdllm.plan.JobFacts`; a queued one without them was handed to ``sbatch``, which
+        named no job.
     """
     tasks = [list(_tasks_of(cell, submissions)) for cell in cells]
-    known: Mapping[str, ExitReason] = {}
+    known: Mapping[JobId, ExitReason] = {}
     if queue is not None:
         gone = [
             _latest(of_cell)
             for cell, of_cell in zip(cells, tasks, strict=True)
             if cell.state in _OPEN and not _alive(of_cell, queue)
         ]
-        arrays = {task.job_id.partition("_")[0] for part in gone for task in part}
-        known = memory(sorted(arrays)) if arrays else {}
+        arrays = {task.job_id.array for part in gone for task in part if task.job_id}
+        known = memory(sorted(arrays, key=str)) if arrays else {}
     return [
-        _with_speed(cell if queue is None else _joined(cell, of_cell, queue, dict(known)))
+        _with_speed(cell if queue is None else _joined(cell, of_cell, queue, known))
         for cell, of_cell in zip(cells, tasks, strict=True)
     ]
 
@@ -99,9 +107,8 @@ def _tasks_of(cell: CellState, submissions: Sequence[Submission]) -> Iterator[_T
         if submission.folder.parents[1] != cell.paths.logs.parent:
             continue
         for one in submission.assignments:
-            job_id = submission.task_id(one.index)
-            if job_id is not None and one.name == cell.paths.folder.name:
-                yield _Task(submission, one.index, job_id)
+            if one.script in submission.jobs and one.name == cell.paths.folder.name:
+                yield _Task(submission, one.index, submission.task_id(one.index))
 
 
 def _latest(tasks: Sequence[_Task]) -> list[_Task]:
@@ -110,12 +117,12 @@ def _latest(tasks: Sequence[_Task]) -> list[_Task]:
 
 
 def _alive(tasks: Sequence[_Task], queue: Queue) -> list[QueueEntry]:
-    entries = (queue.get(task.job_id) for task in tasks)
+    entries = (queue.get(task.job_id) for task in tasks if task.job_id)
     return [entry for entry in entries if entry is not None and not entry.is_hopeless]
 
 
 def _joined(
-    cell: CellState, tasks: Sequence[_Task], queue: Queue, memory: dict[str, ExitReason]
+    cell: CellState, tasks: Sequence[_Task], queue: Queue, memory: Mapping[JobId, ExitReason]
 ) -> CellState:
     if not tasks or cell.state is State.NOT_APPLICABLE:
         return cell
@@ -123,9 +130,23 @@ def _joined(
     entries = _alive(tasks, queue)
     if entries and not _recorded_since(cell, submitted):
         return _in_queue(cell, entries)
+    if _may_wait(cell, _latest(tasks)):
+        return replace(cell, state=State.QUEUED, reason=tasks[-1].submission.unknown, log=None)
     if entries or cell.state not in _OPEN or _taken_over(cell, submitted):
         return cell
     return _dead(cell, _latest(tasks), queue, memory)
+
+
+def _may_wait(cell: CellState, tasks: Sequence[_Task]) -> bool:
+    """Whether a job may be there of which the queue's id is not known, and nothing else tells."""
+    submitted = tasks[-1].submission.submitted
+    return (
+        any(task.is_unknown for task in tasks)
+        and cell.state is not State.RUNNING
+        and not _recorded_since(cell, submitted)
+        and not _failed_since(cell, tasks)
+        and not _taken_over(cell, submitted)
+    )
 
 
 def _in_queue(cell: CellState, entries: Sequence[QueueEntry]) -> CellState:
@@ -133,7 +154,7 @@ def _in_queue(cell: CellState, entries: Sequence[QueueEntry]) -> CellState:
     shown = running or entries
     limits = [entry.time_left_s for entry in running if entry.time_left_s is not None]
     facts = JobFacts(
-        job_id=", ".join(entry.job_id for entry in shown),
+        job_id=", ".join(str(entry.job_id) for entry in shown),
         node=", ".join(dict.fromkeys(e.node for e in running if e.node)) or None,
         elapsed_s=max((entry.elapsed_s for entry in running), default=None),
         limit_left_s=min(limits, default=None),
@@ -148,7 +169,7 @@ def _in_queue(cell: CellState, entries: Sequence[QueueEntry]) -> CellState:
 
 
 def _dead(
-    cell: CellState, tasks: Sequence[_Task], queue: Queue, memory: dict[str, ExitReason]
+    cell: CellState, tasks: Sequence[_Task], queue: Queue, memory: Mapping[JobId, ExitReason]
 ) -> CellState:
     """The cell of jobs that are gone without a record."""
     where, ended = "", ExitReason("")

@@ -3,8 +3,9 @@
 ``logs/<experiment>/<task folder>/submissions/<stamp>/`` holds ``map.json`` (which array task does
 which run; frozen ahead of ``sbatch``), ``job.sh`` (what was submitted; ``merge.sh`` behind shards,
 ``timing.sh`` behind both for the timing study),
-``jobs.json`` (the queue's ids; written after ``sbatch``), and ``ended/<index>`` (a line for each
-life of an array task that came to an end by itself: ``JOB RESTARTS STATUS TIME``) beside
+``jobs.json`` (the queue's ids; null from ahead of ``sbatch`` until its answer names one), and
+``ended/<index>`` (a line for each life of an array task that came to an end by itself: ``JOB
+RESTARTS STATUS TIME``) beside
 ``ended/<index>.warned-<restarts>``, which the script makes when SLURM warns it of the time limit.
 """
 
@@ -12,10 +13,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
+from fdllm.cluster.queue import JobId
 from fdllm.errors import FdllmError
 from fdllm.record.atomic import make_folder, write_json
 from fdllm.record.paths import TIMING, Layout, RunPaths
@@ -27,16 +31,14 @@ from fdllm.until_decided import UntilDecided
 VERSION = 2
 MAP = "map.json"
 JOBS = "jobs.json"
-JOB_SCRIPT = "job.sh"
-MERGE_SCRIPT = "merge.sh"
-STUDY_SCRIPT = "timing.sh"
+WORK, MERGE, STUDY = "job", "merge", "timing"  # what an array does
 
 
 @dataclass(frozen=True)
 class Assignment:
     """What one array task does."""
 
-    index: int  # its number in the array
+    index: int  # its place in the submission
     run: Run
     shard: Shard | None = None  # the part of it; None is the whole run, or its merging
     # it puts this many shards together, in a job behind theirs; None computes
@@ -45,6 +47,8 @@ class Assignment:
     until: UntilDecided | None = None
     # the timing study that it takes, in a job behind all others; ``run`` is its baseline
     study: WantedStudy | None = None
+    # the array's numbers begin behind this index, where one array cannot hold all of them
+    offset: int = 0
 
     @property
     def name(self) -> str:
@@ -52,18 +56,23 @@ class Assignment:
         return self.run.cell.name if self.study is None else TIMING
 
     @property
+    def number(self) -> int:
+        """Its number in the array."""
+        return self.index - self.offset
+
+    @property
     def script(self) -> str:
-        """The job script that does it."""
-        if self.study is not None:
-            return STUDY_SCRIPT
-        return JOB_SCRIPT if self.merge is None else MERGE_SCRIPT
+        """The job script that does it: ``job.sh``, ``job-1001.sh`` of a second array."""
+        kind = STUDY if self.study is not None else WORK if self.merge is None else MERGE
+        return f"{kind}-{self.offset}.sh" if self.offset else f"{kind}.sh"
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was submitted of one (experiment, task): up to three jobs, each behind the others.
+    """What was submitted of one (experiment, task): up to three arrays, each behind the others.
 
-    An array of runs or of their shards; one that merges shards; one that takes the timing study.
+    Of runs or of their shards; of what merges shards; of the timing study. One that is longer than
+    the cluster takes is several.
     """
 
     folder: Path
@@ -71,7 +80,8 @@ class Submission:
     assignments: tuple[Assignment, ...]
     results: Path | None = None  # the folder given with ``--results``; None is the checkout's
     threads: int | None = None  # torch's
-    jobs: Mapping[str, str] = field(default_factory=dict)  # the queue's ids, by script
+    # the queue's ids, by script; None was handed to ``sbatch``, whose answer names no job
+    jobs: Mapping[str, JobId | None] = field(default_factory=dict)
     # texts of its job scripts by name; empty where it is read back
     scripts: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -85,19 +95,38 @@ class Submission:
         """``map.json``."""
         return self.folder / MAP
 
-    def task_id(self, index: int) -> str | None:
-        """What the queue calls an assignment, ``12_3``; None while it was not accepted."""
-        job = self.jobs.get(self.assignments[index].script)
-        return None if job is None else f"{job}_{index}"
+    @property
+    def jobs_file(self) -> Path:
+        """``jobs.json``."""
+        return self.folder / JOBS
+
+    @property
+    def unknown(self) -> str:
+        """What to do where ``sbatch`` named no job; empty where it named all."""
+        for script, job in self.jobs.items():
+            if job is None:
+                return (
+                    f"sbatch was given {self.folder / script} and named no job. See whether it is "
+                    f"in the queue: squeue --user=$USER --format='%i %o'. If it is, write its "
+                    f'number into {self.jobs_file} ("{script}": "NUMBER"); if it is not, delete '
+                    f"{self.folder}. Until then it counts as queued"
+                )
+        return ""
+
+    def task_id(self, index: int) -> JobId | None:
+        """What the queue calls an assignment, ``12_3``; None where it named none."""
+        one = self.assignments[index]
+        job = self.jobs.get(one.script)
+        return None if job is None else job.task(one.number)
 
     def log_folder(self, index: int) -> Path:
         """Where the log of an assignment lies: with the other logs of its run."""
         return self.folder.parents[1] / self.assignments[index].name
 
     def log(self, index: int) -> Path | None:
-        """The log of an assignment, ``slurm_12_3.log``; None while it was not accepted."""
+        """The log of an assignment, ``slurm_12_3.log``; None where its id is not known."""
         job = self.task_id(index)
-        return None if job is None else self.log_folder(index) / f"slurm_{job}.log"
+        return None if job is None else self.log_folder(index) / f"slurm_{job.number}.log"
 
     def ended(self, index: int) -> Path:
         """Where the job script notes how each life of an assignment ended."""
@@ -106,6 +135,11 @@ class Submission:
     def warning(self, index: int, life: str) -> Path:
         """By this file the job script warns of the time limit; ``0`` is the first life."""
         return self.folder / "ended" / f"{index}.warned-{life}"
+
+
+def kind(script: str) -> str:
+    """What the array of a script does: ``job``, ``merge`` or ``timing``."""
+    return script.removesuffix(".sh").partition("-")[0]
 
 
 def submissions_folder(paths: RunPaths) -> Path:
@@ -128,6 +162,7 @@ def write_map(submission: Submission) -> None:
                 "merge": one.merge,
                 "until": None if one.until is None else one.until.model_dump(mode="json"),
                 "study": None if one.study is None else one.study.as_dict(),
+                "offset": one.offset,
             }
             for one in submission.assignments
         ],
@@ -137,7 +172,10 @@ def write_map(submission: Submission) -> None:
 
 def write_jobs(submission: Submission) -> None:
     """Keep what the queue calls the jobs."""
-    write_json(submission.folder / JOBS, dict(submission.jobs))
+    jobs = {
+        script: None if job is None else job.parsable for script, job in submission.jobs.items()
+    }
+    write_json(submission.jobs_file, jobs)
 
 
 def read_submission(folder: Path) -> Submission:
@@ -148,31 +186,42 @@ def read_submission(folder: Path) -> Submission:
     """
     try:
         data = json.loads((folder / MAP).read_text(encoding="utf-8"))
-        accepted = (folder / JOBS).exists()
-        jobs = json.loads((folder / JOBS).read_text(encoding="utf-8")) if accepted else {}
         if data["version"] != VERSION:
             raise FdllmError(
                 f"{folder / MAP} has version {data['version']}, this is {VERSION}; submit again"
             )
+        assignments = tuple(
+            Assignment(
+                int(one["index"]),
+                Run(**one["run"]),
+                None if one["shard"] is None else Shard(*one["shard"]),
+                one["merge"],
+                None if one.get("until") is None else UntilDecided(**one["until"]),
+                None if one["study"] is None else WantedStudy.read(one["study"]),
+                int(one.get("offset", 0)),
+            )
+            for one in data["assignments"]
+        )
         return Submission(
             folder=folder,
-            assignments=tuple(
-                Assignment(
-                    int(one["index"]),
-                    Run(**one["run"]),
-                    None if one["shard"] is None else Shard(*one["shard"]),
-                    one["merge"],
-                    None if one.get("until") is None else UntilDecided(**one["until"]),
-                    None if one["study"] is None else WantedStudy.read(one["study"]),
-                )
-                for one in data["assignments"]
-            ),
+            assignments=assignments,
             results=None if data["results"] is None else Path(data["results"]),
             threads=data["threads"],
-            jobs=jobs,
+            jobs=_read_jobs(folder / JOBS, assignments),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FdllmError(f"{folder / MAP} cannot be read: {error}; submit again") from None
+
+
+def _read_jobs(path: Path, assignments: Sequence[Assignment]) -> dict[str, JobId | None]:
+    """The ids that are known; none of them where the file, which a person may edit, is damaged."""
+    try:
+        jobs = TypeAdapter(dict[str, int | str | None]).validate_json(path.read_bytes())
+        return {name: None if job is None else JobId.read(str(job)) for name, job in jobs.items()}
+    except FileNotFoundError:  # cut off ahead of ``sbatch``
+        return {}
+    except (OSError, ValueError):
+        return dict.fromkeys(one.script for one in assignments)
 
 
 def read_submissions(layout: Layout, runs: Iterable[Run]) -> list[Submission]:
@@ -200,6 +249,7 @@ def assign(
     num_shards: int,
     until: Callable[[Run], UntilDecided | None] | None = None,
     study: WantedStudy | None = None,
+    most: int | None = None,
 ) -> tuple[Assignment, ...]:
     """Number the work: run by run, shards next to each other, merging behind them, then a study.
 
@@ -208,9 +258,12 @@ def assign(
         num_shards: into which each is split.
         until: where each ends; None goes to the last document, as a run that is split does.
         study: of the runs' task.
+        most: tasks that an array can hold; None is any number.
     """
     work = _split(runs, num_shards, until)
-    return work if study is None else (*work, Assignment(len(work), study.baseline, study=study))
+    if study is not None:
+        work = (*work, Assignment(len(work), study.baseline, study=study))
+    return tuple(replace(one, offset=one.index - one.index % (most or len(work))) for one in work)
 
 
 def _split(

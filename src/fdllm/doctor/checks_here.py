@@ -99,7 +99,8 @@ def scheduler(checkup: Checkup) -> Iterator[Finding]:
         )
         return
     try:
-        listed = run_command("sinfo", "--noheader", "--format=%R|%a|%D|%l", timeout_s=_ANSWER_S)
+        asked = ("sinfo", "--noheader", "--format=%R|%a|%D|%l")
+        listed = run_command(*asked, cluster=checkup.clusters, timeout_s=_ANSWER_S)
     except SlurmError as error:
         yield fail(
             "scheduler",
@@ -108,18 +109,20 @@ def scheduler(checkup: Checkup) -> Iterator[Finding]:
         )
         return
     lines = [line.split("|") for line in listed.splitlines() if "|" in line]
-    yield _partition(checkup.partition, {name: state for name, state, *_ in lines})
+    yield _partition(checkup, {name: state for name, state, *_ in lines})
     if checkup.account is not None:
         yield _account(checkup.account)
 
 
-def _partition(wanted: str | None, states: dict[str, str]) -> Finding:
+def _partition(checkup: Checkup, states: dict[str, str]) -> Finding:
+    wanted = checkup.partition
     names = ", ".join(sorted(states)) or "none"
     name_one = "name one: --partition NAME, or partition in fdllm.toml"
     if wanted is None:
         told = ""
         with suppress(SlurmError):
-            told = run_command("scontrol", "show", "partition", "--oneliner", timeout_s=_ANSWER_S)
+            asked = ("scontrol", "show", "partition", "--oneliner")
+            told = run_command(*asked, cluster=checkup.clusters, timeout_s=_ANSWER_S)
         if "Default=YES" in told:
             return ok("partition", f"the site's default; there are {names}")
         found = f"none is named, and the site has no default; there are {names}"

@@ -54,6 +54,7 @@ class Checkup:
     # the partition that jobs are sent to, or several with commas between them; None is the site's
     # default
     partition: str | None = None
+    clusters: str | None = None  # whose jobs they are; None is this machine's
     # the account that jobs are charged to, or several; None is the user's default
     account: str | None = None
     # the image that the runs will be inside of; None is the plain environment
