@@ -252,24 +252,44 @@ class _RowSampler:
         takes four tokens at most (one for each byte of UTF-8).
         """
         longest = max(len(text) for text in self.request.until)
-        tail = self._decode(self.new[-(4 * longest + 4) :], special=True)
+        tail = self.model.tokenizer.decode(
+            self.new[-(4 * longest + 4) :], skip_special_tokens=False
+        )
         return any(text in tail for text in self.request.until)
 
     def _text(self) -> str | None:
         if not self.detokenize and not self.request.until:
             return None
-        tokens = self.new[:-1] if self.finish == "stop" else self.new
-        whole = self._decode(tokens, special=True) if self.request.until else ""
-        # Cut where special tokens are text, and only then drop those ahead of the cut.
-        found = [at for text in self.request.until if (at := whole.find(text)) >= 0]
-        cut, n, ahead = whole[: min(found, default=None)], len(tokens), whole
-        while not cut.startswith(ahead):
-            n -= 1
-            ahead = self._decode(tokens[:n], special=True)
-        text = self._decode(tokens[:n]) + cut[len(ahead) :]
-        for stop in self.request.until:  # a string that only comes about without them ends it too
-            text = text.split(stop, 1)[0]
-        return text
+        return text_of(self.new, self.finish, self.request.until, self.model.tokenizer)
 
-    def _decode(self, tokens: list[int], *, special: bool = False) -> str:
-        return str(self.model.tokenizer.decode(tokens, skip_special_tokens=not special))
+
+def text_of(
+    tokens: Sequence[int],
+    finish: Finish | None,
+    until: Sequence[str],
+    tokenizer: Any,  # noqa: ANN401
+) -> str:
+    """A row's text; see :class:`Generation`.
+
+    Args:
+        tokens: its new tokens.
+        finish: what ended it.
+        until: strings that end a text.
+        tokenizer: the model's.
+    """
+
+    def decode(some: Sequence[int], *, special: bool = False) -> str:
+        return str(tokenizer.decode(some, skip_special_tokens=not special))
+
+    tokens = tokens[:-1] if finish == "stop" else tokens
+    whole = decode(tokens, special=True) if until else ""
+    # Cut where special tokens are text, and only then drop those ahead of the cut.
+    found = [at for text in until if (at := whole.find(text)) >= 0]
+    cut, n, ahead = whole[: min(found, default=None)], len(tokens), whole
+    while not cut.startswith(ahead):
+        n -= 1
+        ahead = decode(tokens[:n], special=True)
+    text = decode(tokens[:n]) + cut[len(ahead) :]
+    for stop in until:  # a string that only comes about without them ends it too
+        text = text.split(stop, 1)[0]
+    return text

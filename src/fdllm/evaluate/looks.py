@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from fdllm.evaluate.attempt import EndedEarly, Part, Store
+from fdllm.evaluate.attempt import EndedEarly, Known, Part, Store
 from fdllm.evaluate.documents import LoadedTask, load_task
 from fdllm.evaluate.samples import evaluation_of
 from fdllm.record.deciding import (
@@ -30,19 +30,6 @@ class AskedLM(Protocol):
     part: Part
     asked: float
     entries: dict[DocumentKey, list[dict[str, Any]]]
-
-
-class _Known:
-    """Answers of another run, to be graded; nothing is kept."""
-
-    def __init__(self, entries: Mapping[str, dict[str, Any]]) -> None:
-        self._entries = entries
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        return self._entries.get(key)
-
-    def put(self, key: str, entry: dict[str, Any]) -> None: ...
-    def set_total(self, total: int) -> None: ...
 
 
 def take_looks(
@@ -86,7 +73,7 @@ def take_looks(
         cell |= _graded(lm, loaded, part, ask)
         if looks.rule is None:
             continue
-        base.store = _Known(looks.known())
+        base.store = Known(looks.known())
         with suppress(EndedEarly):
             other |= _graded(base, again, [key for key in cell if key not in other], ask)
             decided = looks.rule.judge(other, cell, len(order))

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
-from fdllm.checkpoint.folder import locate
-from fdllm.checkpoint.special_tokens import load_tokenizer, read_spec
-from fdllm.evaluate.adapter import OnDone, RequestLM, ask
+from fdllm.evaluate.adapter import OnDone, ask
+from fdllm.evaluate.again import KeptLM, make_lm
 from fdllm.evaluate.documents import load_task, quiet
 from fdllm.evaluate.requests import EvalRequest
 from fdllm.runs import Run
 
 
 class _AskedError(Exception):
-    """Every request is there, as the only argument; nothing beyond them is wanted."""
+    """Everything that is wanted was asked."""
 
 
-class _ListeningLM(RequestLM):
+class _ListeningLM(KeptLM):
     """Ends the run with what it is asked."""
 
     def answer(self, requests: Sequence[EvalRequest], on_done: OnDone) -> NoReturn:  # noqa: ARG002
-        raise _AskedError(list(requests))
+        raise _AskedError
 
 
 def requests_of(run: Run) -> list[EvalRequest]:
@@ -34,18 +33,10 @@ def requests_of(run: Run) -> list[EvalRequest]:
         UsageError: the task or model is unknown, or the tokenizer has no chat template.
         FdllmError: documents or tokenizer cannot be had, or the run itself would be refused.
     """
-    folder = locate(run.model.name, run.model.revision, weights=False)
-    # A folder with a tokenizer alone sets no limit to a prompt.
-    shaped = (folder / "config.json").exists()
-    positions = read_spec(folder).max_positions if shaped else sys.maxsize
-    lm = _ListeningLM(run, load_tokenizer(folder, run.model.name), positions)
-    with quiet():
-        try:
-            ask(lm, load_task(run.task, run.evaluating), run.evaluating, limit=run.limit)
-        except _AskedError as heard:
-            found: list[EvalRequest] = heard.args[0]
-            return found
-    return []
+    lm = make_lm(run, _ListeningLM)
+    with quiet(), suppress(_AskedError):
+        ask(lm, load_task(run.task, run.evaluating), run.evaluating, limit=run.limit)
+    return lm.heard
 
 
 def described(request: EvalRequest, run: Run) -> dict[str, Any]:

@@ -47,22 +47,28 @@ class EvalRequest:
     def __str__(self) -> str:
         return f"task '{self.task}', document {self.doc_id}"
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the journal keeps of it beside its answer."""
+        scored = self.target is not None
+        return {
+            "kind": "loglikelihood" if scored else "generate",
+            "task": self.task,
+            "doc_id": self.doc_id,
+            "index": self.index,
+            "prompt_hash": text_hash(self.prompt),
+            **({"target": self.target} if scored else {}),
+        }
+
     def entry(self, answer: Generation | Score) -> dict[str, Any]:
         """What the journal keeps of its answer, the same for a computed and a resumed one.
 
         Seconds are model time; the tokens of a text include its stop token.
         """
-        identity = {
-            "task": self.task,
-            "doc_id": self.doc_id,
-            "index": self.index,
-            "prompt_hash": text_hash(self.prompt),
-        }
         cost = {"seconds": answer.seconds, "counts": answer.counts.as_dict()}
         if isinstance(answer, Generation):
             return {
-                "kind": "generate",
-                **identity,
+                **self.identity,
                 "text": answer.text,
                 "tokens": list(answer.tokens),
                 "num_tokens": len(answer.tokens),
@@ -71,9 +77,7 @@ class EvalRequest:
                 "steps": list(answer.steps),
             }
         return {
-            "kind": "loglikelihood",
-            **identity,
-            "target": self.target,
+            **self.identity,
             "loglikelihood": answer.loglikelihood,
             "is_greedy": answer.is_greedy,
             "scored_tokens": answer.tokens,

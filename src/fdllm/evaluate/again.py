@@ -1,0 +1,100 @@
+"""A run once more from its answers: prompts, texts and grades by the run's own path, no weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NoReturn
+
+from fdllm.checkpoint.folder import locate
+from fdllm.checkpoint.special_tokens import load_tokenizer, read_spec
+from fdllm.core.sampler import text_of
+from fdllm.errors import FdllmError
+from fdllm.evaluate.adapter import OnDone, RequestLM, ask
+from fdllm.evaluate.attempt import Known
+from fdllm.evaluate.documents import load_task, quiet
+from fdllm.evaluate.humaneval import check_consent
+from fdllm.evaluate.recording import Evaluation
+from fdllm.evaluate.requests import EvalRequest
+from fdllm.evaluate.samples import evaluation_of
+from fdllm.evaluate.tasks import task_info
+from fdllm.runs import Run
+
+Entries = Mapping[str, dict[str, Any]]
+"""Answers by their request's key, as a journal holds them."""
+
+
+class KeptLM(RequestLM):
+    """Says what a journal says.
+
+    Attributes:
+        heard: what was asked, in order.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - the base class's
+        super().__init__(*args, **kwargs)
+        self.heard: list[EvalRequest] = []
+
+    def _fulfil(self, requests: Sequence[EvalRequest]) -> list[dict[str, Any]]:
+        self.heard += requests
+        return super()._fulfil(requests)
+
+    def answer(self, requests: Sequence[EvalRequest], on_done: OnDone) -> NoReturn:  # noqa: ARG002
+        """Nobody does.
+
+        Raises:
+            FdllmError: always.
+        """
+        raise FdllmError(f"{requests[0]}: no answer to what is asked is in the journal")
+
+
+def make_lm(run: Run, made: type[KeptLM]) -> KeptLM:
+    """An lm-eval model of a run that has a tokenizer and no weights.
+
+    Raises:
+        UsageError: the model is unknown, or its tokenizer has no chat template.
+        FdllmError: the tokenizer cannot be had.
+    """
+    folder = locate(run.model.name, run.model.revision, weights=False)
+    # A folder with a tokenizer alone sets no limit to a prompt.
+    shaped = (folder / "config.json").exists()
+    positions = read_spec(folder).max_positions if shaped else sys.maxsize
+    return made(run, load_tokenizer(folder, run.model.name), positions)
+
+
+def evaluate_again(
+    run: Run, entries: Entries, documents: Mapping[str, Collection[int]] | None = None
+) -> tuple[Evaluation, dict[str, dict[str, Any]]]:
+    """Ask and grade a run's documents once more.
+
+    Args:
+        run: the run.
+        entries: its answers.
+        documents: numbers of the documents of each leaf task; None is all.
+
+    Returns:
+        What the evaluation finds, and the answers as far as they follow from what was asked and
+        from their own tokens, by key.
+
+    Raises:
+        UsageError: its programs may not be run.
+        FdllmError: an answer is missing, or documents or the tokenizer cannot be had.
+    """
+    check_consent(task_info(run.task), run.code_execution)
+    lm = make_lm(run, KeptLM)
+    lm.store = Known(entries)
+    with quiet():
+        loaded = load_task(run.task, run.evaluating, code_execution=run.code_execution)
+        loaded.prove_confinement()
+        loaded = loaded.choose(documents)
+        found = ask(lm, loaded, run.evaluating, limit=run.limit)
+        again = evaluation_of(found, loaded, lm.entries, run)
+    return again, {one.key: _follows(one, entries[one.key], lm) for one in lm.heard}
+
+
+def _follows(request: EvalRequest, entry: Mapping[str, Any], lm: KeptLM) -> dict[str, Any]:
+    """An answer's identity, and of a text itself and its length."""
+    if request.target is not None:
+        return request.identity | {"scored_tokens": len(request.target_tokens)}
+    text = text_of(entry["tokens"], entry["finish"], request.until, lm.tokenizer)
+    return request.identity | {"text": text, "num_tokens": len(entry["tokens"])}
