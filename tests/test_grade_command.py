@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ GOOD = '{"doc_id": 0, "text": "x"}\n'
         ("", "holds no answer"),
         (GOOD + "{\n", "line 2: not a JSON object"),
         (GOOD + "[1]\n", "line 2: not a JSON object"),
+        ('{"doc_id": 0, "text": "x", "text": "y"}', "line 1: not a JSON object"),
         ("[" * 100_000, "line 1: not a JSON object"),
         (GOOD.encode() + b"\xff\n", "line 2: not UTF-8"),
         ('\n{"text": "x"}\n', "line 2: doc_id is None; documents of task 'tiny_arithmetic' are 0"),
@@ -123,9 +125,11 @@ def test_what_cannot_be_graded_is_refused(
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path in (tmp_path / "none.jsonl", tmp_path):
-        assert main(["grade", *TASK, "--answers", str(path)]) == 2
-        assert "cannot be read" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe")
+    wrong = {"none": "is absent", ".": "is a folder, not a file", "pipe": "is a pipe, not a file"}
+    for name, says in wrong.items():
+        assert main(["grade", *TASK, "--answers", str(tmp_path / name)]) == 2
+        assert f"--answers {tmp_path / name} {says}; a line is" in capsys.readouterr().err
 
 
 # --- real rows ----------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fdllm import strictjson
 from fdllm.cli.options import Computing, flag, new_file
 from fdllm.cli.output import complain, console, say
 from fdllm.cli.request import read_request
@@ -14,6 +13,7 @@ from fdllm.errors import UsageError
 from fdllm.plan import RECORDED, CellState, Planner
 from fdllm.record.atomic import write_text
 from fdllm.report.agreement import same_answers, tolerance_of
+from fdllm.report.records import Record
 
 if TYPE_CHECKING:
     from fdllm.runs import Run
@@ -87,12 +87,10 @@ def against_record(cell: CellState, trace: Trace) -> str | None:
 
     Texts must be equal, log-likelihoods to the tolerance of :mod:`fdllm.report.agreement`.
     """
-    if cell.state not in RECORDED:
+    if cell.state not in RECORDED or cell.summary is None:
         return None
-    with cell.paths.samples.open(encoding="utf-8") as file:
-        asked = (trace.task, trace.doc_id)
-        samples = map(strictjson.loads, file)
-        sample = next((one for one in samples if (one["task"], one["doc_id"]) == asked), None)
+    record = Record(cell.paths.folder, cell.summary)
+    sample = record.texts.get((trace.task, trace.doc_id))
     if sample is None:
         return None
     scores = [row.loglikelihood for row in trace.rows]
@@ -100,7 +98,7 @@ def against_record(cell: CellState, trace: Trace) -> str | None:
         texts = [row.text for row in trace.rows]
         same = sample["output"] in (texts, texts[0])
     else:
-        tolerance = tolerance_of([] if cell.summary is None else [cell.summary])
+        tolerance = tolerance_of([cell.summary])
         same = same_answers(sample["output"], scores, tolerance)
     if same:
         return "the record of this run says the same of this document"

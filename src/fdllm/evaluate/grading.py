@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from fdllm import strictjson
 from fdllm.errors import UsageError
 from fdllm.evaluate.adapter import ask
 from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_task, quiet
@@ -18,9 +18,11 @@ from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.requests import until_strings
 from fdllm.evaluate.samples import metrics_of, plain
 from fdllm.evaluate.tasks import task_info
+from fdllm.outside import OutsideError, read_bytes
 from fdllm.runs import Run
 
 _FORM = '{"doc_id": 0, "text": "..."}, and "task" where the task is a group'
+_MOST = 1 << 30  # bytes of a file of answers
 Answers = Mapping[str, Mapping[int, str]]  # leaf task, document, text
 
 
@@ -100,9 +102,9 @@ def grade(run: Run, path: Path) -> Grade:
 def _read_lines(path: Path) -> dict[int, Mapping[str, Any]]:
     """The objects of a file, by their line's number from 1."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--answers '{path}' cannot be read: {error.strerror}") from None
+        text = read_bytes(path, most=_MOST).decode("utf-8")
+    except OutsideError as error:
+        raise UsageError(f"--answers {error}; a line is {_FORM}") from None
     except UnicodeDecodeError as error:
         broken = error.object[: error.start].count(b"\n") + 1
         raise UsageError(f"{path}, line {broken}: not UTF-8; a line is {_FORM}") from None
@@ -111,8 +113,8 @@ def _read_lines(path: Path) -> dict[int, Mapping[str, Any]]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
+            found = strictjson.loads(line)
+        except ValueError:
             found = None
         if not isinstance(found, dict):
             raise UsageError(f"{path}, line {number}: not a JSON object; a line is {_FORM}")

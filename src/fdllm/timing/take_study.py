@@ -16,7 +16,6 @@ from functools import partial
 
 import torch
 
-from fdllm import strictjson
 from fdllm.core.row_task import ForwardHook
 from fdllm.core.sampler import Generation
 from fdllm.core.scorer import Score
@@ -28,6 +27,7 @@ from fdllm.plan import RECORDED, Planner
 from fdllm.record.per_document import digest_of_answer
 from fdllm.record.provenance import cpu_name, usable_cpus, utc_now
 from fdllm.record.study import Agreement, Conditions, ConfigTimes, Study
+from fdllm.report.records import Record
 from fdllm.report.speed import judge_pairs, noise_words
 from fdllm.runs import Run
 from fdllm.timing.conditions import changes, read_conditions
@@ -200,11 +200,10 @@ class _Recorded:
         cell = planner.state(run)
         if cell.state not in RECORDED or cell.summary is None:
             return cls({}, on_cpu=False)
-        lines = cell.paths.samples.read_text(encoding="utf-8").splitlines()
-        samples = [strictjson.loads(line) for line in lines]
+        texts = Record(cell.paths.folder, cell.summary).texts
         sessions = cell.summary.provenance.get("sessions", [])
         return cls(
-            {(s["task"], s["doc_id"]): digest_of_answer(s["output"]) for s in samples},
+            {key: digest_of_answer(sample["output"]) for key, sample in texts.items()},
             on_cpu={device.type, *(one.get("device") for one in sessions)} == {"cpu"},
         )
 
