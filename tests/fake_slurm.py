@@ -18,7 +18,7 @@ fi
 n=$(( $(cat "$D/next" 2>/dev/null || echo 100) + 1 ))
 echo "$n" >"$D/next"
 printf '%s\n' "$@" >"$D/sbatch-$n"
-printenv >"$D/environment-$n"
+printenv | grep -E '^(SBATCH|SLURM|SQUEUE)_' >"$D/environment-$n"
 for i in $(seq "${range%-*}" "${range#*-}"); do
     echo "${n}_$i|PENDING|0:00|10:00||Priority" >>"$D/queue${cluster:-}"
 done
@@ -86,7 +86,7 @@ class FakeSlurm:
         (self.folder / "config").write_text(text)
 
     def environment(self, job: str) -> dict[str, str]:
-        """What an ``sbatch`` was given."""
+        """The variables of SLURM that an ``sbatch`` was given."""
         lines = (self.folder / f"environment-{job}").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
