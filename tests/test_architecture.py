@@ -48,6 +48,7 @@ LAYERS = (
         "criteria",
         "errors",
         "outside",
+        "plain",
         "runs",
         "shard",
         "strictjson",
@@ -79,6 +80,7 @@ LIGHT = (
     "core.schedule",
     "errors",
     "outside",
+    "plain",
     "runs",
     "shard",
     "strictjson",
@@ -210,6 +212,19 @@ def test_no_two_classes_have_one_name() -> None:
                 if re.fullmatch(r"[A-Z]+[a-z]\w*", name):
                     homes.setdefault(name, set()).add(module)
     assert not {name: sorted(modules) for name, modules in homes.items() if len(modules) > 1}
+
+
+def test_what_is_printed_passes_one_filter() -> None:
+    """``cli.output`` has it; what a room below says itself, it hands to :mod:`fdllm.plain`."""
+    streams = {"sys.stdout.write", "sys.stderr.write"}
+    for name, tree in TREES.items():
+        if name == "fdllm.cli.output":
+            continue
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            said = ast.unparse(call.func)
+            assert said not in {"Console", "print", "traceback.print_exc"}, f"{name}:{call.lineno}"
+            filtered = ast.unparse(call.args[0]).startswith("one_line(") if call.args else False
+            assert said not in streams or filtered, f"{name}:{call.lineno}"
 
 
 def test_json_is_written_without_nan() -> None:

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fdllm import strictjson
+from fdllm import plain, strictjson
 from fdllm.cli.options import Command, flag, number
 from fdllm.cli.output import console, say
 from fdllm.errors import FdllmError, UsageError
@@ -344,5 +344,5 @@ def _answer(sample: Mapping[str, Any]) -> Text:
 
 def _end(value: Any, length: int) -> str:  # noqa: ANN401 - a target may be any JSON value
     """The end of a text: what is asked, and what is answered, stands there."""
-    text = value if isinstance(value, str) else strictjson.dumps(value)
+    text = plain.shown(value if isinstance(value, str) else strictjson.dumps(value))
     return text if len(text) <= length else f"… {text[-length:]}"

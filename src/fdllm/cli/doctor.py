@@ -19,6 +19,7 @@ from fdllm.cluster.planned import binds
 from fdllm.cluster.queue import why_no_cluster
 from fdllm.doctor.examine import examine, prefetch
 from fdllm.doctor.findings import Checkup, Finding, blocking
+from fdllm.plain import one_line
 from fdllm.record.paths import find_root
 from fdllm.runs import Run
 
@@ -123,7 +124,9 @@ def _show(findings: Sequence[Finding], *, as_json: bool) -> int:
         table.add_column(column, no_wrap=column in ("check", "state"), overflow="fold")
     for finding in findings:
         state = Text(finding.state, style=_COLOURS[finding.state])
-        table.add_row(Text(finding.name), state, Text(finding.found), Text(finding.remedy))
+        table.add_row(
+            one_line(finding.name), state, one_line(finding.found), one_line(finding.remedy)
+        )
     console(200).print(table)
     warned = sum(finding.state == "warn" for finding in findings)
     warnings = f", {warned} to keep in mind" if warned else ""

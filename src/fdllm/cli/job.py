@@ -6,11 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from fdllm.cli import studies, sweep
 from fdllm.cli.options import Command, flag
-from fdllm.cli.output import complain
+from fdllm.cli.output import complain, console
 from fdllm.cli.progress import GridProgress
 from fdllm.cluster.exit_reason import LOCKED, TERMINATED
 from fdllm.cluster.render import ENDED_EARLY
@@ -80,9 +78,8 @@ def _work(
     planner: Planner, one: Assignment, threads: int | None, log: Path, warning: Path
 ) -> RunOutcome:
     """Compute; whatever ends it early is kept as the run's reason."""
-    console = Console(stderr=True, width=150)
     paths = planner.layout.run(one.run).of_shard(one.shard)
-    with terminable(), warned(warning) as go_on, GridProgress(1, console) as watch:
+    with terminable(), warned(warning) as go_on, GridProgress(1, console(stderr=True)) as watch:
         runner = Runner(planner, watch, lambda choice: sweep.load_model(choice, threads), go_on)
         try:
             outcome = runner.run(one.run, shard=one.shard, merge=one.merge, until=one.until)

@@ -29,6 +29,7 @@ from fdllm.cli.timing_command import TimingCommand
 from fdllm.cli.trace import TraceCommand
 from fdllm.cluster.signals import Terminated
 from fdllm.errors import FdllmError, did_you_mean, first_line
+from fdllm.plain import one_line
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -88,10 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return known[args.command].read(args).run()
     except FdllmError as error:
-        if args.debug:
-            traceback.print_exc()
-        else:
-            complain(f"fdllm {args.command}: {error}")
+        told = f"fdllm {args.command}: {one_line(str(error))}"
+        complain(traceback.format_exc().rstrip() if args.debug else told)
         return error.exit_code
     except Terminated:
         return TERMINATED
@@ -127,7 +126,7 @@ class _Parser(argparse.ArgumentParser):
             message = f"unknown argument '{given}'{hint}"
             if given in flags:
                 message = f"this command takes no '{given}', others do"
-        sys.stderr.write(f"{self.prog}: {message}; see {self.prog} --help\n")
+        complain(f"{self.prog}: {one_line(message)}; see {self.prog} --help")
         sys.exit(2)
 
     def _flags(self) -> list[str]:

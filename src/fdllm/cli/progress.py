@@ -56,7 +56,7 @@ class GridProgress:
         self._console = console
         self._is_log = not console.is_terminal
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -130,7 +130,7 @@ class GridProgress:
         """A line; a log gets those too that bars show."""
         if self._is_log or not in_bars:
             text = text if self._is_log else text.lstrip()
-            self._console.print(text, markup=False, highlight=False, soft_wrap=self._is_log)
+            self._console.print(text, soft_wrap=self._is_log)
 
 
 def _time_left(task: Task, fresh: float) -> str:

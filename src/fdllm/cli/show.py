@@ -9,7 +9,6 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from fdllm import strictjson
@@ -84,7 +83,7 @@ def cells(
         return agree
     out = console()
     for group, found in groups:
-        out.print(heading(group), style="bold", markup=False, highlight=False)
+        out.print(heading(group), style="bold")
         out.print(figures_table(group, None if criteria is None else criteria.baseline))
         for text in remarks(group, criteria):
             out.print(Text(f"! {text}", style="yellow"))
@@ -93,10 +92,10 @@ def cells(
         for cell in group:
             if cell.state not in SETTLED:
                 reason = f"  {cell.run.cell.name} {cell.state.value}: {cell.reason}"
-                out.print(reason, style="yellow", markup=False, highlight=False)
+                out.print(reason, style="yellow")
         for study in timed:
             if study.run.task == group[0].run.task:
-                out.print(study_words(study), markup=False, highlight=False)
+                out.print(study_words(study))
         out.print()
     out.print(tally(cells))
     return agree
@@ -163,7 +162,7 @@ def overlaps(request: SweepRequest, *, quiet: bool = False) -> None:
     n_layers = request.planner.model(request.sweep.model).n_layers
     sentence = overlap_sentence(request.planner.overlaps(request.sweep), n_layers or 0)
     if sentence and not quiet:
-        Console(stderr=True).print(f"note: {sentence}", markup=False, soft_wrap=True)
+        complain(f"note: {sentence}")
 
 
 def terms(request: SweepRequest) -> None:

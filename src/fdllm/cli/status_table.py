@@ -20,6 +20,7 @@ from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cluster.queue import SlurmError
 from fdllm.criteria import Criteria
 from fdllm.errors import UsageError
+from fdllm.plain import one_line
 from fdllm.plan import CellState, JobFacts
 from fdllm.report.table import heading, requests_text, state_text
 from fdllm.timing.wanted import study_state, study_words, want_studies
@@ -110,7 +111,7 @@ def status_table(cells: Sequence[CellState]) -> Table:
             state_text(cell.state),
             requests_text(cell),
             *(_queue_texts(cell.job or JobFacts(job_id=None)) if at_work else ()),
-            Text(reason),
+            Text(one_line(reason)),
         )
     return table
 

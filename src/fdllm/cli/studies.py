@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -46,7 +45,7 @@ def take(planner: Planner, wanted: WantedStudy, load: Load, log: str | None = No
     """
     from fdllm.timing.take_study import take_study  # noqa: PLC0415 - torch, the harness
 
-    paths, out = study_paths(planner, wanted), Console(stderr=True)
+    paths, out = study_paths(planner, wanted), console(stderr=True)
     told = wanted.baseline.cell.name
     complain(
         f"{wanted}: {len(wanted.runs)} configs in turn, {wanted.repeats} times a document; minutes"

@@ -13,13 +13,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from fdllm.caches import OFFLINE
 from fdllm.cli import early, show, studies
 from fdllm.cli.doctor import checkup_of
 from fdllm.cli.options import Computing, flag, number
-from fdllm.cli.output import complain, say
+from fdllm.cli.output import complain, console, say
 from fdllm.cli.progress import GridProgress
 from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cli.status_table import show_status
@@ -214,9 +212,8 @@ def _execute(planner: Planner, work: Sequence[PlannedCell], load: studies.Load) 
         check_consent(task_info(one.cell.run.task), one.cell.run.code_execution)
     if not work:
         return []
-    console = Console(stderr=True)
     outcomes: list[RunOutcome] = []
-    with terminable(), GridProgress(len(work), console) as watch:
+    with terminable(), GridProgress(len(work), console(stderr=True)) as watch:
         runner = Runner(planner, watch, load)
         try:
             for one in work:

@@ -9,6 +9,7 @@ from pathlib import Path
 from fdllm.checkpoint.folder import locate, tensor_headers, unread_weights, weight_files
 from fdllm.checkpoint.special_tokens import load_tokenizer, no_end_token, read_spec
 from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
+from fdllm.plain import one_line
 from fdllm.record.identity import model_identity
 from fdllm.runs import ModelChoice
 
@@ -64,7 +65,7 @@ def fetch_model(checkup: Checkup) -> Iterator[Finding]:
         FdllmError: the Hub cannot be reached or refuses.
     """
     choice = checkup.sweep.model
-    sys.stderr.write(f"model {choice.name}: fetching its files\n")
+    sys.stderr.write(one_line(f"model {choice.name}: fetching its files") + "\n")
     yield ok("model", f"{choice.name} in {locate(choice.name, choice.revision)}")
 
 

@@ -14,6 +14,7 @@ from fdllm.doctor.checks_here import existing
 from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
 from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import task_info
+from fdllm.plain import one_line
 from fdllm.record.identity import source_hashes
 from fdllm.runs import Sweep
 
@@ -117,7 +118,7 @@ def fetch_task(name: str, checkup: Checkup) -> Iterator[Finding]:
     Raises:
         FdllmError: it cannot be had; the message says why, and what to do.
     """
-    sys.stderr.write(f"task {name}: fetching what it needs\n")
+    sys.stderr.write(one_line(f"task {name}: fetching what it needs") + "\n")
     yield ok(f"task {name}", _load(name, checkup.sweep))
 
 

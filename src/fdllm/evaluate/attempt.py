@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from fdllm.errors import FdllmError, first_line
+from fdllm.plain import shown
 from fdllm.plan import State
 from fdllm.record.deciding import Looks
 from fdllm.record.identity import Fingerprint
@@ -161,7 +162,7 @@ class RunAttempt:
         log: str | None = None
         with suppress(FdllmError, OSError):
             path = self.paths.new_log()
-            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            path.write_text(shown("".join(traceback.format_exception(error))), encoding="utf-8")
             log = str(path)
         write_failure(self.paths, reason, log)
         return self.outcome(State.FAILED, reason, log=log)

@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fdllm.errors import FdllmError, UsageError
+from fdllm.plain import escaped
 from fdllm.plan import Planner
 from fdllm.record.atomic import explained, write_text
 from fdllm.record.paths import TIMING, Layout
@@ -137,6 +138,7 @@ def _describe(draft: Path, experiment: str, remarks: Sequence[str], version: str
         write_text(draft / "image.sha256", "".join(f"{one}\n" for one in sorted(images)))
     templates = Environment(  # noqa: S701 - Markdown
         loader=PackageLoader("fdllm.release"),
+        finalize=lambda value: escaped(str(value)),
         undefined=StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,

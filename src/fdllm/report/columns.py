@@ -9,6 +9,8 @@ from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
+from fdllm.plain import escaped, one_line
+
 
 @dataclass(frozen=True)
 class Column:
@@ -48,7 +50,7 @@ class Table:
             head = head.replace(" by ", "\nby ").replace(" (", "\n(")
             table.add_column(head, justify=side, overflow="fold")  # type: ignore[arg-type]
         for row in self.rows:
-            table.add_row(*(Text(text, style) for _, text, style in row))
+            table.add_row(*(Text(one_line(text), style) for _, text, style in row))
         return table
 
     def markdown(self) -> list[str]:
@@ -56,7 +58,7 @@ class Table:
         rows = [
             [one.name for one in self.columns],
             ["---" if one.is_words else "---:" for one in self.columns],
-            *([text for _, text, _ in row] for row in self.rows),
+            *([escaped(text) for _, text, _ in row] for row in self.rows),
         ]
         return ["| " + " | ".join(row) + " |" for row in rows]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fdllm import strictjson
+from fdllm.plain import shown
 from fdllm.report.build import Section, TablePage
 from fdllm.report.records import Record, SampleKey
 
@@ -40,7 +41,7 @@ def embed(sections: Sequence[Section], budget: int) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for characters, most in _CUTS:
         data = {table.key: _table(table, of, _Cutter(characters), most) for table, of in pairs}
-        if len(strictjson.dumps(data).encode("utf-8", "replace")) <= budget:
+        if len(strictjson.dumps(data).encode("utf-8")) <= budget:
             break
     return data
 
@@ -82,7 +83,7 @@ class _Cutter:
         self.num_cut = 0
 
     def __call__(self, text: str) -> str:
-        text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate has no UTF-8 form
+        text = shown(text)
         if len(text) <= self._characters:
             return text
         self.num_cut += 1

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fdllm.plain import shown
 from fdllm.report import report_text
 from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.flips import embed
@@ -32,7 +33,7 @@ def render_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         report=report,
         verdict_class=_CLASSES.get(report.verdict.word, ""),
         criteria=criteria_table(report.verdict),
@@ -44,6 +45,7 @@ def render_html(report: Report) -> str:
         style=Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our file
         script=Markup((folder / "report.js").read_text(encoding="utf-8")),  # noqa: S704 - our file
     )
+    return shown(page)
 
 
 def _view(
@@ -72,5 +74,4 @@ def _view(
 def script_json(data: Any) -> Markup:  # noqa: ANN401 - any JSON value
     """JSON that may stand inside a script element: it can neither end nor comment it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    safe = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    return Markup(safe)  # noqa: S704 - escaped above
+    return Markup(shown(text.replace("<", "\\u003c")))  # noqa: S704 - escaped here

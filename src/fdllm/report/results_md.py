@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from fdllm.plain import escaped, in_code
 from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.columns import Column, Table
 from fdllm.report.figures import span
@@ -19,20 +20,20 @@ def render_results(report: Report, selection: str) -> str:
     """The whole page; ``selection`` are the flags by which a check renders it again."""
     verdict = report.verdict
     lines = [
-        f"# Results: {report.experiment}" + (f" - {report.title}" if report.title else ""),
+        escaped(f"# Results: {report.experiment}" + (f" - {report.title}" if report.title else "")),
         "",
-        f"Written by `fdllm report {selection}` from the records; do not edit.",
+        f"Written by `fdllm report {in_code(selection)}` from the records; do not edit.",
         "See [proposal.md](proposal.md) and [tasks.md](tasks.md).",
         "",
         "## Verdict",
         "",
-        f"**{verdict.word.capitalize()}.** {verdict.sentence}",
+        f"**{verdict.word.capitalize()}.** {escaped(verdict.sentence)}",
         "",
     ]
     if verdict.criteria:
-        lines += [f"Success criteria: {verdict.criteria}.", ""]
+        lines += [f"Success criteria: {escaped(verdict.criteria)}.", ""]
     if verdict.notes:
-        lines += [*(f"- {note}" for note in verdict.notes), ""]
+        lines += [*_items(verdict.notes), ""]
     lines += [render_section(section) for section in report.sections]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -40,30 +41,35 @@ def render_results(report: Report, selection: str) -> str:
 def render_section(section: Section) -> str:
     """One task: a sentence, the table, checks, counters, provenance."""
     limit = "" if section.limit is None else f", limit {section.limit}: SMOKE TEST"
-    lines = [f"## {section.title}{limit}", ""]
+    lines = [f"## {escaped(section.title)}{limit}", ""]
     if section.remark:
-        lines += [section.remark, ""]
+        lines += [escaped(section.remark), ""]
     if section.limit is not None:
         lines += ["**Smoke test: so few rows say nothing about accuracy or speed.**", ""]
     if section.table is not None:
         lines += [*_figures(section.table, section.records), *_checks(section.table, section)]
     if section.missing:
-        lines += ["Not in the table:", "", *(f"- {missing}" for missing in section.missing), ""]
+        lines += ["Not in the table:", "", *_items(section.missing), ""]
     if section.table is not None:
         lines += [*_alternative(section.table), *_counters(section.records)]
         lines += [*_scored(section.records), *_provenance(section.records)]
     return "\n".join(lines)
 
 
+def _items(texts: Iterable[str]) -> list[str]:
+    return [f"- {escaped(text)}" for text in texts]
+
+
 def _figures(table: TablePage, records: Sequence[Record]) -> list[str]:
     first = records[0].summary
     estimator = f", estimator {first.estimator_words}" if first.estimator else ""
+    reach = escaped(f"{estimator}, {first.headline.num_samples} rows.")
     grid = grid_table(table, records)
     return [
-        summary_sentence(table),
+        escaped(summary_sentence(table)),
         "",
-        f"Metric `{first.headline.metric}`{estimator}, {first.headline.num_samples} rows.",
-        grid.caption,
+        f"Metric `{in_code(first.headline.metric)}`{reach}",
+        escaped(grid.caption),
         "",
         *grid.markdown(),
         "",
@@ -71,7 +77,7 @@ def _figures(table: TablePage, records: Sequence[Record]) -> list[str]:
 
 
 def _checks(table: TablePage, section: Section) -> list[str]:
-    lines = [f"- {one.text}" for one in notices(table, section.overlap)]
+    lines = _items(one.text for one in notices(table, section.overlap))
     return ["Checks:", "", *lines, ""] if lines else []
 
 
@@ -79,8 +85,8 @@ def _alternative(table: TablePage) -> list[str]:
     found = alternative_table(table)
     if found is None:
         note = table.alternative.note
-        return [f"Not compared with lowering the threshold: {note}.", ""] if note else []
-    return [found.caption, "", *found.markdown(), ""]
+        return [f"Not compared with lowering the threshold: {escaped(note)}.", ""] if note else []
+    return [escaped(found.caption), "", *found.markdown(), ""]
 
 
 def _counters(records: Sequence[Record]) -> list[str]:
@@ -112,8 +118,8 @@ def _scored(records: Sequence[Record]) -> list[str]:
     for record in records:
         if record.summary.strategy.reuses and record.summary.scored is not None:
             alike.setdefault(record.summary.scored.words, []).append(record.name)
-    lines = [f"- {', '.join(names)}: {words}" for words, names in alike.items()]
-    return [f"Answers by the step that scored their first token: {by_step}.", *lines, ""]
+    lines = _items(f"{', '.join(names)}: {words}" for words, names in alike.items())
+    return [f"Answers by the step that scored their first token: {escaped(by_step)}.", *lines, ""]
 
 
 def _provenance(records: Sequence[Record]) -> list[str]:
@@ -130,4 +136,4 @@ def _provenance(records: Sequence[Record]) -> list[str]:
         f"documents {first.dataset[:12]}",
         f"decoding {first.fingerprint.fields['decoding']}",
     ]
-    return ["; ".join(facts) + ".", ""]
+    return [escaped("; ".join(facts) + "."), ""]

@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fdllm.plain import shown
 from fdllm.report.html import script_json
 from fdllm.trace import words
 from fdllm.trace.steps import Trace
@@ -22,13 +23,14 @@ def render_page(trace: Trace) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    return environment.get_template("trace.html.j2").render(
+    page = environment.get_template("trace.html.j2").render(
         trace=trace,
         words=words,
         style=Markup((templates / "trace.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
         script=Markup((templates / "trace.js").read_text(encoding="utf-8")),  # noqa: S704 - ours
         data=page_data(trace),
     )
+    return shown(page)
 
 
 def page_data(trace: Trace) -> Markup:

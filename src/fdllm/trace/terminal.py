@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fdllm.plain import shown
 from fdllm.trace import words
 from fdllm.trace.steps import ForwardTrace, RowTrace, Trace
 
@@ -22,7 +23,7 @@ def show(trace: Trace, console: Console) -> None:
     console.print(Text(trace.name, style="bold"))
     console.print(Text(words.settings(trace), style="dim"))
     console.print(legend(console, staleness=trace.staleness))
-    console.print(Text.assemble(("prompt: ", "bold"), trace.prompt))
+    console.print(Text.assemble(("prompt: ", "bold"), shown(trace.prompt)))
     for row in trace.rows:
         console.print()
         console.print(Text(row.title, style="bold"))
@@ -34,7 +35,7 @@ def show(trace: Trace, console: Console) -> None:
         console.print(Text(words.outcome(row)))
         console.print(Text(words.totals(row)))
         if row.loglikelihood is None:
-            console.print(Text.assemble(("text: ", "bold"), row.text))
+            console.print(Text.assemble(("text: ", "bold"), shown(row.text)))
     console.print()
     console.print(Text(words.answers(trace)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fdllm.plain import one_line
 from fdllm.trace.steps import ForwardTrace, RowTrace, Trace, layer_names
 
 _SHOWN = {"\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", " ": "\u2423", "": "\u2205"}
@@ -14,7 +15,7 @@ def visible(piece: str) -> str:
         return _SHOWN[piece]
     for space in "\n\t\r":
         piece = piece.replace(space, _SHOWN[space])
-    return piece
+    return one_line(piece)
 
 
 def span(forward: ForwardTrace) -> str:
