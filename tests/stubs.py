@@ -59,6 +59,18 @@ def small_disk(place: Path, size_kib: int = 64) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@contextmanager
+def read_only(place: Path) -> Iterator[None]:
+    """A folder on a file system that cannot be written, also not by root."""
+    if subprocess.run(["mount", "--bind", place, place], check=False).returncode:
+        pytest.skip("a folder cannot be mounted read-only here (it needs root)")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
 def make_root(folder: Path) -> Path:
     """A checkout: the baseline, the template, and a model folder that only has an identity."""
     for name in ("00_baseline", "_template"):

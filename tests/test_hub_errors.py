@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fdllm.caches import hub_cache
 from fdllm.errors import FdllmError
 from fdllm.evaluate import hub_errors
 from fdllm.evaluate.hub_errors import Access, ask_access, explain_access, without_token
@@ -48,6 +50,18 @@ def caused(outer: Exception, inner: Exception, *, handled: bool) -> Exception:
         (error("GatedRepoError"), None, "which is gated, and no token is set", "set HF_TOKEN"),
         (error("DatasetNotFoundError"), None, "the Hub does not know", f"see {PAGE}"),
         (error("RepositoryNotFoundError"), "t", "the Hub does not know", f"see {PAGE}"),
+        (
+            PermissionError(errno.EACCES, "no", "/site/datasets/a.lock"),
+            *(
+                None,
+                "/site/datasets cannot be written (no)",
+                "set HF_DATASETS_CACHE to a folder",
+            ),
+        ),
+        (
+            OSError(errno.EROFS, "no", str(hub_cache() / "datasets--a" / "refs")),
+            *("t", "cannot be written (no)", "set HF_HUB_CACHE to a folder of yours"),
+        ),
         (error("Odd", "first\nsecond"), None, "cannot be read (Odd: first)", "delete its folder"),
         (error("Odd", " "), None, "cannot be read (Odd: no reason given)", "delete its folder"),
         (error("HTTPError", status="401"), "t", "cannot be read (HTTPError: no)", PAGE),
@@ -72,6 +86,7 @@ def test_every_cause_is_told_apart(
         assert said.startswith("task 'rows_task' needs dataset org/rows (main), ")
         assert found in said
         assert remedy in do
+        assert "cannot be written" not in said or "delete" not in do, "a site's copy is for all"
     assert str(explain_access(outer, "t", "org/rows", None)).startswith(
         "task 't' needs dataset org/rows, which cannot be read (ValueError: wrapped)"
     )

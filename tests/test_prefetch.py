@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from checkups import checkup
+from checkups import checkup, fdllm
 from hub.run import run_cases
 from hub.sentences import train_sentences
 from hub.server import GRANTED, Hub
+from stubs import read_only
 
 pytestmark = pytest.mark.slow
 
@@ -61,3 +62,22 @@ def test_humaneval_and_ifeval(hub: Hub, tmp_path: Path) -> None:
     agreed = checkup("doctor", *asked, *consent, home=tmp_path)
     assert agreed.code == 0, agreed.out
     assert agreed.findings["sandbox humaneval"]["state"] == "ok"
+
+
+def test_a_shared_copy_that_is_read_only(hub: Hub, tmp_path: Path) -> None:
+    """Its files are read; what is made of them goes into a folder of one's own."""
+    home, mine = tmp_path / "home", {"HF_DATASETS_CACHE": str(tmp_path / "mine")}
+    records = ("--results", str(tmp_path / "records"), "--json", "--model", "tiny")
+    flags = (*records, "--task", "gsm8k")
+    assert fdllm("prefetch", *flags, home=home, HF_ENDPOINT=hub.url).code == 0
+    with read_only(home):
+        for environment in ({}, {"HF_ENDPOINT": hub.url}):
+            found = fdllm("doctor", *flags, home=home, **environment).findings["task gsm8k"]
+            assert found["state"] == "fail"
+            assert found["remedy"].startswith("set HF_DATASETS_CACHE to a folder of yours")
+        hub.seen.clear()
+        fetched = fdllm("prefetch", *flags, home=home, HF_ENDPOINT=hub.url, **mine)
+        assert fetched.code == 0, fetched.out
+        assert not [path for method, path, _ in hub.seen if method == "GET" and "resolve" in path]
+        doctor = fdllm("doctor", "--executor", "local", *flags, home=home, **mine)
+        assert doctor.code == 0, doctor.out

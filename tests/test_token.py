@@ -11,12 +11,19 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from checkups import checkup, environment_of, of
-from fdllm.doctor.remote import ask_node
+from fdllm.caches import OFFLINE, TOKENS, check_token
+from fdllm.checkpoint.folder import locate
+from fdllm.doctor.examine import prefetch
+from fdllm.doctor.findings import Checkup
+from fdllm.doctor.remote import Mode, ask_node
+from fdllm.errors import FdllmError
+from fdllm.evaluate.hub_errors import ask_access
 from hub.server import GRANTED, STRANGER, Hub
 
 GPQA = "gpqa_main_n_shot"
@@ -109,8 +116,10 @@ def test_a_search_that_can_fail(tmp_path: Path) -> None:
     assert holding(tmp_path, GRANTED) == [tmp_path / "log"]
 
 
-def test_a_node_is_checked_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker is replaced by one that tells its environment."""
+def told_by_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, asked: Checkup
+) -> list[str]:
+    """What a worker that tells its environment finds there."""
     package = tmp_path / "fdllm" / "doctor"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
@@ -119,10 +128,58 @@ def test_a_node_is_checked_without_it(tmp_path: Path, monkeypatch: pytest.Monkey
         "import json, os, sys\n"
         "names = ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HF_HUB_OFFLINE')\n"
         "found = ','.join(name for name in names if os.environ.get(name))\n"
+        "if sys.argv[1] == 'fetch': found = 'HF_TOKEN=' + os.environ['HF_TOKEN']\n"
         "json.dump([{'name': 'told', 'state': 'ok', 'found': found}], sys.stdout)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return [found.found for found in ask_node(asked, mode)]
+
+
+def test_a_node_is_checked_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", GRANTED)
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", GRANTED)
-    asked = of(tmp_path)
-    assert [found.found for found in ask_node(asked, "check")] == ["HF_HUB_OFFLINE"]
+    assert told_by_a_worker(tmp_path, monkeypatch, "check", of(tmp_path)) == ["HF_HUB_OFFLINE"]
+
+
+def test_that_of_a_login_is_found_wherever_models_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``hf auth login`` wrote it where HF_HOME was; the site's file names another one."""
+    for name in TOKENS:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "token").write_text(f"{GRANTED}\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    asked = replace(of(tmp_path), hf_home=tmp_path / "scratch")
+    assert told_by_a_worker(tmp_path, monkeypatch, "fetch", asked) == [f"HF_TOKEN={GRANTED}"]
+
+
+BAD = ("hf_übel", "hf_one\nhf_two", "hf_one hf_two", "“hf_quoted”", "hf_\x07bell")
+
+
+@pytest.mark.parametrize("text", BAD)
+@pytest.mark.parametrize("where", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "file"])
+def test_one_that_no_request_can_carry_is_one_sentence_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, text: str
+) -> None:
+    for name in (*TOKENS, *OFFLINE):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "token"
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(file))
+    check_token()
+    file.write_text(f"\t{GRANTED}\n")
+    check_token()
+    if where == "file":
+        file.write_text(text)
+    else:
+        monkeypatch.setenv(where, text)
+    shown = str(file) if where == "file" else where
+    asks = (check_token, lambda: prefetch(of(tmp_path)), lambda: locate("org/name"))
+    for ask in asks:
+        with pytest.raises(FdllmError, match=f"^the Hub token in {shown} holds") as said:
+            ask()
+        assert "\n" not in str(said.value)
+        assert not [part for part in text.split() if part in str(said.value)]
+    answer = ask_access("org/name", "model")
+    assert (answer.state, "settings/tokens" in answer.remedy) == ("unknown", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # nobody is asked, so nothing is carried
+    check_token()

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fdllm import tiny
-from fdllm.caches import hub_cache
+from fdllm.caches import check_token, hub_cache, read_only_cache
 from fdllm.errors import FdllmError, UsageError, first_line
 
 WEIGHTS = "model.safetensors"
@@ -74,14 +74,17 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> P
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
+    check_token()
     files = ["*.safetensors", INDEX, *BESIDE] if weights else list(BESIDE)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        remedy = read_only_cache(error) or (
+            "check the name and the network, or give a folder that holds the files"
+        )
         raise FdllmError(
             f"model '{name}' could not be fetched from the Hub ({type(error).__name__}: "
-            f"{first_line(error, 'no answer')}); check the name and the network, or give a "
-            "folder that holds the files"
+            f"{first_line(error, 'no answer')}); {remedy}"
         ) from None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from fdllm.caches import offline_by
+from fdllm.caches import check_token, offline_by
 from fdllm.doctor import checks_here
 from fdllm.doctor.findings import Checker, Checkup, Finding, blocking, fail, ok, run_checks, warn
 from fdllm.doctor.remote import ask_node
@@ -60,12 +60,14 @@ def prefetch(checkup: Checkup) -> list[Finding]:
 
     Raises:
         UsageError: this process is told to stay offline.
+        FdllmError: no request can carry the token that is set.
     """
     if offline_by():
         raise UsageError(
             f"{' and '.join(offline_by())} forbid to fetch anything; unset them here, or run "
             "prefetch where there is a network, with the same HF_HOME"
         )
+    check_token()
     image = blocking(run_checks(_IMAGE, checkup))
     if image:
         return image

@@ -8,16 +8,15 @@ import sys
 from dataclasses import replace
 from typing import Literal
 
-from fdllm.caches import OFFLINE, hub_home
+from fdllm.caches import OFFLINE, TOKENS, hub_home
 from fdllm.cluster.container import container_command
 from fdllm.cluster.render import PASSED_ON
 from fdllm.doctor.findings import CHECKUP, FINDINGS, Checkup, Finding, fail
-from fdllm.evaluate.hub_errors import without_token
+from fdllm.evaluate.hub_errors import hub_token, without_token
 from fdllm.record.identity import source_hashes
 
 Mode = Literal["check", "fetch"]
 
-TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _WORKER = "fdllm.doctor.worker"
 _CHECK_S = 900
 
@@ -78,6 +77,9 @@ def _environment(checkup: Checkup, mode: Mode) -> dict[str, str]:
                 environment.pop(prefix + name, None)
         # The client also looks for a token's file; there is none on this path.
         environment["HF_TOKEN_PATH"] = os.devnull
+    elif (token := hub_token()) is not None:
+        # Of a login too, whose file lies in a home folder: HF_HOME may be another one there.
+        environment["HF_TOKEN"] = token
     return environment
 
 

@@ -29,6 +29,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from fdllm.caches import check_token
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate import boxed
 from fdllm.evaluate.hub_errors import explain_access, without_token
@@ -129,6 +130,7 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
             FdllmError: they cannot be had; the message says why, and what to do.
         """
         try:
+            check_token()
             super().download(dataset_kwargs, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever the clients raise is explained
             raise explain_access(

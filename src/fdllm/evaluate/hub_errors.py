@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import get_token
 
+from fdllm.caches import check_token, read_only_cache
 from fdllm.errors import FdllmError, first_line
 
 _UNAUTHORIZED = 401
@@ -39,6 +42,7 @@ def ask_access(repo: str, kind: Literal["dataset", "model"]) -> Access:
 
     address = f"{constants.ENDPOINT}/api/{kind}s/{repo}/auth-check"
     try:
+        check_token()
         # The client's own auth_check has no time limit: behind a firewall it waits for ever.
         answer = get_session().get(address, headers=build_hf_headers(), timeout=_ASK_S)
         hf_raise_for_status(answer)
@@ -64,7 +68,20 @@ def explain_access(error: Exception, task: str, repo: str, config: str | None) -
 
 def _reason(error: Exception, page: str) -> tuple[str, str]:
     """What is wrong, and what to do about it."""
+    if isinstance(error, FdllmError):
+        found, _, remedy = str(error).partition("; ")
+        return found, remedy
     chain = list(_causes(error))
+    for cause in chain:
+        moved = read_only_cache(cause)
+        if moved and isinstance(cause, OSError):
+            folder = Path(os.fsdecode(cause.filename)).parent
+            return f"and {folder} cannot be written ({cause.strerror})", moved
+    return _clients_reason(chain, page)
+
+
+def _clients_reason(chain: list[BaseException], page: str) -> tuple[str, str]:
+    """The same of an error with its causes, by what the Hub and its clients say."""
     names = {type(cause).__name__ for cause in chain}
     text = " ".join(str(cause) for cause in chain)
     statuses = {_status(cause) for cause in chain}
@@ -79,7 +96,7 @@ def _reason(error: Exception, page: str) -> tuple[str, str]:
                 "prefetch', then try again"
             ),
         )
-    if _UNAUTHORIZED in statuses and get_token() is not None:
+    if _UNAUTHORIZED in statuses and hub_token() is not None:
         return (
             (
                 "and the Hub does not accept the token that is set (wrong, expired, or not "
@@ -87,7 +104,7 @@ def _reason(error: Exception, page: str) -> tuple[str, str]:
             ),
             f"make a new one at {_TOKENS}, set HF_TOKEN, and see {page}",
         )
-    if _FORBIDDEN in statuses or ("gated" in text and get_token() is not None):
+    if _FORBIDDEN in statuses or ("gated" in text and hub_token() is not None):
         return (
             "which is gated, and the account of the token that is set has not been granted access",
             f"agree to the conditions at {page} with that account, then try again",
@@ -101,7 +118,7 @@ def _reason(error: Exception, page: str) -> tuple[str, str]:
         return "which the Hub does not know, or hides from this account", f"see {page}"
     line = first_line(text, "no reason given")
     return (
-        f"which cannot be read ({type(error).__name__}: {without_token(line)})",
+        f"which cannot be read ({type(chain[0]).__name__}: {without_token(line)})",
         f"see {page}, or delete its folder in the dataset cache and try again",
     )
 
@@ -123,5 +140,13 @@ def _status(error: BaseException) -> int | None:
 
 def without_token(text: str) -> str:
     """The text with the Hub token, should it occur, struck out."""
-    token = get_token()
+    token = hub_token()
     return text.replace(token, "<token>") if token else text
+
+
+def hub_token() -> str | None:
+    """The token that the Hub's client finds here; None where there is none that can be read."""
+    try:
+        return get_token()
+    except (OSError, ValueError):  # its file is a folder, or no text
+        return None

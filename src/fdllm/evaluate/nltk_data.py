@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from pathlib import Path
 
 from fdllm.caches import hub_home, offline_by
@@ -20,8 +21,9 @@ _PACKAGE = "punkt_tab"
 
 
 def sentence_folder() -> Path:
-    """Where the tokenizer's data are kept: ``$HF_HOME/nltk_data``."""
-    return hub_home() / "nltk_data"
+    """Where the tokenizer's data are kept: in ``NLTK_DATA``, else ``$HF_HOME/nltk_data``."""
+    named = os.environ.get("NLTK_DATA", "").split(os.pathsep)[0]
+    return Path(named).expanduser() if named else hub_home() / "nltk_data"
 
 
 def require_sentences() -> None:
@@ -61,12 +63,17 @@ def _fetch(folder: str) -> None:
     said = io.StringIO()
     fetched = False
     if not offline:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with (
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+            contextlib.suppress(OSError),  # a folder that may not be written
+        ):
             fetched = bool(nltk.download(_PACKAGE, download_dir=folder, quiet=True))
     if not fetched:
         why = "this process is offline" if offline else "it cannot be fetched from here"
         raise FdllmError(
             f"task 'ifeval' needs nltk's sentence tokenizer '{_PACKAGE}', which is not on this "
             f"machine, and {why}; where there is a network run 'fdllm prefetch --task ifeval' (or "
-            f"python -m nltk.downloader -d {folder} {_PACKAGE}) with the same HF_HOME"
+            f"python -m nltk.downloader -d {folder} {_PACKAGE}) with the same HF_HOME, "
+            "or with NLTK_DATA set to a folder of yours where that may not be written"
         )
