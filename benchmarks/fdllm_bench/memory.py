@@ -48,8 +48,8 @@ def apart(command: Sequence[str], budget_s: float = math.inf) -> dict[str, Any]:
     began, peak = time.perf_counter(), 0
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with (
-        tempfile.TemporaryFile("w+") as out,
-        tempfile.TemporaryFile("w+") as err,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as err,
         subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, env=env) as process,
     ):
         while process.poll() is None and time.perf_counter() - began < budget_s:

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fdllm import strictjson
-from fdllm.cli.output import complain, say
+from fdllm.cli.output import complain, say_json
 from fdllm.core.checkpoint import resolve_device
 from fdllm_bench.batch import bench_batch
 from fdllm_bench.growth import bench_growth
@@ -75,7 +74,7 @@ def run(
             "sections": [section.as_dict() for section in sections],
             "profiles": [asdict(phase) for phase in profiles],
         }
-        say(strictjson.dumps(document, indent=2))
+        say_json(document)
 
 
 def machine(device: torch.device) -> dict[str, str | float]:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fdllm import plain, strictjson
 from fdllm.cli.options import Command, flag, number
-from fdllm.cli.output import console, say
+from fdllm.cli.output import console, say, say_json
 from fdllm.errors import FdllmError, UsageError
 from fdllm.presets.reader import load_preset
 from fdllm.record.paths import Layout, TaskFolder, find_root, model_slug
@@ -138,7 +138,7 @@ def _print_json(code: int, comparisons: Sequence[Mapping[str, Any]]) -> None:
     data = {"version": JSON_VERSION, "exit_code": code, "comparisons": comparisons}
     if len(comparisons) == 1:  # the short form stands at the top too
         data |= {key: comparisons[0].get(key) for key in ("accuracy", "speed")}
-    say(strictjson.dumps(data, indent=2))
+    say_json(data)
 
 
 def exit_code(verdicts: Sequence[str], *, strict: bool) -> int:

@@ -10,9 +10,8 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from fdllm import strictjson
 from fdllm.cli.options import Computing, Selection, flag
-from fdllm.cli.output import console, say
+from fdllm.cli.output import console, say, say_json
 from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cluster.cluster_config import ClusterConfig, clusters_of, load_cluster_config
 from fdllm.cluster.planned import binds
@@ -116,7 +115,7 @@ def _show(findings: Sequence[Finding], *, as_json: bool) -> int:
     failed = len(blocking(findings))
     if as_json:
         ready = {"ready": not failed, "findings": [asdict(finding) for finding in findings]}
-        say(strictjson.dumps(ready, indent=2))
+        say_json(ready)
         return int(bool(failed))
     table = Table(title="check-up", title_justify="left")
     for column in ("check", "state", "what was found", "what to do"):

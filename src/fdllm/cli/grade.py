@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fdllm import strictjson
 from fdllm.cli.options import Consent, flag
-from fdllm.cli.output import say
+from fdllm.cli.output import say, say_json
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
 
@@ -34,7 +33,7 @@ class GradeCommand(Consent):
         run = request.runs[0]
         found = grade(run, self.answers)
         if self.json:
-            say(strictjson.dumps(asdict(found), indent=2))
+            say_json(asdict(found))
             return 0
         say(f"{run.task}: {found.metric} {found.value:.4f} over {found.num_samples} documents")
         for name, value in found.metrics.items():

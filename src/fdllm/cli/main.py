@@ -19,7 +19,7 @@ from fdllm.cli.grade import GradeCommand
 from fdllm.cli.job import JobCommand
 from fdllm.cli.new import NewCommand
 from fdllm.cli.options import Command
-from fdllm.cli.output import complain
+from fdllm.cli.output import complain, show_every_character
 from fdllm.cli.prompts import PromptsCommand
 from fdllm.cli.report import ReportCommand
 from fdllm.cli.selftest import SelftestCommand
@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 something failed, 2 the request makes no sense, 130 interrupted, 143 terminated.
     """
+    show_every_character()
     known = commands()
     args = build_parser(known).parse_args(arguments)
     try:

@@ -1,19 +1,49 @@
-"""Lines to the two streams: answers to standard output, everything about them to the other."""
+r"""Lines to the two streams: answers to standard output, everything about them to the other.
+
+A stream shows what its encoding has. A bare node's is ASCII, or Latin-1: there a sign is one of
+ASCII's, and another letter is written as JSON writes it, ``\u00e9``.
+"""
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
+import re
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from fdllm import strictjson
 from fdllm.plain import shown
+
+_SIGNS = {
+    **dict(zip("×·–—−✓✗▶◐◆█▒░", "x.---+x>o*#+-", strict=True)),  # noqa: RUF001
+    "…": "...",
+    "²": "^2",
+}
+_HANDLER = "fdllm.as_ascii"
 
 
 def say(text: str) -> None:
     """A line of the answer."""
     sys.stdout.write(shown(text) + "\n")
+
+
+def say_json(data: Any) -> None:  # noqa: ANN401 - any JSON value
+    """The answer for programs."""
+    say(json_text(data, indent=2))
+
+
+def json_text(data: Any, *, indent: int | None = None) -> str:  # noqa: ANN401 - any JSON value
+    """JSON for standard output; programs read the same from it in any encoding."""
+    text = strictjson.dumps(data, indent=indent)
+    if sys.stdout.encoding.lower().startswith("utf"):
+        return text
+    return re.sub(r"[^\x00-\x7f]", lambda found: _escaped(found[0]), text)
 
 
 def complain(text: str) -> None:
@@ -38,3 +68,23 @@ def console(at_least: int = 150, *, stderr: bool = False) -> Console:
     """A stream for tables and bars; a log, which folds nothing, is ``at_least`` so many columns."""
     found = _Console(width=None, stderr=stderr)
     return found if found.is_terminal else _Console(width=max(at_least, found.width), stderr=stderr)
+
+
+def show_every_character() -> None:
+    """Let both streams take what their encoding lacks."""
+    codecs.register_error(_HANDLER, _as_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_HANDLER)
+
+
+def _as_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What stands for the characters that a stream cannot take, as ``codecs`` asks for it."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_SIGNS.get(one) or _escaped(one) for one in lacking), error.end
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from fdllm import strictjson
 from fdllm.cli.options import Selection, flag
-from fdllm.cli.output import console, say
+from fdllm.cli.output import console, json_text, say
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
 
@@ -40,7 +39,7 @@ class PromptsCommand(Selection):
         built = [(run, requests_of(run)) for run in runs.values()]
         if self.json:
             entries = (described(one, run) for run, asked in built for one in asked)
-            lines = (strictjson.dumps(entry) for entry in entries)
+            lines = (json_text(entry) for entry in entries)
             say("[\n" + ",\n".join(lines) + "\n]")
             return 0
         for run, asked in built:

@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fdllm import strictjson
 from fdllm.cli.options import Selection, flag
-from fdllm.cli.output import complain, say
+from fdllm.cli.output import complain, say, say_json
 from fdllm.cli.request import default_tasks, make_planner, read_request
 from fdllm.errors import FdllmError
 from fdllm.plan import ENDED, Planner
@@ -140,7 +139,7 @@ def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path)
 def _print_check(found: Recheck, *, as_json: bool) -> int:
     number = len(found.differences)
     if as_json:
-        say(strictjson.dumps(asdict(found), indent=2))
+        say_json(asdict(found))
         return int(bool(number))
     for note in found.notes:
         complain(f"note: {note}")

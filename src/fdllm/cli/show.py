@@ -11,8 +11,7 @@ from typing import Any
 
 from rich.text import Text
 
-from fdllm import strictjson
-from fdllm.cli.output import complain, console, say
+from fdllm.cli.output import complain, console, say, say_json
 from fdllm.cli.request import SweepRequest
 from fdllm.cli.work import PlannedCell
 from fdllm.cluster.queue import JobId, environment
@@ -48,7 +47,7 @@ def print_json(cells: Sequence[CellState], timed: Sequence[CellState] = ()) -> N
         "cells": [cell.as_dict() for cell in cells],
         "timing": [study_dict(cell) for cell in timed],
     }
-    say(strictjson.dumps(data, indent=2))
+    say_json(data)
 
 
 def study_dict(cell: CellState) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def plan(
         ]
         due = [study_dict(cell) | {"would_run": is_due(cell)} for cell in timed]
         data = {"version": JSON_VERSION, "cells": steps, "timing": due}
-        say(strictjson.dumps(data, indent=2))
+        say_json(data)
         return
     for cell in cells:
         one = chosen.get(id(cell))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from fdllm import strictjson
 from fdllm.cli import studies, sweep
 from fdllm.cli.options import Placed, Selection, flag
-from fdllm.cli.output import say
+from fdllm.cli.output import say, say_json
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
 from fdllm.record.study import Study
@@ -53,5 +52,5 @@ class TimingCommand(Placed, Selection):
                 studies.print_study(taken[-1])
                 say(f"kept in {request.planner.layout.timing(one.baseline)[0]}\n")
         if self.json:
-            say(strictjson.dumps(studies.as_dict(taken), indent=2))
+            say_json(studies.as_dict(taken))
         return 0

@@ -43,12 +43,11 @@ def ask_node(checkup: Checkup, mode: Mode) -> list[Finding]:
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter, or the container's
             command,
-            input=CHECKUP.dump_json(replace(checkup, source=source_hashes())).decode(),
+            input=CHECKUP.dump_json(replace(checkup, source=source_hashes())),
             env=environment,
             stdout=subprocess.PIPE,
             # Bars of a download are for whoever waits for it.
             stderr=None if mode == "fetch" else subprocess.PIPE,
-            text=True,
             timeout=_CHECK_S if mode == "check" else None,
             check=False,
         )
@@ -57,7 +56,8 @@ def ask_node(checkup: Checkup, mode: Mode) -> list[Finding]:
     try:
         return FINDINGS.validate_json(done.stdout)
     except ValueError:
-        lines = [line for line in (done.stderr or "").splitlines() if line.strip()]
+        said = (done.stderr or b"").decode(errors="replace")
+        lines = [line for line in said.splitlines() if line.strip()]
         last = lines[-1] if lines else "see above" if mode == "fetch" else "no word"
         return [_no_answer(checkup, f"exit code {done.returncode}", last)]
 

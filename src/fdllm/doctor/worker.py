@@ -20,7 +20,7 @@ from fdllm.doctor.findings import CHECKUP, FINDINGS, Checker, Checkup, run_check
 
 def main() -> int:
     """Read the question, answer it; the exit code says only whether there is an answer."""
-    checkup = CHECKUP.validate_json(sys.stdin.read())
+    checkup = CHECKUP.validate_json(sys.stdin.buffer.read())
     # Libraries print what they like; the answer has a channel of its own.
     with os.fdopen(os.dup(1), "wb") as out, contextlib.redirect_stdout(sys.stderr):
         os.dup2(2, 1)

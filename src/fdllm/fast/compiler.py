@@ -81,7 +81,7 @@ def _compile(source: Path, command: Sequence[str], to: Path) -> None:
                 told,
                 env=environment,
                 capture_output=True,
-                text=True,
+                errors="replace",
                 timeout=_PATIENCE_S,
                 check=False,
             )

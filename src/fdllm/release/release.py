@@ -129,7 +129,7 @@ def _describe(draft: Path, experiment: str, remarks: Sequence[str], version: str
     """What the draft is, for people and for machines."""
     found = sorted(draft.glob("results/*/*/*/summary.json"))
     runs = {
-        path.parent.relative_to(draft).as_posix(): Summary.model_validate_json(path.read_text())
+        path.parent.relative_to(draft).as_posix(): Summary.model_validate_json(path.read_bytes())
         for path in found
     }
     sessions = [s for summary in runs.values() for s in summary.provenance.get("sessions", [])]
