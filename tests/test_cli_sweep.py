@@ -13,6 +13,7 @@ from rich.console import Console
 
 from command import Command, summary_of
 from fdllm.cli.progress import GridProgress
+from fdllm.errors import MissingError
 from fdllm.evaluate.attempt import RunOutcome
 from fdllm.plan import State
 from fdllm.runs import Cell, Run
@@ -220,3 +221,31 @@ def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(
     assert "k2_last: failed: a bad day" in out.getvalue()
     assert "left in" not in out.getvalue()
     assert "1/3" in out.getvalue()
+
+
+def test_what_a_task_lacks_is_missed_once(fdllm: Command) -> None:
+    def answer(run: Run, doc: int) -> str:
+        if run.task == "tiny_arithmetic":
+            raise MissingError("its data are not here")
+        return f"{run.cell.k}: {doc}"
+
+    fdllm.machine = StubMachine(answer=answer)
+    assert fdllm("sweep", *TASK, "tiny_choice", "--timing", "0") == 1
+    assert fdllm.err.count("its data are not here") == 1
+    assert "8 other runs not tried" in fdllm.err
+    states = fdllm.cells(*TASK)
+    assert (states.pop("k1_first"), set(states.values())) == ("failed", {"pending"})
+    assert set(fdllm.cells("--task", "tiny_choice").values()) == {"done"}
+
+
+def test_a_model_that_is_not_there_is_missed_once(
+    fdllm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any) -> StubMachine:
+        raise MissingError("no such model here")
+
+    monkeypatch.setattr("fdllm.cli.sweep.load_model", load)
+    assert fdllm("sweep", *TASK) == 1
+    assert fdllm.err.count("no such model here") == 1
+    assert "8 other runs not tried" in fdllm.err
+    assert set(fdllm.cells(*TASK).values()) == {"pending"}

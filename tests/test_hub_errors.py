@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fdllm.caches import hub_cache
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, MissingError
 from fdllm.evaluate import hub_errors
 from fdllm.evaluate.hub_errors import Access, ask_access, explain_access, without_token
 
@@ -81,7 +81,7 @@ def test_every_cause_is_told_apart(
         if found.startswith("cannot be read") and one is not raised:
             continue  # the outermost error is the one that is named then
         told = explain_access(one, "rows_task", "org/rows", "main")
-        assert type(told) is FdllmError
+        assert type(told) is MissingError
         said, _, do = str(told).partition("; ")
         assert said.startswith("task 'rows_task' needs dataset org/rows (main), ")
         assert found in said

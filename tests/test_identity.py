@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fdllm.cli import main
 from fdllm.record import identity
 from fdllm.record.identity import PACKAGE, source_hashes
 from helpers import ROOT
@@ -32,6 +33,23 @@ def test_a_changed_c_file_changes_the_source(monkeypatch: pytest.MonkeyPatch) ->
     source_hashes.cache_clear()
     assert source_hashes()["src/fdllm/fast/kernels.c"] == ".c"
     source_hashes.cache_clear()
+
+
+def test_a_relative_place_is_this_folders_for_whatever_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job runs in another folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", "hf")
+    monkeypatch.setenv("HF_HUB_CACHE", "$HOME/hub")
+    monkeypatch.setenv("HF_DATASETS_CACHE", "~/data")
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert main(["prompts"]) == 2  # any command
+    assert os.environ["HF_HOME"] == str(tmp_path / "hf")
+    assert os.environ["HF_HUB_CACHE"] == "/home/me/hub"
+    assert os.environ["HF_DATASETS_CACHE"] == "/home/me/data"
+    assert "XDG_CACHE_HOME" not in os.environ
 
 
 @pytest.mark.parametrize(("variables", "home", "cache"), PLACES)

@@ -18,6 +18,28 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _TOKEN = re.compile(rb"[!-~]*")  # what a header can carry
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
+PLACES = (
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+    "HF_TOKEN_PATH",
+    "XDG_CACHE_HOME",
+)
+"""What names a file or folder of the Hub's client, of datasets, and of this package."""
+
+
+def resolve_places() -> None:
+    """Let relative paths of :data:`PLACES` mean this folder, in whatever this process starts too.
+
+    A job runs in another folder. The client reads them at its import and looks from where it is,
+    which is here.
+    """
+    for name in PLACES:
+        given = os.environ.get(name)
+        if given:
+            os.environ[name] = str(Path(os.path.expandvars(given)).expanduser().absolute())
+
 
 def offline_by() -> list[str]:
     """The variables that keep this process offline; empty where it may ask."""

@@ -29,6 +29,10 @@ class UsageError(FdllmError):
     exit_code = 2
 
 
+class MissingError(FdllmError):
+    """A model or a task's documents cannot be had: no other run that needs them can be computed."""
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` with the nearest known name; empty where none is near."""
     near = difflib.get_close_matches(given, list(known), n=1)

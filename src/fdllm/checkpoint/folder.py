@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fdllm import tiny
-from fdllm.caches import check_token, hub_cache, read_only_cache
-from fdllm.errors import FdllmError, UsageError, first_line
+from fdllm.caches import check_token, hub_cache, offline_by, read_only_cache
+from fdllm.errors import FdllmError, MissingError, UsageError, first_line
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -79,12 +79,16 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> P
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        remedy = read_only_cache(error) or (
-            "check the name and the network, or give a folder that holds the files"
-        )
-        raise FdllmError(
-            f"model '{name}' could not be fetched from the Hub ({type(error).__name__}: "
-            f"{first_line(error, 'no answer')}); {remedy}"
+        said = f"{type(error).__name__}: {first_line(error, 'no answer')}"
+        remedy = "check the name and the network, or give a folder that holds the files"
+        if offline_by():
+            said = f"it is not in the cache of this machine, and {offline_by()[0]} is set"
+            remedy = (
+                f"where there is a network, with the same HF_HOME: fdllm prefetch --model {name}"
+            )
+        raise MissingError(
+            f"model '{name}' could not be fetched from the Hub ({said}); "
+            f"{read_only_cache(error) or remedy}"
         ) from None
 
 

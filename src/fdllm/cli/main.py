@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
+from fdllm.caches import resolve_places
 from fdllm.cli.bench import bench_command
 from fdllm.cli.compare_command import CompareCommand
 from fdllm.cli.doctor import DoctorCommand, PrefetchCommand
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 something failed, 2 the request makes no sense, 130 interrupted, 143 terminated.
     """
     show_every_character()
+    resolve_places()
     known = commands()
     args = build_parser(known).parse_args(arguments)
     try:

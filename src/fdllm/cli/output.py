@@ -87,4 +87,4 @@ def _as_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def _escaped(character: str) -> str:
-    return json.dumps(character)[1:-1]
+    return json.dumps(character, allow_nan=False)[1:-1]

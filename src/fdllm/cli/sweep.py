@@ -213,20 +213,36 @@ def _execute(planner: Planner, work: Sequence[PlannedCell], load: studies.Load) 
     if not work:
         return []
     outcomes: list[RunOutcome] = []
+    rest = list(work)  # the run in flight, then those to come
     with terminable(), GridProgress(len(work), console(stderr=True)) as watch:
         runner = Runner(planner, watch, load)
         try:
-            for one in work:
+            while rest:
+                one = rest[0]
                 outcomes.append(runner.run(one.cell.run, force=one.force, until=one.until))
                 watch.end(outcomes[-1])
+                del rest[0]
+                if outcomes[-1].missing:
+                    others = [o for o in rest if o.cell.run.task != one.cell.run.task]
+                    _leave(len(rest) - len(others), watch)
+                    rest = others
+        except FdllmError:  # the model cannot be loaded, say
+            _leave(len(rest) - 1, watch)
+            raise
         except KeyboardInterrupt:
             done = sum(outcome.state in RECORDED for outcome in outcomes)
-            kept = _kept(planner, work[len(outcomes) :])
+            kept = _kept(planner, rest)
             watch.note(
                 f"interrupted: {done} of {len(work)} runs done{kept}; the same command goes on here"
             )
             raise
     return outcomes
+
+
+def _leave(number: int, watch: GridProgress) -> None:
+    """Say how many runs are not tried, as they need what has just been missed."""
+    if number:
+        watch.note(f"{number} other run{'s' * (number != 1)} not tried: the same would be missing")
 
 
 def _kept(planner: Planner, rest: Sequence[PlannedCell]) -> str:

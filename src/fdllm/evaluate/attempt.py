@@ -5,10 +5,10 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from fdllm.errors import FdllmError, first_line
+from fdllm.errors import FdllmError, MissingError, first_line
 from fdllm.plain import shown
 from fdllm.plan import State
 from fdllm.record.deciding import Looks
@@ -134,6 +134,7 @@ class RunOutcome:
     log: str | None = None  # the log of a failure
     num_computed: int = 0  # requests computed by this attempt
     summary: Summary | None = None  # the record; None for a shard, which writes none
+    missing: bool = False  # it failed of :class:`fdllm.errors.MissingError`
 
 
 @dataclass
@@ -165,7 +166,8 @@ class RunAttempt:
             path.write_text(shown("".join(traceback.format_exception(error))), encoding="utf-8")
             log = str(path)
         write_failure(self.paths, reason, log)
-        return self.outcome(State.FAILED, reason, log=log)
+        ended = self.outcome(State.FAILED, reason, log=log)
+        return replace(ended, missing=isinstance(error, MissingError))
 
     def ended_early(self, kept: EndedEarly) -> RunOutcome:
         """Partial, to go on from there; a merge has failed, as shards lack answers."""

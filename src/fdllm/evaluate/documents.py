@@ -80,6 +80,7 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
         """
         settings = {k: v for k, v in config.items() if k not in ("class", "options")}
         options: TaskOptions = config["options"]
+        self._asked_for = options.info.name  # a leaf's own name is none that a flag takes
         self._boxed = options.info.boxed
         self._num_fewshot = options.asked.num_fewshot
         self._rule = prompt_rule(options.info.name, options.asked.instruction)
@@ -134,7 +135,7 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
             super().download(dataset_kwargs, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever the clients raise is explained
             raise explain_access(
-                error, self.task_name, str(self.DATASET_PATH), self.DATASET_NAME
+                error, self._asked_for, str(self.DATASET_PATH), self.DATASET_NAME
             ) from None
 
     def _documents(self, split: str) -> Any:  # noqa: ANN401 - a datasets.Dataset

@@ -11,8 +11,9 @@ from typing import Literal
 from huggingface_hub import get_token
 
 from fdllm.caches import check_token, read_only_cache
-from fdllm.errors import FdllmError, first_line
+from fdllm.errors import FdllmError, MissingError, first_line
 
+_PREFETCH = "fdllm prefetch"
 _UNAUTHORIZED = 401
 _FORBIDDEN = 403
 _TOKENS = "https://huggingface.co/settings/tokens"
@@ -63,7 +64,8 @@ def explain_access(error: Exception, task: str, repo: str, config: str | None) -
         return error
     what = f"task '{task}' needs dataset {repo}" + (f" ({config})" if config else "")
     found, remedy = _reason(error, _page(repo, "dataset"))
-    return FdllmError(f"{what}, {found}; {remedy}")
+    which = f" --task {task}" if remedy.endswith(_PREFETCH) else ""
+    return MissingError(f"{what}, {found}; {remedy}{which}")
 
 
 def _reason(error: Exception, page: str) -> tuple[str, str]:
@@ -91,10 +93,7 @@ def _clients_reason(chain: list[BaseException], page: str) -> tuple[str, str]:
                 "which is not in the cache of this machine, and the Hub cannot be reached "
                 "(offline, or no network)"
             ),
-            (
-                f"fetch it where there is a network ({page}) into the same HF_HOME, with 'fdllm "
-                "prefetch', then try again"
-            ),
+            f"fetch it where there is a network ({page}), with the same HF_HOME: {_PREFETCH}",
         )
     if _UNAUTHORIZED in statuses and hub_token() is not None:
         return (
