@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from fdllm.evaluate.tasks import task_facts
 from fdllm.plan import Planner, State
 from fdllm.record.per_document import digest_of_answer
 from fdllm.record.study import Conditions, read_study
+from fdllm.report.records import Record, SampleKey
 from fdllm.report.speed import judge_pairs
 from fdllm.runs import ModelChoice, Sweep
 from fdllm.timing import conditions
@@ -106,18 +106,16 @@ def test_another_text_than_the_records_fails_the_study(
     recorded: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And another choice is a warning: log-likelihoods may differ in their last bits."""
-    read = Path.read_text
+    read = vars(Record)["texts"].func
 
-    def other(path: Path, **words: Any) -> str:
-        text = read(path, **words)
-        if path.name != "samples.jsonl":
-            return text
-        lines = [json.loads(line) for line in text.splitlines()]
-        for line in lines:
-            line["output"] = "no" if isinstance(line["output"], str) else [-1e9, *line["output"]]
-        return "\n".join(map(json.dumps, lines))
+    def changed(said: Any) -> Any:
+        return "no" if isinstance(said, str) else [-1e9, *said]
 
-    monkeypatch.setattr(Path, "read_text", other)
+    def other(record: Record) -> dict[SampleKey, dict[str, Any]]:
+        texts = read(record)
+        return {key: line | {"output": changed(line["output"])} for key, line in texts.items()}
+
+    monkeypatch.setattr(Record, "texts", property(other))
     planner = planner_of(recorded)
     with pytest.raises(FdllmError, match="k1_first differ from the record's on 2 documents"):
         take_study(planner, model, wanted_of(recorded, "tiny_arithmetic"))
