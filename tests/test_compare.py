@@ -197,15 +197,17 @@ def test_without_a_study_there_is_no_speed(
     assert "Speed is not compared: the two were not timed in turn" in capsys.readouterr().out
 
 
-def test_a_damaged_study_is_not_called_worse(
+def test_a_damaged_study_is_named_where_the_answers_are_compared(
     tmp_path: Path, compare: Compare, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid(tmp_path, k1_first=RIGHT, k2_middle=RIGHT)
     path = tmp_path / "results" / "00_baseline" / "gsm8k" / "timing" / "study.json"
     path.parent.mkdir()
     path.write_text("{")
-    assert compare("k1_first", "k2_middle") == 2
-    assert "run fdllm timing again" in capsys.readouterr().err
+    assert compare("k1_first", "k2_middle") == 0
+    said = capsys.readouterr().out
+    assert "The timing study cannot be used (study.json is no JSON: " in said
+    assert "): run fdllm timing --task gsm8k" in said
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from cells import flipped, make_cell, make_times, share, write_cell, write_study
-from fdllm.record.summary import InvalidRecordError
 from fdllm.report.compare import compare
 from fdllm.report.records import Record
 from fdllm.report.times import read_times
@@ -162,5 +161,7 @@ def test_a_study_of_five_documents_says_nothing(tmp_path: Path) -> None:
 def test_a_damaged_study_is_named(cells: list[Record]) -> None:
     write_study(cells, {})
     (cells[0].folder.parent / "timing" / "study.json").write_text("{")
-    with pytest.raises(InvalidRecordError, match="study.json"):
-        read_times(cells, "k1_first")
+    found = read_times(cells, "k1_first")
+    assert found.pairs == {}
+    assert "the timing study cannot be used (study.json is no JSON: Expec" in found.sentence
+    assert "): run fdllm timing --task" in found.sentence

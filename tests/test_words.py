@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ def session(**changes: Any) -> dict[str, Any]:
 
 def with_origin(name: str, sessions: list[dict[str, Any]], **fields: str) -> Any:
     cell = make_cell(name, share(4, 2), fields={"model": f"sha256:{'a' * 64}"} | fields)
-    provenance = {"sessions": sessions, "finished": "now"}
+    provenance = {"sessions": sessions, "finished": "2026-11-26"}
     files = {"samples.jsonl": {"lines": 4, "bytes": 1, "sha256": "f" * 64}}
     whole = cell.summary.model_dump() | {"provenance": provenance, "files": files}
     return replace(cell, summary=type(cell.summary)(**whole))
@@ -219,7 +220,7 @@ def test_where_a_table_comes_from() -> None:
         "SLURM job": "none",
         "sessions": "2",
         "started": "first",
-        "finished": "now",
+        "finished": "2026-11-26",
         "samples": "f" * 12,
     }
 
@@ -278,9 +279,17 @@ def test_why_thresholds_are_not_compared(
     found = find_alternative(layout, table, table[0], times)
     assert found.note.startswith(note)
     assert bool(found.note) == bool(note)
+    assert found.left_out == ()
     if not note:
         assert [one.rival for one in found.against] == ["t0.50"]
         assert [cell.name for cell in found.cells] == ["t0.50", "t0.95"]
+        stray = written[2].folder / "summary.json"
+        older = json.loads(stray.read_text()) | {"version": 0}
+        stray.write_text(json.dumps(older))
+        again = find_alternative(layout, table, table[0], times)
+        assert again.cells == found.cells[1:]
+        [said] = again.left_out
+        assert said.startswith("05_threshold/gsm8k/t0.50: summary.json has version 0, not 1; ")
 
 
 # --- flips ----------------------------------------------------------------------------------------

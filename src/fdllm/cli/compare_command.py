@@ -18,7 +18,6 @@ from fdllm.cli.output import console, say, say_json
 from fdllm.errors import FdllmError, UsageError
 from fdllm.presets.reader import load_preset
 from fdllm.record.paths import Layout, TaskFolder, find_root, model_slug
-from fdllm.record.summary import InvalidRecordError
 from fdllm.report.columns import Column, Table
 from fdllm.report.grid import check_grid, checks
 from fdllm.report.records import (
@@ -254,21 +253,14 @@ def _nothing(asked: CompareCommand, what: str) -> str:
 
 
 def _times(choice: Choice) -> Times:
-    """What the timing study beside both says; runs of two folders were timed apart.
-
-    Raises:
-        RecordError: the study is damaged.
-    """
+    """What the timing study beside both says; runs of two folders were timed apart."""
     from fdllm.report.times import Times, read_times  # noqa: PLC0415 - as above
 
     a, b = choice.a, choice.b
     if a.folder.parent != b.folder.parent:
         apart = "speed is not compared: the two were not timed in turn, so set each against its own"
         return Times(sentence=f"{apart} k=1 (fdllm compare k1_… {b.name})")
-    try:
-        return read_times([a, b], a.name)
-    except InvalidRecordError as error:
-        raise RecordError(f"{a.folder.parent}: {error}; run fdllm timing again") from None
+    return read_times([a, b], a.name)
 
 
 # --- for people -----------------------------------------------------------------------------------

@@ -120,6 +120,6 @@ def read_study(path: Path) -> Study | None:
     except AbsentError:
         return None
     except OutsideError as error:
-        raise InvalidRecordError(f"{path.name} {error.wrong}; run fdllm timing again") from None
+        raise InvalidRecordError(f"{path.name} {error.wrong}") from None
     except ValidationError as error:
         raise InvalidRecordError(f"{path.name}: {first_problem(error)}") from None

@@ -50,6 +50,7 @@ class Alternative:
     cells: tuple[ThresholdCell, ...]  # that were timed, the fastest first
     against: tuple[EqualTime, ...]  # each config of the table against them
     note: str  # why nothing is compared; empty where it is
+    left_out: tuple[str, ...] = ()  # records that cannot be read, each with the reason
 
 
 def find_alternative(
@@ -66,15 +67,15 @@ def find_alternative(
         baseline: of the table.
         times: of the table.
 
-    Raises:
-        FdllmError: a record of the alternative is broken.
+    A record of the alternative that is broken, or of an older form, is left out and named.
     """
     first = table[0]
     if first.summary.experiment == EXPERIMENT or baseline is None or not times.pairs:
         return Alternative((), (), "")
+    broken: list[str] = []
     found = [
         cell
-        for cell in load_records(layout, EXPERIMENT, first.task, first.limit)
+        for cell in load_records(layout, EXPERIMENT, first.task, first.limit, left_out=broken)
         if cell.folder.parent.name == first.folder.parent.name and cell.limit == first.limit
     ]
     own = next((cell for cell in found if _decodes_alike(cell, baseline)), None)
@@ -83,10 +84,11 @@ def find_alternative(
             f"cell that decodes as {baseline.name} does",
             "records of this task and model",
         )
-        return Alternative((), (), f"{EXPERIMENT} has no {unlike if found else none}")
+        note = f"{EXPERIMENT} has no {unlike if found else none}"
+        return Alternative((), (), note, tuple(broken))
     theirs = read_times(found, own.name)
     if note := _apart(first, found, theirs, times):
-        return Alternative((), (), note)
+        return Alternative((), (), note, tuple(broken))
     others = [c for c in found if c.name in theirs.pairs and not same_computation(c, own)]
     curve = [(Estimate(1, 1, 1), own)] + [(theirs.pairs[c.name].ratio, c) for c in others]
     cells = tuple(
@@ -103,7 +105,7 @@ def find_alternative(
             difference = None if rival is None else compare(rival, cell).difference
             name = None if rival is None else rival.name
             against.append(EqualTime(cell.name, name, difference))
-    return Alternative(cells, tuple(against), "")
+    return Alternative(cells, tuple(against), "", tuple(broken))
 
 
 def _apart(first: Record, found: Sequence[Record], theirs: Times, times: Times) -> str:

@@ -180,7 +180,12 @@ def html_path(layout: Layout, experiment: str) -> Path:
 
 
 def load_records(
-    layout: Layout, experiment: str, task: str | None = None, limit: int | None = None
+    layout: Layout,
+    experiment: str,
+    task: str | None = None,
+    limit: int | None = None,
+    *,
+    left_out: list[str] | None = None,
 ) -> list[Record]:
     """Read the finished runs of an experiment; unfinished ones are passed over.
 
@@ -190,6 +195,7 @@ def load_records(
         task: only this one; None is all of them.
         limit: only records cut to this many documents; None is every limit and none, which
             their summaries tell apart.
+        left_out: takes a line for each record that is broken; without it, one stops everything.
 
     Returns:
         Records by task folder, then by config; several models where there are several.
@@ -199,17 +205,26 @@ def load_records(
     """
     records = []
     for folder in record_folders(layout, experiment, () if task is None else (task,), limit):
-        place = TaskFolder.parse(folder.parent.name)
-        record = load_record(folder)
-        own = record.summary
-        named = place is not None and (experiment, place.task, place.limit, folder.name)
-        if (own.experiment, own.task, own.limit, own.config) != named:
-            raise RecordError(
-                f"{folder} holds the record of {own.experiment} / {own.task} (limit {own.limit}) / "
-                f"{own.config}: it was copied there; move it away"
-            )
-        records.append(record)
+        try:
+            records.append(_in_its_place(folder, experiment))
+        except RecordError as error:
+            if left_out is None:
+                raise
+            left_out.append(str(error).replace(str(folder), layout.part(folder).as_posix()))
     return records
+
+
+def _in_its_place(folder: Path, experiment: str) -> Record:
+    place = TaskFolder.parse(folder.parent.name)
+    record = load_record(folder)
+    own = record.summary
+    named = place is not None and (experiment, place.task, place.limit, folder.name)
+    if (own.experiment, own.task, own.limit, own.config) != named:
+        raise RecordError(
+            f"{folder} holds the record of {own.experiment} / {own.task} (limit {own.limit}) / "
+            f"{own.config}: it was copied there; move it away"
+        )
+    return record
 
 
 def _read_columns(folder: Path, summary: Summary) -> list[dict[str, Any]]:

@@ -83,10 +83,13 @@ def _checks(table: TablePage, section: Section) -> list[str]:
 
 def _alternative(table: TablePage) -> list[str]:
     found = alternative_table(table)
+    left_out = [f"Left out: {escaped(one)}." for one in table.alternative.left_out]
+    left_out += [""] if left_out else []
     if found is None:
         note = table.alternative.note
-        return [f"Not compared with lowering the threshold: {escaped(note)}.", ""] if note else []
-    return [escaped(found.caption), "", *found.markdown(), ""]
+        said = f"Not compared with lowering the threshold: {escaped(note)}."
+        return ([said, ""] if note else []) + left_out
+    return [escaped(found.caption), "", *found.markdown(), "", *left_out]
 
 
 def _counters(records: Sequence[Record]) -> list[str]:

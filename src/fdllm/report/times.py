@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from fdllm.record.paths import TIMING, TaskFolder
 from fdllm.record.study import Study, read_study
+from fdllm.record.summary import InvalidRecordError
 from fdllm.report.records import Record
 from fdllm.report.speed import LEAST_DOCUMENTS, TimedPair, judge_pairs
 from fdllm.report.stats import Estimate
@@ -41,13 +42,13 @@ def read_times(cells: Sequence[Record], baseline: str | None) -> Times:
 
     It is used where it was measured with the source and settings of every record that it shares a
     config with, and says why where it was not.
-
-    Raises:
-        InvalidRecordError: the file is no study.
     """
     first = cells[0]
     again = _command(first)
-    study = read_study(first.folder.parent / TIMING / "study.json")
+    try:
+        study = read_study(first.folder.parent / TIMING / "study.json")
+    except InvalidRecordError as error:
+        return Times(sentence=f"the timing study cannot be used ({error}): run {again}")
     if study is None:
         return Times(sentence=f"speed was not measured: {again}")
     for cell in cells:
