@@ -13,10 +13,10 @@ from cells import GRID
 from fdllm.core.config import Decoding
 from fdllm.core.reuse import subset_bounds
 from fdllm.evaluate.recording import Evaluation, fill_summary, text_hash, write_record
-from fdllm.record.identity import Fingerprint
+from fdllm.record.identity import Fingerprint, strategy_words
 from fdllm.record.journal import VERSION as JOURNAL_VERSION
 from fdllm.record.journal import JournalContent, sealed
-from fdllm.record.measure import add_counts
+from fdllm.record.measure import add_counts, dataset
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import PeakMemory, StrategyRecord
 from fdllm.runs import CONFIG_NAME, Cell, Evaluating, ModelChoice, Run
@@ -112,7 +112,7 @@ def write_cell(
         n_layers=N_LAYERS,
         reuses=cell.k > 1,
     )
-    identity = _identity(invented, task, limit)
+    identity = _identity(invented, task, limit, strategy)
     samples, entries = [], []
     for doc in range(num_docs):
         sample, answers = _document(invented, strategy, task, doc, prompt_length)
@@ -133,7 +133,7 @@ def write_cell(
         samples,
         metric,
         value,
-        "d" * 64,
+        dataset(samples),
         {task: 1},
         num_docs,
         entries,
@@ -150,15 +150,18 @@ def write_cell(
     return paths
 
 
-def _identity(invented: Invented, task: str, limit: int | None) -> Fingerprint:
+def _identity(
+    invented: Invented, task: str, limit: int | None, strategy: StrategyRecord
+) -> Fingerprint:
     return Fingerprint(
         fields={
             "source": "a" * 64,
             "experiment": "b" * 64,
             "decoding": f"block_size=32, threshold={invented.threshold}",
-            "strategy": invented.config,
+            "strategy": strategy_words(strategy.text, strategy.layers, strategy.n_layers),
             "task": text_hash(task),
-            "limit": str(limit),
+            "limit": "all" if limit is None else str(limit),
+            "scoring": "denoise" if task == "mmlu" else "none",
             "fewshot_seed": "1234",
         }
     )
@@ -190,6 +193,8 @@ def _document(
     for entry in entries:
         entry["seconds"] = _tokens(entry) / invented.speed * clock.uniform(0.93, 1.07)
     prompt = f"Question {doc}: " + _words(random.Random(doc), prompt_length) + "\nAnswer:"
+    for entry in entries:
+        entry["prompt_hash"] = text_hash(prompt)
     generated = entries[0]["kind"] == "generate"
     counts = add_counts(entries)
     leaf = f"mmlu_{SUBJECTS[doc % 4]}" if task == "mmlu" else task

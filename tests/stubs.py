@@ -33,6 +33,7 @@ from fdllm.evaluate.attempt import (
 from fdllm.evaluate.recording import Evaluation
 from fdllm.evaluate.runner import Runner
 from fdllm.plan import Planner, TaskFacts
+from fdllm.record.measure import dataset
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.study import Study
 from fdllm.record.summary import PeakMemory, Summary
@@ -223,7 +224,7 @@ class StubMachine:
         value = sum(s["metrics"][metric] for s in samples) / len(samples)
         results = {"results": {run.task: {metric: value}}}
         return Evaluation(
-            results, samples, metric, value, "docs", {run.task: 1}, len(samples), entries
+            results, samples, metric, value, dataset(samples), {run.task: 1}, len(samples), entries
         )
 
     def _entry(self, run: Run, strategy: ReuseStrategy[Any], doc: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fdllm.cli import main
 from fdllm.cli.report import ReportCommand
 from fdllm.cli.request import read_request
 from fdllm.errors import FdllmError
-from fdllm.evaluate.again import evaluate_again
+from fdllm.evaluate.again import evaluate_again, prepare
 from fdllm.record.journal import read_journal
 from fdllm.runs import Run
 
@@ -41,13 +41,13 @@ def test_samples_results_and_answers_follow_from_the_journal(
 ) -> None:
     run, folder = runs[task]
     entries = read_journal(folder / "journal.jsonl").entries
-    found, follows = evaluate_again(run, entries)
+    found, follows = evaluate_again(*prepare(run), entries)
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert found.samples == [json.loads(line) for line in lines]
     assert found.results == json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert follows.keys() == entries.keys()
     assert all(entries[key] | facts == entries[key] for key, facts in follows.items())
-    part, _ = evaluate_again(run, entries, {task: {1}})
+    part, _ = evaluate_again(*prepare(run), entries, {task: {1}})
     assert part.samples == found.samples[1:2]
 
 
@@ -56,10 +56,10 @@ def test_a_forged_answer_gives_another_sample(runs: dict[str, tuple[Run, Path]])
     entries: Answers = deepcopy(read_journal(folder / "journal.jsonl").entries)
     key, first = next((key, one) for key, one in entries.items() if one["doc_id"] == 0)
     first["text"] = "#### 1"
-    found, follows = evaluate_again(run, entries)
+    found, follows = evaluate_again(*prepare(run), entries)
     assert found.samples[0]["metrics"] == {"exact_match,strict-match": 0.0}
     assert follows[key]["text"] != first["text"]
     assert follows[key]["num_tokens"] == first["num_tokens"]
     del entries[key]
     with pytest.raises(FdllmError, match="document 0: no answer to what is asked"):
-        evaluate_again(run, entries)
+        evaluate_again(*prepare(run), entries)

@@ -16,7 +16,8 @@ from fdllm.record.study import Agreement
 from fdllm.record.summary import describe_file
 from fdllm.report.build import Section, build_report
 from fdllm.report.html import render_html
-from fdllm.report.recheck import Recheck, check_page, check_records, embedded_tables, same
+from fdllm.report.leaves import same
+from fdllm.report.recheck import Recheck, check_page, check_records, embedded_tables
 from fdllm.report.records import load_record, record_folders
 from fdllm.report.sums import check_studies
 from made_up import Invented, tamper, write_grid
@@ -206,7 +207,7 @@ def test_the_copy_for_git_and_the_results_are_compared(results: Path) -> None:
     edit(folder / "summary.json", lambda data: data["files"].update({"results.json": record}))
     shown = "\n".join(map(str, check(results).differences))
     assert "k1_last/summary.json under artifacts: headline" in shown
-    assert f"k2_first/results.json: gsm8k {metric} is 0.5" in shown
+    assert f"k2_first/results.json: results.gsm8k.{metric} is 0.5" in shown
 
 
 def test_without_journals_that_is_said(results: Path) -> None:

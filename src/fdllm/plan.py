@@ -23,6 +23,7 @@ from fdllm.record.identity import (
     locked_versions,
     model_identity,
     source_hashes,
+    strategy_words,
 )
 from fdllm.record.journal import DamagedJournalError, RunProgress, read_failure, read_progress
 from fdllm.record.lock import holder_of
@@ -253,9 +254,7 @@ class Planner:
         if n_layers is None:
             return None
         strategy = self.strategy(run, n_layers)
-        layers = " ".join(map(str, strategy.layer_subset(n_layers)))
-        parameters = repr(strategy).replace("(", ", ", 1).removesuffix(")")
-        return f"{parameters}, layers {layers} of {n_layers}"
+        return strategy_words(repr(strategy), strategy.layer_subset(n_layers), n_layers)
 
     def state(self, run: Run, *, mine: bool = False) -> CellState:
         """What has become of a run. Only files are read; nothing is changed.

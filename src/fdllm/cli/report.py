@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +17,9 @@ from fdllm.errors import FdllmError
 from fdllm.plan import ENDED, Planner
 from fdllm.presets.reader import load_preset
 from fdllm.record.atomic import write_text
-from fdllm.record.paths import model_slug
+from fdllm.record.paths import TaskFolder, model_slug
 from fdllm.report.records import html_path, record_folders
-from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, Sweep, home_model
+from fdllm.runs import DEFAULT_MODEL, TINY_MODEL, Run, Sweep, home_model
 
 if TYPE_CHECKING:  # scipy and statsmodels come in where a report is made
     from fdllm.report.build import Report
@@ -132,8 +132,21 @@ def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path)
         )
     found = check_sums(planner.layout, options.experiment)  # what was changed, ahead of what it did
     found += check_studies(planner.layout, folders)
-    found += recheck(planner, options.experiment, folders, page)
+    found += recheck(
+        planner, options.experiment, folders, page, _runs_of(planner, options, folders)
+    )
     return found + _check_markdown(planner, options, markdown)
+
+
+def _runs_of(planner: Planner, options: Selection, folders: Sequence[Path]) -> list[Run]:
+    """The runs that some records may be of, by these flags."""
+    places = [TaskFolder.parse(folder.parent.name) for folder in folders]
+    tasks = tuple(dict.fromkeys(place.task for place in places if place is not None))
+    try:
+        sweeps = list(report_sweeps(planner, replace(options, task=tasks)))
+    except FdllmError:  # the records are of other models, or made by another preset
+        return []
+    return [run for sweep in sweeps for run in planner.runs(sweep)]
 
 
 def _print_check(found: Recheck, *, as_json: bool) -> int:

@@ -12,7 +12,7 @@ from fdllm.core.sampler import text_of
 from fdllm.errors import FdllmError
 from fdllm.evaluate.adapter import OnDone, RequestLM, ask
 from fdllm.evaluate.attempt import Known
-from fdllm.evaluate.documents import load_task, quiet
+from fdllm.evaluate.documents import LoadedTask, load_task, quiet
 from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.recording import Evaluation
 from fdllm.evaluate.requests import EvalRequest
@@ -62,14 +62,32 @@ def make_lm(run: Run, made: type[KeptLM]) -> KeptLM:
     return made(run, load_tokenizer(folder, run.model.name), positions)
 
 
+def prepare(run: Run) -> tuple[KeptLM, LoadedTask]:
+    """What asks a run's questions and what grades its answers.
+
+    Raises:
+        UsageError: its programs may not be run.
+        FdllmError: documents or the tokenizer cannot be had, or programs not be confined.
+    """
+    check_consent(task_info(run.task), run.code_execution)
+    with quiet():
+        loaded = load_task(run.task, run.evaluating, code_execution=run.code_execution)
+        loaded.prove_confinement()
+    return make_lm(run, KeptLM), loaded
+
+
 def evaluate_again(
-    run: Run, entries: Entries, documents: Mapping[str, Collection[int]] | None = None
+    lm: KeptLM,
+    loaded: LoadedTask,
+    entries: Entries,
+    documents: Mapping[str, Collection[int]] | None = None,
 ) -> tuple[Evaluation, dict[str, dict[str, Any]]]:
     """Ask and grade a run's documents once more.
 
     Args:
-        run: the run.
-        entries: its answers.
+        lm: asks, as :func:`prepare` makes it.
+        loaded: grades, likewise.
+        entries: the run's answers.
         documents: numbers of the documents of each leaf task; None is all.
 
     Returns:
@@ -77,16 +95,10 @@ def evaluate_again(
         from their own tokens, by key.
 
     Raises:
-        UsageError: its programs may not be run.
-        FdllmError: an answer is missing, or documents or the tokenizer cannot be had.
+        FdllmError: an answer is missing.
     """
-    check_consent(task_info(run.task), run.code_execution)
-    lm = make_lm(run, KeptLM)
-    lm.store = Known(entries)
+    lm.store, loaded, run = Known(entries), loaded.choose(documents), lm.run
     with quiet():
-        loaded = load_task(run.task, run.evaluating, code_execution=run.code_execution)
-        loaded.prove_confinement()
-        loaded = loaded.choose(documents)
         found = ask(lm, loaded, run.evaluating, limit=run.limit)
         again = evaluation_of(found, loaded, lm.entries, run)
     return again, {one.key: _follows(one, entries[one.key], lm) for one in lm.heard}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from types import FunctionType
@@ -17,6 +16,7 @@ from fdllm.evaluate.boxed import WholeText
 from fdllm.evaluate.documents import DeterministicTask, LoadedTask
 from fdllm.evaluate.recording import Evaluation, text_hash
 from fdllm.evaluate.tasks import TaskInfo, task_info
+from fdllm.record import measure
 from fdllm.runs import Run
 
 EntriesByDocument = Mapping[tuple[str, int], Sequence[dict[str, Any]]]
@@ -38,15 +38,12 @@ def evaluation_of(
     results = strictjson.loads(strictjson.dumps(plain(found)))
     headline = run.evaluating.headline or info.headline
     metrics = metrics_of(results, info, headline)
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(f"{sample['task']} {sample['doc_id']} {sample['doc_hash']}\n".encode())
     return Evaluation(
         results=results,
         samples=samples,
         headline=headline,
         value=metrics[headline],
-        dataset=digest.hexdigest(),
+        dataset=measure.dataset(samples),
         task_versions=results["versions"],
         num_documents=len(samples),
         entries=[entry for answers in entries.values() for entry in answers],

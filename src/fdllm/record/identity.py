@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -148,6 +149,18 @@ def _first_difference(then: str, now: str) -> str:
         pairs = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
         return ", ".join(f"{a} -> {b}" for a, b in pairs[:3])
     return f"{then[:19]}… -> {now[:19]}…"
+
+
+def strategy_words(text: str, layers: Sequence[int], n_layers: int) -> str:
+    """A strategy as a fingerprint has it.
+
+    Args:
+        text: the frozen strategy, as Python writes it.
+        layers: those that it may skip.
+        n_layers: layers of the model.
+    """
+    parameters = text.replace("(", ", ", 1).removesuffix(")")
+    return f"{parameters}, layers {' '.join(map(str, layers))} of {n_layers}"
 
 
 def digest_of(hashes: dict[str, str]) -> str:

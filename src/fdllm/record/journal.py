@@ -24,12 +24,14 @@ from pydantic import ValidationError
 from fdllm import strictjson
 from fdllm.criteria import criteria_lock
 from fdllm.errors import FdllmError
+from fdllm.outside import AbsentError, OutsideError, parse_json, read_bytes, read_json
 from fdllm.record.atomic import explained, make_folder, sync_folder, write_json
 from fdllm.record.identity import Fingerprint
 from fdllm.record.paths import RunPaths, set_aside
 from fdllm.record.provenance import utc_now
 
 VERSION = 2
+_MOST = 1 << 32  # bytes; a run of 100,000 answers has a tenth of that
 _AGAIN = (
     "put the file back as it was, or compute this run anew: fdllm sweep --force CONFIG, which "
     "moves it aside"
@@ -91,13 +93,18 @@ def read_journal(path: Path) -> JournalContent:
         DamagedJournalError: a line is not as it was written, or of an earlier version.
     """
     content = JournalContent()
-    if not path.exists():
+    try:
+        lines = read_bytes(path, most=_MOST).split(
+            b"\n"
+        )  # the last part has no end: torn, or empty
+    except AbsentError:
         return content
-    lines = path.read_bytes().split(b"\n")  # the last part has no end: torn, or empty
+    except OutsideError as error:
+        raise DamagedJournalError(f"{error}; {_AGAIN}") from None
     for number, data in enumerate(lines[:-1], 1):
         try:
-            line = strictjson.loads(data)
-        except ValueError:
+            line = parse_json(data)
+        except OutsideError:
             if number == len(lines) - 1:  # blocks of zeros after a power cut end in no entry
                 break
             line = None
@@ -346,12 +353,10 @@ def read_failure(paths: RunPaths) -> Failure | None:
     Raises:
         FdllmError: the file cannot be read.
     """
-    if not paths.failed.exists():
-        return None
     try:
-        data = strictjson.loads(paths.failed.read_text(encoding="utf-8"))
+        data = read_json(paths.failed, most=_MOST)
         return Failure(str(data["reason"]), data.get("log"), str(data.get("time", "")))
-    except FileNotFoundError:  # the next attempt has just begun
+    except AbsentError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OutsideError, KeyError, TypeError, AttributeError):
         raise FdllmError(f"{paths.failed.name} cannot be read") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import quantiles
@@ -52,6 +53,12 @@ def mean_of(metric: str, rows: Rows) -> float | None:
     if not rows or not all(isinstance(value, (bool, int, float)) for value in single):
         return None
     return float(sum(single)) / len(rows)
+
+
+def dataset(samples: Rows) -> str:
+    """SHA-256 over the documents used, in order: leaf task, number and hash of each."""
+    lines = (f"{one['task']} {one['doc_id']} {one['doc_hash']}\n" for one in samples)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def add_counts(rows: Rows) -> CountsByPhase:
