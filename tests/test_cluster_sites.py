@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from command import Command
 from fake_slurm import FakeSlurm
+from fdllm.cluster.left_behind import left_behind
 from fdllm.cluster.submission import read_submission
+from fdllm.record.atomic import write_json
 from fdllm.record.lock import locked
 from stubs import paths_of
 
@@ -330,9 +333,41 @@ def test_a_job_that_finds_its_run_held_does_not_end_well(
     run = read_submission(folder).assignments[0].run
     with locked(paths_of(fdllm.root, run)):
         assert fdllm.raw("job", str(folder / "map.json"), "0") == 76
-    assert f"process {os.getpid()}" in fdllm.err
+    assert f"held by process {os.getpid()}" in fdllm.err
+    assert "delete" not in fdllm.err
     (folder / "ended").mkdir()
     (folder / "ended" / "0").write_text("101_0 0 76 2026-01-01T00:00:00Z\n")
     slurm.empty()
     assert set(fdllm.cells(*ONE).values()) == {"failed"}
     assert "another process held its folder" in json.loads(fdllm.out)["cells"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("job", "days", "said"),
+    [
+        ("101", 0, ""),
+        ("102", 0, "the queue no longer lists that job"),
+        (None, 0, ""),
+        (None, 8, "that is 8 days"),
+        ("101", 8, ""),
+    ],
+)
+def test_a_lock_that_a_dead_node_may_have_left_is_told_with_what_to_delete(
+    job: str | None, days: int, said: str, fdllm: Command, slurm: FakeSlurm
+) -> None:
+    fdllm("sweep", *ONE, *SLURM)
+    folder = folder_of(fdllm)
+    paths = paths_of(fdllm.root, read_submission(folder).assignments[0].run)
+    (slurm.folder / "queue").write_text("101\n")  # as `squeue --format=%A` prints it
+    since = (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%d %H:%M:%S UTC")
+    with locked(paths):
+        write_json(paths.holder, {"host": "node7", "pid": 7, "since": since, "job": job})
+        found = left_behind(paths)
+        assert found.startswith("held by process 7 on node7") == bool(said)
+        assert said in found
+        assert found.endswith(f"delete {paths.lock}") == bool(said)
+        slurm.empty()
+        assert set(fdllm.cells(*ONE).values()) == {"running"}
+        shown = json.loads(fdllm.out)["cells"][0]["reason"]
+        assert (str(paths.lock) in shown) == (bool(said) or job is not None)
+    assert left_behind(paths) == ""

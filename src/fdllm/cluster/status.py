@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fdllm.cluster.exit_reason import TERMINATED, ExitReason, explain, noted, remembered
+from fdllm.cluster.left_behind import left_behind
 from fdllm.cluster.queue import JobId, Queue, QueueEntry, read_queue
 from fdllm.cluster.submission import Submission, read_submissions
 from fdllm.errors import FdllmError
@@ -236,6 +237,8 @@ def _with_speed(cell: CellState) -> CellState:
     if cell.state is not State.RUNNING:
         return cell
     holder = holder_of(cell.paths)
+    if cell.job is None:
+        cell = replace(cell, reason=left_behind(cell.paths) or cell.reason)
     facts = cell.job or JobFacts(job_id=None, node=None if holder is None else holder.host)
     try:
         now = read_progress(cell.paths)
