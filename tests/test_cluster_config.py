@@ -91,6 +91,23 @@ def test_another_file_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert site.max_jobs == 3
     assert site.image == tmp_path / "images" / "a.sif"
     assert site.hf_home == Path("/scratch/hf")
+    assert site.apptainer == "apptainer"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("singularity", "singularity"),
+        ("/opt/bin/singularity", "/opt/bin/singularity"),
+        ("$X/bin/apptainer", "/scratch/bin/apptainer"),
+        ("bin/apptainer", "{}/bin/apptainer"),
+    ],
+)
+def test_the_command_of_an_image_is_a_name_or_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, found: str
+) -> None:
+    monkeypatch.setenv("X", "/scratch")
+    assert site_of(tmp_path, f"apptainer = '{given}'").apptainer == found.format(tmp_path)
 
 
 def test_a_gpu_is_asked_for_unless_the_model_is_the_embedded_one() -> None:

@@ -219,15 +219,27 @@ def test_after_sigterm_it_stays_until_the_step_has_ended(stage: Stage, tmp_path:
     assert stage.read("ended/1").split()[2] == "143"
 
 
-def test_the_token_goes_in_by_environment_alone(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "prefixes"),
+    [
+        ("apptainer", ["APPTAINERENV_"]),
+        ("singularity", ["SINGULARITYENV_"]),
+        ("/opt/singularity-ce/4.1/bin/singularity", ["SINGULARITYENV_"]),
+        ("/opt/site/run-image", ["APPTAINERENV_", "SINGULARITYENV_"]),
+    ],
+)
+def test_the_token_goes_in_by_environment_alone(
+    stage: Stage, tmp_path: Path, program: str, prefixes: list[str]
+) -> None:
     stage.command("srun", f"printenv >'{tmp_path}/environment'; echo \"$@\" >'{tmp_path}/asked'")
-    script = replace(here(stage), cluster=ClusterConfig(image=Path("f.sif")))
+    script = replace(here(stage), cluster=ClusterConfig(image=Path("f.sif"), apptainer=program))
     assert stage.play(script, HF_TOKEN="hf_secret") == 0  # noqa: S106 - of no account
     environment = (tmp_path / "environment").read_text().splitlines()
-    assert "APPTAINERENV_HF_TOKEN=hf_secret" in environment
-    assert f"APPTAINERENV_FDLLM_ROOT={stage.folder}" in environment
-    assert "APPTAINERENV_SLURM_JOB_ID=14" in environment
-    assert not any(line.startswith("APPTAINERENV_HF_HOME") for line in environment)
+    for name, value in (("HF_TOKEN", "hf_secret"), ("FDLLM_ROOT", stage.folder)):
+        found = {line for line in environment if f"ENV_{name}=" in line}
+        assert found == {f"{prefix}{name}={value}" for prefix in prefixes}
+    assert f"{prefixes[0]}SLURM_JOB_ID=14" in environment
+    assert not any("ENV_HF_HOME" in line for line in environment)
     assert "hf_secret" not in (tmp_path / "asked").read_text()
     texts = [p.read_text() for p in stage.folder.rglob("*") if p.is_file()]
     assert not any("hf_secret" in text for text in texts)

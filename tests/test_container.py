@@ -74,6 +74,7 @@ def test_a_process_knows_its_image(tmp_path: Path) -> None:
     inside = {"APPTAINER_CONTAINER": str(image)}
     assert own_image_digest({}) is None
     assert own_image_digest(inside) == image_digest(image)
+    assert own_image_digest({"SINGULARITY_CONTAINER": str(image)}) == image_digest(image)
     assert own_image_digest(inside | {"FDLLM_IMAGE_SHA256": "told"}) == "told"
 
 

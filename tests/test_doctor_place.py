@@ -14,6 +14,7 @@ from checkups import by_name, of
 from fdllm.doctor import checks_here
 from fdllm.doctor.examine import examine
 from fdllm.doctor.findings import blocking
+from fdllm.doctor.remote import ask_node
 from helpers import ROOT
 from hub.server import GRANTED
 
@@ -104,6 +105,47 @@ def test_an_image_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     site_commands(tmp_path / "bin", monkeypatch)
     (found,) = blocking(examine(asked))
     assert "no 'apptainer' on the PATH" in found.found
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("singularity", "no 'singularity' on the PATH to run it"),
+        ("/opt/absent/bin/singularity", "no '/opt/absent/bin/singularity' to run it"),
+    ],
+)
+def test_the_command_of_the_site_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, said: str
+) -> None:
+    (tmp_path / "fdllm.sif").write_bytes(b"image")
+    asked = replace(of(tmp_path), image=tmp_path / "fdllm.sif", apptainer=program)
+    site_commands(tmp_path / "bin", monkeypatch, apptainer="")
+    (found,) = checks_here.image(asked)
+    assert said in found.found
+    site_commands(tmp_path / "other", monkeypatch, singularity="")
+    there = replace(asked, apptainer=str(tmp_path / "other/singularity"))
+    assert [one.state for one in checks_here.image(there)] == ["ok"]
+
+
+def test_singularity_is_handed_what_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is looked at and fetched in an image is so by the command that the site names."""
+    (tmp_path / "fdllm.sif").write_bytes(b"image")
+    log = tmp_path / "log"
+    text = f"echo \"$@\" >'{log}'; export >>'{log}'; echo '[]'"
+    site_commands(tmp_path / "bin", monkeypatch, singularity=text)
+    monkeypatch.setenv("HF_TOKEN", GRANTED)
+    asked = replace(of(ROOT), image=tmp_path / "fdllm.sif", apptainer="singularity")
+    assert ask_node(asked, "fetch") == []
+    command, *environment = log.read_text().splitlines()
+    assert command.startswith("exec --nv --cleanenv --no-home")
+    assert GRANTED not in command
+    (token,) = (line for line in environment if "ENV_HF_TOKEN=" in line)
+    assert token.split()[1] == f"SINGULARITYENV_HF_TOKEN='{GRANTED}'"
+    assert not any("APPTAINERENV" in line for line in environment)
+    assert ask_node(asked, "check") == []
+    assert GRANTED not in log.read_text()
 
 
 APPTAINER = """

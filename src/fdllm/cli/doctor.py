@@ -14,8 +14,8 @@ from fdllm.cli.options import Computing, Selection, flag
 from fdllm.cli.output import console, say, say_json
 from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cluster.cluster_config import ClusterConfig, clusters_of, load_cluster_config
-from fdllm.cluster.planned import binds
 from fdllm.cluster.queue import why_no_cluster
+from fdllm.cluster.visible import binds, places_of
 from fdllm.doctor.examine import examine, prefetch
 from fdllm.doctor.findings import Checkup, Finding, blocking
 from fdllm.plain import one_line
@@ -91,10 +91,10 @@ def checkup_of(
     planner = request.planner
     wanted = [cluster.resources_of(run) for run in runs]  # tasks may differ in where they go
     partitions, accounts = {one.partition for one in wanted}, {one.account for one in wanted}
-    places: list[str] = []
+    bound: list[str] = []
     if cluster.image is not None:
         # What the jobs will see in the image, no more and no less.
-        places = [*binds(planner, cluster, runs[0], Path.cwd()), *cluster.binds]
+        bound = [*binds(planner, cluster, runs[0], Path.cwd()), *cluster.binds]
     tasks = tuple(dict.fromkeys(run.task for run in runs))
     return Checkup(
         root=planner.root,
@@ -105,7 +105,13 @@ def checkup_of(
         clusters=clusters_of(option for one in wanted for option in one.extra),
         account=",".join(sorted(filter(None, accounts))) or None,
         image=cluster.image,
-        binds=tuple(places),
+        apptainer=cluster.apptainer,
+        binds=tuple(bound),
+        places=tuple(
+            place
+            for run in {run.task: run for run in runs}.values()
+            for place in places_of(planner, cluster, run, Path.cwd())
+        ),
         hf_home=cluster.hf_home,
     )
 

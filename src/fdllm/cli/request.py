@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from fdllm.cli.options import Selection
 from fdllm.cli.output import complain
@@ -115,7 +116,10 @@ def choose_model(given: str | None, tasks: Sequence[str]) -> str:
     """
     named = given or os.environ.get("FDLLM_MODEL")
     if named:
-        return named
+        # Behind a link it is called by where it lies: the one name that holds in an image too.
+        folder = Path(named).expanduser().absolute()
+        linked = folder.is_dir() and any(map(Path.is_symlink, (folder, *folder.parents)))
+        return str(folder.resolve()) if linked else named
     homes = sorted({home_model(task) for task in tasks})
     if len(homes) > 1:
         raise UsageError(

@@ -88,7 +88,8 @@ class ClusterConfig(Spec):
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     # the Apptainer image that tasks run in; None is the environment that submits
     image: Path | None = None
-    apptainer: str = "apptainer"  # the command that runs it
+    # the command that runs it, or its path: ``singularity`` serves as well
+    apptainer: str = Field("apptainer", min_length=1)
     # folders that are visible in the image besides checkout, results and caches: ``/data`` or
     # ``/data:/inside:ro``
     binds: tuple[str, ...] = ()
@@ -182,10 +183,13 @@ def load_cluster_config(root: Path) -> ClusterConfig:
     if isinstance(data.get("resources"), dict):
         data["resources"] = Resources.read(data["resources"], f"{path}, [resources]")
     site = ClusterConfig.read(data, str(path))
+    given = {"image": site.image, "hf_home": site.hf_home}
+
     # An absolute path stays what it is behind a folder.
-    places = {
-        name: path.parent / Path(os.path.expandvars(value)).expanduser()
-        for name, value in (("image", site.image), ("hf_home", site.hf_home))
-        if value is not None
-    }
+    def place(value: str | Path) -> Path:
+        return path.parent / Path(os.path.expandvars(value)).expanduser()
+
+    places: dict[str, Any] = {name: place(value) for name, value in given.items() if value}
+    if "/" in site.apptainer:  # a command's name is looked for on the PATH
+        places["apptainer"] = str(place(site.apptainer))
     return site.model_copy(update=places)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+_PREFIXES = {"apptainer": "APPTAINERENV_", "singularity": "SINGULARITYENV_"}
+
 
 def container_command(
     image: Path,
@@ -17,8 +19,8 @@ def container_command(
     """What starts ``argv`` inside an image, which sees only what it is given.
 
     ``binds`` are ``/folder`` or ``/folder:/inside[:ro]``, each visible inside; ``gpu`` brings the
-    machine's driver in. Variables go in as ``APPTAINERENV_<NAME>`` of the environment, as everyone
-    on the machine reads command lines.
+    machine's driver in. Variables go in by the environment, see :func:`prefixes`, as everyone on
+    the machine reads command lines.
     """
     return [
         program,
@@ -30,3 +32,13 @@ def container_command(
         str(image),
         *argv,
     ]
+
+
+def prefixes(program: str) -> tuple[str, ...]:
+    """What is put ahead of a variable's name so that ``program`` hands it in.
+
+    SingularityCE reads its own alone. Apptainer reads both, and complains of the other's; a command
+    of another name may be either.
+    """
+    name = Path(program).name
+    return tuple(p for known, p in _PREFIXES.items() if known in name) or (*_PREFIXES.values(),)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 
-from fdllm.caches import OFFLINE
+from fdllm.caches import OFFLINE, token_file
 from fdllm.cluster.cluster_config import ClusterConfig, clusters_of
 from fdllm.cluster.container import container_command
 from fdllm.cluster.queue import most_tasks
@@ -21,6 +20,7 @@ from fdllm.cluster.submission import (
     assign,
     submissions_folder,
 )
+from fdllm.cluster.visible import binds
 from fdllm.errors import UsageError
 from fdllm.plan import Planner
 from fdllm.record.image import SHA256, image_digest
@@ -28,8 +28,6 @@ from fdllm.record.paths import TaskFolder, utc_stamp
 from fdllm.runs import Run
 from fdllm.timing.wanted import WantedStudy
 from fdllm.until_decided import UntilDecided
-
-_CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "NLTK_DATA")
 
 
 def plan_submissions(
@@ -66,6 +64,8 @@ def plan_submissions(
     fixed = {"FDLLM_ROOT": str(planner.root)}
     if image is not None or cluster.hf_home is not None:
         fixed["HF_HOME"] = str(cluster.hub_home)
+        if not cluster.offline and token_file().exists():  # which a login leaves elsewhere
+            fixed["HF_TOKEN_PATH"] = str(token_file().absolute())
     if cluster.offline:
         fixed |= dict.fromkeys(OFFLINE, "1")
     if image is not None:
@@ -135,27 +135,3 @@ def _scripts(
         script: text(list(group))
         for script, group in groupby(submission.assignments, key=lambda one: one.script)
     }
-
-
-def binds(planner: Planner, cluster: ClusterConfig, run: Run, workdir: Path) -> list[str]:
-    """What a task needs to see inside an image: checkout, records, caches, and the model's folder.
-
-    Raises:
-        UsageError: a folder's name cannot be written as a bind.
-    """
-    layout = planner.layout
-    places = [planner.root, workdir, layout.results]  # artifacts and logs lie in one of them
-    named = (os.environ.get(name) for name in _CACHES)
-    others = [Path(text).expanduser().absolute() for text in named if text]
-    places += [cluster.hub_home, *(place for place in others if place.exists())]
-    model = Path(run.model.name).expanduser()
-    if model.is_dir():
-        places.append(model.resolve())
-    kept: list[Path] = []
-    for place in sorted(dict.fromkeys(places)):  # a folder comes ahead of what lies in it
-        if not any(place.is_relative_to(other) for other in kept):
-            kept.append(place)
-    for place in kept:
-        if ":" in str(place) or "," in str(place):
-            raise UsageError(f"'{place}' holds a ':' or ',', which no bind can name; move it")
-    return [str(place) for place in kept]

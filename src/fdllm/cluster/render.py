@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fdllm.caches import OFFLINE
 from fdllm.cluster.cluster_config import ClusterConfig, Resources
+from fdllm.cluster.container import prefixes
 
 ENDED_EARLY = 75
 """Exit status of a task that was warned of its time limit and goes on in its next life."""
@@ -18,6 +19,7 @@ ENDED_EARLY = 75
 # name alone: its value is in the job's environment, and in no file and no command line.
 PASSED_ON = (
     "HF_TOKEN",
+    "HF_TOKEN_PATH",
     "FDLLM_ROOT",
     "FDLLM_IMAGE_SHA256",
     "HF_HOME",
@@ -82,5 +84,6 @@ def render(script: Script) -> str:
         },
         command=shlex.join(script.command),
         passed_on=PASSED_ON,
+        handed=[f'"{one}$name=${{!name}}"' for one in prefixes(script.cluster.apptainer)],
         ended_early=ENDED_EARLY,
     )

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fdllm.cluster.queue import SlurmError, run_command
+from fdllm.cluster.visible import dead_links
 from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
 from fdllm.errors import UsageError
 from fdllm.evaluate.humaneval import check_consent
@@ -54,6 +55,16 @@ def disk(checkup: Checkup) -> Iterator[Finding]:
         yield warn("disk", found, "make room before a full benchmark, or use --results")
     else:
         yield ok("disk", found)
+
+
+def links(checkup: Checkup) -> Iterator[Finding]:
+    """Whether every link on the way to what the runs read and write leads somewhere."""
+    for link, target in dead_links(checkup.places).items():
+        yield fail(
+            f"link {link.name}",
+            f"{link} is a link to {target}, which is not there",
+            "make that folder (scratch may have been cleaned), or let the link lead elsewhere",
+        )
 
 
 def criteria(checkup: Checkup) -> Iterator[Finding]:
@@ -174,11 +185,13 @@ def image(checkup: Checkup) -> Iterator[Finding]:
             f"there is no file {path}",
             "build it with 'nox -s container', or name another with --image",
         )
-    elif shutil.which("apptainer") is None:
+    elif shutil.which(checkup.apptainer) is None:
+        where = "" if "/" in checkup.apptainer else " on the PATH"
         yield fail(
             "image",
-            f"{path} is there, and no 'apptainer' on the PATH to run it",
-            "load the site's apptainer module, or run without --image",
+            f"{path} is there, and no '{checkup.apptainer}'{where} to run it",
+            'load the site\'s module, name its command in fdllm.toml (apptainer = "singularity", '
+            "or a path), or run without an image",
         )
     else:
         yield ok("image", f"{path}, {path.stat().st_size / _GIB:.1f} GiB")

@@ -23,6 +23,7 @@ _IMAGE: Mapping[str, Checker] = {"image": checks_here.image}
 _HERE: Mapping[str, Checker] = {
     "consent": checks_here.consent,
     "criteria": checks_here.criteria,
+    "links": checks_here.links,
     "disk": checks_here.disk,
     "scheduler": checks_here.scheduler,
     **_IMAGE,

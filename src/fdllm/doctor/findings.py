@@ -59,9 +59,11 @@ class Checkup:
     account: str | None = None
     # the image that the runs will be inside of; None is the plain environment
     image: Path | None = None
+    apptainer: str = "apptainer"  # the command that runs it
     binds: tuple[str, ...] = ()  # what is bound into it, as ``source[:destination[:options]]``
     # ``HF_HOME`` of the runs, where the site names one; None is this process's
     hf_home: Path | None = None
+    places: tuple[Path, ...] = ()  # what the runs read and write, as it is named
     # hashes of the checkout's source files, as :func:`fdllm.doctor.remote.ask_node` tells a node
     source: Mapping[str, str] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from fdllm.caches import OFFLINE, TOKENS, hub_home
-from fdllm.cluster.container import container_command
+from fdllm.cluster.container import container_command, prefixes
 from fdllm.cluster.render import PASSED_ON
 from fdllm.doctor.findings import CHECKUP, FINDINGS, Checkup, Finding, fail
 from fdllm.evaluate.hub_errors import hub_token, without_token
@@ -34,11 +34,15 @@ def ask_node(checkup: Checkup, mode: Mode) -> list[Finding]:
             ["python3", "-P", "-m", _WORKER, mode],
             binds=checkup.binds,
             gpu=True,
+            program=checkup.apptainer,
         )
         # Through the environment, as a job does: a command line is there for everyone to read.
         # Without a token in it there is none to hand in.
         environment |= {
-            f"APPTAINERENV_{n}": environment[n] for n in PASSED_ON if environment.get(n)
+            f"{prefix}{name}": environment[name]
+            for prefix in prefixes(checkup.apptainer)
+            for name in PASSED_ON
+            if environment.get(name)
         }
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter, or the container's

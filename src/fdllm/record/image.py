@@ -48,7 +48,8 @@ def own_image_digest(environment: Mapping[str, str] = os.environ) -> str | None:
     Raises:
         FdllmError: it runs in one whose file it does not see, and was not told the hash.
     """
-    told, image = environment.get(SHA256), environment.get("APPTAINER_CONTAINER")
+    told = environment.get(SHA256)
+    image = environment.get("APPTAINER_CONTAINER") or environment.get("SINGULARITY_CONTAINER")
     if told or not image:
         return told or None
     if not Path(image).is_file():
