@@ -96,20 +96,15 @@ class Submission:
         return self.folder / MAP
 
     @property
-    def jobs_file(self) -> Path:
-        """``jobs.json``."""
-        return self.folder / JOBS
-
-    @property
     def unknown(self) -> str:
         """What to do where ``sbatch`` named no job; empty where it named all."""
         for script, job in self.jobs.items():
             if job is None:
                 return (
-                    f"sbatch was given {self.folder / script} and named no job. See whether it is "
-                    f"in the queue: squeue --user=$USER --format='%i %o'. If it is, write its "
-                    f'number into {self.jobs_file} ("{script}": "NUMBER"); if it is not, delete '
-                    f"{self.folder}. Until then it counts as queued"
+                    f"sbatch was given {self.folder / script} and named no job. If the queue has "
+                    "it (squeue --user=$USER --format='%i %o'), write its number into jobs.json "
+                    f'beside it ("{script}": "NUMBER"); if not, delete that folder. Until then it '
+                    "counts as queued"
                 )
         return ""
 
@@ -175,7 +170,7 @@ def write_jobs(submission: Submission) -> None:
     jobs = {
         script: None if job is None else job.parsable for script, job in submission.jobs.items()
     }
-    write_json(submission.jobs_file, jobs)
+    write_json(submission.folder / JOBS, jobs)
 
 
 def read_submission(folder: Path) -> Submission:
