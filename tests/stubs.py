@@ -76,6 +76,7 @@ def make_root(folder: Path) -> Path:
     """A checkout: the baseline, the template, and a model folder that only has an identity."""
     for name in ("00_baseline", "_template"):
         shutil.copytree(ROOT / "experiments" / name, folder / "experiments" / name)
+    (folder / "experiments/00_baseline/results.md").unlink()  # whose records are not here
     model = folder / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"num_hidden_layers": NUM_LAYERS}))

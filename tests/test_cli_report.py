@@ -167,6 +167,62 @@ def test_results_of_code_that_has_changed_are_not_compared(finished: Command) ->
     assert "results.md was not compared: 9 of its 9 cells are stale now" in finished.err
 
 
+def written(finished: Command) -> dict[Path, bytes]:
+    places = ("experiments/*/results.md", "results/*/report.html", "artifacts/*/SHA256SUMS")
+    return {path: path.read_bytes() for one in places for path in finished.root.glob(one)}
+
+
+def test_rows_that_stand_are_replaced_by_fewer_only_when_asked(finished: Command) -> None:
+    assert finished("report", *TASK) == 0
+    before = written(finished)
+    assert len(before) == 3
+    assert finished("report", *TASK, "--config", "k1_first", "k1_middle", "k2_last") == 1
+    assert "results.md shows k1_last of tiny_arithmetic on " in finished.err
+    assert "and 2 more, which the new one would not" in finished.err
+    assert "--replace" in finished.err
+    assert written(finished) == before
+    assert finished("report", *TASK, "--config", "k1_first", "--replace") == 0
+    assert finished("report", *TASK) == 0, "more rows need no asking for"
+    assert written(finished).keys() == before.keys()
+
+
+def test_an_attempt_that_failed_empties_no_table(finished: Command) -> None:
+    assert finished("report", *TASK) == 0
+    before = written(finished)
+    change_code(finished.root)
+    finished.machine.before = lambda _: 1 / 0  # type: ignore[assignment]
+    assert finished("eval", *TASK, "--config", "k1_first") == 1
+    assert finished("report", *TASK) == 1
+    assert "k1_first of tiny_arithmetic" in finished.err
+    assert written(finished) == before
+
+
+def test_the_page_is_guarded_where_there_is_no_other(finished: Command) -> None:
+    assert finished("report", *TASK) == 0
+    (finished.root / "experiments/00_baseline/results.md").unlink()
+    assert finished("report", *TASK, "--config", "k1_first") == 1
+    assert "report.html shows k1_middle of tiny_arithmetic@" in finished.err
+
+
+def test_another_folder_of_results_has_its_own_report(finished: Command, tmp_path: Path) -> None:
+    assert finished("report", *TASK) == 0
+    before = written(finished)
+    mine = tmp_path / "mine"
+    shutil.copytree(finished.root / "results", mine)
+    (mine / "00_baseline/report.html").unlink()
+    assert finished("report", *TASK, "--results", str(mine), "--config", "k1_first") == 0
+    for name in ("00_baseline/results.md", "00_baseline/report.html"):
+        assert (mine / name).is_file()
+        assert str(mine / name) in finished.out
+    assert str(finished.root) not in finished.out
+    assert written(finished) == before
+    assert finished("report", "--check", "--results", str(mine)) == 0, finished.out
+    assert "results.md was not compared" not in finished.err
+    text = (mine / "00_baseline/results.md").read_text()
+    (mine / "00_baseline/results.md").write_text(text.replace("40.0 %", "41.0 %"))
+    assert finished("report", "--check", "--results", str(mine)) == 1
+
+
 def test_a_record_that_the_page_lacks_is_noted(finished: Command) -> None:
     finished("report", *TASK, "--config", "k1_first", "k1_last")
     assert finished("report", "--check") == 0

@@ -143,7 +143,7 @@ def test_the_readme_s_python_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FDLLM_ROOT", str(ROOT))
-    [code] = blocks("README.md", "python")
+    code, _ = blocks("README.md", "python")  # records are read in tests/test_frames.py
     exec(code, {})  # noqa: S102 - the page's own
     assert "#### 239" in capsys.readouterr().out
 

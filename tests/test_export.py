@@ -70,7 +70,7 @@ def test_round_trip(fdllm_command: Command, tmp_path: Path) -> None:
         assert cell.samples == before[name].samples
         assert cell.summary.fingerprint == before[name].summary.fingerprint
         assert cell.summary.counts == before[name].summary.counts
-    here, there = fdllm.results(root=fdllm_command.root), fdllm.results(root=out)
+    here, there = (fdllm.results(root=one) for one in (fdllm_command.root, out))
     own = ["folder", "model"]
     assert here.drop(columns=own).equals(there.drop(columns=own))
     for name in ("requirements.lock", "CITATION.cff", "LICENSE"):

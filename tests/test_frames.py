@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -10,6 +14,7 @@ import pytest
 import fdllm
 from fdllm.errors import FdllmError, UsageError
 from fdllm.report.frames import RESULT_COLUMNS, SAMPLE_COLUMNS
+from helpers import ROOT
 from stubs import METRIC, NUM_DOCS, NUM_LAYERS, do_sweep, make_root, make_sweep
 
 CONFIGS = ("k1_first", "k2_middle")
@@ -29,7 +34,7 @@ def types(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def test_one_row_a_cell(root: Path) -> None:
-    frame = fdllm.results(root=root)
+    frame = fdllm.results(root=root, pool=True)
     assert types(frame) == dict(RESULT_COLUMNS)
     assert len(frame) == 5
     assert frame["limit"].isna().sum() == 4
@@ -67,7 +72,7 @@ def test_one_row_a_sample(root: Path) -> None:
 
 def test_samples_of_several_tasks(root: Path) -> None:
     frame = fdllm.samples(root=root)
-    assert len(frame) == 5 * NUM_DOCS
+    assert len(frame) == 4 * NUM_DOCS
     assert frame[METRIC["tiny_choice"]].notna().sum() == 2 * NUM_DOCS
     mean = frame.groupby(["task", "config"]).value.mean()
     assert mean["tiny_choice", "k1_first"] == pytest.approx(2 / 5)
@@ -80,9 +85,75 @@ def test_a_folder_of_records_will_do(root: Path) -> None:
 
 def test_limits_are_chosen(root: Path) -> None:
     assert list(fdllm.results(root=root, limit=3).limit) == [3]
-    empty = fdllm.results(root=root, limit=7)
+    assert fdllm.samples(root=root).limit.isna().all()
+    with pytest.raises(UsageError, match=r"of limit '7'; there are those of limit=3, limit=None"):
+        fdllm.results(root=root, limit=7)
+
+
+def test_what_is_not_there_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    empty = fdllm.results(root=tmp_path)
     assert empty.empty
     assert types(empty) == dict(RESULT_COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("folder", "changes", "sentence"),
+    [
+        (
+            "00_baseline/tiny_arithmetic@other/k1_first",
+            {"model": "other"},
+            "records of tiny_arithmetic are of 2 models",
+        ),
+        (
+            "01_example/tiny_arithmetic/k1_first",
+            {"experiment": "01_example"},
+            "has 2 experiments (00_baseline, 01_example)",
+        ),
+    ],
+)
+def test_nothing_is_pooled_unasked(
+    root: Path, tmp_path: Path, folder: str, changes: dict[str, Any], sentence: str
+) -> None:
+    (first,) = (root / "results").glob("00_baseline/tiny_arithmetic@*/k1_first")
+    copy, (name, other) = tmp_path / "copy", next(iter(changes.items()))
+    shutil.copytree(root / "results", copy / "results")
+    shutil.copytree(first, copy / "results" / folder)
+    summary = copy / "results" / folder / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | changes))
+    for read in (fdllm.results, fdllm.samples):
+        with pytest.raises(UsageError, match=re.escape(sentence)) as caught:
+            read(root=copy)
+        assert f"{name}=..." in str(caught.value)
+        assert "pool=True" in str(caught.value)
+        assert set(read(root=copy, **{name: other})[name]) == {other}
+        assert other in set(read(root=copy, pool=True)[name])
+
+
+def test_presets_are_chosen(root: Path, tmp_path: Path) -> None:
+    (first,) = (root / "results").glob("00_baseline/tiny_arithmetic@*")
+    at = tmp_path / "results/00_baseline"
+    shutil.copytree(first, at / first.name)
+    shutil.copytree(first / "k1_first", at / "tiny_arithmetic+mine" / "k1_first")
+    assert len(fdllm.results(root=tmp_path)) == 2
+    [folder] = fdllm.results(root=tmp_path, preset="mine").folder
+    assert Path(folder).parent.name == "tiny_arithmetic+mine"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/records.md"])
+def test_the_example_gives_a_configs_mean(
+    page: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a smoke test whose rows would move it."""
+    monkeypatch.setenv("FDLLM_ROOT", str(root))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (example,) = (block for block in blocks if "fdllm.samples(" in block)
+    names: dict[str, Any] = {}
+    exec(example, names)  # noqa: S102 - our own page
+    means = names["samples"].groupby("config").value.mean()
+    cells = fdllm.results("00_baseline", "tiny_arithmetic", root).set_index("config")
+    assert means.to_dict() == pytest.approx(cells.value.to_dict())
 
 
 def test_names_that_are_not_there(root: Path, tmp_path: Path) -> None:

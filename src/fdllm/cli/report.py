@@ -37,15 +37,25 @@ class ReportCommand(Selection):
     stdout: bool = flag("print the Markdown, write nothing", default=False)
     html: Path | None = flag("the HTML file (results/EXPERIMENT/report.html)", metavar="PATH")
     check: bool = flag("compute every figure anew; exit code 1 where one differs", default=False)
+    replace: bool = flag("write it though rows that stand there would go", default=False)
     json: bool = flag("with --check: print JSON", default=False)
 
     def run(self) -> int:
-        """``experiments/NAME/results.md`` and the HTML report, from the records."""
+        """``experiments/NAME/results.md`` and the HTML report, from the records.
+
+        Of another folder of results both go into that folder.
+
+        Raises:
+            FdllmError: there are no records, or rows that stand there would go.
+        """
         from fdllm.report.html import render_html  # noqa: PLC0415 - as above
+        from fdllm.report.standing import keep_rows  # noqa: PLC0415 - as above
         from fdllm.report.sums import write_sums  # noqa: PLC0415 - as above
 
         planner = make_planner(self)
-        markdown = planner.experiment(self.experiment).folder / "results.md"
+        own = planner.experiment(self.experiment).folder
+        folder = own if self.results is None else planner.layout.results / self.experiment
+        markdown = folder / "results.md"
         page = self.html or html_path(planner.layout, self.experiment)
         if self.check:
             return _print_check(_check(planner, self, markdown, page), as_json=self.json)
@@ -53,6 +63,8 @@ class ReportCommand(Selection):
         if self.stdout:
             say(text)
             return 0
+        if not self.replace:
+            keep_rows(markdown, text, page, report)
         shown = [record for section in report.sections for record in section.records]
         if kept := sum(record.is_published for record in shown):
             complain(f"note: {kept} of {len(shown)} records are git's copies, which hold no texts")
@@ -135,7 +147,7 @@ def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path)
     found += recheck(
         planner, options.experiment, folders, page, _runs_of(planner, options, folders)
     )
-    return found + _check_markdown(planner, options, markdown)
+    return found + _check_markdown(planner, markdown)
 
 
 def _runs_of(planner: Planner, options: Selection, folders: Sequence[Path]) -> list[Run]:
@@ -165,7 +177,7 @@ def _print_check(found: Recheck, *, as_json: bool) -> int:
     return int(bool(number))
 
 
-def _check_markdown(planner: Planner, options: Selection, path: Path) -> Recheck:
+def _check_markdown(planner: Planner, path: Path) -> Recheck:
     """Render ``results.md`` again from the records it was written from, and compare the lines."""
     from fdllm.report.recheck import Mismatch, Recheck, check_lines  # noqa: PLC0415 - as above
 
@@ -176,8 +188,6 @@ def _check_markdown(planner: Planner, options: Selection, path: Path) -> Recheck
     header = _HEADER.search(written)
     if header is None:
         return passed_over("it was not written by fdllm report yet")
-    if options.results is not None:
-        return passed_over("it is the checkout's own")
     parser = ArgumentParser()
     ReportCommand.add_flags(parser)
     then = ReportCommand.read(parser.parse_args(shlex.split(header["selection"])))

@@ -11,7 +11,7 @@ import pandas as pd
 from fdllm import strictjson
 from fdllm.errors import UsageError, did_you_mean
 from fdllm.record.measure import CountsByPhase, total
-from fdllm.record.paths import Layout, find_root
+from fdllm.record.paths import Layout, TaskFolder, find_root
 from fdllm.report.records import Record, load_records
 
 _IDENTITY = {
@@ -94,21 +94,31 @@ def results(
     root: str | Path | None = None,
     *,
     limit: int | None = None,
+    preset: str | None = None,
+    model: str | None = None,
+    pool: bool = False,
 ) -> pd.DataFrame:
     """Finished runs, one row a cell; columns are :data:`RESULT_COLUMNS`.
 
+    Rows of one task are of one experiment, limit, preset and model, so that a mean over a config's
+    rows is that config's.
+
     Args:
-        experiment: folder under ``experiments/``; None is every one with records.
+        experiment: folder under ``experiments/``; None is the only one with records.
         task: only this one; None is all of them.
         root: the checkout, an exported release, or a folder of records; None finds the checkout.
-        limit: only runs cut to this many documents; None is every limit and none, which the
-            column tells apart.
+        limit: runs cut to this many documents; None is those that were not cut.
+        preset: runs under this preset; None is the experiments' own protocol.
+        model: runs of this model, as the column names it; None is each task's only one.
+        pool: what is None above chooses nothing; columns tell apart what there is.
 
     Raises:
-        UsageError: there is no such folder, or no such experiment or task in it.
+        UsageError: there is no such folder, no such record in it, or more than one experiment or
+            model where one is asked for.
         FdllmError: a record is broken.
     """
-    rows = [_result(cell) for cell in _cells(experiment, task, root, limit)]
+    chosen = {"limit": limit, "preset": preset, "model": model}
+    rows = [_result(cell) for cell in _cells(experiment, task, root, chosen, pool=pool)]
     return _frame(rows, RESULT_COLUMNS)
 
 
@@ -118,22 +128,29 @@ def samples(
     root: str | Path | None = None,
     *,
     limit: int | None = None,
+    preset: str | None = None,
+    model: str | None = None,
     config: str | None = None,
+    pool: bool = False,
 ) -> pd.DataFrame:
     """Documents of finished runs, one row a sample; columns are :data:`SAMPLE_COLUMNS`, and more.
 
     Args:
-        experiment: this and the next three as in :func:`results`.
+        experiment: this and all others but ``config`` as in :func:`results`.
         task: the same.
         root: the same.
         limit: the same.
+        preset: the same.
+        model: the same.
         config: only this cell; None is all of them.
+        pool: the same.
 
     Raises:
-        UsageError: there is no such folder, or no such experiment, task or config in it.
+        UsageError: as :func:`results`, or there is no such config.
         FdllmError: a record is broken.
     """
-    cells = _cells(experiment, task, root, limit)
+    chosen = {"limit": limit, "preset": preset, "model": model}
+    cells = _cells(experiment, task, root, chosen, pool=pool)
     names = list(dict.fromkeys(cell.name for cell in cells))
     if config is not None:
         _check("record of config", config, names, "there are")
@@ -155,7 +172,12 @@ def _frame(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> pd.Da
 
 
 def _cells(
-    experiment: str | None, task: str | None, root: str | Path | None, limit: int | None
+    experiment: str | None,
+    task: str | None,
+    root: str | Path | None,
+    chosen: Mapping[str, Any],
+    *,
+    pool: bool,
 ) -> list[Record]:
     layout = _layout(root)
     roots = (layout.results, layout.artifacts)
@@ -164,10 +186,44 @@ def _cells(
     if experiment is not None:
         _check("records of experiment", experiment, known, f"{layout.results} has")
     names = known if experiment is None else [experiment]
-    cells = [cell for name in names for cell in load_records(layout, name, None, limit)]
+    if len(names) > 1 and not pool:
+        raise _several("experiment", names, f"{layout.results} has")
+    cells = [cell for name in names for cell in load_records(layout, name)]
     if task is not None:
         _check("records of task", task, sorted({cell.task for cell in cells}), "there are")
-    return [cell for cell in cells if task in (None, cell.task)]
+        cells = [cell for cell in cells if cell.task == task]
+    for name, wanted in chosen.items():
+        if wanted is not None or not (pool or name == "model"):
+            cells = _of(cells, name, wanted)
+    for one in () if pool else dict.fromkeys(cell.task for cell in cells):
+        models = list(dict.fromkeys(_facet(cell, "model") for cell in cells if cell.task == one))
+        if len(models) > 1:
+            raise _several("model", models, f"records of {one} are of")
+    return cells
+
+
+def _of(cells: list[Record], name: str, wanted: str | int | None) -> list[Record]:
+    """The records with this limit, preset or model; where there are others only, they are named."""
+    kept = [cell for cell in cells if _facet(cell, name) == wanted]
+    if cells and not kept:
+        what = f"without a {name}" if wanted is None else f"of {name} '{wanted}'"
+        there = sorted({f"{name}={_facet(cell, name)!r}" for cell in cells})
+        raise UsageError(f"no records {what}; there are those of {', '.join(there)}")
+    return kept
+
+
+def _facet(cell: Record, name: str) -> str | int | None:
+    """A record's limit, preset or model, as they are asked for."""
+    place = TaskFolder.parse(cell.folder.parent.name) if name == "preset" else None
+    value: str | int | None = getattr(cell.summary if place is None else place, name)
+    return value
+
+
+def _several(name: str, found: Sequence[Any], there: str) -> UsageError:
+    return UsageError(
+        f"{there} {len(found)} {name}s ({', '.join(map(str, found))}): choose one with {name}=..., "
+        f"or have all of them with pool=True; the column {name} tells them apart"
+    )
 
 
 def _check(what: str, name: str, known: Sequence[str], there: str) -> None:

@@ -1,0 +1,64 @@
+"""The rows that a written report shows, so that a new one takes none of them away unasked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from fdllm.errors import FdllmError
+from fdllm.outside import AbsentError, read_text
+from fdllm.report.build import Report
+from fdllm.report.recheck import embedded_tables
+
+_MOST = 1 << 26  # bytes; a page of nine configs has 100 KB
+_SHOWN = 4
+
+
+def keep_rows(markdown: Path, text: str, page: Path, report: Report) -> None:
+    """See that a report has every row of the one that it is to replace.
+
+    Args:
+        markdown: where ``results.md`` goes; there may be none yet.
+        text: what it is to say.
+        page: where the HTML report goes; there may be none yet.
+        report: what it is to say.
+
+    Raises:
+        FdllmError: rows would go; it names them, and the flag. Or a file cannot be read.
+    """
+    try:
+        written = read_text(markdown, most=_MOST)
+    except AbsentError:
+        written = ""
+    drawn = embedded_tables(page) if page.exists() else []
+    fresh = [(table.folder, [cell.name for cell in table.cells]) for table in report.tables]
+    for path, then, now in (
+        (markdown, _rows(written), _rows(text)),
+        (page, _cells(drawn), _cells(fresh)),
+    ):
+        have = set(now)
+        going = [row for row in dict.fromkeys(then) if row not in have]
+        if going:
+            more = f" and {len(going) - _SHOWN} more" if len(going) > _SHOWN else ""
+            raise FdllmError(
+                f"nothing was written: {path} shows {', '.join(going[:_SHOWN])}{more}, which the "
+                "new one would not. fdllm status says what became of them; --replace writes it all "
+                "the same"
+            )
+
+
+def _cells(tables: Iterable[tuple[str, Iterable[str]]]) -> Iterator[str]:
+    return (f"{name} of {folder}" for folder, names in tables for name in names)
+
+
+def _rows(text: str) -> Iterator[str]:
+    """Config and task of each row of ``results.md``; of a config there are several."""
+    section, is_table = "", False
+    for line in text.splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## ")
+        name = line.removeprefix("| ").partition(" |")[0]
+        starts = line.startswith("| Config |")
+        if is_table and line.startswith("| ") and name != "---":
+            yield f"{name} of {section}"
+        is_table = starts or (is_table and line.startswith("| "))
