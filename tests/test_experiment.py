@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from fdllm.experiment import (
     load_experiment,
     load_strategy,
 )
+from fdllm.experiment.load import INSTALLED
 from fdllm.experiment.settings import read_settings
+from fdllm.record import identity
+from fdllm.record.identity import PACKAGE
 from fdllm.record.paths import find_root
 from helpers import ROOT
 
@@ -260,3 +264,18 @@ def test_new_refuses_what_exists_or_is_no_name(root: Path, name: str) -> None:
 def test_new_from_an_unknown_experiment(root: Path) -> None:
     with pytest.raises(UsageError, match="unknown experiment '07_x'"):
         create_experiment("skip", root, "07_x")
+
+
+def test_a_wheel_brings_the_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no checkout, an experiment begins in an empty folder."""
+    with pytest.raises(UsageError, match="clone the repository"):
+        create_experiment("first", tmp_path)
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]
+    ((source, place),) = wheel["force-include"].items()
+    assert place == INSTALLED.relative_to(PACKAGE.parent).as_posix()
+    assert Path(place).name in vars(identity)["_OUTSIDE"]  # it changes no record
+    monkeypatch.setattr("fdllm.experiment.load.INSTALLED", ROOT / source)
+    folder = create_experiment("first", tmp_path)
+    assert folder == tmp_path / "experiments/00_first"
+    assert load_experiment("00_first", tmp_path).cells

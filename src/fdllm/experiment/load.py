@@ -22,8 +22,8 @@ from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError, UsageError, did_you_mean
 from fdllm.experiment.settings import Grid, Settings, read_settings
 from fdllm.presets import Preset
-from fdllm.record.atomic import explained
-from fdllm.record.identity import code_files
+from fdllm.record.atomic import explained, make_folder
+from fdllm.record.identity import PACKAGE, code_files
 from fdllm.record.paths import find_root
 from fdllm.runs import Cell
 
@@ -31,6 +31,7 @@ FOLDER = "experiments"
 CODE_FILE = "generation_functions.py"
 SETTINGS_FILE = "experiment.toml"
 TEMPLATE = "_template"
+INSTALLED = PACKAGE / TEMPLATE  # a wheel has it here, a checkout among its experiments
 _PAGES = ("proposal.md", "tasks.md", "results.md")
 _TITLE = re.compile(r"^title\s*=.*$", re.MULTILINE)
 EXPERIMENT_NAME = re.compile(r"^\d\d_[a-z0-9][a-z0-9_]*$")
@@ -193,7 +194,7 @@ def load_experiment(name: str, root: Path | None = None) -> Experiment:
         have = ", ".join(known) or "none"
         raise UsageError(
             f"unknown experiment '{name}'{did_you_mean(name, known)}; {root / FOLDER} has {have}. "
-            "Make one with: fdllm new NAME (FDLLM_ROOT names another checkout)"
+            "Make one with: fdllm new NAME; set FDLLM_ROOT to a clone of the repository for its own"
         )
     folder = root / FOLDER / name
     if not (folder / CODE_FILE).is_file():
@@ -225,8 +226,14 @@ def create_experiment(name: str, root: Path, source: str | None = None) -> Path:
     target = root / FOLDER / whole
     template = root / FOLDER / TEMPLATE
     if not template.is_dir():
-        raise UsageError(f"{template} is missing; fdllm new needs the checkout's template")
+        template = INSTALLED
+    if not template.is_dir():
+        raise UsageError(
+            f"there is no template in {root / FOLDER}, nor in this installation; clone the "
+            "repository and set FDLLM_ROOT to it"
+        )
     origin = template if source is None else load_experiment(source, root).folder
+    make_folder(root / FOLDER)
     with explained(target):
         draft = Path(tempfile.mkdtemp(dir=root / FOLDER, prefix=f".{whole}-"))
         try:
