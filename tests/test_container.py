@@ -94,7 +94,7 @@ def test_definition_copies_named_sources_only() -> None:
     sources = {line.split()[0] for line in files if line.strip()}
     assert sources == {
         *("src", "pyproject.toml", "requirements.lock", "requirements.image.lock"),
-        *("README.md", "LICENSE"),
+        *("README.md", "LICENSE", "experiments/_template"),
     }
 
 
