@@ -6,12 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from fdllm.cli import studies, sweep
+from fdllm.cli import show, studies, sweep
 from fdllm.cli.options import Command, flag
 from fdllm.cli.output import complain, console
 from fdllm.cli.progress import GridProgress
 from fdllm.cluster.exit_reason import LOCKED, TERMINATED
-from fdllm.cluster.left_behind import left_behind
 from fdllm.cluster.render import ENDED_EARLY
 from fdllm.cluster.signals import Terminated, terminable, warned
 from fdllm.cluster.submission import Assignment, read_submission
@@ -70,9 +69,8 @@ class JobCommand(Command):
         if outcome.state is State.PARTIAL and outcome.num_computed:
             return ENDED_EARLY
         if outcome.state is State.RUNNING:
-            doubt = left_behind(planner.layout.run(one.run).of_shard(one.shard))
-            held = doubt or f"held by {outcome.reason}"
-            complain(f"{one.run}: nothing was done, as its folder is {held}")
+            paths = planner.layout.run(one.run).of_shard(one.shard)
+            show.held(one.run, paths, outcome.reason)
             return LOCKED
         return int(outcome.state in (State.FAILED, State.PARTIAL))
 

@@ -14,18 +14,20 @@ from rich.text import Text
 from fdllm.cli.output import complain, console, say, say_json
 from fdllm.cli.request import SweepRequest
 from fdllm.cli.work import PlannedCell
+from fdllm.cluster.exit_reason import LOCKED
+from fdllm.cluster.left_behind import left_behind
 from fdllm.cluster.queue import JobId, environment
 from fdllm.cluster.submission import MERGE, STUDY, WORK, Submission, kind
 from fdllm.cluster.submit import sbatch_command
 from fdllm.criteria import Criteria
 from fdllm.evaluate.attempt import RunOutcome
 from fdllm.plan import ENDED, SETTLED, CellState, State
-from fdllm.record.paths import TaskFolder
+from fdllm.record.paths import RunPaths, TaskFolder
 from fdllm.report.grid import overlap_sentence
 from fdllm.report.records import finished
 from fdllm.report.table import cell_checks, figures_table, heading
 from fdllm.report.terms import before, check_criteria, lock_words, undecidable
-from fdllm.runs import home_model
+from fdllm.runs import Run, home_model
 from fdllm.timing.wanted import is_due, study_words
 
 JSON_VERSION = 1
@@ -225,10 +227,19 @@ def verdict(code: int) -> None:
 
 
 def exit_code(cells: Sequence[CellState], outcomes: Sequence[RunOutcome], *, agree: bool) -> int:
-    """1 where a run failed, a cell is broken, or the A/A check does not hold; else 0."""
+    """1 where a run failed, a cell is broken, or the A/A check does not hold.
+
+    Else 76 where another process works on what was to be computed, else 0.
+    """
     failed = any(outcome.state is State.FAILED for outcome in outcomes)
     broken = any(cell.state in (State.FAILED, State.INVALID) for cell in cells)
-    return int(failed or broken or not agree)
+    held = any(cell.state is State.RUNNING for cell in cells)
+    return 1 if failed or broken or not agree else LOCKED if held else 0
+
+
+def held(run: Run, paths: RunPaths, by: str) -> None:
+    """Who works on a run, so that nothing was done; what to do where they may be gone."""
+    complain(f"{run}: nothing was done, as its folder is {left_behind(paths) or f'held by {by}'}")
 
 
 def tally(cells: Sequence[CellState]) -> str:

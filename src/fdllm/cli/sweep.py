@@ -34,7 +34,7 @@ from fdllm.evaluate.attempt import RunOutcome
 from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.runner import Runner
 from fdllm.evaluate.tasks import task_info
-from fdllm.plan import RECORDED, CellState, Planner
+from fdllm.plan import RECORDED, CellState, Planner, State
 from fdllm.report.terms import check_criteria
 from fdllm.runs import ModelChoice, Run
 from fdllm.timing.wanted import WantedStudy, is_due, study_state
@@ -169,6 +169,9 @@ def _compute(
     load = cache(lambda choice: load_model(choice, options.threads))
     outcomes = _execute(request.planner, work, load)
     cells, timed = request.states(), list[CellState]()
+    for cell in cells:
+        if cell.state is State.RUNNING:
+            show.held(cell.run, cell.paths, cell.reason)
     if isinstance(options, SweepCommand):
         wanted = studies.of_sweep(request, options.timing)
         timed = studies.take_missing(request, wanted, load, quiet=options.json)

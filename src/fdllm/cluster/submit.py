@@ -18,7 +18,7 @@ from fdllm.cluster.submission import Submission, kind, write_jobs, write_map
 from fdllm.errors import FdllmError
 from fdllm.plan import Planner
 from fdllm.record.atomic import explained, make_folder, write_text
-from fdllm.record.lock import locked
+from fdllm.record.lock import LockedError, locked
 from fdllm.runs import Run
 
 _PATIENCE_S = 120
@@ -49,7 +49,7 @@ def submitting(root: Path) -> Iterator[None]:
         FdllmError: another one takes too long, or the logs' folder cannot be written.
     """
     make_folder(root)
-    lock = FileLock(root / ".submitting", timeout=_PATIENCE_S)
+    lock = FileLock(root / ".submitting", timeout=_PATIENCE_S, fallback_to_soft=False)
     with explained(root / ".submitting"):
         try:
             lock.acquire()
@@ -97,8 +97,14 @@ def _submit(planner: Planner, submission: Submission, forced: Sequence[Run]) -> 
         held = _hand_over(submission, jobs, hold=bool(mine))
         for run in mine:
             paths = planner.layout.run(run)
-            with locked(paths):
-                paths.supersede()
+            try:
+                with locked(paths):
+                    paths.supersede()
+            except LockedError as error:
+                raise FdllmError(
+                    f"{run}: nothing was submitted, as its folder is held by {error}; wait for it, "
+                    "or leave this config out"
+                ) from None
         for job in held:
             run_command("scontrol", "release", job.number, cluster=job.cluster, timeout_s=_ANSWER_S)
     except BaseException:

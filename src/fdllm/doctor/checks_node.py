@@ -5,6 +5,7 @@ A task is instantiated as a run does it: documents, prompts, metric and what the
 
 from __future__ import annotations
 
+import fcntl
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -80,20 +81,39 @@ def _few(names: list[str]) -> str:
 
 
 def folders(checkup: Checkup) -> Iterator[Finding]:
-    """Try them: permissions, quotas and read-only binds all show only then."""
+    """Try them: permissions, quotas, read-only binds and missing locks all show only then."""
     layout = checkup.layout
     for folder in (layout.results, layout.artifacts, layout.logs):
         place, name = existing(folder), f"folder {folder.name}"
         try:
             with tempfile.TemporaryFile(dir=place) as file:
                 file.write(b"0" * 4096)
-            yield ok(name, f"{folder} can be written to")
+                unlocked = _try_lock(file.fileno())
         except OSError as error:
             yield fail(
                 name,
                 f"{place} cannot be written to ({error.strerror})",
                 "make it writable, bind it into the image, or choose another folder with --results",
             )
+            continue
+        if unlocked and folder != layout.artifacts:  # where nobody locks
+            yield fail(
+                name,
+                f"files in {place} cannot be locked ({unlocked}), so no run may write there",
+                "choose a folder on another file system with --results, or ask the site to mount "
+                "this one with flock",
+            )
+        else:
+            yield ok(name, f"{folder} can be written to")
+
+
+def _try_lock(file: int) -> str:
+    """Why a file cannot be locked as a run's folder is; empty where it can."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def check_task(name: str, checkup: Checkup) -> Iterator[Finding]:

@@ -23,6 +23,12 @@ _REASONS = {
     errno.EROFS: "the file system is read-only; choose another place with --results",
     errno.ENOTDIR: "something on this path is a file where a folder is needed; move it away",
     errno.EEXIST: "something of this name is in the way; move it away",
+    errno.ESTALE: "its server lost track of it (a stale handle); see that the folder is there",
+    **dict.fromkeys(
+        (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP),
+        "files cannot be locked there, so two processes could write one record; choose a place on "
+        "another file system with --results, or ask the site to mount this one with flock",
+    ),
     errno.EISDIR: "there is a folder where a file is needed; move it away",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 
 from filelock import FileLock, Timeout
 
+from fdllm.outside import OutsideError, read_json
 from fdllm.record.atomic import explained, make_folder, write_json
 from fdllm.record.paths import RunPaths
 
@@ -46,7 +46,8 @@ def locked(paths: RunPaths) -> Iterator[None]:
         FdllmError: the folder cannot be written.
     """
     make_folder(paths.folder)
-    lock = FileLock(paths.lock, timeout=_PATIENCE_S)
+    # Where the system cannot lock, a file in place of a lock would outlive whoever is killed.
+    lock = FileLock(paths.lock, timeout=_PATIENCE_S, fallback_to_soft=False)
     with explained(paths.lock):
         try:
             lock.acquire()
@@ -68,10 +69,10 @@ def holder_of(paths: RunPaths) -> Holder | None:
     holder = _read_holder(paths)
     if holder is None or not paths.lock.exists():
         return None
-    lock = FileLock(paths.lock, timeout=0)
+    lock = FileLock(paths.lock, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
-    except OSError:  # a timeout, or somebody else's folder, read-only for us: believe the card
+    except OSError:  # a timeout; read-only for us, or not to be locked: believe the card
         return holder
     lock.release()
     return None
@@ -79,8 +80,8 @@ def holder_of(paths: RunPaths) -> Holder | None:
 
 def _read_holder(paths: RunPaths) -> Holder | None:
     try:
-        return Holder(**json.loads(paths.holder.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return Holder(**read_json(paths.holder, most=1 << 16))
+    except (OutsideError, TypeError):
         return None
 
 
