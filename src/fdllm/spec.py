@@ -14,6 +14,9 @@ from fdllm.outside import OutsideError, read_text
 
 _MOST = 1 << 20  # bytes of a file of settings
 
+_MOST_TOLD = 4  # problems of one file, in one line
+_LONGEST = 80  # characters of a name or a value in it
+
 
 def read_toml(path: Path, what: str = "") -> dict[str, Any]:
     """The tables of a TOML file.
@@ -68,15 +71,23 @@ def first_problem(error: ValidationError) -> str:
 def _explain(cls: type[BaseModel], error: ValidationError) -> str:
     sentences = []
     valid = sorted(cls.model_fields)
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
+    problems = error.errors()
+    for problem in problems[:_MOST_TOLD]:
+        name = short(".".join(str(part) for part in problem["loc"]))
         if problem["type"] == "extra_forbidden":
             hint = did_you_mean(name, valid)
             sentences.append(f"unknown key '{name}'{hint}; valid keys are {', '.join(valid)}")
         else:
             # A rule over several keys says itself what it found.
             told = problem["type"] == "missing" or not name
-            given = "" if told else f"; got {problem['input']!r}"
+            given = "" if told else f"; got {short(repr(problem['input']))}"
             subject = f"'{name}': " if name else ""
             sentences.append(f"{subject}{problem['msg'].removeprefix('Value error, ')}{given}")
+    if problems[_MOST_TOLD:]:
+        sentences.append(f"and {len(problems) - _MOST_TOLD} more")
     return "; ".join(sentences)
+
+
+def short(text: str) -> str:
+    """A text that is to stand inside a line: its beginning, where it is long."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

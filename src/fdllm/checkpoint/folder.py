@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from fdllm import tiny
 from fdllm.caches import check_token, hub_cache, offline_by, read_only_cache
 from fdllm.errors import FdllmError, MissingError, UsageError, first_line
+from fdllm.outside import AbsentError, OutsideError, read_text
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -26,6 +28,8 @@ BESIDE = (
     "additional_chat_templates/*.jinja",
 )
 """What is read besides the weights: shape, end tokens, tokenizer, chat templates."""
+LONGEST = 256 << 20  # bytes of a JSON file; a tokenizer of 256,000 tokens has 30 MiB
+_NAME = 120  # characters of a file's or a tensor's name, in errors too
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
@@ -112,9 +116,12 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         FdllmError: none, only pickles, or the index names what is missing or lies elsewhere.
     """
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    if (folder / INDEX).exists():
+    whole = folder / WEIGHTS
+    if whole.is_file():
+        return [whole]
+    if os.path.lexists(whole):  # a library would wait for a pipe's other end
+        raise OutsideError(whole, "is no file, or a link that leads nowhere; fetch it again")
+    if os.path.lexists(folder / INDEX):
         return _shards(folder)
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
@@ -146,8 +153,16 @@ def files_read(folder: Path) -> list[Path]:
     """
     weights = weight_files(folder)
     index = [] if weights == [folder / WEIGHTS] else [folder / INDEX]
-    beside = (path for pattern in BESIDE for path in folder.glob(pattern) if path.is_file())
-    return [*weights, *index, *sorted(set(beside))]
+    others = [path for path in beside(folder) if path.is_file()]
+    for path in others:
+        if path.stat().st_size > LONGEST:
+            raise OutsideError(path, f"holds more than {LONGEST:,} bytes, which no such file does")
+    return [*weights, *index, *others]
+
+
+def beside(folder: Path) -> list[Path]:
+    """What lies in a checkpoint's folder under a name of :data:`BESIDE`; it may be no file."""
+    return sorted({path for pattern in BESIDE for path in folder.glob(pattern)})
 
 
 def tensor_headers(files: Sequence[Path]) -> dict[str, TensorHeader]:
@@ -172,11 +187,11 @@ def tensor_headers(files: Sequence[Path]) -> dict[str, TensorHeader]:
         except SafetensorError as error:
             raise FdllmError(
                 f"{path} is no safetensors file, or it was cut short or is damaged "
-                f"({first_line(error)}); delete it and fetch it again"
+                f"({first_line(error)[:300]}); delete it and fetch it again"
             ) from None
         for name in headers.keys() & found.keys():
             raise FdllmError(
-                f"tensor {name} stands in {found[name].file.name} and in {path.name} of "
+                f"tensor {name[:_NAME]} stands in {found[name].file.name} and in {path.name} of "
                 f"{path.parent}; a checkpoint holds each tensor once: fetch it again"
             )
         found |= headers
@@ -186,17 +201,19 @@ def tensor_headers(files: Sequence[Path]) -> dict[str, TensorHeader]:
 def read_json(path: Path) -> dict[str, Any]:
     """One of a checkpoint's JSON files; empty where there is none.
 
+    Numbers are any that Python's JSON knows: published tokenizers are ``10**30`` tokens long.
+
     Raises:
-        FdllmError: it is no JSON, or no object.
+        OutsideError: it is no file, no JSON, or no object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = json.loads(read_text(path, most=LONGEST))
+    except AbsentError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise FdllmError(f"{path} cannot be read: {error}; fetch it again") from None
+    except (ValueError, RecursionError) as error:
+        raise OutsideError(path, f"is no JSON ({first_line(error)}); fetch it again") from None
     if not isinstance(data, dict):
-        raise FdllmError(f"{path} holds {type(data).__name__}, and an object of keys is needed")
+        raise OutsideError(path, f"holds {type(data).__name__}, and an object of keys is needed")
     return data
 
 
@@ -210,17 +227,18 @@ def num_layers(folder: Path | None) -> int | None:
 
 
 def some(names: Sequence[str], most: int = 6) -> str:
-    """The first of several names, and how many there are besides."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
+    """The first of several names, and how many there are besides; none of them is long."""
+    first = ", ".join(name[:_NAME] for name in names[:most])
+    return first + (f" and {len(names) - most} more" if names[most:] else "")
 
 
 def _shards(folder: Path) -> list[Path]:
     index = folder / INDEX
     names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(n, str) and n for n in names.values()):
+    if not isinstance(names, dict) or not all(map(_is_name, names.values())):
         raise FdllmError(
             f"{index} is not a safetensors index: its weight_map must name a file of the folder "
-            "for each tensor"
+            "for each tensor; fetch it again"
         )
     shards = sorted(set(names.values()))
     for name in shards:
@@ -238,10 +256,14 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in shards]
 
 
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= _NAME and name.isprintable()
+
+
 def _stays_inside(folder: Path, name: str) -> bool:
     """Whether a shard lies in its folder, or in the blobs that the Hub's cache links it to."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name:
+    if path.is_absolute() or ".." in path.parts:
         return False
     real, home = (folder / name).resolve(), folder.resolve()
     if real.is_relative_to(home):

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fdllm.core.model_spec import ModelSpec
-from fdllm.spec import Spec
+from fdllm.spec import Spec, short
 
-_Size = Annotated[int, Field(ge=1)]
-_Token = Annotated[int, Field(ge=0)]
+_MOST = (1 << 63) - 1
+_Size = Annotated[int, Field(ge=1, le=_MOST)]
+_Token = Annotated[int, Field(ge=0, le=_MOST)]
 _LARGEST_THETA = 1e30
 _Theta = Annotated[float, Field(gt=0.0, lt=_LARGEST_THETA, allow_inf_nan=False)]
 DEFAULT_THETA = 1e4
@@ -175,7 +176,7 @@ class HubConfig(Spec):
         kinds = self.layer_types
         if kinds is not None and set(kinds) != {"full_attention"}:
             raise ValueError(
-                f"'layer_types' names {', '.join(sorted(set(kinds)))}; only 'full_attention' of "
+                f"'layer_types' names {_short(sorted(set(kinds)))}; only 'full_attention' of "
                 "every layer can be loaded"
             )
         if kinds is not None and len(kinds) != self.num_hidden_layers:
@@ -250,5 +251,4 @@ def _check_rope(rope: dict[str, Any]) -> None:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"  # noqa: PLR2004 - one line
+    return short(repr(value))

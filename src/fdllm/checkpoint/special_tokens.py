@@ -1,20 +1,90 @@
-"""A checkpoint's shape with its mask and end tokens, and its tokenizer. No torch."""
+"""A checkpoint's shape with its mask and end tokens, and its tokenizer. No torch.
+
+Whoever made the files, what is read of them has the types of the classes below. The tokenizer is
+made by ``transformers``, whose errors on damaged files are of any kind, and become one.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from fdllm.checkpoint.folder import read_json
+from pydantic import ConfigDict, Field, StrictInt
+
+from fdllm.checkpoint.folder import LONGEST, beside, read_json
 from fdllm.checkpoint.hub_config import end_tokens, spec_of
 from fdllm.core.model_spec import ModelSpec
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, first_line
+from fdllm.outside import read_bytes
+from fdllm.spec import Spec, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Kind = TypeVar("Kind", bound=Spec)
 _MASK_NAMES = ("|<MASK>|", "<|mask|>", "<|MASK|>", "[MASK]")
+
+
+class _Lenient(Spec):
+    """The keys of a file that are read; others pass."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
+
+
+class _Token(_Lenient):
+    content: str
+
+
+class _NumberedToken(_Token):
+    id: StrictInt
+
+
+class _NamedTemplate(_Lenient):
+    name: str
+    template: str
+
+
+class _SpecialTokens(_Lenient):
+    """``special_tokens_map.json``."""
+
+    eos_token: str | _Token | None = None
+    mask_token: str | _Token | None = None
+
+
+class _TokenizerConfig(_SpecialTokens):
+    """``tokenizer_config.json``."""
+
+    added_tokens_decoder: dict[int, _Token] | None = None
+    chat_template: str | list[_NamedTemplate] | None = None
+    tokenizer_class: str | None = Field(None, pattern=r"^\w{1,80}$")
+    model_max_length: float | None = None
+
+
+_NAMING = (
+    ("tokenizer_config.json", _TokenizerConfig),
+    ("special_tokens_map.json", _SpecialTokens),
+)
+
+
+class _Vocabulary(_Lenient):
+    """Ids by text, or texts in the order of their ids, with a score each."""
+
+    vocab: dict[str, StrictInt] | list[tuple[str, float]] | None = None
+
+    def ids(self) -> dict[str, int]:
+        """Ids by text."""
+        if isinstance(self.vocab, list):
+            return {text: i for i, (text, _) in enumerate(self.vocab)}
+        return self.vocab or {}
+
+
+class _Tokenizer(_Lenient):
+    """``tokenizer.json``."""
+
+    model: _Vocabulary | None = None
+    added_tokens: list[_NumberedToken] | None = None
 
 
 def has_tokenizer(folder: Path | None) -> bool:
@@ -35,10 +105,28 @@ def load_tokenizer(folder: Path | None, name: str) -> PreTrainedTokenizerBase:
             f"model '{name}' has no tokenizer files (tokenizer.json, tokenizer_config.json); "
             "copy them into its folder"
         )
+    assert folder is not None  # noqa: S101 - see has_tokenizer
+    for path in beside(folder):
+        if not path.is_dir():
+            read_bytes(path, most=LONGEST)
+    for file, kind in _NAMING:
+        _read(folder, file, kind)
+    _token_ids(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-any-return, no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise FdllmError(f"the tokenizer in {folder} cannot be read: {error}") from None
+        tokenizer: PreTrainedTokenizerBase
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        # What it was made of may only show where it is used.
+        tokenizer.decode(tokenizer.encode("a b"))
+        assert isinstance(tokenizer.special_tokens_map, dict)  # noqa: S101 - it is computed
+    except BaseException as error:
+        # Its compiled half panics, which is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise FdllmError(
+            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: "
+            f"{first_line(error, 'no message')[:200]}); fetch its files again"
+        ) from None
+    return tokenizer
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -53,7 +141,7 @@ def read_spec(folder: Path) -> ModelSpec:
             mathematics, or nothing names a mask token.
     """
     path = folder / "config.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise FdllmError(
             f"{folder} holds no config.json; --model takes a Hub id, 'tiny', or a folder with "
             "config.json and *.safetensors"
@@ -96,38 +184,42 @@ def _find_mask(folder: Path) -> int:
 
 def _special_token(folder: Path, key: str) -> int | None:
     """The id of a token that the tokenizer's configuration names by its text."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = read_json(folder / name).get(key)
-        text = token.get("content") if isinstance(token, dict) else token
-        if text is None:
+    for name, kind in _NAMING:
+        token = getattr(_read(folder, name, kind), key)
+        if token is None:
             continue
+        text = token.content if isinstance(token, _Token) else token
         found = _token_ids(folder).get(text)
         if found is None:
             raise FdllmError(
-                f"{folder / name}: {key} is {text!r}, which none of tokenizer.json, vocab.json and "
-                "added_tokens.json has; copy the tokenizer's files whole"
+                f"{folder / name}: {key} is {short(repr(text))}, which none of tokenizer.json, "
+                "vocab.json and added_tokens.json has; copy the tokenizer's files whole"
             )
         return found
     return None
 
 
 def _token_ids(folder: Path) -> dict[str, int]:
-    """Ids of the tokenizer's tokens by text; those that stand apart from the vocabulary win."""
-    whole = read_json(folder / "tokenizer.json")
-    try:
-        entries = (whole.get("model") or {}).get("vocab") or {}
-        if isinstance(entries, list):  # with a score each, in the order of their ids
-            entries = {entry[0]: i for i, entry in enumerate(entries)}
-        listed = whole.get("added_tokens") or []
-        decoder = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-        return {
-            **read_json(folder / "vocab.json"),
-            **entries,
-            **{str(text): int(i) for text, i in read_json(folder / "added_tokens.json").items()},
-            **{str(token["content"]): int(token["id"]) for token in listed},
-            **{str(token["content"]): int(i) for i, token in decoder.items()},
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FdllmError(
-            f"the tokenizer files in {folder} cannot be read ({error!r}); fetch them again"
-        ) from None
+    """Ids of the tokenizer's tokens by text; those that stand apart from the vocabulary win.
+
+    Raises:
+        UsageError: a file's key is of another type; it is named.
+    """
+    whole = _read(folder, "tokenizer.json", _Tokenizer)
+    decoder = _read(folder, "tokenizer_config.json", _TokenizerConfig).added_tokens_decoder or {}
+    return {
+        **_ids(folder, "vocab.json"),
+        **(whole.model.ids() if whole.model else {}),
+        **_ids(folder, "added_tokens.json"),
+        **{token.content: token.id for token in whole.added_tokens or ()},
+        **{token.content: i for i, token in decoder.items()},
+    }
+
+
+def _ids(folder: Path, name: str) -> dict[str, int]:
+    """A file that is nothing but a vocabulary."""
+    return _Vocabulary.read({"vocab": read_json(folder / name)}, str(folder / name)).ids()
+
+
+def _read(folder: Path, name: str, kind: type[Kind]) -> Kind:
+    return kind.read(read_json(folder / name), str(folder / name))

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
+from fdllm.checkpoint.chat_template import render_chat
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.requests import (
     EvalRequest,
@@ -114,24 +114,11 @@ class TokenizingLM(TemplateLM):  # type: ignore[misc] # lm-eval is untyped
         """Messages to a prompt.
 
         Raises:
-            FdllmError: the template refuses them, say for their system message. Dropping that
-                message would drop the task's description, so it is not done.
+            FdllmError: as :func:`~fdllm.checkpoint.chat_template.render_chat`.
         """
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    chat_history,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=not add_generation_prompt,
-                )
-            )
-        except (TemplateError, ValueError) as error:
-            roles = ", ".join(message["role"] for message in chat_history)
-            raise FdllmError(
-                f"the chat template of model '{self._name}' refuses messages of roles {roles}: "
-                f"{error}; run without a chat template"
-            ) from None
+        return render_chat(
+            self.tokenizer, self._name, chat_history, add_generation_prompt=add_generation_prompt
+        )
 
     def encode_pair(
         self, context: str, continuation: str, where: str
