@@ -64,7 +64,7 @@ class Renderer:
         if self._process is None:
             self._start()
         try:
-            self._channel.send_bytes(json.dumps(asked).encode())
+            self._channel.send_bytes(json.dumps(asked, allow_nan=False).encode())
             if not self._channel.poll(self.wall_s):
                 return {"error": self._ended(f"it takes more than {self.wall_s:g} s")}
             return json.loads(self._channel.recv_bytes(self.longest))  # type: ignore[no-any-return]

@@ -32,7 +32,7 @@ def main(channel: int, cpu_s: int, memory_mb: int) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + cpu_s)
         try:
-            answer = json.dumps({"text": render_jinja_template(**asked)[0][0]})
+            answer = json.dumps({"text": render_jinja_template(**asked)[0][0]}, allow_nan=False)
         except MemoryError:
             answer = json.dumps({"error": f"it takes more than {memory_mb} MiB"})
         except Exception as error:  # noqa: BLE001 - whatever a template does

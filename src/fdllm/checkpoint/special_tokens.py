@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import ConfigDict, Field, StrictInt
 
@@ -23,7 +23,7 @@ from fdllm.spec import Spec, short
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Kind = TypeVar("Kind", bound=Spec)
+_File = TypeVar("_File", bound=Spec)
 _MASK_NAMES = ("|<MASK>|", "<|mask|>", "<|MASK|>", "[MASK]")
 
 
@@ -33,12 +33,19 @@ class _Lenient(Spec):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
 
 
+# A token that stands apart is a few words at most; the library takes for ever over a long one.
+_Text = Annotated[str, Field(max_length=1000)]
+
+
 class _Token(_Lenient):
-    content: str
+    content: _Text
 
 
 class _NumberedToken(_Token):
     id: StrictInt
+
+
+_Named = _Text | _Token | None
 
 
 class _NamedTemplate(_Lenient):
@@ -49,8 +56,14 @@ class _NamedTemplate(_Lenient):
 class _SpecialTokens(_Lenient):
     """``special_tokens_map.json``."""
 
-    eos_token: str | _Token | None = None
-    mask_token: str | _Token | None = None
+    bos_token: _Named = None
+    eos_token: _Named = None
+    unk_token: _Named = None
+    sep_token: _Named = None
+    pad_token: _Named = None
+    cls_token: _Named = None
+    mask_token: _Named = None
+    additional_special_tokens: list[_Text | _Token] | None = None
 
 
 class _TokenizerConfig(_SpecialTokens):
@@ -221,5 +234,5 @@ def _ids(folder: Path, name: str) -> dict[str, int]:
     return _Vocabulary.read({"vocab": read_json(folder / name)}, str(folder / name)).ids()
 
 
-def _read(folder: Path, name: str, kind: type[Kind]) -> Kind:
+def _read(folder: Path, name: str, kind: type[_File]) -> _File:
     return kind.read(read_json(folder / name), str(folder / name))
