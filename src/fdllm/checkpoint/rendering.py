@@ -32,12 +32,16 @@ def main(channel: int, cpu_s: int, memory_mb: int) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + cpu_s)
         try:
-            answer = json.dumps({"text": render_jinja_template(**asked)[0][0]}, allow_nan=False)
+            answer = _text("text", render_jinja_template(**asked)[0][0])
         except MemoryError:
-            answer = json.dumps({"error": f"it takes more than {memory_mb} MiB"})
+            answer = _text("error", f"it takes more than {memory_mb} MiB")
         except Exception as error:  # noqa: BLE001 - whatever a template does
-            answer = json.dumps({"error": str(error)[:300] or type(error).__name__})
-        connection.send_bytes(answer.encode())
+            answer = _text("error", str(error)[:300] or type(error).__name__)
+        connection.send_bytes(answer)
+
+
+def _text(kind: str, text: str) -> bytes:
+    return json.dumps({kind: text}, allow_nan=False).encode()
 
 
 def _limit(kind: int, value: int) -> None:
