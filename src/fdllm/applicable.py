@@ -17,8 +17,9 @@ _DECODING = {
     "chain": ("block_size", "mask_id"),
 }
 """The decoding settings that each estimator reads."""
-_UNREAD_PARAMS = ("refresh_reuse",)
-"""Parameters of a strategy that no estimator reaches: in scoring a block is refreshed once."""
+_UNREAD_PARAMS = ("refresh_reuse", "drafts")
+"""Parameters of a strategy that no estimator reaches: in scoring a block is refreshed once, and
+nothing is drafted."""
 
 
 def repeats(

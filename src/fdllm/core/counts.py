@@ -26,6 +26,9 @@ class PhaseCount:
         weight_bytes: of weights.
         kv_bytes: of keys and values.
         stored_bytes: of stored layer outputs.
+        drafting: of the forwards, those that only drafted a state.
+        drafted: of the forwards, those of a drafted state, in one with the state at hand: they read
+            no weights of their own.
     """
 
     forwards: int = 0
@@ -38,6 +41,8 @@ class PhaseCount:
     weight_bytes: int = 0
     kv_bytes: int = 0
     stored_bytes: int = 0
+    drafting: int = 0
+    drafted: int = 0
 
     def __add__(self, other: PhaseCount) -> PhaseCount:
         return PhaseCount(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -53,9 +58,20 @@ class Counts:
 
     by_phase: dict[Phase, PhaseCount] = field(default_factory=_zero)
 
-    def add(self, phase: Phase, plan: LayerPlan, num_tokens: int, cost: Cost) -> None:
+    def add(
+        self,
+        phase: Phase,
+        plan: LayerPlan,
+        num_tokens: int,
+        cost: Cost,
+        *,
+        drafting: bool = False,
+        drafted: bool = False,
+    ) -> None:
         """Count one forward."""
         count = self.by_phase[phase]
+        count.drafting += drafting
+        count.drafted += drafted
         count.forwards += 1
         count.computed += plan.num_computed
         count.reused += plan.num_reused
@@ -95,6 +111,17 @@ class Counts:
     def trimmed(self) -> float:
         """Layer calls saved inside those made in part, all phases."""
         return sum(count.trimmed for count in self.by_phase.values())
+
+    @property
+    def drafted(self) -> int:
+        """Drafted states that were computed, all phases."""
+        return sum(count.drafted for count in self.by_phase.values())
+
+    @property
+    def rounds(self) -> int:
+        """Forwards that unmasked something: REFRESH and DENOISE, those of drafts apart."""
+        counts = [self.by_phase[phase] for phase in (Phase.REFRESH, Phase.DENOISE)]
+        return sum(one.forwards - one.drafting - one.drafted for one in counts)
 
     @property
     def tokens(self) -> int:

@@ -257,7 +257,14 @@ class Engine:
         for one, cost in zip(batch, self._costs(batch, at, done.plan), strict=True):
             task, request = one.running.task, one.request
             plan = request.plan if isinstance(request.plan, LayerPlan) else done.plan
-            task.counts.add(request.phase, plan, len(request.ids), cost)
+            task.counts.add(
+                request.phase,
+                plan,
+                len(request.ids),
+                cost,
+                drafting=request.drafting,
+                drafted=one.draft > 0,
+            )
             task.seconds += seconds * len(request.ids)
         return answers_of(batch, predictions)
 

@@ -24,6 +24,8 @@ class Window:
     first_columns: tuple[int, ...] = ()
     # offsets inside the window, where not all of its columns are computed
     only: tuple[int, ...] | None = None
+    # which draft of its rows it is, from 1 on: what it stores waits until the draft is kept
+    draft: int = 0
 
     def __post_init__(self) -> None:
         if not self.first_columns:

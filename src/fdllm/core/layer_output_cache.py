@@ -43,6 +43,8 @@ class LayerOutputCache:
     def __init__(self, num_rows: int, block_size: int, hidden_size: int, like: Tensor) -> None:
         self._shape, self._like = (num_rows, block_size, hidden_size), like
         self._values: dict[tuple[object, ...], _Value] = {}
+        # for each row, what its last forward stored of drafts, in their order
+        self._drafts: dict[int, list[tuple[LayerRun, Sequence[int], Tensor]]] = {}
 
     def book(self, steps: Sequence[PlanStep], batch: ForwardBatch) -> None:
         """The host's part of a forward: what is reused must be there, what is stored will be.
@@ -51,11 +53,14 @@ class LayerOutputCache:
             NeverWrittenError: a column that is reused was never stored since its row began its
                 block.
         """
+        for window in batch.windows:
+            for row in window.rows:
+                self._drafts.pop(row, None)
         for step in steps:
             if step.run is None:
                 continue
             if step.kind == "compute":
-                for window, _ in batch.storing:
+                for window in (one for one, _ in batch.storing if not one.draft):
                     self.note(step.run, window.rows, window.columns)
                 continue
             window = batch.alone
@@ -101,6 +106,25 @@ class LayerOutputCache:
                 self._value(run, old=True).data[row, span] = new[row, span]
             new[row, span] = x[i]
 
+    def draft(
+        self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]], x: Tensor
+    ) -> None:
+        """As :meth:`write`, of a draft: it waits for :meth:`keep`, or goes with the next forward.
+
+        Drafts of a row are given in their order, run by run.
+        """
+        for i, (row, at) in enumerate(zip(rows, columns, strict=True)):
+            self._drafts.setdefault(row, []).append((run, at, x[i].clone()))
+
+    def keep(self, row: int, num_drafts: int) -> None:
+        """Write what the row's first drafts stored, one behind the other."""
+        kept: dict[LayerRun, int] = {}
+        for run, at, x in self._drafts.pop(row, ()):
+            kept[run] = kept.get(run, 0) + 1
+            if kept[run] <= num_drafts:
+                self.note(run, (row,), (at,))
+                self.write(run, (row,), (at,), x[None])
+
     def read(self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]]) -> Tensor:
         """Stored values [rows, columns, hidden], extrapolated where the run says so."""
         new = _gathered(self._value(run).data, rows, columns)
@@ -111,6 +135,7 @@ class LayerOutputCache:
 
     def forget(self, row: int) -> None:
         """Drop what ``row`` stored: its block is finished, or it changes hands."""
+        self._drafts.pop(row, None)
         for value in self._values.values():
             value.written[row] = 0
 

@@ -160,7 +160,8 @@ class ModelRunner:
                     for window, at in batch.storing:
                         # As rows, columns of the block, hidden size.
                         new = kept[at].view(len(window.rows), -1, x.shape[-1])
-                        outputs.write(run, window.rows, window.columns, new)
+                        write = outputs.draft if window.draft else outputs.write
+                        write(run, window.rows, window.columns, new)
             elif run is not None:
                 if step.kind == "partial" and run.columns:
                     self._partial(x, run, backend, batch)

@@ -248,7 +248,7 @@ class ReuseStrategy(ABC, Generic[S]):
 
     @property
     def reuses(self) -> bool:
-        """Whether a run with these parameters is meant to skip anything at all.
+        """Whether a run with these parameters is meant to skip, or to draft, anything at all.
 
         The guard of docs/algorithm.md 4 compares it with what was counted.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -34,6 +34,10 @@ class ForwardRequest:
     # of a PREFILL that reads nothing: another request follows whatever comes of this one, so that
     # the row may be told to go on before it is carried out, and one forward serves both
     lazy: bool = False
+    # more states of the same block, computed in the same forward under the same plan, which leaves
+    # no layer out: each sees the keys and values of those ahead of it where it has none of its own
+    drafts: tuple[ForwardRequest, ...] = ()
+    drafting: bool = False  # it only drafts a state, see :mod:`fdllm.core.drafting`
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Prediction:
     # the plan that a probe chose; None where the plan asked for had none
     plan: LayerPlan | None = None
     change: float | None = None  # what the probe measured
+    drafts: tuple[Prediction, ...] = ()  # the same of the drafts that were asked for
+
+    def first(self, count: int) -> Prediction:
+        """What it says of the first columns alone."""
+        return replace(self, tokens=self.tokens[:count], confidence=self.confidence[:count])
 
 
 NOTHING = Prediction((), ())
@@ -69,6 +78,10 @@ class CacheRow:
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to where :meth:`save` was called."""
         self.cache.restore(self.index, snapshot)
+
+    def keep(self, num_drafts: int) -> None:
+        """Keep what the last forward stored of its first drafts; the others' goes."""
+        self.cache.outputs.keep(self.index, num_drafts)
 
     def stored(self, run: LayerRun, columns: Sequence[int]) -> Tensor:
         """What a reuse of ``run`` would put in for these columns of the block, [columns, hidden].

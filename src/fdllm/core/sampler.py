@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -12,14 +13,25 @@ import torch
 from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding, Unmask
 from fdllm.core.counts import Counts
+from fdllm.core.drafting import BlockState, Drafting, saves
 from fdllm.core.engine import Engine, check_tokens, resolve
-from fdllm.core.reuse import LayerPlan, NoReuse, ReuseStrategy
-from fdllm.core.row_task import CacheRow, ForwardHook, ForwardRequest, RowTask, Steps, prefill
+from fdllm.core.reuse import AnyPlan, LayerPlan, NoReuse, ReuseStrategy
+from fdllm.core.row_task import (
+    CacheRow,
+    ForwardHook,
+    ForwardRequest,
+    Prediction,
+    RowTask,
+    Steps,
+    prefill,
+)
 from fdllm.core.schedule import Phase, Step, next_step_index, num_full_blocks
 from fdllm.core.unmask import by_threshold, observation
 from fdllm.errors import UsageError
 
 Finish = Literal["stop", "length", "until"]
+Guesses = dict[int, tuple[int, float]]
+"""Of columns of a block, the token that a forward chose and its confidence."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,11 @@ def generate(
         NotFiniteError: a logit is NaN or infinite.
     """
     filled = resolve(decoding, model)
+    if isinstance(strategy, Drafting) and filled.temperature > 0.0:
+        raise UsageError(
+            f"verified decoding is greedy; got temperature={filled.temperature}: set it to 0, or "
+            "take a strategy that drafts nothing"
+        )
     rows = batch_size if batch_size is not None else max(1, len(prompts))
     engine = Engine(model, filled, rows, prefix_cache_gib)
     tasks = []
@@ -134,6 +151,10 @@ def _generator(request: GenerationRequest, decoding: Decoding) -> torch.Generato
     return torch.Generator().manual_seed(seed)
 
 
+def _guesses(columns: Sequence[int], told: Prediction) -> Guesses:
+    return dict(zip(columns, zip(told.tokens, told.confidence, strict=True), strict=True))
+
+
 @dataclass
 class _RowSampler:
     """The algorithm of one row. ``run`` is docs/algorithm.md 3, read from top to bottom."""
@@ -158,7 +179,7 @@ class _RowSampler:
         """Positions it may write."""
         return len(self.request.prompt) + self.limit
 
-    def run(self, task: RowTask[Generation], row: CacheRow) -> Steps[Generation]:  # noqa: ARG002
+    def run(self, task: RowTask[Generation], row: CacheRow) -> Steps[Generation]:
         """Decode until the row ends."""
         prompt, size = self.request.prompt, self.decoding.block_size
         full = num_full_blocks(len(prompt), size) * size
@@ -171,68 +192,123 @@ class _RowSampler:
                 self._settle(known)
         num_known = len(prompt) - full  # columns of the block that are prompt, not answer
         while self.finish is None:
-            block = known + [self.decoding.mask] * (size - len(known))
-            yield from self._denoise(block, len(known), num_known)
+            masked = tuple(range(len(known), size))
+            tokens = (*known, *[self.decoding.mask] * len(masked))
+            block = BlockState(tokens, masked, self.decoding.small_block_size)
+            block = yield from self._denoise(row, block, num_known)
             if self.finish is not None:
                 break
-            seen = yield ForwardRequest(Phase.COMMIT, tuple(block), whole, read=(size - 1,))
+            seen = yield ForwardRequest(Phase.COMMIT, block.tokens, whole, read=(size - 1,))
             known, num_known = [seen.tokens[0]], 0
             self._settle(known)
         return Generation(
             self.new, task.counts, task.seconds, self.finish, self._text(), tuple(self.steps)
         )
 
-    def _denoise(self, block: list[int], num_known: int, num_prompt: int) -> Steps[None]:
-        """Fill one block in place, sub-block by sub-block, until it is full or the row ends.
+    def _denoise(self, row: CacheRow, now: BlockState, num_prompt: int) -> Steps[BlockState]:
+        """Fill one block, sub-block by sub-block, until it is full or the row ends.
 
         Args:
-            block: its tokens, masks from column ``num_known`` on.
-            num_known: known columns, prompt and look-ahead token.
+            row: where it lies in the cache.
+            now: the block as it begins: known are the prompt and the look-ahead token.
             num_prompt: columns of the prompt; what stands behind them is answer.
         """
-        size, width = self.decoding.block_size, self.decoding.small_block_size
-        masked = set(range(num_known, size))
         state = self.strategy.init(self.model.n_layers)
         index: int | None = None
-        settled = num_known
-        for start in range(0, size, width):
-            columns = range(start, start + width)
-            while todo := [c for c in columns if c in masked]:
-                step = self._step(start, index, masked)
-                index = step.index
-                plan = self.strategy.plan(step, state)
-                left = step.columns[0]
-                seen = yield ForwardRequest(
-                    step.phase,
-                    tuple(block[slice(*step.columns)]),
-                    plan,
-                    left,
-                    read=tuple(c - 1 - left for c in todo),
-                )
-                chosen = self.unmask(seen.confidence, self.decoding.threshold)
-                for i in chosen:
-                    block[todo[i]] = seen.tokens[i]
-                    masked.discard(todo[i])
+        settled, hand = min(now.masked, default=len(now.tokens)), Guesses()
+        while now.masked:
+            drafts = yield from self._drafts(now, hand, state, max(settled, num_prompt))
+            step = self._step(now, index)
+            plan = self.strategy.plan(step, state)
+            asked = tuple(self._ask(draft, self._step(draft, step.index), plan) for draft in drafts)
+            seen = yield replace(self._ask(now, step, plan), drafts=asked)
+            # The state at hand is plain decoding's; so is a draft that is what came of such a one.
+            for i, (told, draft) in enumerate(zip_longest((seen, *seen.drafts), drafts)):
+                step = self._step(now, index)
+                index, hand = step.index, hand | _guesses(self._read(now, step), told)
+                told = told.first(len(now.todo))  # noqa: PLW2901 - what stands behind is for drafts
+                chosen = self.unmask(told.confidence, self.decoding.threshold)
+                now = now.filled([now.todo[i] for i in chosen], [told.tokens[i] for i in chosen])
                 self.steps.append(len(chosen))
-                state = self.strategy.observe(step, observation(plan, seen, chosen), state)
-                upto = min(masked, default=size)
+                state = self.strategy.observe(step, observation(plan, told, chosen), state)
+                upto = min(now.masked, default=len(now.tokens))
                 if upto > settled:
-                    self._settle(block[max(settled, num_prompt) : upto])
+                    self._settle(now.tokens[max(settled, num_prompt) : upto])
                     settled = upto
                     if self.finish is not None:
-                        return
+                        return now
+                if now != draft:
+                    row.keep(i)
+                    break
+        return now
 
-    def _step(self, start: int, index: int | None, masked: set[int]) -> Step:
+    def _drafts(
+        self,
+        now: BlockState,
+        hand: Guesses,
+        state: Any,  # noqa: ANN401 - the strategy's own
+        settled: int,
+    ) -> Steps[list[BlockState]]:
+        """States that may come behind ``now``; none where the strategy drafts none.
+
+        Args:
+            now: the state at hand.
+            hand: what whole forwards read last; empty ahead of a block's first.
+            state: the strategy's.
+            settled: column from which on no answer is settled yet.
+        """
+        drafts = list[BlockState]()
+        if not isinstance(self.strategy, Drafting) or not hand:
+            return drafts
+        drafter, threshold = self.strategy.drafter, self.decoding.threshold
+        while len(drafts) < self.strategy.drafts:
+            if drafter.reuses:
+                step = self._step(now, len(drafts))
+                plan = drafter.plan(step, state)
+                if not saves(plan):
+                    break
+                told = yield replace(self._ask(now, step, plan), drafting=True)
+                hand = _guesses(now.todo, told)
+                chosen = self.unmask(told.confidence, threshold)
+                state = drafter.observe(step, observation(plan, told, chosen), state)
+            elif all(c in hand for c in now.todo):
+                chosen = self.unmask([hand[c][1] for c in now.todo], threshold)
+            else:
+                break  # of a sub-block that the last forward did not read
+            columns = [now.todo[i] for i in chosen]
+            now = now.filled(columns, [hand[c][0] for c in columns])
+            fresh = now.tokens[settled : min(now.masked, default=len(now.tokens))]
+            over = any(t in self.decoding.stop_tokens for t in fresh)
+            if over or len(self.new) + len(fresh) >= self.limit or not now.masked:
+                break
+            # What a REFRESH of a draft stores, a forward behind its rejection could read.
+            if self.decoding.use_block_cache and self._step(now, 0).phase is Phase.REFRESH:
+                break
+            drafts.append(now)
+        return drafts
+
+    def _ask(self, now: BlockState, step: Step, plan: AnyPlan) -> ForwardRequest:
+        """The forward of a step."""
+        left, right = step.columns
+        read = tuple(c - 1 - left for c in self._read(now, step))
+        return ForwardRequest(step.phase, now.tokens[left:right], plan, left, read)
+
+    def _read(self, now: BlockState, step: Step) -> tuple[int, ...]:
+        """The columns that a step predicts: the sub-block's, and further ones where drafts may ask."""
+        far = isinstance(self.strategy, Drafting) and not self.strategy.drafter.reuses
+        return now.masked if far and step.phase is Phase.REFRESH else now.todo
+
+    def _step(self, now: BlockState, index: int | None) -> Step:
         """REFRESH or DENOISE, and the step counter (docs/algorithm.md 3 and 4)."""
-        refresh = not self.decoding.use_block_cache or index is None or start in masked
+        start = now.sub_block.start
+        refresh = not self.decoding.use_block_cache or index is None or start in now.masked
         phase = Phase.REFRESH if refresh else Phase.DENOISE
-        stop = start + self.decoding.small_block_size
-        columns = (0, self.decoding.block_size) if refresh else (start, stop)
+        columns = (0, self.decoding.block_size) if refresh else (start, now.sub_block.stop)
         count = next_step_index(index, phase, refresh_reuse=self.strategy.refresh_reuse)
-        inside = tuple(c for c in range(*columns) if c in masked)
+        inside = tuple(c for c in now.masked if columns[0] <= c < columns[1])
         return Step(phase, count, columns, first=index is None, masked=inside)
 
-    def _settle(self, tokens: list[int]) -> None:
+    def _settle(self, tokens: Sequence[int]) -> None:
         """Take tokens that nothing can change any more; end the row at the first that ends it."""
         for token in tokens:
             self.new.append(token)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Generic, TypeVar
 
@@ -44,6 +44,7 @@ class Scheduled(Generic[T]):
     running: Running[T]  # who asks
     request: ForwardRequest  # for what
     ahead: int = 0  # columns of the same row ahead of it in the forward
+    draft: int = 0  # which draft of the row's it is, from 1 on; 0 where it is none
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -93,7 +94,17 @@ def next_batches(rows: Sequence[Running[T]], block: int, *, pooled: bool) -> lis
     if others:
         next_up = max(others.values(), key=lambda b: len(b) + max(x.running.waited for x in b))
         batches.append(next_up)
-    return batches
+    return [_with_drafts(batch) for batch in batches]
+
+
+def _with_drafts(batch: Batch[T]) -> Batch[T]:
+    """Every row's state at hand, then every first draft, and so on."""
+    drafts = [
+        Scheduled(one.running, request, draft=i)
+        for one in batch
+        for i, request in enumerate(one.request.drafts, 1)
+    ]
+    return batch + sorted(drafts, key=lambda one: (one.draft, len(one.request.ids)))
 
 
 def _chunks(prefills: Batch[T], block: int) -> Iterator[Batch[T]]:
@@ -138,7 +149,11 @@ def _tail(ahead: Scheduled[T], plan: object, block: int) -> Scheduled[T] | None:
 
 def answers_of(batch: Batch[T], predictions: Sequence[Prediction]) -> dict[int, Prediction]:
     """What each row is to be told, by its index; a row whose tail is left over asks for that."""
-    answers = {one.running.index: told for one, told in zip(batch, predictions, strict=True)}
+    answers: dict[int, Prediction] = {}
+    for one, told in zip(batch, predictions, strict=True):
+        index = one.running.index
+        first = answers[index] if one.draft else None
+        answers[index] = told if first is None else replace(first, drafts=(*first.drafts, told))
     done = {id(one.request) for one in batch}
     for running in {one.running.index: one.running for one in batch}.values():
         if running.tail is None:
@@ -150,12 +165,18 @@ def answers_of(batch: Batch[T], predictions: Sequence[Prediction]) -> dict[int, 
 
 
 def forward_batch(batch: Batch[T], block: int) -> ForwardBatch:
-    """Where the requests of a batch read and write: one window, or one for each shape."""
-    width = len(batch[0].request.ids)
-    if width <= block and all(len(one.request.ids) == width and not one.ahead for one in batch):
-        return ForwardBatch((_window(batch, block),))
-    shapes = groupby(batch, lambda one: (one.ahead > 0, *one.shape))
-    return ForwardBatch(tuple(_window(list(alike), block) for _, alike in shapes))
+    """Where the requests of a batch read and write.
+
+    One window, or one for each shape; of drafts one for each place in the order of their row's.
+    """
+    # Rows of one block and less share a window whatever their lengths.
+    ragged = all(len(one.request.ids) <= block and not one.ahead for one in batch)
+
+    def window(one: Scheduled[T]) -> tuple[int, int, int]:
+        width, length = one.shape
+        return (one.draft, width, 0) if ragged else (one.ahead > 0, width, length)
+
+    return ForwardBatch(tuple(_window(list(rows), block) for _, rows in groupby(batch, window)))
 
 
 def _window(batch: Batch[T], block: int) -> Window:
@@ -169,4 +190,5 @@ def _window(batch: Batch[T], block: int) -> Window:
         causal_block=block if width > block else None,
         stores=batch[0].request.phase is not Phase.PREFILL,
         first_columns=tuple(one.request.start for one in batch),
+        draft=batch[0].draft,
     )

@@ -105,7 +105,8 @@ def throughput(kind: str, rows: Rows, counts: CountsByPhase) -> Throughput:
             seconds=seconds,
             tokens=tokens,
             tokens_per_second=_ratio(tokens, seconds),
-            tokens_per_forward=_ratio(tokens, total(counts, "forwards")),
+            # Drafts are computed in the forward of the state at hand.
+            tokens_per_forward=_ratio(tokens, total(counts, "forwards") - total(counts, "drafted")),
             latency_p50_s=p50,
             latency_p95_s=p95,
         )
@@ -175,15 +176,18 @@ def guards(
         limited: only a few rows were run, in which reuse may never have had its turn: a warning.
     """
     reused = total(counts, "reused") + total(counts, "trimmed")
+    drafted = total(counts, "drafted")
+    acted = bool(reused or drafted)
     denoise = counts.get("denoise", {}).get("forwards", 0)
     refresh = counts.get("refresh", {}).get("forwards", 0)
     figures = (
         f"{reused:.10g} of {total(counts, 'reused') + total(counts, 'computed')} layer calls saved "
         f"in {denoise} DENOISE "
         f"and {refresh} REFRESH forwards"
+        + (f", {drafted} of them of drafted states" if drafted else "")
     )
     should = strategy.reuses and not one_forward
-    if should and not reused:
+    if should and not acted:
         why = (
             "every step was a REFRESH, which never reuses: the block cache is off, each sub-block "
             "was finished in one step, or chain scored answers of one token"
@@ -192,14 +196,14 @@ def guards(
             "or the strategy never planned a reuse"
         )
         figures = f"reuse never acted ({figures}): {why}"
-    elif reused and not should:
+    elif acted and not should:
         figures = f"no reuse was asked for, yet {figures}"
     return (
         Guard(
             name="reuse counters",
-            passed=bool(reused) == should,
+            passed=acted == should,
             detail=figures,
-            level="warning" if limited and should and not reused else "error",
+            level="warning" if limited and should and not acted else "error",
         ),
         Guard(
             name="every document has a sample",

@@ -11,6 +11,7 @@ from lm_eval.api.instance import Instance
 from fdllm.core.checkpoint import Model
 from fdllm.core.config import Unmask
 from fdllm.core.counts import Counts
+from fdllm.core.drafting import Drafting
 from fdllm.core.engine import resolve
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.sampler import Generation
@@ -154,9 +155,14 @@ def trace_document(
             for each that reuses, and changes no token.
 
     Raises:
-        UsageError: there is no such document, or its metric runs programs and nobody agreed.
+        UsageError: there is no such document, its metric runs programs and nobody agreed, or the
+            strategy drafts.
         FdllmError: documents cannot be had, or the prompt leaves no room for an answer.
     """
+    if isinstance(strategy, Drafting):
+        raise UsageError(
+            f"config '{run.cell.name}' verifies drafts: its steps are those of k=1, so trace that"
+        )
     check_consent(task_info(run.task), run.code_execution)
     with quiet():
         loaded = load_task(run.task, run.evaluating, code_execution=run.code_execution)

@@ -1,0 +1,111 @@
+"""Verified decoding (docs/algorithm.md 4.10): states are drafted, and computed whole together.
+
+No torch here: what a strategy says of drafts, and the states of a block that drafts are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Generic
+
+from fdllm.core.reuse import AnyPlan, LayerPlan, Observation, ProbePlan, ReuseStrategy, S
+from fdllm.core.schedule import Step
+from fdllm.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Drafting(ReuseStrategy[S], Generic[S]):
+    """Texts of plain decoding, several of its steps in one forward.
+
+    States of a row's block are drafted, one behind the other. Then the state at hand and all drafts
+    are computed whole, in one forward; as many are kept as the whole model's own unmasking leads
+    from one to the next. So nothing that a drafter does can change a text.
+
+    Attributes:
+        drafts: states drafted ahead of one forward, at most.
+        drafter: how. Where it never reuses (``NoReuse()``), each next state comes of the last
+            whole logits and takes no forward. Else it comes of a forward under the drafter's plan,
+            which sees the step counter at 1 for the first draft behind a whole forward, 2 for the
+            next, and so on; a plan that computes every layer ends the drafts.
+
+    Raises:
+        UsageError: less than one draft is asked for.
+    """
+
+    drafts: int
+    drafter: ReuseStrategy[S]
+    refresh_reuse: bool = field(default=True, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.drafts < 1:
+            raise UsageError(
+                f"drafts must be 1 or more; got {self.drafts} (NoReuse() decodes without any)"
+            )
+
+    def init(self, n_layers: int) -> S:
+        """The drafter's state."""
+        return self.drafter.init(n_layers)
+
+    def plan(self, step: Step, state: S) -> LayerPlan:
+        """All layers, always; what the drafter would reuse is stored."""
+        return whole(self.drafter.plan(step, state))
+
+    def observe(self, step: Step, seen: Observation, state: S) -> S:
+        """The drafter sees the steps that were kept."""
+        return self.drafter.observe(step, seen, state)
+
+    def layer_subset(self, n_layers: int) -> tuple[int, ...]:
+        """The layers that drafts may skip."""
+        return self.drafter.layer_subset(n_layers)
+
+
+def whole(plan: AnyPlan) -> LayerPlan:
+    """The plan that computes every layer and stores all that ``plan`` reuses or stores."""
+    probes = (plan.run,) if isinstance(plan, ProbePlan) else ()
+    then = plan.otherwise if isinstance(plan, ProbePlan) else plan
+    runs = (*probes, *then.runs)
+    return LayerPlan(
+        then.n_layers, store=tuple(replace(run, columns=(), extrapolate=0.0) for run in runs)
+    )
+
+
+def saves(plan: AnyPlan) -> bool:
+    """Whether a forward under the plan may cost less than a whole one."""
+    return isinstance(plan, ProbePlan) or bool(plan.reuse or plan.partial)
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """A block between two steps.
+
+    Attributes:
+        tokens: of its columns, the mask token where a column is masked.
+        masked: columns that are, ascending.
+        width: columns of a sub-block.
+    """
+
+    tokens: tuple[int, ...]
+    masked: tuple[int, ...]
+    width: int
+
+    @cached_property
+    def sub_block(self) -> range:
+        """Columns of the first sub-block that holds a mask."""
+        start = self.masked[0] // self.width * self.width
+        return range(start, start + self.width)
+
+    @cached_property
+    def todo(self) -> tuple[int, ...]:
+        """Its masked columns."""
+        return tuple(c for c in self.masked if c in self.sub_block)
+
+    def filled(self, columns: Sequence[int], tokens: Sequence[int]) -> BlockState:
+        """The state after some columns were unmasked."""
+        new = dict(zip(columns, tokens, strict=True))
+        return replace(
+            self,
+            tokens=tuple(new.get(c, token) for c, token in enumerate(self.tokens)),
+            masked=tuple(c for c in self.masked if c not in new),
+        )
