@@ -21,6 +21,8 @@ from fdllm.core.row_task import CacheRow, RowTask, Steps
 from fdllm.core.sampler import Generation
 from fdllm.core.schedule import Phase
 from fdllm.errors import UsageError
+from fdllm.runs import Cell, Run
+from fdllm.trace.document import DocumentName, trace_document
 from helpers import SURE
 from models import DECODING, MASK, PROMPTS, STOP, model_of, random_model, random_prompt
 from models import wide_network as wide
@@ -287,6 +289,12 @@ def test_no_drafts_and_sampling_are_refused() -> None:
         Drafting(0, NoReuse())
     with pytest.raises(UsageError, match="greedy; got temperature=0.5"):
         fdllm.generate(random_model(), PROMPTS[:1], decoding(temperature=0.5), LOGITS)
+
+
+def test_a_trace_names_the_config_that_has_the_steps() -> None:
+    run = Run(experiment="12_verified", task="tiny_arithmetic", cell=Cell(name="r3"))
+    with pytest.raises(UsageError, match="'r3' verifies drafts: its steps are those of k=1"):
+        trace_document(random_model(), run, LOGITS, DocumentName(0))
 
 
 # --- the models of the tests ----------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_headline_counts_only_what_is_right_or_wrong() -> None:
 
 @pytest.mark.parametrize("at", [0, 2, 4])
 @pytest.mark.parametrize("phase", ["refresh", "denoise"])
-@pytest.mark.parametrize("name", ["reused", "trimmed"])
+@pytest.mark.parametrize("name", ["reused", "trimmed", "drafted"])
 def test_a_single_layer_call_decides_the_guard_wherever_it_was_saved(
     at: int, phase: str, name: str
 ) -> None:

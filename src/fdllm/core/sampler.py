@@ -294,7 +294,7 @@ class _RowSampler:
         return ForwardRequest(step.phase, now.tokens[left:right], plan, left, read)
 
     def _read(self, now: BlockState, step: Step) -> tuple[int, ...]:
-        """The columns that a step predicts: the sub-block's, and further ones where drafts may ask."""
+        """The columns that a step predicts: the sub-block's, and more where drafts may ask."""
         far = isinstance(self.strategy, Drafting) and not self.strategy.drafter.reuses
         return now.masked if far and step.phase is Phase.REFRESH else now.todo
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from fdllm.core.reuse import subset_overlaps
 from fdllm.record.identity import DECIDED
+from fdllm.record.measure import total
 from fdllm.report.agreement import agree, stated, tolerance_of
 from fdllm.report.records import NotComparableError, Record
 
@@ -188,8 +189,10 @@ def identical(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """Groups of cells that reuse differently and still agree in every output.
 
     Cells that reuse nothing stand in a group only beside one that reuses: then the reuse may never
-    have reached the task, which is what nine identical cells once meant.
+    have reached the task, which is what nine identical cells once meant. Those that draft stand in
+    none: they are meant to agree.
     """
+    records = [one for one in records if not total(one.summary.counts, "drafted")]
     return [
         tuple(record.name for record in group)
         for group in _grouped(records, _agree)
