@@ -315,7 +315,7 @@ def noisy(noise: float) -> fdllm.Model:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "threshold", "by_logits", "by_reuse"),
-    [(0.0, 1.0, 3.03, (4, 1.75)), (0.42, 0.999, 1.89, (2, 1.36)), (0.42, 0.99, 1.48, (1, 1.18))],
+    [(0.0, 1.0, 3.04, (4, 1.76)), (0.42, 0.999, 1.89, (2, 1.36)), (0.42, 0.99, 1.48, (1, 1.18))],
 )
 def test_gain_by_the_cost_model_of_a_memory_bound_device(
     noise: float, threshold: float, by_logits: float, by_reuse: tuple[int, float]
@@ -344,7 +344,7 @@ def test_gain_by_the_cost_model_of_a_memory_bound_device(
         counts = sum((one.counts for one in got), Counts())
         shares = sum(counts[phase].computed for phase in (Phase.REFRESH, Phase.DENOISE))
         cost = shares / model.n_layers - counts.drafted
-        assert sum(len(one.steps) for one in plain) / cost >= gain
+        assert round(sum(len(one.steps) for one in plain) / cost, 2) >= gain
 
 
 @pytest.mark.slow
