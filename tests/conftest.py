@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from command import Command, make_command, make_swept, work_in
+from fake_slurm import FakeSlurm
 from helpers import SURE, shared_folder
 from hub.rows import all_repositories
 from hub.server import Hub
@@ -64,6 +65,14 @@ def fdllm(
 ) -> Command:
     """``fdllm`` in an empty checkout, with a model that answers at once."""
     return make_command(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A cluster that only keeps a queue."""
+    fake = FakeSlurm.make(tmp_path / "bin")
+    monkeypatch.setenv("PATH", fake.path)
+    return fake
 
 
 @pytest.fixture(scope="session")

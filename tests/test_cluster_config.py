@@ -69,6 +69,13 @@ def test_every_key_of_the_example_is_one() -> None:
         ("warn_s = 65536", "'warn_s': Input should be less than or equal to 65535"),
         ("[resources]\nextra = ['exclude=node7']", "no option of sbatch"),
         ("[resources]\nextra = ['--array=0-3']", "'--array' is set for each submission"),
+        ("[resources]\nextra = ['--wait']", "'--wait' is set for each submission"),
+        ("[resources]\nextra = ['-a0-3']", "'-a0-3' is set for each submission"),
+        ("[resources]\nextra = ['-o x']", "'-o' is set for each submission"),
+        (
+            '[resources]\nextra = ["--comment=it\'s"]',
+            "is no option of sbatch: No closing quotation",
+        ),
         ('[resources]\nextra = ["--exclude=a\\nrm -rf x"]', "no option of sbatch"),
         ("warn_s = 600\n[resources]\ntime_min = 10", "nothing would be computed"),
         ("[tasks.mmlu]\ntime_min = 2", "task mmlu has only 2 min"),
@@ -79,6 +86,11 @@ def test_every_key_of_the_example_is_one() -> None:
 def test_a_mistake_is_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UsageError, match=re.escape(said)):
         site_of(tmp_path, text)
+
+
+@pytest.mark.parametrize("line", ["--wait-all-nodes=1", "--dependency-x", "-x node7", "-Dx"])
+def test_an_option_of_a_like_name_is_none_of_those(tmp_path: Path, line: str) -> None:
+    assert site_of(tmp_path, f"[resources]\nextra = ['{line}']").resources.extra == (line,)
 
 
 def test_another_file_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

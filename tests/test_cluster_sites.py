@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from command import Command
 from fake_slurm import FakeSlurm
-from fdllm.cluster.left_behind import left_behind
-from fdllm.cluster.submission import read_submission
-from fdllm.record.atomic import write_json
-from fdllm.record.lock import locked
-from stubs import paths_of
+from fdllm.cluster.queue import most_tasks
 
 CONFIGS = ("--config", "k1_first", "k2_last")
 TASK = ("--task", "tiny_arithmetic")
 ONE = (*TASK, "--config", "k1_first")
 SLURM = ("--executor", "slurm", "--no-doctor", "--timing", "0")
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm.make(tmp_path / "bin")
-    monkeypatch.setenv("PATH", fake.path)
-    return fake
 
 
 def folder_of(fdllm: Command) -> Path:
@@ -204,6 +191,18 @@ def test_what_is_undone_is_undone_on_its_cluster(fdllm: Command, slurm: FakeSlur
     assert not list(fdllm.root.glob("logs/*/*/submissions/*"))
 
 
+def test_what_cannot_be_cancelled_stays_known(fdllm: Command, slurm: FakeSlurm) -> None:
+    slurm.refuse("merge.sh")
+    (slurm.folder / "scancel").write_text("#!/bin/bash\nexit 1\n")
+    assert fdllm("sweep", *ONE, *SLURM, "--shards", "2") == 1
+    assert "invalid partition" in fdllm.err
+    assert slurm.queue() == ["101_0", "101_1"]
+    jobs = json.loads((folder_of(fdllm) / "jobs.json").read_text())
+    assert jobs == {"job.sh": "101"}
+    assert fdllm("sweep", *ONE, *SLURM) == 0
+    assert slurm.queue() == ["101_0", "101_1"], "they are not sent again"
+
+
 # --- variables of the shell -----------------------------------------------------------------------
 
 
@@ -289,6 +288,25 @@ def test_a_throttle_holds_over_all_arrays(fdllm: Command, slurm: FakeSlurm) -> N
     assert "--dependency=afterany:101" in slurm.asked("102")
 
 
+@pytest.mark.parametrize(
+    ("clusters", "told", "most"),
+    [
+        (None, "MaxArraySize = 7", 7),
+        ("x", "MaxArraySize = 7\nSchedulerParameters = max_array_tasks=3", 3),
+        ("x,y", "MaxArraySize = 7", 7),
+        (None, "MaxArraySize = 0", None),
+        (None, "slurm", None),
+    ],
+)
+def test_how_long_an_array_may_be(
+    clusters: str | None, told: str, most: int | None, slurm: FakeSlurm
+) -> None:
+    slurm.config(told)
+    assert most_tasks(clusters) == most
+    each = [f"-M {name} " for name in clusters.split(",")] if clusters else [""]
+    assert slurm.scontrol() == [f"{where}show config" for where in each]
+
+
 def test_a_forced_array_is_held_in_all_its_parts(fdllm: Command, slurm: FakeSlurm) -> None:
     fdllm("sweep", *TASK, *CONFIGS, "--executor", "local", "--timing", "0")
     slurm.config("MaxArraySize = 1\n")
@@ -318,56 +336,3 @@ def test_a_refusal_names_what_would_help(
     assert help_ in fdllm.err
     assert ("scontrol ping" in fdllm.err) == (help_ == "fdllm.toml")
     assert not list(fdllm.root.glob("logs/*/*/submissions/*"))
-
-
-# --- a run that another process holds -------------------------------------------------------------
-
-
-def test_a_job_that_finds_its_run_held_does_not_end_well(
-    fdllm: Command, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fdllm.record.lock._PATIENCE_S", 0.05)
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "101")
-    fdllm("sweep", *ONE, *SLURM)
-    folder = folder_of(fdllm)
-    run = read_submission(folder).assignments[0].run
-    with locked(paths_of(fdllm.root, run)):
-        assert fdllm.raw("job", str(folder / "map.json"), "0") == 76
-    assert f"held by process {os.getpid()}" in fdllm.err
-    assert "delete" not in fdllm.err
-    (folder / "ended").mkdir()
-    (folder / "ended" / "0").write_text("101_0 0 76 2026-01-01T00:00:00Z\n")
-    slurm.empty()
-    assert set(fdllm.cells(*ONE).values()) == {"failed"}
-    assert "another process held its folder" in json.loads(fdllm.out)["cells"][0]["reason"]
-
-
-@pytest.mark.parametrize(
-    ("job", "days", "said"),
-    [
-        ("101", 0, ""),
-        ("102", 0, "the queue no longer lists that job"),
-        (None, 0, ""),
-        (None, 8, "that is 8 days"),
-        ("101", 8, ""),
-    ],
-)
-def test_a_lock_that_a_dead_node_may_have_left_is_told_with_what_to_delete(
-    job: str | None, days: int, said: str, fdllm: Command, slurm: FakeSlurm
-) -> None:
-    fdllm("sweep", *ONE, *SLURM)
-    folder = folder_of(fdllm)
-    paths = paths_of(fdllm.root, read_submission(folder).assignments[0].run)
-    (slurm.folder / "queue").write_text("101\n")  # as `squeue --format=%A` prints it
-    since = (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%d %H:%M:%S UTC")
-    with locked(paths):
-        write_json(paths.holder, {"host": "node7", "pid": 7, "since": since, "job": job})
-        found = left_behind(paths)
-        assert found.startswith("held by process 7 on node7") == bool(said)
-        assert said in found
-        assert found.endswith(f"delete {paths.lock}") == bool(said)
-        slurm.empty()
-        assert set(fdllm.cells(*ONE).values()) == {"running"}
-        shown = json.loads(fdllm.out)["cells"][0]["reason"]
-        assert (str(paths.lock) in shown) == (bool(said) or job is not None)
-    assert left_behind(paths) == ""

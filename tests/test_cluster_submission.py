@@ -26,13 +26,6 @@ TIMED = ("--executor", "slurm", "--no-doctor")
 SLURM = (*TIMED, "--timing", "0")
 
 
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm.make(tmp_path / "bin")
-    monkeypatch.setenv("PATH", fake.path)
-    return fake
-
-
 def submissions(fdllm: Command) -> list[Submission]:
     folders = sorted(fdllm.root.glob("logs/*/*/submissions/*"))
     return [read_submission(folder) for folder in folders]
