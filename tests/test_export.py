@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from stubs import change_code
 
 CONFIGS = ("k1_first", "k1_middle", "k2_middle")
 TABLE = "results/00_baseline"
+TASK = ("--task", "tiny_arithmetic")
 
 
 @pytest.fixture
@@ -42,11 +44,19 @@ def fdllm_command(finished: Command) -> Command:
             shutil.rmtree(record.parent)
     cells = [cell for cell in load_records(layout, "00_baseline") if cell.task == "tiny_arithmetic"]
     write_study(cells, {"k2_middle": 0.8})
+    publish(finished.root)
     return finished
 
 
+def publish(root: Path) -> None:
+    """Copies under ``artifacts`` are what the records say, of studies too."""
+    for name in ("*/summary.json", "timing/study.json"):
+        for path in root.glob(f"{TABLE}/*/{name}"):
+            shutil.copy(path, root / "artifacts" / path.relative_to(root / "results"))
+
+
 def export(command: Command, out: Path, *more: str) -> int:
-    return command("export", "--task", "tiny_arithmetic", "--out", str(out), *more)
+    return command("export", *TASK, "--out", str(out), *more)
 
 
 def records(folder: Path) -> list[Path]:
@@ -56,6 +66,63 @@ def records(folder: Path) -> list[Path]:
 def edit(path: Path, **changes: Any) -> None:
     data = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(data | changes), encoding="utf-8")
+
+
+def computed_by(root: Path, path: Path, **facts: str) -> None:
+    """A record of another session, whose journal nobody kept."""
+    provenance = json.loads(path.read_text())["provenance"]
+    provenance["sessions"][0] |= facts
+    edit(path, provenance=provenance)
+    (path.parent / "journal.jsonl").unlink()
+    publish(root)
+
+
+def test_damage_is_refused_and_named(fdllm_command: Command, tmp_path: Path) -> None:
+    for path in records(fdllm_command.root):
+        throughput = json.loads(path.read_text())["throughput"]
+        edit(path, throughput=throughput | {"seconds": 99.0, "tokens_per_second": 1.0})
+    publish(fdllm_command.root)
+    assert export(fdllm_command, tmp_path / "release") == 1
+    assert "k1_first/summary.json: throughput.seconds is 99.0; computed" in fdllm_command.err
+    assert re.search(r"\(and \d+ more\)", fdllm_command.err)
+    assert list(tmp_path.glob("*release*")) == []
+
+
+def test_smoke_tests_stay_out_unless_asked_for(fdllm_command: Command, tmp_path: Path) -> None:
+    assert fdllm_command("sweep", *TASK, "--limit", "5", "--config", "k1_first") == 0
+    cut = f"{TABLE}/tiny_arithmetic_limit_5@*/*/summary.json"
+    assert export(fdllm_command, tmp_path / "release") == 0, fdllm_command.err
+    assert "left out, smoke tests: tiny_arithmetic_limit_5@" in fdllm_command.err
+    assert "--smoke-tests takes them" in fdllm_command.err
+    assert not list((tmp_path / "release").glob(cut))
+    for name, asked in (("all", ["--smoke-tests"]), ("one", ["--limit", "5"])):
+        assert export(fdllm_command, tmp_path / name, *asked) == 0, fdllm_command.err
+        assert len(list((tmp_path / name).glob(cut))) == 1
+        assert "left out" not in fdllm_command.err
+    shutil.rmtree(tmp_path / "one")
+    for root in ("results", "artifacts"):
+        (whole,) = fdllm_command.root.glob(f"{root}/00_baseline/tiny_arithmetic@*")
+        shutil.rmtree(whole)
+    assert export(fdllm_command, tmp_path / "one") == 1
+    assert "nothing to export but smoke tests" in fdllm_command.err
+
+
+def test_a_narrow_selection_has_its_own_report(
+    fdllm_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the checkout, which stands on records that are not in it."""
+    assert fdllm_command("sweep", "--task", "tiny_choice", "--config", "k1_first") == 0
+    assert fdllm_command("report", *TASK, "tiny_choice") == 0, fdllm_command.err
+    out = tmp_path / "release"
+    assert export(fdllm_command, out, "--config", "k1_first", "k2_middle") == 0, fdllm_command.err
+    text = (out / "experiments/00_baseline/results.md").read_text()
+    assert "k2_middle" in text
+    assert "k1_middle" not in text
+    assert "tiny_choice" not in text
+    shutil.rmtree(fdllm_command.root)
+    monkeypatch.setenv("FDLLM_ROOT", str(out))
+    assert fdllm_command.raw("report", "--check") == 0, fdllm_command.out
+    assert "2 records computed anew: every one as written" in fdllm_command.out
 
 
 def test_round_trip(fdllm_command: Command, tmp_path: Path) -> None:
@@ -203,13 +270,11 @@ def test_invalid_records_are_never_in_it(fdllm_command: Command, tmp_path: Path)
 
 def test_mixed_records_need_asking_for(fdllm_command: Command, tmp_path: Path) -> None:
     path = records(fdllm_command.root)[0]
-    provenance = json.loads(path.read_text())["provenance"]
-    provenance["sessions"][0]["machine"] = "another machine"
-    edit(path, provenance=provenance)
+    computed_by(fdllm_command.root, path, machine="another machine")
     out = tmp_path / "release"
     assert export(fdllm_command, out) == 1
     assert "is mixed: machine differs" in fdllm_command.err
-    assert export(fdllm_command, out, "--allow", "mixed") == 0
+    assert export(fdllm_command, out, "--allow", "mixed") == 0, fdllm_command.err
     assert "is mixed" in (out / "README.md").read_text()
 
 
@@ -233,10 +298,8 @@ def test_folder_in_use_is_left_alone(fdllm_command: Command, tmp_path: Path) -> 
 
 def test_image_is_named(fdllm_command: Command, tmp_path: Path) -> None:
     path = records(fdllm_command.root)[0]
-    provenance = json.loads(path.read_text())["provenance"]
-    provenance["sessions"][0]["image_sha256"] = "ab" * 32
-    edit(path, provenance=provenance)
-    assert export(fdllm_command, tmp_path / "release") == 0
+    computed_by(fdllm_command.root, path, image_sha256="ab" * 32)
+    assert export(fdllm_command, tmp_path / "release") == 0, fdllm_command.err
     assert (tmp_path / "release/image.sha256").read_text() == "ab" * 32 + "\n"
 
 

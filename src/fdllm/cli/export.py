@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain, say
-from fdllm.cli.report import report_sweeps
+from fdllm.cli.report import report_sweeps, selection_words
 from fdllm.cli.request import make_planner
+from fdllm.errors import FdllmError
 from fdllm.record.paths import TaskFolder
 from fdllm.record.provenance import versions
 from fdllm.release.choose import ALLOWANCES, Allowance
@@ -29,13 +30,27 @@ class ExportCommand(Selection):
         metavar="WHAT",
     )
 
+    smoke_tests: bool = flag("with the tables that a limit has cut", default=False)
+
     def run(self) -> int:
-        """Write a release of an experiment's records."""
+        """Write a release of an experiment's records.
+
+        Raises:
+            FdllmError: there are none, or something in them must not be released.
+        """
         from fdllm.release.release import export  # noqa: PLC0415
 
         planner = make_planner(self)
-        sweeps = list(report_sweeps(planner, self))
-        covered = {str(TaskFolder.of(planner.runs(sweep)[0])) for sweep in sweeps}
+        found = list(report_sweeps(planner, self))
+        asked = self.smoke_tests or self.limit is not None
+        sweeps = [sweep for sweep in found if asked or sweep.limit is None]
+        left = [str(TaskFolder.of(planner.runs(one)[0])) for one in found if one not in sweeps]
+        smoke = f"smoke tests: {', '.join(left)} (--smoke-tests takes them)"
+        if not sweeps:
+            raise FdllmError(f"nothing to export but {smoke}")
+        if left:
+            complain(f"note: left out, {smoke}")
+        covered = {str(TaskFolder.of(planner.runs(sweep)[0])) for sweep in found}
         others = sorted(
             path.name
             for path in (planner.layout.results / self.experiment).iterdir()
@@ -43,7 +58,12 @@ class ExportCommand(Selection):
         )
         out = self.out or Path("release", self.experiment).absolute()
         release = export(
-            planner, sweeps, out, version=versions()["fdllm"], allowed=frozenset(self.allow)
+            planner,
+            sweeps,
+            out,
+            version=versions()["fdllm"],
+            selection=selection_words(self),
+            allowed=frozenset(self.allow),
         )
         for remark in release.remarks:
             complain(f"note: {remark}")

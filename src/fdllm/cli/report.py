@@ -104,7 +104,7 @@ def report_sweeps(planner: Planner, options: Selection) -> Iterator[Sweep]:
         )
 
 
-def _selection_words(options: Selection) -> list[str]:
+def selection_words(options: Selection) -> str:
     """The flags that chose the records, as they would be typed."""
     words = ["--experiment", options.experiment]
     for name in _FLAGS:
@@ -113,7 +113,7 @@ def _selection_words(options: Selection) -> list[str]:
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
     if options.dtype != "auto":
         words += ["--dtype", options.dtype]
-    return words + (["--allow-invalid"] if options.allow_invalid else [])
+    return shlex.join(words + (["--allow-invalid"] if options.allow_invalid else []))
 
 
 def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
@@ -126,7 +126,7 @@ def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
     from fdllm.report.results_md import render_results  # noqa: PLC0415 - as above
 
     report = make_report(planner, list(report_sweeps(planner, options)), options.experiment)
-    return report, render_results(report, shlex.join(_selection_words(options)))
+    return report, render_results(report, selection_words(options))
 
 
 def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path) -> Recheck:

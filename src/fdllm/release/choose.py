@@ -14,6 +14,7 @@ from fdllm.report.records import Record
 
 Allowance = Literal["stale", "mixed", "invalid", "places"]
 _HELD = (State.DONE, State.DECIDED, State.STALE)
+SHOWN = 3  # of what is wrong
 ALLOWANCES: tuple[Allowance, ...] = get_args(Allowance)
 
 
@@ -60,9 +61,9 @@ def choose(tables: Sequence[Sequence[CellState]], allowed: frozenset[Allowance])
     refused = {kind: lines for kind, lines in problems.items() if lines and kind not in allowed}
     if refused:
         shown = [line for lines in refused.values() for line in lines]
-        more = f" (and {len(shown) - 3} more)" if len(shown) > 3 else ""  # noqa: PLR2004
         raise FdllmError(
-            f"not exported: {'; '.join(shown[:3])}{more}. Compute them anew (fdllm sweep), or take "
+            f"not exported: {'; '.join(shown[:SHOWN])}{and_more(shown)}. Compute them "
+            "anew (fdllm sweep), or take "
             f"them as they are with --allow {' '.join(refused)}; the release will say so"
         )
     if not records:
@@ -73,3 +74,8 @@ def choose(tables: Sequence[Sequence[CellState]], allowed: frozenset[Allowance])
 
 def _told(table: Sequence[CellState], state: State) -> list[str]:
     return [f"{c.run} is {state.value}: {c.reason}" for c in table if c.state is state]
+
+
+def and_more(found: Sequence[object]) -> str:
+    """What stands behind the first few of many."""
+    return f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""

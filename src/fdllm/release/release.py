@@ -17,18 +17,21 @@ from fdllm.plan import Planner
 from fdllm.record.atomic import explained, write_text
 from fdllm.record.paths import TIMING, Layout
 from fdllm.record.summary import Summary, is_published
-from fdllm.release.choose import Allowance, choose
+from fdllm.release.choose import SHOWN, Allowance, Chosen, and_more, choose
 from fdllm.release.crate import write_metadata
 from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename, text_of
 from fdllm.release.scrub import check_texts, places
 from fdllm.report.alternative import EXPERIMENT as ALTERNATIVE
 from fdllm.report.build import make_report
 from fdllm.report.html import render_html
+from fdllm.report.recheck import recheck_records
 from fdllm.report.records import html_path, record_folders
+from fdllm.report.results_md import render_results
+from fdllm.report.sums import check_studies
 from fdllm.runs import Sweep
 
 _HOUSE = ("requirements.lock", "CITATION.cff", "LICENSE")
-SUMS = "SHA256SUMS"
+SUMS, RESULTS = "SHA256SUMS", "results.md"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def export(
     out: Path,
     *,
     version: str,
+    selection: str,
     allowed: frozenset[Allowance] = frozenset(),
 ) -> Release:
     """Write a release of an experiment's records.
@@ -55,22 +59,25 @@ def export(
         sweeps: tables of one experiment, each of one task, limit and model.
         out: the folder to make; it must not exist, or be empty.
         version: of this package.
+        selection: the flags that chose the tables; the release's ``results.md`` names them.
         allowed: defects to take as they are.
 
     Raises:
         UsageError: the folder is in use.
-        FdllmError: :func:`choose` or :func:`check_texts` refuses, or the disk is full.
+        FdllmError: a record is damaged, :func:`choose` or :func:`check_texts` refuses, or the disk
+            is full.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already; name another folder with --out, or move it away")
     tables = [[planner.state(run) for run in planner.runs(sweep)] for sweep in sweeps]
     chosen = choose(tables, allowed)
+    _check(planner, chosen)
     folders = [cell.paths.folder for cell, _ in chosen.records]
     with explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
         try:
-            remarks = [*chosen.remarks, *_fill(draft, planner, sweeps, folders)]
+            remarks = [*chosen.remarks, *_fill(draft, planner, sweeps, folders, selection)]
             _describe(draft, sweeps[0].experiment, remarks, version)
             forbidden = places(planner.root, planner.layout.results, out.parent)
             check_texts(
@@ -88,8 +95,25 @@ def export(
     return Release(out, len(folders), tuple(remarks))
 
 
+def _check(planner: Planner, chosen: Chosen) -> None:
+    """Compute what is to be released anew, with the timing studies beside it."""
+    folders = [cell.paths.folder for cell, _ in chosen.records]
+    found = check_studies(planner.layout, folders)
+    found += recheck_records(planner, folders, [cell.run for cell, _ in chosen.records])
+    if found.differences:
+        told = "; ".join(map(str, found.differences[:SHOWN]))
+        raise FdllmError(
+            f"not exported: {told}{and_more(found.differences)}. fdllm report --check shows them; "
+            "fdllm sweep --force CONFIG computes a cell anew"
+        )
+
+
 def _fill(
-    draft: Path, planner: Planner, sweeps: Sequence[Sweep], folders: Sequence[Path]
+    draft: Path,
+    planner: Planner,
+    sweeps: Sequence[Sweep],
+    folders: Sequence[Path],
+    selection: str,
 ) -> list[str]:
     """Put records, code, pages and the report into the draft; what it lacks comes back."""
     results, experiment = planner.layout.results, sweeps[0].experiment
@@ -110,16 +134,19 @@ def _fill(
             write_text(draft / "results" / study.relative_to(results), text)
     for name in dict.fromkeys((experiment, *(ALTERNATIVE for _ in beside))):
         copy_pages(planner.experiment(name).folder, draft / "experiments" / name, renamed)
+        (draft / "experiments" / name / RESULTS).unlink(missing_ok=True)  # of all records
     for name in _HOUSE:
         if (planner.root / name).is_file():
             copy(planner.root / name, draft / name)
         else:
             remarks.append(f"{name} is missing: it is not in the checkout")
-    # The HTML report of what the draft holds: anybody can compute it again from there.
+    # The report of what the draft holds: anybody can compute it again from there.
     layout = Layout.of(draft)
     try:
         report = make_report(Planner(draft, layout, planner.task), sweeps, experiment)
         write_text(html_path(layout, experiment), rename(render_html(report), renamed))
+        text = rename(render_results(report, selection), renamed)
+        write_text(draft / "experiments" / experiment / RESULTS, text)
     except FdllmError as error:
         remarks.append(f"there is no report: {error}")
     return remarks

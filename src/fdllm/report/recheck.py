@@ -82,16 +82,7 @@ def recheck(
         runs: what they are records of, so far as that is known: their documents are asked and
             graded once more, and no model is loaded for that.
     """
-    asked, known = AskedAgain(planner), {planner.layout.run(run).folder: run for run in runs}
-
-    def again(cell: Record, notes: list[str]) -> Iterator[Figure]:
-        run = known.get(cell.folder)
-        if run is None:
-            notes.append("not asked again: which run it is of is not known here")
-        else:
-            yield from asked.figures(cell, run, notes)
-
-    found = check_records(planner.layout, folders, again)
+    found = recheck_records(planner, folders, runs)
     if not written.exists():
         return found + Recheck(notes=(f"{written} is not there, so it was not compared",))
     at = {planner.layout.part(one).as_posix(): one for one in folders}
@@ -116,6 +107,20 @@ def recheck(
     later = [part.removeprefix(f"{experiment}/") for part in at if part not in shown]
     notes = (f"not in {written.name}: {', '.join(later)}",) if later else ()
     return found + check_page(written, report.figures()) + Recheck(notes=notes)
+
+
+def recheck_records(planner: Planner, folders: Sequence[Path], runs: Iterable[Run]) -> Recheck:
+    """Compute every figure of some records anew; arguments as those of :func:`recheck`."""
+    asked, known = AskedAgain(planner), {planner.layout.run(run).folder: run for run in runs}
+
+    def again(cell: Record, notes: list[str]) -> Iterator[Figure]:
+        run = known.get(cell.folder)
+        if run is None:
+            notes.append("not asked again: which run it is of is not known here")
+        else:
+            yield from asked.figures(cell, run, notes)
+
+    return check_records(planner.layout, folders, again)
 
 
 def check_records(
