@@ -16,7 +16,9 @@ from fdllm.cluster import visible
 from fdllm.cluster.cluster_config import ClusterConfig
 from fdllm.cluster.visible import binds, dead_links, places_of
 from fdllm.doctor import checks_here
+from fdllm.errors import FdllmError
 from fdllm.plan import Planner
+from fdllm.record.atomic import make_folder
 from fdllm.record.paths import Layout
 from fdllm.runs import ModelChoice, Run
 from stubs import facts, make_run
@@ -169,5 +171,9 @@ def test_one_that_leads_nowhere_is_named_with_its_target(
     assert (found.name, found.state) == (f"link {link.name}", "fail")
     assert str(link) in found.found
     assert make is not gone or f"a link to {target}, which" in found.found
+    assert checks_here.existing(link / "a") == tmp_path or make is not gone
+    if what == "results" and make is gone:
+        with pytest.raises(FdllmError, match=f"{link} is a link to .*, which is not there"):
+            make_folder(planner.layout.run(make_run(root)).folder)
     link.unlink()
     assert not list(checks_here.links(replace(of(root), places=places)))

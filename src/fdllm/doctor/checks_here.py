@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -92,7 +93,8 @@ def criteria(checkup: Checkup) -> Iterator[Finding]:
 
 
 def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
+    """The path behind all links, or the nearest folder above it that exists."""
+    path = Path(os.path.realpath(path))
     while not path.exists() and path != path.parent:
         path = path.parent
     return path

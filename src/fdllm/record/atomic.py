@@ -43,11 +43,17 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
         raise FdllmError(
-            f"cannot write {path}: {reason}. What was there before is intact; the same command "
-            "goes on where it stopped"
+            f"cannot write {path}: {_reason(error)}. What was there before is intact; the same "
+            "command goes on where it stopped"
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    link = Path(os.fsdecode(error.filename)) if error.filename else None
+    if link is not None and link.is_symlink() and not link.exists():
+        return f"{link} is a link to {os.path.realpath(link)}, which is not there; make that folder"
+    return _REASONS.get(error.errno or 0, error.strerror or str(error))
 
 
 def make_folder(path: Path) -> None:
