@@ -1,0 +1,428 @@
+"""Damage one file of a results tree or a release at a time, and ask every command that reads it.
+
+    python scripts/damage.py ROOT --number 500 --seed 0
+
+ROOT holds two experiments with records of the embedded model under --limit 4, their written reports
+and a release; where it is absent it is made. It is copied and left alone. Counted are exceptions
+that are no :class:`~fdllm.errors.FdllmError`, commands that do not end, and lies: a changed file
+whose cell is ``done`` all the same and which ``fdllm report --check`` does not name. All three
+should be 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import io
+import json
+import lzma
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fdllm
+import fdllm.release.release
+import fdllm.report.html
+import fdllm.report.results_md
+from fdllm.cli.main import main as run_command
+from fdllm.errors import FdllmError
+
+LIMIT_S, MEMORY = 30, 4 << 30
+HERE = Path(__file__).resolve().parents[1]
+PLACES = ("results", "artifacts", "experiments", "release")
+LEFT_ALONE = {".lock", "generation_functions.py", "proposal.md", "tasks.md", "README.md"}
+ODD_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    "",
+    "x",
+    "\x1b[31m",
+    0,
+    -1,
+    3.5,
+    1e308,
+    [],
+    {},
+    [[]],
+    {"a": 1},
+)
+ODD_TEXTS = ("NaN", "-Infinity", "1e999", str(2**70), "1" * 5000, '"\\ud800"', "[" * 9999, "")
+Place = tuple[str | int, ...]
+
+
+def make_root(root: Path) -> None:
+    """A checkout with everything that may be damaged: half a minute.
+
+    Raises:
+        RuntimeError: a command failed; it says what that printed.
+    """
+    for name in ("experiments/00_baseline", "experiments/03_trim", "experiments/_template"):
+        shutil.copytree(HERE / name, root / name)
+    for name in ("requirements.lock", "CITATION.cff", "LICENSE"):
+        shutil.copy(HERE / name, root)
+    os.environ["FDLLM_ROOT"] = str(root)
+    tiny = ["--model", "tiny", "--limit", "4"]
+    both = ["--task", "tiny_arithmetic", "--task", "tiny_choice", "--config", "k1_first"]
+    for words in (
+        ["sweep", *tiny, *both, "--config", "k1_last", "--config", "k2_last"],
+        ["sweep", *tiny, "--experiment", "03_trim", "--task", "tiny_arithmetic"],
+        ["report", *tiny],
+        ["report", *tiny, "--experiment", "03_trim"],
+        ["export", *tiny, "--out", str(root / "release")],
+        # Unfinished: a journal without a record.
+        ["sweep", *tiny, *both, "--config", "k3_last"],
+    ):
+        made = ask(partial(run_command, words), limit_s=600, memory=-1)
+        if made.code:
+            raise RuntimeError(f"fdllm {' '.join(words)}: {made.text}")
+    for cell in (root / "results").glob("*/*/k3_last"):
+        for path in cell.iterdir():
+            if path.name != "journal.jsonl":
+                path.unlink()
+        shutil.rmtree(root / "artifacts" / cell.relative_to(root / "results"))
+
+
+# --- one fault ------------------------------------------------------------------------------------
+
+
+def leaves(data: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:  # noqa: ANN401 - JSON
+    """Every value of a document, lists and tables too, but for the document itself."""
+    pairs = data.items() if isinstance(data, dict) else ()
+    for key, value in enumerate(data) if isinstance(data, list) else pairs:
+        yield (*place, key), value
+        yield from leaves(value, (*place, key))
+
+
+def edit_json(text: str, draw: random.Random) -> tuple[str, str]:
+    """A JSON text with one value changed, and what was done."""
+    data = json.loads(text)
+    found = list(leaves(data))
+    if not found:
+        return "[]", "emptied"
+    *way, last = draw.choice(found)[0]
+    holder = data
+    for key in way:
+        holder = holder[key]
+    old, what = holder[last], ".".join(map(str, (*way, last)))
+    kind = draw.choice(("value", "text", "remove", "near", "near", "twice", "rename"))
+    mark = "<here>"
+    if kind == "value":
+        holder[last] = draw.choice(ODD_VALUES)
+    elif kind == "text":
+        raw = draw.choice(ODD_TEXTS)
+        holder[last] = mark
+        changed = json.dumps(data, ensure_ascii=False).replace(f'"{mark}"', raw)
+        return changed, f"{what} is {raw[:12]}"
+    elif kind == "near" and isinstance(old, (int, float)) and not isinstance(old, bool):
+        holder[last] = old + draw.choice((1, -1, 0.25, old))
+    elif kind == "near" and isinstance(old, str):
+        holder[last] = old[:-1] + ("0" if old[-1:] != "0" else "1")
+    elif kind == "near" and isinstance(old, list) and len(old) > 1:
+        holder[last] = old[::-1]
+    elif kind == "twice" and isinstance(last, str):
+        holder[mark] = draw.choice(ODD_VALUES)
+        return json.dumps(data).replace(f'"{mark}"', json.dumps(last)), f"{what} stands twice"
+    elif kind == "rename" and isinstance(last, str):
+        holder[f"{last}_"] = holder.pop(last)
+    else:
+        del holder[last]
+    return json.dumps(data, ensure_ascii=False), f"{what}: {kind}"
+
+
+def edit_bytes(data: bytes, draw: random.Random) -> tuple[bytes, str]:
+    """A file's content with one thing wrong, and what was done."""
+    at = draw.randrange(len(data) + 1)
+    lines = data.splitlines(keepends=True)
+    line = draw.randrange(len(lines)) if lines else 0
+    return draw.choice(
+        [
+            (b"", "empty"),
+            (data[:at], f"cut at {at}"),
+            (bytes(len(data)), "zeros"),
+            (data[:at] + bytes(len(data) - at), f"zeros from {at}"),
+            (data[:at] + bytes([draw.randrange(256)]) + data[at + 1 :], f"byte {at}"),
+            (data[:at] + b"\xff\xfe" + data[at:], "no UTF-8"),
+            (b"\xef\xbb\xbf" + data, "BOM"),
+            (data.replace(b"\n", b"\r\n"), "CRLF"),
+            (data + data, "twice"),
+            (data + b"{}\n", "a line more"),
+            (b"".join(lines[:line] + lines[line + 1 :]), f"without line {line + 1}"),
+            (b"".join([*lines[: line + 1], *lines[line:]]), f"line {line + 1} twice"),
+            (b"".join(reversed(lines)), "lines reversed"),
+            (b"[" * 100_000, "deep"),
+            (b"{}", "an empty table"),
+            (b"null\n", "null"),
+        ]
+    )
+
+
+def edit_columns(data: bytes, draw: random.Random) -> tuple[bytes, str]:
+    """Columns with one value changed, or that unpack to 512 MiB."""
+    if draw.random() < 0.1:  # noqa: PLR2004 - one in ten
+        packer = lzma.LZMACompressor(preset=0)
+        return b"".join([*(packer.compress(bytes(1 << 26)) for _ in range(8)), packer.flush()]), (
+            "unpacks to 512 MiB"
+        )
+    text, what = edit_json(lzma.decompress(data).decode(), draw)
+    return lzma.compress(text.encode("utf-8", "surrogatepass")), what
+
+
+def edit_line(data: bytes, draw: random.Random) -> tuple[bytes, str]:
+    """A file of JSON lines with one line changed."""
+    lines = data.decode().splitlines()
+    number = draw.randrange(len(lines))
+    lines[number], what = edit_json(lines[number], draw)
+    return "".join(f"{one}\n" for one in lines).encode("utf-8", "surrogatepass"), (
+        f"line {number + 1}: {what}"
+    )
+
+
+def put(content: bytes) -> Callable[[Path], object]:
+    """Something that writes a file."""
+    return lambda path: path.write_bytes(content)
+
+
+KINDS: dict[str, Callable[[Path], object]] = {
+    "absent": Path.resolve,  # nothing comes in its place
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a link to nowhere": lambda path: path.symlink_to("gone"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "endless zeros": lambda path: path.symlink_to("/dev/zero"),
+    "a file": put(b"text\n"),
+}
+
+
+def damage(root: Path, draw: random.Random) -> tuple[Path, str]:
+    """Damage one thing below a root; which, and what was done."""
+    found = [path for place in PLACES for path in sorted((root / place).rglob("*"))]
+    files = [path for path in found if path.is_file() and path.name not in LEFT_ALONE]
+    chance = draw.random()
+    if chance < 0.05:  # noqa: PLR2004 - a folder, one in twenty
+        path = draw.choice([path for path in found if path.is_dir()])
+        kind = draw.choice([name for name in KINDS if name != "a folder"])
+        shutil.rmtree(path)
+        KINDS[kind](path)
+        return path, f"is {kind}"
+    path = draw.choice(files)
+    if chance < 0.08:  # noqa: PLR2004 - something beside it
+        other = path.with_name(
+            draw.choice((".nfs01", "journal-2-of-9.jsonl", "a\nb", "failed.json"))
+        )
+        KINDS[kind := draw.choice([name for name in KINDS if name != "absent"])](other)
+        return other, f"is {kind}, and new"
+    if chance < 0.25:  # noqa: PLR2004 - another kind of thing
+        kind = draw.choice([name for name in KINDS if name != "a file"])
+        path.unlink()
+        KINDS[kind](path)
+        return path, f"is {kind}"
+    data = path.read_bytes()
+    edit = edit_bytes
+    if chance > 0.5:  # noqa: PLR2004 - half of all are edits of a value
+        kinds = {".xz": edit_columns, ".jsonl": edit_line}
+        edit = kinds.get(path.suffix, edit)
+        if path.suffix == ".json":
+            text, what = edit_json(data.decode(), draw)
+            path.write_bytes(text.encode("utf-8", "surrogatepass"))
+            return path, what
+    content, what = edit(data, draw)
+    path.write_bytes(content)
+    return path, what
+
+
+# --- what the commands say ------------------------------------------------------------------------
+
+
+@dataclass
+class Heard:
+    """What became of one command."""
+
+    code: int | None  # None where it did not end
+    text: str  # what it printed
+
+    @property
+    def unexpected(self) -> bool:
+        """Whether it ended by an exception that is none of ours."""
+        return self.code not in (None, 0, 1, 2)
+
+
+def ask(work: Callable[[], object], *, limit_s: float = LIMIT_S, memory: int = MEMORY) -> Heard:
+    """Do something in a process of its own, for a limited time and memory."""
+    with tempfile.TemporaryFile() as out:
+        child = os.fork()
+        if not child:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+            os._exit(_end(work))
+        until = time.monotonic() + limit_s
+        code: int | None = None
+        while time.monotonic() < until:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+                break
+            time.sleep(0.005)
+        else:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        out.seek(0)
+        return Heard(code, out.read().decode("utf-8", "replace"))
+
+
+def _end(work: Callable[[], object]) -> int:
+    code = 0
+    try:
+        found = work()
+        code = found if isinstance(found, int) else 0
+    except FdllmError:
+        code = 1
+    except SystemExit as error:
+        code = int(error.code or 0)
+    except BaseException:  # noqa: BLE001 - this is what is looked for
+        traceback.print_exc()
+        code = 70
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return code
+
+
+def commands(root: Path, experiment: str) -> dict[str, Callable[[], object]]:
+    """Everything that reads an experiment's records."""
+    own = ["--experiment", experiment, "--debug"]
+    tiny = [*own, "--model", "tiny"]
+    pair = ["compare", "k1_first", "k1_last", "--limit", "4", *own]
+    lines = {
+        "check": ["report", "--check", "--json", *tiny],
+        "check in words": ["report", "--check", *tiny],
+        "status": ["status", "--limit", "4", "--json", *tiny],
+        "status in words": ["status", "--limit", "4", *tiny],
+        "compare": [*pair, "--flips", "5"],
+        "compare as JSON": [*pair, "--json"],
+        "export": ["export", "--out", str(root / "out"), *tiny],
+        "report": ["report", *tiny],
+    }
+    asked: dict[str, Callable[[], object]] = {
+        name: partial(run_command, words) for name, words in lines.items()
+    }
+    asked["results()"] = lambda: fdllm.results(experiment, root=root)
+    asked["samples()"] = lambda: fdllm.samples(experiment, root=root, limit=4)
+    return asked
+
+
+@dataclass
+class Found:
+    """What a round found."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    said: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, what: str, text: str = "") -> None:
+        """Count something, and keep what was said."""
+        self.counts[kind] += 1
+        self.said.append(f"{kind}: {what}\n{text}")
+
+
+def content(path: Path) -> object:
+    """What a file says, so that two spellings of one thing are one."""
+    if path.is_symlink() or not path.is_file():
+        return None if not os.path.lexists(path) else os.lstat(path).st_mode
+    data = path.read_bytes()
+    try:
+        data = lzma.decompress(data) if path.suffix == ".xz" else data
+        text = data.decode()
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines()]
+        return json.loads(text) if path.suffix in (".json", ".xz") else text.splitlines()
+    except (ValueError, RecursionError, lzma.LZMAError, MemoryError):
+        return data
+
+
+def states(heard: Heard) -> dict[str, str]:
+    """The state of each cell, by its folder."""
+    try:
+        cells = json.loads(heard.text)["cells"]
+    except (ValueError, KeyError):
+        return {}
+    return {cell["folder"]: cell["state"] for cell in cells}
+
+
+def one_round(original: Path, work: Path, seed: int, found: Found) -> None:
+    """Damage one thing in a copy of a root and ask everybody."""
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(original, work, symlinks=True)
+    path, what = damage(work, random.Random(seed))
+    part, root = path.relative_to(work), work
+    if part.parts[0] == "release":
+        root, part = work / "release", part.relative_to("release")
+    names = [name for name in part.parts if re.fullmatch(r"\d\d_\w+", name)]
+    experiment = names[0] if names else "00_baseline"
+    told = f"seed {seed}: {path.relative_to(work)} {what}"
+    print(told, file=sys.stderr, flush=True)
+    os.environ["FDLLM_ROOT"] = str(root)
+    os.chdir(root if root.is_dir() else work)
+    heard = {}
+    for name, command in commands(root, experiment).items():
+        heard[name] = said = ask(command)
+        found.counts["commands"] += 1
+        if said.code is None:
+            found.add("hangs", f"{told}; {name}")
+        elif said.unexpected:
+            found.add("unexpected", f"{told}; {name}", said.text[-1500:])
+    before = content(original / path.relative_to(work))
+    shown = states(heard["status"])
+    state = next((s for folder, s in shown.items() if path.is_relative_to(folder)), None)
+    is_record = part.parts[0] in ("results", "artifacts") and os.path.lexists(
+        original / path.relative_to(work)
+    )
+    if is_record and before != content(path) and state in (None, "done"):
+        found.counts["changed and done"] += 1
+        if heard["check"].code == 0:
+            found.add("lies", told, heard["check"].text[-600:])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Damage, ask, count."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("root", type=Path, help="a checkout with records, made where it is absent")
+    parser.add_argument("--number", type=int, default=500, help="things to damage (500)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first (0)")
+    asked = parser.parse_args(arguments)
+    found = Found()
+    if not asked.root.exists():
+        make_root(asked.root.resolve())
+    os.environ["FDLLM_ROOT"] = str(asked.root.resolve())
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for name, command in commands(asked.root, "00_baseline").items():
+            if name not in ("export", "report"):  # what they load is loaded; they would write
+                command()
+    gc.freeze()  # the children change no page of it
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder).resolve() / "root"
+        for seed in range(asked.seed, asked.seed + asked.number):
+            one_round(asked.root.resolve(), work, seed, found)
+            while found.said:
+                print(found.said.pop(0), flush=True)
+        os.chdir("/")
+    kinds = ("unexpected", "hangs", "lies", "changed and done", "commands")
+    print(f"{asked.number} damaged:", ", ".join(f"{found.counts[k]} {k}" for k in kinds))
+    return int(any(found.counts[kind] for kind in kinds[:3]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
