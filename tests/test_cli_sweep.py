@@ -48,7 +48,7 @@ def test_sweep_computes_only_what_is_missing(finished: Command) -> None:
     assert len(lines) == 11
     assert sum(line.startswith("run ") for line in lines) == 2
     assert "k2_last: goes on: 5 of 5 requests, the record is missing" in finished.out
-    assert "k3_first: invalid: summary.json is truncated" in finished.out
+    assert "k3_first: invalid: summary.json is no JSON: " in finished.out
     assert "skip 00_baseline / tiny_arithmetic / k1_first: done" in finished.out
     assert lines[-1] == "would run 2 of 9; nothing was run"
     assert finished("sweep", *TASK) == 0

@@ -291,7 +291,7 @@ def test_a_job_of_no_such_number(fdllm: Command, slurm: FakeSlurm) -> None:
     assert "assignments 0 .. 0, no 7" in fdllm.err
     submission.map.write_text("{")
     assert fdllm.raw("job", str(submission.map), "0") == 1
-    assert "cannot be read" in fdllm.err
+    assert "map.json is no JSON: " in fdllm.err
 
 
 def test_shards_are_numbered_run_by_run() -> None:

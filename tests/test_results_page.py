@@ -52,11 +52,12 @@ def root(tmp_path: Path) -> Path:
         layer_calls={"computed": 270, "reused": 90, "saved_share": 0.25},
         quality={"truncation_rate": 0.2, "repetition_rate": 0.4},
         counts={
-            "prefill": {"forwards": 2},
-            "commit": {"forwards": 3},
+            "prefill": {"forwards": 2, "computed": 0, "reused": 0},
+            "commit": {"forwards": 3, "computed": 0, "reused": 0},
             "refresh": {
                 "forwards": 5,
                 "computed": 60,
+                "reused": 0,
                 "flops": 9_00,
                 "weight_bytes": 200,
                 "stored_bytes": 45,
@@ -64,6 +65,7 @@ def root(tmp_path: Path) -> Path:
             "denoise": {
                 "forwards": 25,
                 "computed": 210,
+                "reused": 0,
                 "flops": 9_00,
                 "weight_bytes": 300,
                 "kv_bytes": 7,
@@ -198,7 +200,8 @@ def test_provenance_is_that_of_the_last_session_and_of_every_commit(root: Path) 
         sessions = [old | {"machine": "new"}, new | {"git": git}]
         finished = {"k1_first": "2026-01-01", "k1_last": "2026-03-01"}[config]
         edit(root, config, provenance={"sessions": sessions, "finished": finished})
-    edit(root, "k2_middle", provenance={"sessions": [old | {"machine": "new"}], "finished": "2025"})
+    earlier = {"sessions": [old | {"machine": "new"}], "finished": "2025-01-01"}
+    edit(root, "k2_middle", provenance=earlier)
     last = page(root).strip().splitlines()[-1]
     assert last.startswith(
         "Finished 2026-03-01 on new (cuda, float16); torch 1, transformers 2; lm-eval 3; commit "

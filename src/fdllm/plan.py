@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -270,7 +271,7 @@ class Planner:
         at_work = "" if mine else _at_work(paths)
         if at_work:
             return self._unfinished(run, paths, State.RUNNING, at_work)
-        if paths.summary.exists():
+        if os.path.lexists(paths.summary):  # a link that leads nowhere is no pending run
             return self._recorded(run, paths)
         return self._failed(run, paths) or self._unfinished(
             run, paths, State.PENDING, "not run yet"
@@ -284,7 +285,7 @@ class Planner:
         published = cell.paths.published
         if cell.state is not State.PENDING or cell.paths.folder.exists():
             return cell
-        if not published.summary.exists():
+        if not os.path.lexists(published.summary):
             return cell
         return self._recorded(cell.run, published, published=True)
 

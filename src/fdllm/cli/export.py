@@ -51,11 +51,8 @@ class ExportCommand(Selection):
         if left:
             complain(f"note: left out, {smoke}")
         covered = {str(TaskFolder.of(planner.runs(sweep)[0])) for sweep in found}
-        others = sorted(
-            path.name
-            for path in (planner.layout.results / self.experiment).iterdir()
-            if path.is_dir() and not path.name.startswith(".") and path.name not in covered
-        )
+        folders = map(str, planner.layout.task_folders(self.experiment))
+        others = [name for name in folders if name not in covered]
         out = self.out or Path("release", self.experiment).absolute()
         release = export(
             planner,

@@ -11,7 +11,6 @@ RESTARTS STATUS TIME``) beside
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -21,6 +20,7 @@ from pydantic import TypeAdapter
 
 from fdllm.cluster.queue import JobId
 from fdllm.errors import FdllmError
+from fdllm.outside import AbsentError, OutsideError, read_json
 from fdllm.record.atomic import make_folder, write_json
 from fdllm.record.paths import TIMING, Layout, RunPaths
 from fdllm.runs import Run
@@ -31,6 +31,7 @@ from fdllm.until_decided import UntilDecided
 VERSION = 2
 MAP = "map.json"
 JOBS = "jobs.json"
+_MOST = 64 << 20  # bytes of either
 WORK, MERGE, STUDY = "job", "merge", "timing"  # what an array does
 
 
@@ -180,7 +181,7 @@ def read_submission(folder: Path) -> Submission:
         FdllmError: ``map.json`` is missing or damaged, or of another version.
     """
     try:
-        data = json.loads((folder / MAP).read_text(encoding="utf-8"))
+        data = read_json(folder / MAP, most=_MOST)
         if data["version"] != VERSION:
             raise FdllmError(
                 f"{folder / MAP} has version {data['version']}, this is {VERSION}; submit again"
@@ -204,18 +205,20 @@ def read_submission(folder: Path) -> Submission:
             threads=data["threads"],
             jobs=_read_jobs(folder / JOBS, assignments),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OutsideError as error:
+        raise FdllmError(f"{error}; submit again") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FdllmError(f"{folder / MAP} cannot be read: {error}; submit again") from None
 
 
 def _read_jobs(path: Path, assignments: Sequence[Assignment]) -> dict[str, JobId | None]:
     """The ids that are known; none of them where the file, which a person may edit, is damaged."""
     try:
-        jobs = TypeAdapter(dict[str, int | str | None]).validate_json(path.read_bytes())
+        jobs = TypeAdapter(dict[str, int | str | None]).validate_python(read_json(path, most=_MOST))
         return {name: None if job is None else JobId.read(str(job)) for name, job in jobs.items()}
-    except FileNotFoundError:  # cut off ahead of ``sbatch``
+    except AbsentError:  # cut off ahead of ``sbatch``
         return {}
-    except (OSError, ValueError):
+    except (OutsideError, ValueError):
         return dict.fromkeys(one.script for one in assignments)
 
 

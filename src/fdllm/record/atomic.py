@@ -13,7 +13,9 @@ from typing import Any
 from fdllm import strictjson
 from fdllm.caches import own_cache
 from fdllm.errors import FdllmError
+from fdllm.outside import OutsideError, read_json
 
+_MOST_CACHED = 16 << 20  # bytes of a file that is remembered
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
@@ -101,8 +103,8 @@ def write_json(path: Path, data: Any) -> None:  # noqa: ANN401 - any JSON value
 def read_cache(name: str) -> dict[str, Any]:
     """What :func:`write_cache` kept; empty where that cannot be read."""
     try:
-        data = strictjson.loads((own_cache() / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = read_json(own_cache() / name, most=_MOST_CACHED)
+    except OutsideError:
         return {}
     return data if isinstance(data, dict) else {}
 

@@ -128,15 +128,15 @@ def _scored(records: Sequence[Record]) -> list[str]:
 def _provenance(records: Sequence[Record]) -> list[str]:
     first = records[0].summary
     last = max(str(r.summary.provenance.get("finished", "")) for r in records)
-    session = first.provenance["sessions"][-1]
-    commits = sorted({commit(r.summary.provenance["sessions"][-1].get("git")) for r in records})
-    packages = session["packages"]
+    sessions = [(r.summary.provenance.get("sessions") or [{}])[-1] for r in records]
+    where = [str(sessions[0].get(name, "unknown")) for name in ("device", "dtype")]
+    packages = sessions[0].get("packages", {})
     facts = [
-        f"Finished {last} on {', '.join(first.machines)} ({session['device']}, {session['dtype']})",
-        f"torch {packages['torch']}, transformers {packages['transformers']}",
-        f"lm-eval {packages['lm-eval']}",
-        f"commit {', '.join(commits)}",
+        f"Finished {last} on {', '.join(first.machines)} ({', '.join(where)})",
+        ", ".join(f"{n} {packages.get(n, 'unknown')}" for n in ("torch", "transformers")),
+        f"lm-eval {packages.get('lm-eval', 'unknown')}",
+        f"commit {', '.join(sorted({commit(one.get('git')) for one in sessions}))}",
         f"documents {first.dataset[:12]}",
-        f"decoding {first.fingerprint.fields['decoding']}",
+        f"decoding {first.fingerprint.fields.get('decoding') or 'unknown'}",
     ]
     return [escaped("; ".join(facts) + "."), ""]
