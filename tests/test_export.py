@@ -24,6 +24,7 @@ from fdllm.record.paths import Layout
 from fdllm.release.files import text_of
 from fdllm.release.scrub import check_texts, scrub_summary
 from fdllm.report.records import load_records
+from fdllm.report.sums import check_release
 from helpers import ROOT
 from stubs import change_code
 
@@ -180,6 +181,33 @@ def test_sums_are_of_every_file(fdllm_command: Command, tmp_path: Path) -> None:
     assert set(listed) == files - {"SHA256SUMS"}
     for name, digest in listed.items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+
+
+def test_a_release_is_held_to_its_own_list_and_metadata(
+    fdllm_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "release"
+    assert check_release(fdllm_command.root).num_figures == 0, "no release"
+    assert export(fdllm_command, out) == 0
+    whole = check_release(out)
+    assert (whole.differences, whole.num_figures > 20) == ((), True)
+    (out / "LICENSE").write_text("mine")
+    (out / "more.txt").write_text("new")
+    (out / "CITATION.cff").unlink()
+    assert {one.where: one.written for one in check_release(out).differences}.keys() == {
+        "LICENSE",
+        "more.txt",
+        "CITATION.cff",
+    }
+    monkeypatch.setenv("FDLLM_ROOT", str(out))
+    assert fdllm_command.raw("report", "--check") == 1
+    assert "more.txt: SHA-256 is not listed" in fdllm_command.out
+    path = records(out)[0]
+    provenance = json.loads(path.read_text())["provenance"]
+    edit(path, provenance=provenance | {"finished": "2001-01-01T00:00:00+00:00"})
+    assert any("endTime" in one.figure for one in check_release(out).differences)
+    (out / "SHA256SUMS").unlink()
+    assert [one.where for one in check_release(out).differences] == ["SHA256SUMS"]
 
 
 def test_crate_is_read_by_its_library(fdllm_command: Command, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cells import write_study
+from fdllm.record.journal import sealed
 from fdllm.record.paths import COLUMNS, TIMING, Layout
 from fdllm.record.per_document import pack, unpack
 from fdllm.record.study import Agreement
@@ -182,6 +183,86 @@ def test_a_tampered_summary_is_found(results: Path, table: str, key: str, figure
     edit(cell(results) / "summary.json", lambda data: data[table].update({key: 0.987}))
     differences = [d for d in check(results).differences if "artifacts" not in d.where]
     assert [(d.figure, d.written) for d in differences] == [(figure, "0.987")]
+
+
+@pytest.mark.parametrize(
+    ("change", "figure"),
+    [
+        ({"experiment": "01_other"}, "experiment"),
+        ({"limit": 60}, "limit"),
+        ({"model": "tiny"}, "model, as folders name it"),
+        ({"estimator": "chain"}, "fingerprint.fields.scoring"),
+        ({"dataset": "0" * 64}, "dataset"),
+        ({"task_versions": {"gsm8k": 2}}, "task_versions.gsm8k"),
+    ],
+)
+def test_what_a_summary_says_beside_its_figures_is_found(
+    results: Path, change: dict[str, Any], figure: str
+) -> None:
+    edit(cell(results) / "summary.json", lambda data: data.update(change))
+    assert figure in {d.figure for d in check(results).differences}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("strategy.k", 3),
+        ("strategy.text", "PeriodicReuse(k=3)"),
+        ("fingerprint.fields.decoding", "block_size=32, threshold=0.9"),
+        ("fingerprint.fields.strategy", "NoReuse"),
+        ("provenance.sessions", [{"machine": "a faster one"}]),
+        ("provenance.criteria", {"0" * 12: 60}),
+    ],
+)
+def test_settings_and_provenance_are_held_to_the_journal(
+    results: Path, place: str, value: Any
+) -> None:
+    def change(data: Any) -> None:
+        *tables, key = place.split(".")
+        for table in tables:
+            data = data[table]
+        data[key] = value
+
+    edit(cell(results) / "summary.json", change)
+    wrong = {d.figure for d in check(results).differences if "artifacts" not in d.where}
+    # The strategy's text stands in the fingerprint.
+    expected = "fingerprint.fields.strategy" if place == "strategy.text" else place
+    assert any(figure.startswith(expected) for figure in wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "figure"),
+    [
+        ({"prompt": "another question"}, "prompt_hash, row 3 of gsm8k"),
+        ({"output": "#### 12"}, "output, row 3 of gsm8k"),
+        ({"finish": "until"}, "finish, row 3 of gsm8k"),
+        ({"doc_hash": "0" * 64}, "doc_hash, row 3 of gsm8k"),
+    ],
+)
+def test_a_forged_text_is_found_whatever_its_hash(
+    results: Path, change: dict[str, Any], figure: str
+) -> None:
+    folder = cell(results)
+    tamper(folder / "samples.jsonl", 3, **change)
+    renew_hash(folder)
+    assert figure in {d.figure for d in check(results).differences}
+
+
+def test_a_damaged_journal_beside_a_record_is_found(results: Path) -> None:
+    path = cell(results) / "journal.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"num_tokens": ', b'"num_tokens": 1', 1))
+    (difference,) = check(results).differences
+    assert "journal.jsonl, line 3 does not fit its checksum" in difference.found
+
+
+def test_a_forged_journal_is_found_although_its_checksums_fit(results: Path) -> None:
+    path = cell(results) / "journal.jsonl"
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    lines[5]["entry"]["seconds"] /= 2
+    path.write_bytes(
+        b"".join(sealed({k: v for k, v in one.items() if k != "sum"} for one in lines))
+    )
+    assert "seconds, row 3 of gsm8k" in {d.figure for d in check(results).differences}
 
 
 def test_a_sum_may_differ_in_its_last_place_and_a_count_may_not() -> None:

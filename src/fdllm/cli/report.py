@@ -131,7 +131,7 @@ def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
 
 def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path) -> Recheck:
     from fdllm.report.recheck import recheck  # noqa: PLC0415 - as above
-    from fdllm.report.sums import check_studies, check_sums  # noqa: PLC0415 - as above
+    from fdllm.report.sums import check_release, check_studies, check_sums  # noqa: PLC0415
 
     folders = record_folders(planner.layout, options.experiment, options.task or (), options.limit)
     if options.config:
@@ -143,6 +143,7 @@ def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path)
             "with --results"
         )
     found = check_sums(planner.layout, options.experiment)  # what was changed, ahead of what it did
+    found += check_release(planner.root)
     found += check_studies(planner.layout, folders)
     found += recheck(
         planner, options.experiment, folders, page, _runs_of(planner, options, folders)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fdllm.checkpoint.folder import locate
 from fdllm.checkpoint.special_tokens import load_tokenizer, read_spec
@@ -20,6 +20,11 @@ from fdllm.evaluate.samples import evaluation_of
 from fdllm.evaluate.tasks import task_info
 from fdllm.runs import Run
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from fdllm.core.model_spec import ModelSpec
+
 Entries = Mapping[str, dict[str, Any]]
 """Answers by their request's key, as a journal holds them."""
 
@@ -27,13 +32,23 @@ Entries = Mapping[str, dict[str, Any]]
 class KeptLM(RequestLM):
     """Says what a journal says.
 
+    Args:
+        run: how the task is asked.
+        tokenizer: the model's.
+        spec: its shape; None where that is not known, which sets no limit to a prompt.
+
     Attributes:
         heard: what was asked, in order.
+        ends: tokens that end a text; empty where they are not known.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - the base class's
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, run: Run, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec | None
+    ) -> None:
+        super().__init__(run, tokenizer, sys.maxsize if spec is None else spec.max_positions)
         self.heard: list[EvalRequest] = []
+        own = () if spec is None else spec.stop_tokens
+        self.ends = own if self.decoding.stop_token is None else self.decoding.stop_tokens
 
     def _fulfil(self, requests: Sequence[EvalRequest]) -> list[dict[str, Any]]:
         self.heard += requests
@@ -56,10 +71,8 @@ def make_lm(run: Run, made: type[KeptLM]) -> KeptLM:
         FdllmError: the tokenizer cannot be had.
     """
     folder = locate(run.model.name, run.model.revision, weights=False)
-    # A folder with a tokenizer alone sets no limit to a prompt.
-    shaped = (folder / "config.json").exists()
-    positions = read_spec(folder).max_positions if shaped else sys.maxsize
-    return made(run, load_tokenizer(folder, run.model.name), positions)
+    spec = read_spec(folder) if (folder / "config.json").exists() else None
+    return made(run, load_tokenizer(folder, run.model.name), spec)
 
 
 def prepare(run: Run) -> tuple[KeptLM, LoadedTask]:
@@ -105,8 +118,21 @@ def evaluate_again(
 
 
 def _follows(request: EvalRequest, entry: Mapping[str, Any], lm: KeptLM) -> dict[str, Any]:
-    """An answer's identity, and of a text itself and its length."""
+    """An answer's identity, and of a text itself, its length and what ended it."""
     if request.target is not None:
         return request.identity | {"scored_tokens": len(request.target_tokens)}
-    text = text_of(entry["tokens"], entry["finish"], request.until, lm.tokenizer)
-    return request.identity | {"text": text, "num_tokens": len(entry["tokens"])}
+    tokens, finish = entry["tokens"], entry["finish"]
+    text = text_of(tokens, finish, request.until, lm.tokenizer)
+    if lm.ends:
+        finish = _finish(request, tokens, lm)
+    return request.identity | {"text": text, "num_tokens": len(tokens), "finish": finish}
+
+
+def _finish(request: EvalRequest, tokens: Sequence[int], lm: KeptLM) -> str:
+    """What ends a text with these tokens, see :class:`fdllm.core.sampler.Generation`."""
+    if tokens[-1] in lm.ends:
+        return "stop"
+    whole = str(lm.tokenizer.decode([*tokens]))
+    if any(end in whole for end in request.until):
+        return "until"
+    return "length" if len(tokens) >= request.max_new_tokens else "nothing"

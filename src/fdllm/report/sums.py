@@ -13,17 +13,20 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, first_line
+from fdllm.outside import read_json, read_text
 from fdllm.record.atomic import write_text
 from fdllm.record.paths import COLUMNS, TIMING, Layout
 from fdllm.record.per_document import digest_of_answer
 from fdllm.record.study import Study, read_study
 from fdllm.record.summary import InvalidRecordError
+from fdllm.report.leaves import Figure
 from fdllm.report.recheck import Mismatch, Recheck
 from fdllm.report.records import Record, SampleKey, load_record
 from fdllm.report.times import changed
 
-SUMS = "SHA256SUMS"
+SUMS, CRATE = "SHA256SUMS", "ro-crate-metadata.json"
+_MOST = 64 << 20  # bytes of a list
 _ABSENT = "absent"
 
 
@@ -43,16 +46,62 @@ def check_sums(layout: Layout, experiment: str) -> Recheck:
     place = layout.artifacts / experiment
     if not (place / SUMS).is_file():
         return Recheck(notes=(f"no {place / SUMS}: fdllm report writes it",))
-    lines = (place / SUMS).read_text(encoding="utf-8").splitlines()
-    differences = []
-    for line in lines:
-        written, _, name = line.partition("  ")
-        found = _digest(place / name)
-        if found != written:
-            differences.append(
-                Mismatch(f"artifacts/{experiment}/{name}", "SHA-256", written, found)
-            )
-    return Recheck(0, len(lines), tuple(differences))
+    try:
+        listed = dict(_listed(place / SUMS))
+    except FdllmError as error:
+        wrong = Mismatch(f"artifacts/{experiment}/{SUMS}", "the list", "not readable", str(error))
+        return Recheck(differences=(wrong,))
+    differences = (
+        Mismatch(f"artifacts/{experiment}/{name}", "SHA-256", written, found)
+        for name, written in listed.items()
+        if (found := _digest(place / name)) != written
+    )
+    return Recheck(0, len(listed), tuple(differences))
+
+
+def check_release(root: Path) -> Recheck:
+    """Hold an exported folder to its own list, and its metadata to its records.
+
+    Every file that is listed is there and is the one listed, and no other is there. Where ``root``
+    is no such folder there is nothing to compare.
+    """
+    if not (root / CRATE).is_file():
+        return Recheck()
+    pairs: list[Figure] = []
+    try:
+        listed = dict(_listed(root / SUMS))
+        there = {
+            path.relative_to(root).as_posix()
+            for path in root.rglob("*")
+            if not path.is_dir() and "__pycache__" not in path.parts
+        }
+        pairs += [
+            (name, "SHA-256", listed.get(name, "not listed"), _digest(root / name))
+            for name in sorted((listed.keys() | there) - {SUMS})
+        ]
+        pairs += _times(root)
+    except (FdllmError, LookupError, TypeError, AttributeError) as error:
+        pairs.append((SUMS, "the release's lists", "not readable", first_line(error)))
+    differences = (Mismatch(file, *map(str, rest)) for file, *rest in pairs if rest[1] != rest[2])
+    return Recheck(0, len(pairs), tuple(differences))
+
+
+def _listed(path: Path) -> Iterator[tuple[str, str]]:
+    """Names and hashes of a list that ``sha256sum`` reads."""
+    for line in read_text(path, most=_MOST).splitlines():
+        digest, _, name = line.partition("  ")
+        yield name, digest
+
+
+def _times(root: Path) -> Iterator[Figure]:
+    """When each run began and ended, in the metadata and in its record."""
+    for entity in read_json(root / CRATE, most=_MOST)["@graph"]:
+        if entity["@type"] != "CreateAction":
+            continue
+        place = str(entity["@id"]).removeprefix("#")
+        told = read_json(root / place / "summary.json", most=_MOST)["provenance"]
+        yield CRATE, f"endTime of {place}", entity["endTime"], told["finished"]
+        yield CRATE, f"startTime of {place}", entity["startTime"], told["sessions"][0]["started"]
 
 
 def check_studies(layout: Layout, folders: Sequence[Path]) -> Recheck:
