@@ -19,7 +19,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from fdllm.sandbox.confinement import ProgramResult, Sandbox
 
 Replies = Sequence[Sequence[str]]
 _MOST_AT_ONCE = 16
+_LOOK_S = 0.5
 # A fence that names a language and ends its line opens a block, whatever is open already.
 _FENCE = re.compile(r"```(?:([\w+#.-]+)[ \t]*(?=\n|\Z))?")
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
@@ -131,12 +132,17 @@ class Programs:
         workers = min(len(os.sched_getaffinity(0)), _MOST_AT_ONCE, len(todo))
         with ThreadPoolExecutor(workers) as pool:
             try:
-                verdicts = list(pool.map(lambda one: self._sandbox.run(*one), todo))
+                running = {pool.submit(self._sandbox.run, *one): one for one in todo}
+                waiting = set(running)
+                while waiting:
+                    # A signal may arrive in another thread, and does not wake one that waits.
+                    done, waiting = wait(waiting, _LOOK_S, FIRST_COMPLETED)
+                    for one in done:
+                        self._verdicts[running[one]] = one.result()
             except BaseException:
                 self._sandbox.stop.set()  # Ctrl-C: end what runs, start no more
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        self._verdicts.update(zip(todo, verdicts, strict=True))
 
     def pass_at_k(
         self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int]
