@@ -83,6 +83,13 @@ def test_a_reuse_that_never_acted_is_found_though_its_run_was_batched_otherwise(
     assert identical(cells) == [("k1_first", "k2_first")]
 
 
+def test_verified_drafts_are_meant_to_agree() -> None:
+    cells = [make_cell(name, RIGHT) for name in ("k1_first", "k1_last", "k2_first")]
+    assert identical(cells)
+    cells[-1].summary.counts["denoise"] = {"drafted": 1}
+    assert identical(cells) == []
+
+
 # --- a real run, cut short and batched otherwise --------------------------------------------------
 
 

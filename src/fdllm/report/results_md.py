@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from fdllm.plain import escaped, in_code
 from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.columns import Column, Table
+from fdllm.report.drafts import drafts_table
 from fdllm.report.figures import span
 from fdllm.report.origin import commit
 from fdllm.report.page_tables import alternative_table, grid_table
@@ -52,6 +53,7 @@ def render_section(section: Section) -> str:
         lines += ["Not in the table:", "", *_items(section.missing), ""]
     if section.table is not None:
         lines += [*_alternative(section.table), *_counters(section.records)]
+        lines += _drafts(section.records)
         lines += [*_scored(section.records), *_provenance(section.records)]
     return "\n".join(lines)
 
@@ -109,6 +111,16 @@ def _counters(records: Sequence[Record]) -> list[str]:
     )
     head = f"Reuse counters ({every[0].strategy.n_layers} layers; layer calls computed + reused):"
     return [head, "", *table.markdown(), ""]
+
+
+def _drafts(records: Sequence[Record]) -> list[str]:
+    table = drafts_table(records)
+    head = (
+        "Verified drafts. Gain: steps kept by rounds and by drafting forwards, these by the share "
+        "of the layers they computed; what a device bound by memory could gain, where the rows of "
+        "one forward cost as much as one row:"
+    )
+    return [] if table is None else [head, "", *table.markdown(), ""]
 
 
 def _scored(records: Sequence[Record]) -> list[str]:
