@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from fake_slurm import FakeSlurm
 from fdllm.cluster.exit_reason import ExitReason, explain, noted, parse_jobs, remembered
-from fdllm.cluster.queue import JobId, SlurmError, parse_queue, parse_time, read_queue, run_command
+from fdllm.cluster.queue import (
+    JobId,
+    SlurmError,
+    is_listed,
+    parse_queue,
+    parse_time,
+    read_queue,
+    run_command,
+)
 
 # As SLURM 22.05 prints them.
 SQUEUE = """\
@@ -236,3 +245,30 @@ def test_a_command_that_fails_is_told_in_its_own_words(
         run_command("squeue", timeout_s=0.1)
     with pytest.raises(SlurmError, match="^absent-command did not answer: "):
         run_command("absent-command")
+
+
+@pytest.mark.parametrize(
+    ("number", "cluster", "found"),
+    [
+        ("101", None, True),
+        ("101", "here", True),
+        ("202", "here", False),
+        ("202", "there", True),
+        ("101", "there", False),
+    ],
+)
+def test_a_job_is_looked_for_in_the_queue_of_its_cluster(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: str,
+    cluster: str | None,
+    found: bool,
+) -> None:
+    slurm = FakeSlurm.make(tmp_path / "bin")
+    monkeypatch.setenv("PATH", slurm.path)
+    slurm.config("AccountingStorageType   = none\nClusterName             = here\n")
+    (slurm.folder / "queue").write_text("101\n")
+    (slurm.folder / "queuethere").write_text("202\n")
+    assert is_listed(number, cluster) is found
+    slurm.stop()
+    assert is_listed(number, cluster) is None

@@ -239,13 +239,13 @@ def test_the_holder_says_who_where_and_since_when(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for job in (None, "12_3"):
-        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-        if job:
-            monkeypatch.setenv("SLURM_JOB_ID", job)
+        for name, value in (("SLURM_JOB_ID", job), ("SLURM_CLUSTER_NAME", job and "lab")):
+            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
         with locked(paths):
             holder = holder_of(paths)
         assert holder is not None
         assert (holder.host, holder.pid, holder.job) == (socket.gethostname(), os.getpid(), job)
+        assert holder.cluster == (job and "lab")
         where = f"process {os.getpid()} on {socket.gethostname()}"
         assert str(holder) == f"{where}{', job 12_3' if job else ''}, since {holder.since}"
         assert holder.since.endswith("UTC")

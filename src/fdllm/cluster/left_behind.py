@@ -22,7 +22,7 @@ def left_behind(paths: RunPaths) -> str:
 
 
 def _doubt(holder: Holder) -> str:
-    listed = None if holder.job is None else is_listed(holder.job)
+    listed = None if holder.job is None else is_listed(holder.job, holder.cluster)
     if listed is False:
         return "the queue no longer lists that job"
     try:

@@ -36,6 +36,7 @@ _AT_WORK = frozenset(
 )
 # Indices lie below the first, however many there are of them; the second limits their number.
 _ARRAY_SIZE = re.compile(r"(?:MaxArraySize\s*=\s*|\bmax_array_tasks=)(\d+)")
+_CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _NEVER = "DependencyNeverSatisfied"
 
 
@@ -199,12 +200,21 @@ def read_queue(clusters: Iterable[str | None] = (None,)) -> dict[JobId, QueueEnt
     return entries
 
 
-def is_listed(number: str) -> bool | None:
-    """Whether a job (``SLURM_JOB_ID``) still waits or runs here; None where nobody can say."""
+def is_listed(number: str, cluster: str | None = None) -> bool | None:
+    """Whether a job still waits or runs; None where nobody can say.
+
+    Args:
+        number: its ``SLURM_JOB_ID``.
+        cluster: its ``SLURM_CLUSTER_NAME``; None takes it for one of this machine's own.
+    """
     if shutil.which("squeue") is None:
         return None
+    command = ("squeue", "--noheader", "--array", "--format=%A")
     try:  # all of them: asked for one that it has forgotten, squeue fails
-        return number in run_command("squeue", "--noheader", "--array", "--format=%A").split()
+        if cluster is not None:  # by its name squeue finds its own through a database alone
+            own = _CLUSTER_NAME.search(run_command("scontrol", "show", "config"))
+            cluster = None if own and own[1] == cluster else cluster
+        return number in run_command(*command, cluster=cluster).split()
     except SlurmError:
         return None
 

@@ -27,6 +27,7 @@ class Holder:
     pid: int  # the process
     since: str  # UTC time
     job: str | None = None  # the queue's id of the job, or None
+    cluster: str | None = None  # whose queue that is, where it said so
 
     def __str__(self) -> str:
         job = f", job {self.job}" if self.job else ""
@@ -88,4 +89,5 @@ def _read_holder(paths: RunPaths) -> Holder | None:
 def _myself() -> Holder:
     job = os.environ.get("SLURM_JOB_ID")
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return Holder(socket.gethostname(), os.getpid(), now, job)
+    cluster = os.environ.get("SLURM_CLUSTER_NAME")
+    return Holder(socket.gethostname(), os.getpid(), now, job, cluster)
