@@ -264,6 +264,22 @@ def test_inside_an_image(
     assert "no bind can name" in fdllm.err
 
 
+def test_a_login_is_found_by_nodes_that_may_ask(
+    fdllm: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slurm: FakeSlurm
+) -> None:
+    """Where ``hf auth login`` left its token, wherever the models of the nodes are."""
+    token = tmp_path / "token"
+    token.write_text("hf_secret")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(token))
+    for offline in ("true", "false"):
+        site = f"hf_home = '{tmp_path / 'scratch'}'\noffline = {offline}"
+        (fdllm.root / "fdllm.toml").write_text(site)
+        assert fdllm("sweep", *TASK, *SLURM, "--dry-run") == 0
+        assert (f"export HF_TOKEN_PATH={token}" in fdllm.out) == (offline == "false")
+        assert "hf_secret" not in fdllm.out + fdllm.err
+    assert slurm.queue() == []
+
+
 def test_a_second_sweep_waits_for_the_first(tmp_path: Path) -> None:
     order: list[str] = []
     inside = threading.Event()

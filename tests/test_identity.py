@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fdllm.caches import hub_home
 from fdllm.cli import main
+from fdllm.evaluate.nltk_data import sentence_folder
 from fdllm.record import identity
 from fdllm.record.identity import PACKAGE, source_hashes
 from helpers import ROOT
@@ -78,3 +80,10 @@ print(hub_home(), hub_cache(), found.revision, found.n_layers)
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [str(tmp_path / home), str(tmp_path / cache), commit, "7"]
+
+
+def test_the_sentence_tokenizer_goes_where_its_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NLTK_DATA", f"/mine{os.pathsep}/site")
+    assert sentence_folder() == Path("/mine")
+    monkeypatch.delenv("NLTK_DATA")
+    assert sentence_folder() == hub_home() / "nltk_data"

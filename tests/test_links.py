@@ -177,3 +177,15 @@ def test_one_that_leads_nowhere_is_named_with_its_target(
             make_folder(planner.layout.run(make_run(root)).folder)
     link.unlink()
     assert not list(checks_here.links(replace(of(root), places=places)))
+
+
+def test_a_file_that_a_model_lacks_is_its_own_folders_matter(root: Path, tmp_path: Path) -> None:
+    home, run = tmp_path / "home", make_run(root)
+    old = snapshot(home).parent / ("d" * 40)
+    old.mkdir()
+    (old / "config.json").symlink_to("../../blobs/cleaned")
+    hub = run.model_copy(update={"model": ModelChoice(name=MODEL)})
+    planner, cluster = Planner(root, Layout.of(root), facts), ClusterConfig(hf_home=home)
+    assert not dead_links(places_of(planner, cluster, hub, root)), "another revision's"
+    gone(root / "model/vocab.json", tmp_path / "gone")
+    assert list(dead_links(places_of(planner, cluster, run, root))) == [root / "model/vocab.json"]

@@ -47,14 +47,13 @@ def places_of(planner: Planner, cluster: ClusterConfig, run: Run, workdir: Path)
 def _files_of(model: str, hub: Path) -> Iterator[Path]:
     """A checkpoint's folder, or the Hub's folders of it, and the links in them."""
     folder = Path(model).expanduser().absolute()
+    if folder.is_dir():
+        yield from (folder, *filter(Path.is_symlink, sorted(folder.iterdir())))
+        return
     own = hub / f"models--{model.replace('/', '--')}"
-    for place in [folder] if folder.is_dir() else [own, own / "blobs", *own.glob("snapshots/*")]:
-        yield place
-        yield from (path for path in sorted(_inside(place)) if path.is_symlink())
-
-
-def _inside(folder: Path) -> Iterable[Path]:
-    return folder.iterdir() if folder.is_dir() else ()
+    yield from (own, own / "blobs", *sorted(own.glob("snapshots/*")))
+    # Of another revision files may be gone; whether this one is whole, its own check says.
+    yield from (path for path in sorted(own.glob("snapshots/*/*")) if path.exists())
 
 
 def dead_links(places: Iterable[Path]) -> dict[Path, Path]:
