@@ -38,6 +38,8 @@ runpy.run_module("pdoc", run_name="__main__", alter_sys=True)
 """
 # Two workers, a whole file to each: what a file's tests share, a bench or a model, is made once.
 TWO = ("-n", "2", "--dist", "loadfile")
+# What a user set for pip, here or in its files, would lead out of an environment, or into it.
+INTO = {"PIP_USER": "0", "PIP_TARGET": "", "PIP_PREFIX": "", "PIP_ROOT": "", "PYTHONPATH": ""}
 # Of a CUDA build of torch; torch names them exactly itself, and a CPU machine has none of them.
 GPU_ONLY = re.compile(r"(nvidia|cuda|triton)\b", re.IGNORECASE)
 
@@ -109,8 +111,9 @@ def container(session: nox.Session) -> None:
             "the image needs Apptainer 1.2 or later on Linux, and there is no 'apptainer' on the "
             "PATH; load the site's module, or install it (Debian: sudo .ci/apptainer.sh install)"
         )
-    commit = session.run(
-        "git", "rev-parse", "HEAD", silent=True, external=True, success_codes=[0, 128]
+    told = ("rev-parse", "HEAD")  # 128: this is no clone
+    commit = shutil.which("git") and session.run(
+        "git", *told, silent=True, external=True, success_codes=[0, 128]
     )
     known = str(commit).strip() if re.fullmatch(r"[0-9a-f]{40}\s*", str(commit)) else "unknown"
     labels = {"version": load_toml("pyproject.toml")["project"]["version"], "commit": known}
@@ -225,7 +228,7 @@ class Environment:
 
     def pip(self, *arguments: str) -> str:
         """Run pip; what it printed is returned, and shown only where it failed."""
-        return str(self.run("python", "-m", "pip", *arguments, silent=True))
+        return str(self.run("python", "-m", "pip", *arguments, silent=True, env=INTO))
 
     def python(self, module: str, *arguments: str) -> None:
         """Run a module."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +101,32 @@ def test_versions_are_compared_with_the_lock(tmp_path: Path) -> None:
     assert "torch" in found.found
     assert "(locked: 1.0)" in found.found
     assert "no-such-package not installed" in found.found
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_package_ahead_of_the_environment_is_named(tmp_path: Path, told: bool) -> None:
+    """A site's module often sets PYTHONPATH; what lies there may even say no version."""
+    ahead = tmp_path / "ahead"
+    (ahead / "numpy").mkdir(parents=True)
+    (ahead / "numpy/__init__.py").write_text("")
+    if told:
+        (ahead / "numpy-1.26.4.dist-info").mkdir()
+        (ahead / "numpy-1.26.4.dist-info/METADATA").write_text("Name: numpy\nVersion: 1.26.4\n")
+    (tmp_path / "requirements.lock").write_text("numpy==2.4.6\nscipy==1.17.1\n")
+    code = "from checkups import of; from fdllm.doctor.checks_node import versions; import sys\n"
+    code += "from pathlib import Path; [found] = versions(of(Path(sys.argv[1])))\n"
+    code += "print(found.state, found.found, found.remedy, sep='|')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": f"{ahead}:{ROOT / 'src'}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    state, what, remedy = done.stdout.split("|")
+    version = f"1.26.4 from {ahead}" if told else f"from {ahead}, of whatever version"
+    assert (state, what) == ("fail", f"numpy {version} (locked: 2.4.6)")
+    assert "unset it" in remedy
 
 
 @pytest.mark.parametrize("image", [True, False])

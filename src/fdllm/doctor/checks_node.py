@@ -6,10 +6,13 @@ A task is instantiated as a run does it: documents, prompts, metric and what the
 from __future__ import annotations
 
 import fcntl
+import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 
 from fdllm.doctor.checks_here import existing
 from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
@@ -37,16 +40,16 @@ def versions(checkup: Checkup) -> Iterator[Finding]:
     pins = [
         (name.strip(), pin.strip()) for name, _, pin in (s.partition("==") for s in lines) if pin
     ]
-    wrong = []
-    for name, pinned in pins:
-        try:
-            # A local label (+cpu) is the kind of machine, not another release.
-            here = metadata.version(name).partition("+")[0]
-        except metadata.PackageNotFoundError:
-            here = "not installed"
-        if here != pinned.partition("+")[0]:
-            wrong.append(f"{name} {here} (locked: {pinned})")
-    if wrong:
+    ahead = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    wrong = [other for name, pinned in pins if (other := _other(name, pinned, ahead))]
+    if any(f" from {one}" in text for text in wrong for one in ahead):
+        yield fail(
+            "versions",
+            _few(wrong),
+            "PYTHONPATH puts that ahead of this environment: unset it here, or in the lines of "
+            "setup in fdllm.toml where a job's module sets it",
+        )
+    elif wrong:
         yield fail(
             "versions",
             _few(wrong),
@@ -54,6 +57,30 @@ def versions(checkup: Checkup) -> Iterator[Finding]:
         )
     else:
         yield ok("versions", f"all {len(pins)} packages are at the locked version")
+
+
+def _other(name: str, pinned: str, ahead: Sequence[str]) -> str:
+    """What an import would load in the place of a locked package; empty where it is that one.
+
+    In folders ``ahead`` of the environment a module may lie that says no version.
+    """
+    locked = f"(locked: {pinned})"
+    try:
+        package = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return f"{name} not installed {locked}"
+    place = Path(str(package.locate_file("")))
+    # A local label (+cpu) is the kind of machine, not another release.
+    here, _, _ = package.version.partition("+")
+    if here != pinned.partition("+")[0]:
+        return f"{name} {here} from {place} {locked}"
+    for file in package.files or () if ahead else ():
+        if len(file.parts) == len(("module", "file")) and file.name == "__init__.py":
+            spec = find_spec(file.parts[0])
+            origin = Path(spec.origin) if spec and spec.origin else place
+            if any(origin.is_relative_to(one) for one in ahead if Path(one) != place):
+                return f"{name} from {origin.parents[1]}, of whatever version {locked}"
+    return ""
 
 
 def source(checkup: Checkup) -> Iterator[Finding]:
