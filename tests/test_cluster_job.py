@@ -14,7 +14,7 @@ from command import Command
 from fake_slurm import FakeSlurm
 from fdllm.cluster.render import ENDED_EARLY
 from fdllm.cluster.submission import read_submission
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, MissingError
 from stubs import NUM_DOCS, StubMachine, signal_at
 
 FLAGS = ("--task", "tiny_arithmetic", "--config", "k1_first")
@@ -100,3 +100,30 @@ def test_a_model_that_cannot_be_loaded_is_the_cells_reason(
     monkeypatch.setattr("fdllm.cli.sweep.load_model", broken)
     assert job(fdllm) == 1
     assert json.loads((folder_of(fdllm) / "failed.json").read_text())["reason"] == "no such weights"
+
+
+def test_what_is_missing_is_missed_once(fdllm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every task of a submission needs the same model and data."""
+    loads: list[int] = []
+
+    def load(*_: Any) -> StubMachine:
+        loads.append(1)
+        raise MissingError("no such model here")
+
+    monkeypatch.setattr("fdllm.cli.sweep.load_model", load)
+    assert job(fdllm) == 1
+    (folder,) = fdllm.root.glob("logs/*/*/submissions/*")
+    for one in read_submission(folder).assignments:
+        assert fdllm.raw("job", str(folder / "map.json"), str(one.index)) == 1
+        assert "not tried: no such model here (job 101_0 on " in fdllm.err
+    assert len(loads) == 1
+    failed = json.loads((folder_of(fdllm) / "failed.json").read_text())
+    assert failed["reason"].startswith("not tried: no such model here")
+    read_submission(folder).missing.unlink()
+    monkeypatch.setattr("fdllm.cli.sweep.load_model", lambda *_: StubMachine(answer=absent))
+    assert job(fdllm) == 1
+    assert read_submission(folder).missing.read_text().startswith("no such data here (job 101_0 on")
+
+
+def absent(*_: Any) -> str:
+    raise MissingError("no such data here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from fdllm.cli.progress import GridProgress
 from fdllm.cluster.exit_reason import LOCKED, TERMINATED
 from fdllm.cluster.render import ENDED_EARLY
 from fdllm.cluster.signals import Terminated, terminable, warned
-from fdllm.cluster.submission import Assignment, read_submission
-from fdllm.errors import FdllmError, UsageError
+from fdllm.cluster.submission import Assignment, Submission, read_submission
+from fdllm.errors import FdllmError, MissingError, UsageError
 from fdllm.evaluate.attempt import RunOutcome
 from fdllm.evaluate.runner import Runner
 from fdllm.evaluate.tasks import task_facts
+from fdllm.outside import read_text
 from fdllm.plan import Planner, State
+from fdllm.record.atomic import write_text
 from fdllm.record.journal import write_failure
 from fdllm.record.paths import Layout, find_root
 
@@ -57,6 +60,7 @@ class JobCommand(Command):
         log = submission.log_folder(self.index) / f"slurm_{job}.log"
         warning = submission.warning(self.index, os.environ.get("SLURM_RESTART_COUNT", "0"))
         if one.study is not None:
+            _check_missing(submission)
             with terminable():
                 studies.take(
                     planner,
@@ -65,14 +69,39 @@ class JobCommand(Command):
                     str(log),
                 )
             return 0
-        outcome = _work(planner, one, submission.threads, log, warning)
+        paths = planner.layout.run(one.run).of_shard(one.shard)
+        try:
+            _check_missing(submission)
+            outcome = _work(planner, one, submission.threads, log, warning)
+        except FdllmError as error:  # the model cannot be loaded, say: the cell's reason too
+            write_failure(paths, str(error), str(log))
+            if isinstance(error, MissingError):
+                _miss(submission, job, str(error))
+            raise
+        if outcome.missing:
+            _miss(submission, job, outcome.reason)
         if outcome.state is State.PARTIAL and outcome.num_computed:
             return ENDED_EARLY
         if outcome.state is State.RUNNING:
-            paths = planner.layout.run(one.run).of_shard(one.shard)
             show.held(one.run, paths, outcome.reason)
             return LOCKED
         return int(outcome.state in (State.FAILED, State.PARTIAL))
+
+
+def _check_missing(submission: Submission) -> None:
+    """Do not begin where another task of the submission has missed what this one needs too.
+
+    Raises:
+        MissingError: with what that one said.
+    """
+    if submission.missing.exists():
+        raise MissingError(f"not tried: {read_text(submission.missing, most=1 << 16)}")
+
+
+def _miss(submission: Submission, job: str, reason: str) -> None:
+    """Let the submission's other tasks know; a later sweep is another submission."""
+    if not submission.missing.exists():
+        write_text(submission.missing, f"{reason} (job {job} on {socket.gethostname()})")
 
 
 def _work(
@@ -86,9 +115,6 @@ def _work(
             outcome = runner.run(one.run, shard=one.shard, merge=one.merge, until=one.until)
         except Terminated:
             write_failure(paths, TERMINATED, str(log))
-            raise
-        except FdllmError as error:  # the model cannot be loaded, say: the cell's reason too
-            write_failure(paths, str(error), str(log))
             raise
         watch.end(outcome)
     if outcome.state is State.PARTIAL and not outcome.num_computed:

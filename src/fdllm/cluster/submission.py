@@ -7,6 +7,7 @@ which run; frozen ahead of ``sbatch``), ``job.sh`` (what was submitted; ``merge.
 ``ended/<index>`` (a line for each life of an array task that came to an end by itself: ``JOB
 RESTARTS STATUS TIME``) beside
 ``ended/<index>.warned-<restarts>``, which the script makes when SLURM warns it of the time limit.
+``missing`` says which model or data a task of it has missed, so that the others do not begin.
 """
 
 from __future__ import annotations
@@ -127,6 +128,11 @@ class Submission:
     def ended(self, index: int) -> Path:
         """Where the job script notes how each life of an assignment ended."""
         return self.folder / "ended" / str(index)
+
+    @property
+    def missing(self) -> Path:
+        """What one of its tasks needed and all others need too, where it was not there."""
+        return self.folder / "missing"
 
     def warning(self, index: int, life: str) -> Path:
         """By this file the job script warns of the time limit; ``0`` is the first life."""
