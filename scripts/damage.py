@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import io
 import json
 import lzma
 import os
@@ -58,8 +57,8 @@ def make_root(root: Path) -> None:
     for words in (
         ["sweep", *tiny, *both, "--config", "k1_last", "--config", "k2_last"],
         ["sweep", *tiny, "--experiment", "03_trim", "--task", "tiny_arithmetic"],
-        ["report", *tiny],
-        ["report", *tiny, "--experiment", "03_trim"],
+        ["report", "--replace", *tiny],
+        ["report", "--replace", *tiny, "--experiment", "03_trim"],
         ["export", *tiny, "--out", str(root / "release")],
         # Unfinished: a journal without a record.
         ["sweep", *tiny, *both, "--config", "k3_last"],
@@ -144,13 +143,13 @@ def commands(root: Path, experiment: str) -> dict[str, Callable[[], object]]:
         "status in words": ["status", "--limit", "4", *tiny],
         "compare": [*pair, "--flips", "5"],
         "compare as JSON": [*pair, "--json"],
-        "export": ["export", "--out", str(root / "out"), *tiny],
+        "export": ["export", "--limit", "4", "--out", str(root / "out"), *tiny],
         "report": ["report", *tiny],
     }
     asked: dict[str, Callable[[], object]] = {
         name: partial(run_command, words) for name, words in lines.items()
     }
-    asked["results()"] = lambda: fdllm.results(experiment, root=root)
+    asked["results()"] = lambda: fdllm.results(experiment, root=root, limit=4)
     asked["samples()"] = lambda: fdllm.samples(experiment, root=root, limit=4)
     return asked
 
@@ -217,9 +216,9 @@ def one_round(original: Path, work: Path, seed: int, found: Found) -> None:
     before = content(original / path.relative_to(work))
     shown = states(heard["status"])
     state = next((s for folder, s in shown.items() if path.is_relative_to(folder)), None)
-    is_record = part.parts[0] in ("results", "artifacts") and os.path.lexists(
-        original / path.relative_to(work)
-    )
+    is_record = (
+        part.parts[0] in ("results", "artifacts") and (original / path.relative_to(work)).is_file()
+    )  # where a folder is gone, what git keeps stands for it, and says so
     if is_record and before != content(path) and state in (None, "done"):
         found.counts["changed and done"] += 1
         if heard["check"].code == 0:
@@ -237,7 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not asked.root.exists():
         make_root(asked.root.resolve())
     os.environ["FDLLM_ROOT"] = str(asked.root.resolve())
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         for name, command in commands(asked.root, "00_baseline").items():
             if name not in ("export", "report"):  # what they load is loaded; they would write
                 command()

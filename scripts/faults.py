@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,16 @@ def edit_bytes(data: bytes, draw: random.Random) -> tuple[bytes, str]:
 def edit_columns(data: bytes, draw: random.Random) -> tuple[bytes, str]:
     """Columns with one value changed, or that unpack to 512 MiB."""
     if draw.random() < 0.1:  # noqa: PLR2004 - one in ten
-        packer = lzma.LZMACompressor(preset=0)
-        return b"".join([*(packer.compress(bytes(1 << 26)) for _ in range(8)), packer.flush()]), (
-            "unpacks to 512 MiB"
-        )
+        return bomb(), "unpacks to 512 MiB"
     text, what = edit_json(lzma.decompress(data).decode(), draw)
     return lzma.compress(text.encode("utf-8", "surrogatepass")), what
+
+
+@cache
+def bomb() -> bytes:
+    """Half a gigabyte of nothing, packed."""
+    packer = lzma.LZMACompressor(preset=0)
+    return b"".join([*(packer.compress(bytes(1 << 26)) for _ in range(8)), packer.flush()])
 
 
 def edit_line(data: bytes, draw: random.Random) -> tuple[bytes, str]:

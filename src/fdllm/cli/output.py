@@ -41,7 +41,7 @@ def say_json(data: Any) -> None:  # noqa: ANN401 - any JSON value
 def json_text(data: Any, *, indent: int | None = None) -> str:  # noqa: ANN401 - any JSON value
     """JSON for standard output; programs read the same from it in any encoding."""
     text = strictjson.dumps(data, indent=indent)
-    if sys.stdout.encoding.lower().startswith("utf"):
+    if (sys.stdout.encoding or "utf").lower().startswith("utf"):
         return text
     return re.sub(r"[^\x00-\x7f]", lambda found: _escaped(found[0]), text)
 
