@@ -160,6 +160,14 @@ def test_results_whose_records_are_elsewhere_are_not_compared(finished: Command)
     assert "results.md was not compared: experiment '00_baseline' has no records" in finished.err
 
 
+@pytest.mark.parametrize("flags", ["--limit x", "--nonsense", "--task 'a", "--help"])
+def test_flags_that_no_report_has_are_damage(flags: str, finished: Command) -> None:
+    path = finished.root / "experiments/00_baseline/results.md"
+    path.write_text(f"Written by `fdllm report {flags}` from the records\n")
+    assert finished("report", "--check") == 1
+    assert f"results.md: its flags is {flags}" in finished.out
+
+
 def test_results_of_code_that_has_changed_are_not_compared(finished: Command) -> None:
     finished("report", *TASK)
     change_code(finished.root)
@@ -168,7 +176,7 @@ def test_results_of_code_that_has_changed_are_not_compared(finished: Command) ->
 
 
 def written(finished: Command) -> dict[Path, bytes]:
-    places = ("experiments/*/results.md", "results/*/report.html", "artifacts/*/SHA256SUMS")
+    places = ("experiments/00*/results.md", "results/*/report.html", "artifacts/*/SHA256SUMS")
     return {path: path.read_bytes() for one in places for path in finished.root.glob(one)}
 
 

@@ -205,7 +205,7 @@ def test_provenance_is_that_of_the_last_session_and_of_every_commit(root: Path) 
     last = page(root).strip().splitlines()[-1]
     assert last.startswith(
         "Finished 2026-03-01 on new (cuda, float16); torch 1, transformers 2; lm-eval 3; commit "
-        "aaaaaaaaaa with changes, bbbbbbbbbb, unknown; documents docs; decoding "
+        "aaaaaaaaaa with changes, bbbbbbbbbb, unknown; documents "
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from fdllm import strictjson
 from fdllm.plain import shown
@@ -60,6 +61,9 @@ class _Console(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
+        # Ahead of where its lines are folded; what is drawn otherwise is seen to below.
+        if isinstance(renderable, Text) and renderable.plain != (plain := shown(renderable.plain)):
+            renderable = renderable.blank_copy(plain)
         for one in super().render(renderable, options):
             yield one if one.control else one._replace(text=shown(one.text))
 

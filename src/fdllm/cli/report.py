@@ -8,7 +8,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain, say, say_json
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # scipy and statsmodels come in where a report is made
     from fdllm.report.build import Report
     from fdllm.report.recheck import Recheck
 
-_HEADER = re.compile(r"^Written by `fdllm report(?P<selection> [^`]+)`", re.MULTILINE)
+_HEADER = re.compile(r"^Written by (`+)fdllm report(?P<selection> .+?)\1 from", re.MULTILINE)
 _FLAGS = ("task", "config", "limit", "model", "revision", "scoring", "preset")
 _SHOWN = 20  # differences; a changed sample changes many figures
 
@@ -162,6 +162,13 @@ def _runs_of(planner: Planner, options: Selection, folders: Sequence[Path]) -> l
     return [run for sweep in sweeps for run in planner.runs(sweep)]
 
 
+class _Reader(ArgumentParser):
+    """Reads the flags that stand in a file, which may be damaged."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def _print_check(found: Recheck, *, as_json: bool) -> int:
     number = len(found.differences)
     if as_json:
@@ -189,9 +196,13 @@ def _check_markdown(planner: Planner, path: Path) -> Recheck:
     header = _HEADER.search(written)
     if header is None:
         return passed_over("it was not written by fdllm report yet")
-    parser = ArgumentParser()
+    parser = _Reader(add_help=False)
     ReportCommand.add_flags(parser)
-    then = ReportCommand.read(parser.parse_args(shlex.split(header["selection"])))
+    try:
+        then = ReportCommand.read(parser.parse_args(shlex.split(header["selection"])))
+    except ValueError as error:
+        wrong = Mismatch(path.name, "its flags", header["selection"].strip(), str(error))
+        return Recheck(differences=(wrong,))
     try:
         sweeps = list(report_sweeps(planner, then))
     except FdllmError as error:

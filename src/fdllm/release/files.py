@@ -7,12 +7,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from markupsafe import escape
+
 from fdllm import strictjson
+from fdllm.plain import escaped, one_line
 from fdllm.record.atomic import write_bytes, write_json, write_text
 from fdllm.record.identity import code_files
 from fdllm.record.journal import read_journal, sealed
 from fdllm.record.paths import COLUMNS, SAMPLES
 from fdllm.release.scrub import scrub_session, scrub_summary
+from fdllm.report.html import script_json
 
 _WHOLE = (SAMPLES, "results.json", COLUMNS)
 _PAGES = ("*.py", "*.toml", "*.md")
@@ -61,9 +65,11 @@ def copy_pages(source: Path, target: Path, renamed: Mapping[str, str]) -> None:
 
 
 def rename(text: str, renamed: Mapping[str, str]) -> str:
-    """A text with its models under their new names."""
+    """A text with its models under their new names, whatever page it is."""
     for old, new in renamed.items():
-        text = text.replace(old, new)
+        line = one_line(old)
+        for form in (old, line, escaped(old), escape(line), script_json(old)[1:-1]):
+            text = text.replace(str(form), new)
     return text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fdllm.plain import escaped, in_code
+from fdllm.plain import escaped, in_code, one_line
 from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.columns import Column, Table
 from fdllm.report.drafts import drafts_table
@@ -20,10 +20,12 @@ _CALLS = ("computed", "reused")
 def render_results(report: Report, selection: str) -> str:
     """The whole page; ``selection`` are the flags by which a check renders it again."""
     verdict = report.verdict
+    fence = "``" if "`" in selection else "`"
+    command = f"{fence}fdllm report {one_line(selection)}{fence}"
     lines = [
         escaped(f"# Results: {report.experiment}" + (f" - {report.title}" if report.title else "")),
         "",
-        f"Written by `fdllm report {in_code(selection)}` from the records; do not edit.",
+        f"Written by {command} from the records; do not edit.",
         "See [proposal.md](proposal.md) and [tasks.md](tasks.md).",
         "",
         "## Verdict",
