@@ -37,7 +37,7 @@ from faults import damage
 from fdllm.cli.main import main as run_command
 from fdllm.errors import FdllmError
 
-LIMIT_S, MEMORY = 30, 4 << 30
+LIMIT_S, MEMORY = 30, 8 << 30
 HERE = Path(__file__).resolve().parents[1]
 
 

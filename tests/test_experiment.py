@@ -184,6 +184,8 @@ def test_unmask_is_optional(root: Path) -> None:
         ("[[config]]\nname='timing'\n", r"the timing study's folder"),
         ("[[config]]\nname='k2_last'\nk=3\n", r"the name says k2_last"),
         ("not toml", r"cannot be read"),
+        ("a = " + "[" * 5_000, r"cannot be read: it is nested too deep"),
+        ("title = '\0'", r"cannot be read: Found invalid character"),
     ],
 )
 def test_settings_are_strict(tmp_path: Path, settings: str, error: str) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import random
+import re
 from typing import Any
 
 import pandas as pd
@@ -119,6 +120,36 @@ def test_a_fact_that_some_documents_lack_is_none_there() -> None:
     (first, second) = unpack(pack([one, other]))
     assert first == one | {"subject": None, "metrics": one["metrics"] | {"acc": None}}
     assert second["metrics"] == dict.fromkeys(one["metrics"]) | {"acc": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wrong"),
+    [
+        ("tokens", "7", "row 0: 'tokens': Input should be a valid integer"),
+        ("seconds", None, "row 0: 'seconds': Input should be a valid number"),
+        ("steps", [[1, "a"]], "row 0: 'steps.0.1': Input should be a valid integer"),
+        ("output", [1.0, "a"], "row 0: 'output."),
+        ("counts.denoise forwards", [1, 2], "its counts of denoise are not 1 numbers"),
+    ],
+)
+def test_a_fact_of_another_type_is_named(name: str, value: Any, wrong: str) -> None:
+    columns = json.loads(lzma.decompress(pack(rows(1)))) | {name: [value]}
+    with pytest.raises(ValueError, match=re.escape(wrong)):
+        unpack(lzma.compress(json.dumps(columns).encode()))
+
+
+def test_a_packed_file_is_whole_and_no_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pack(rows(1))
+    monkeypatch.setattr("fdllm.record.per_document._MOST_COLUMNS", 10_000)
+    assert unpack(data)
+    for broken, wrong in (
+        (data[:-9], "it is no whole xz stream: it was cut"),
+        (data * 2, "it is no xz stream alone: something follows it"),
+        (data[:40] + bytes([data[40] ^ 1]) + data[41:], "it is no xz stream: "),
+        (lzma.compress(bytes(10_001)), "it unpacks to more than 10,000 bytes, which no such"),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            unpack(broken)
 
 
 def test_pandas_opens_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,25 @@ def test_a_summary_alone_is_not_done(root: Path) -> None:
         (lambda p: p.summary.write_text("[]"), "no object"),
         (lambda p: edit_json(p.summary, headline={}), "missing keys headline.metric"),
         (lambda p: edit_json(p.summary, extra=1), "unknown key 'extra'"),
+        (lambda p: edit_json(p.summary, num_requests="5"), "'num_requests': Input should be a"),
+        (
+            lambda p: edit_json(p.summary, counts={"denoise": {}}),
+            "'counts': denoise lacks",
+        ),
+        (
+            lambda p: edit_json(p.summary, provenance={"sessions": [{"machine": 1}]}),
+            "'provenance': 'sessions.0.machine': Input should be a valid string",
+        ),
+        (
+            lambda p: edit_json(p.summary, provenance={"finished": "yesterday"}),
+            "'provenance': 'finished': Invalid isoformat string: 'yesterday'",
+        ),
+        (lambda p: put_in_place(p.summary, os.mkfifo), "summary.json is a pipe, not a file"),
+        (lambda p: put_in_place(p.summary, Path.mkdir), "summary.json is a folder, not a file"),
+        (
+            lambda p: put_in_place(p.summary, lambda path: path.symlink_to("gone")),
+            "summary.json is a link that leads nowhere",
+        ),
         (lambda p: edit_json(p.summary, version=99), "version 99"),
         (lambda p: edit_json(p.summary, task="gsm8k"), "another run"),
         (lambda p: edit_json(p.summary, files={}), "names no samples.jsonl"),
@@ -72,6 +92,11 @@ def test_invalid_says_what_is_wrong(root: Path, damage: Any, reason: str) -> Non
     state, said = state_of(root, run)
     assert state is State.INVALID
     assert reason in said
+
+
+def put_in_place(path: Path, make: Any) -> None:
+    path.unlink()
+    make(path)
 
 
 def test_stale_names_the_file_of_the_experiment(root: Path) -> None:
