@@ -190,7 +190,7 @@ def test_a_tampered_summary_is_found(results: Path, table: str, key: str, figure
     [
         ({"experiment": "01_other"}, "experiment"),
         ({"limit": 60}, "limit"),
-        ({"model": "tiny"}, "model, as folders name it"),
+        ({"model": "tiny"}, "model"),
         ({"estimator": "chain"}, "fingerprint.fields.scoring"),
         ({"dataset": "0" * 64}, "dataset"),
         ({"task_versions": {"gsm8k": 2}}, "task_versions.gsm8k"),

@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fdllm import strictjson
-from fdllm.errors import FdllmError, first_line
+from fdllm.errors import first_line
 from fdllm.outside import read_json
 from fdllm.plan import Planner
 from fdllm.record.journal import read_journal
-from fdllm.record.paths import SAMPLES
+from fdllm.record.paths import SAMPLES, model_slug
 from fdllm.record.per_document import MOST
 from fdllm.report.leaves import ABSENT, Figure, compared
 from fdllm.report.records import Record, sample_key
@@ -77,19 +77,23 @@ class AskedAgain:
             documents[task].add(number)
         found, follows = evaluate_again(lm, loaded, content.entries, documents if decided else None)
         found = replace(found, decided=decided)
-        n_layers = self._planner.model(run.model).n_layers
-        if n_layers is None:
-            raise FdllmError(f"the layers of model '{run.model.name}' cannot be told")
+        # What is not known here (the revision of a checkpoint that is not on this machine) is taken
+        # from the record, as planning does.
+        strategy, recorded = cell.summary.strategy, cell.summary.fingerprint.fields
+        n_layers = self._planner.model(run.model).n_layers or strategy.n_layers
+        now = self._planner.fingerprint(run)
+        fields = {name: recorded.get(name) if v is None else v for name, v in now.fields.items()}
         summary = fill_summary(
             run,
             found,
             strategy=describe_strategy(run, self._planner.strategy(run, n_layers), n_layers),
-            identity=self._planner.fingerprint(run),
+            identity=now.model_copy(update={"fields": fields}),
             peak_memory=cell.summary.peak_memory,
             journal=content,
         ).model_dump(mode="json")
         written = cell.summary.model_dump(mode="json")
-        summary["model"] = written["model"]  # a folder is called another name in a release
+        if written["model"] == model_slug(run.model.name):  # what a release calls a folder
+            summary["model"] = written["model"]
         for name in _GIVEN:
             summary[name] = written[name]
         summary["provenance"]["finished"] = written["provenance"].get("finished")

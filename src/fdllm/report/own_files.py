@@ -27,7 +27,7 @@ from fdllm.report.records import Record, SampleKey, sample_key
 from fdllm.runs import CONFIG_NAME, home_model
 
 _JOURNAL, _SUMMARY, _RESULTS = "journal.jsonl", "summary.json", "results.json"
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of a model that is no folder
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def own_figures(cell: Record, notes: list[str]) -> Iterator[Figure]:
@@ -93,10 +93,10 @@ def _place(cell: Record) -> Iterator[Figure]:
     if told:
         yield _SUMMARY, "strategy.k", summary.strategy.k, int(told["k"])
         yield _SUMMARY, "strategy.subset", summary.strategy.subset, told["subset"]
-    if place is not None and _NAME.fullmatch(summary.model):
-        own = summary.model == home_model(summary.task)
-        slug = None if own else model_slug(summary.model)
-        yield _SUMMARY, "model, as folders name it", slug, place.model
+    if place is not None and place.model is None:
+        yield _SUMMARY, "model", summary.model, home_model(summary.task)
+    elif place is not None and _HUB_ID.fullmatch(summary.model):
+        yield _SUMMARY, "model, as folders name it", model_slug(summary.model), place.model
     preset = summary.fingerprint.fields.get("preset")
     if place is not None and preset is not None:
         short = preset.partition(", but ")[0]
