@@ -13,6 +13,7 @@ from command import Command, work_in
 from fdllm.cli import main
 from fdllm.errors import FdllmError
 from fdllm.runs import Run
+from fdllm.trace.words import visible
 from stubs import METRIC, StubMachine, make_root
 
 HOSTILE = "\x1b[31m\x9b2J\x1b]0;t\x07\u202e\u2066\u200b\u2028\ufeff\r\x08\x7f[red]|`<b>&lt;[a](b:c)"
@@ -143,3 +144,7 @@ def test_no_page_holds_it_raw(command: Command) -> None:
         assert r"[red]\|\`\<b>\&lt;[a\](b:c)" in text
         assert "<b>&lt;[a]" not in page
     assert not acting(Path("release/README.md").read_text(encoding="utf-8"))
+
+
+def test_a_token_is_seen_in_a_trace() -> None:
+    assert visible("a\x1b[2J\n\u202e") == r"a\u001b[2J↵\u202e"

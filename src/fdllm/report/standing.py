@@ -11,7 +11,7 @@ from fdllm.report.build import Report
 from fdllm.report.recheck import embedded_tables
 
 _MOST = 1 << 26  # bytes; a page of nine configs has 100 KB
-_SHOWN = 4
+_SHOWN = 4  # tasks
 
 
 def keep_rows(markdown: Path, text: str, page: Path, report: Report) -> None:
@@ -37,22 +37,26 @@ def keep_rows(markdown: Path, text: str, page: Path, report: Report) -> None:
         (page, _cells(drawn), _cells(fresh)),
     ):
         have = set(now)
-        going = [row for row in dict.fromkeys(then) if row not in have]
+        going: dict[str, dict[str, None]] = {}
+        for task, name in then:
+            if (task, name) not in have:
+                going.setdefault(task, {})[name] = None
         if going:
-            more = f" and {len(going) - _SHOWN} more" if len(going) > _SHOWN else ""
+            named = [f"{task} ({', '.join(names)})" for task, names in going.items()]
+            more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
             raise FdllmError(
-                f"nothing was written: {path} shows {', '.join(going[:_SHOWN])}{more}, which the "
-                "new one would not. fdllm status says what became of them; --replace writes it all "
-                "the same"
+                f"nothing was written: {path} shows rows that the new one would not: "
+                f"{', '.join(named[:_SHOWN])}{more}. Select them too; fdllm status says what "
+                "became of them; --replace writes it all the same"
             )
 
 
-def _cells(tables: Iterable[tuple[str, Iterable[str]]]) -> Iterator[str]:
-    return (f"{name} of {folder}" for folder, names in tables for name in names)
+def _cells(tables: Iterable[tuple[str, Iterable[str]]]) -> Iterator[tuple[str, str]]:
+    return ((folder, name) for folder, names in tables for name in names)
 
 
-def _rows(text: str) -> Iterator[str]:
-    """Config and task of each row of ``results.md``; of a config there are several."""
+def _rows(text: str) -> Iterator[tuple[str, str]]:
+    """Task and config of each row of ``results.md``; of a config there are several."""
     section, is_table = "", False
     for line in text.splitlines():
         if line.startswith("## "):
@@ -60,5 +64,5 @@ def _rows(text: str) -> Iterator[str]:
         name = line.removeprefix("| ").partition(" |")[0]
         starts = line.startswith("| Config |")
         if is_table and line.startswith("| ") and name != "---":
-            yield f"{name} of {section}"
+            yield section, name
         is_table = starts or (is_table and line.startswith("| "))
