@@ -8,6 +8,7 @@ read where somebody asks for them, and a clone has none.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -126,7 +127,7 @@ def load_record(folder: Path) -> Record:
         RecordError: a file is missing, damaged, or not the one its summary describes; or a document
             lacks a fact or stands there twice.
     """
-    if not (folder / "summary.json").is_file():
+    if not os.path.lexists(folder / "summary.json"):
         what = "holds no summary.json: that run is not finished" if folder.is_dir() else "is absent"
         raise RecordError(f"{folder} {what}; fdllm status shows what there is")
     try:
