@@ -92,7 +92,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
     names = ("t0.95", "t0.95_again", "t0.50")
     curve = [Invented(n, threshold=0.5 if n == "t0.50" else 0.95) for n in names]
-    write_study(write(curve, experiment="05_threshold"), {"t0.50": 0.75})
+    write_study(write(curve, experiment="05_threshold", num_docs=120), {"t0.50": 0.75})
     tables = [write(baseline_grid(), num_docs=120), write(baseline_grid(), task="mmlu")]
     write_study(tables[0], {"k2_first": 0.88, "k3_last": 0.7, "k3_first": 1.2})
     write_study(tables[1], {"k2_first": 0.95})

@@ -149,7 +149,7 @@ def test_texts_of_a_model_cannot_become_markup(text: str) -> None:
     flips = re.search(r'<script type="application/json" id="flips">(.*?)</script>', text, re.DOTALL)
     assert flips is not None
     data = json.loads(flips[1])
-    assert "<b>&\u2028done</b>" in data["t0"]["docs"][0]["base"]["text"]
+    assert r"<b>&\u2028done</b>" in data["t0"]["docs"][0]["base"]["text"]
     assert "the &lt;disk&gt; is full" in text
 
 
