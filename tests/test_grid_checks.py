@@ -220,7 +220,9 @@ def test_samples_that_cannot_be_read_say_where(tmp_path: Path) -> None:
             path.mkdir()
         else:
             path.write_text(content)
-        with pytest.raises(FdllmError, match=r"samples.jsonl (was changed|cannot be).*sweep again"):
+        with pytest.raises(
+            FdllmError, match=r"samples.jsonl (was changed|cannot be|is a folder).*sweep again"
+        ):
             _ = made.texts
 
 

@@ -122,7 +122,10 @@ NORM = "model.layers.1.input_layernorm.weight"
         (lambda f: edit_config(f, mask_token_id=None), "names no mask token"),
         (lambda f: edit_config(f, hidden_size=None), "'hidden_size': Field required"),
         (lambda f: edit_config(f, num_attention_heads=5), "do not divide"),
-        (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
+        (
+            lambda f: (f / "config.json").write_text("{"),
+            r"config\.json is no JSON .*fetch it again",
+        ),
         (lambda f: (f / "config.json").unlink(), "holds no config.json"),
     ],
 )
