@@ -63,6 +63,10 @@ def test_tampered_results_fail_the_check(finished: Command) -> None:
     path.write_text("\n".join(lines) + "\n")
     assert finished("report", "--check") == 1
     assert f"results.md: line {number + 1} is '| k2_last |" in finished.out
+    path.write_bytes(path.read_bytes() + b"\xff")
+    assert finished("report", "--check") == 1
+    assert "results.md: the page is not readable; " in finished.out
+    assert f"{path} is no UTF-8 text: byte " in finished.out
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -315,3 +316,14 @@ def test_a_written_page_is_compared_figure_by_figure(results: Path) -> None:
     (difference,) = check_page(path, build().figures()).differences
     assert difference.figure == "tables[gsm8k].cells[k2_first].speed"
     assert difference.written == "99.5"
+
+
+def test_a_page_that_is_no_file_is_a_difference(tmp_path: Path) -> None:
+    """A pipe would keep whoever opens it waiting."""
+    path = tmp_path / "report.html"
+    for make, wrong in ((os.mkfifo, "a pipe"), (Path.mkdir, "a folder")):
+        make(path)
+        assert embedded_tables(path) == []
+        (difference,) = check_page(path, {}).differences
+        assert difference.found == f"{path} is {wrong}, not a file"
+        path.rename(tmp_path / wrong)

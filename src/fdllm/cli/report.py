@@ -14,6 +14,7 @@ from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain, say, say_json
 from fdllm.cli.request import default_tasks, make_planner, read_request
 from fdllm.errors import FdllmError
+from fdllm.outside import AbsentError, OutsideError, read_text
 from fdllm.plan import ENDED, Planner
 from fdllm.presets.reader import load_preset
 from fdllm.record.atomic import write_text
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # scipy and statsmodels come in where a report is made
 
 _HEADER = re.compile(r"^Written by (`+)fdllm report(?P<selection> .+?)\1 from", re.MULTILINE)
 _FLAGS = ("task", "config", "limit", "model", "revision", "scoring", "preset")
+_MOST = 1 << 26  # bytes of results.md
 _SHOWN = 20  # differences; a changed sample changes many figures
 
 
@@ -130,7 +132,7 @@ def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
 
 
 def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path) -> Recheck:
-    from fdllm.report.recheck import recheck  # noqa: PLC0415 - as above
+    from fdllm.report.recheck import Mismatch, Recheck, recheck  # noqa: PLC0415 - as above
     from fdllm.report.sums import check_release, check_studies, check_sums  # noqa: PLC0415
 
     folders = record_folders(planner.layout, options.experiment, options.task or (), options.limit)
@@ -148,7 +150,11 @@ def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path)
     found += recheck(
         planner, options.experiment, folders, page, _runs_of(planner, options, folders)
     )
-    return found + _check_markdown(planner, markdown)
+    try:
+        return found + _check_markdown(planner, markdown)
+    except OutsideError as error:
+        wrong = Mismatch(markdown.name, "the page", "not readable", str(error))
+        return found + Recheck(differences=(wrong,))
 
 
 def _runs_of(planner: Planner, options: Selection, folders: Sequence[Path]) -> list[Run]:
@@ -192,7 +198,10 @@ def _check_markdown(planner: Planner, path: Path) -> Recheck:
     def passed_over(why: str) -> Recheck:
         return Recheck(notes=(f"{path.name} was not compared: {why}",))
 
-    written = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        written = read_text(path, most=_MOST)
+    except AbsentError:
+        written = ""
     header = _HEADER.search(written)
     if header is None:
         return passed_over("it was not written by fdllm report yet")

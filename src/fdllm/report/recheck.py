@@ -17,6 +17,7 @@ from typing import Any
 
 from fdllm import strictjson
 from fdllm.errors import FdllmError
+from fdllm.outside import OutsideError, parse_json, read_text
 from fdllm.plan import Planner
 from fdllm.record.paths import Layout
 from fdllm.report.asked_again import AskedAgain
@@ -26,6 +27,7 @@ from fdllm.report.own_files import copy_figures, own_figures
 from fdllm.report.records import Record, load_record
 from fdllm.runs import Run
 
+_MOST = 1 << 26  # bytes of a page; one of nine configs has 100 KB
 _EMBEDDED = re.compile(
     r'<script type="application/json" id="figures">(?P<json>.*?)</script>', re.DOTALL
 )
@@ -167,10 +169,10 @@ def _embedded(path: Path) -> Any:  # noqa: ANN401 - any JSON
     """The figures that a written report holds; None where it holds none.
 
     Raises:
-        ValueError: they are no JSON.
+        OutsideError: it cannot be read, or they are no JSON.
     """
-    match = _EMBEDDED.search(path.read_text(encoding="utf-8"))
-    return None if match is None else strictjson.loads(match["json"])
+    match = _EMBEDDED.search(read_text(path, most=_MOST))
+    return None if match is None else parse_json(match["json"], path)
 
 
 def embedded_tables(path: Path) -> list[tuple[str, tuple[str, ...]]]:
@@ -180,7 +182,7 @@ def embedded_tables(path: Path) -> list[tuple[str, tuple[str, ...]]]:
             (str(table["folder"]), tuple(str(cell["name"]) for cell in table["cells"]))
             for table in _embedded(path)["tables"]
         ]
-    except (ValueError, KeyError, TypeError):
+    except (OutsideError, KeyError, TypeError):
         return []
 
 
@@ -188,8 +190,8 @@ def check_page(path: Path, fresh: Mapping[str, Any]) -> Recheck:
     """Compare the figures in a written HTML report with fresh ones."""
     try:
         figures = _embedded(path)
-    except ValueError:
-        wrong = Mismatch(path.name, "its figures", "not readable", "a JSON object")
+    except OutsideError as error:
+        wrong = Mismatch(path.name, "its figures", "not readable", str(error))
         return Recheck(differences=(wrong,))
     if figures is None:
         wrong = Mismatch(path.name, "its figures", "absent", "a report of fdllm holds them")
