@@ -89,6 +89,14 @@ def test_damage_is_refused_and_named(fdllm_command: Command, tmp_path: Path) -> 
     assert list(tmp_path.glob("*release*")) == []
 
 
+def test_a_page_that_is_no_text_is_named(fdllm_command: Command, tmp_path: Path) -> None:
+    page = fdllm_command.root / "experiments" / "00_baseline" / "proposal.md"
+    page.write_bytes(b"\xff")
+    assert export(fdllm_command, tmp_path / "out") == 1
+    assert f"fdllm export: {page} is no UTF-8 text: byte 1 of 1 is 0xff" in fdllm_command.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_smoke_tests_stay_out_unless_asked_for(fdllm_command: Command, tmp_path: Path) -> None:
     assert fdllm_command("sweep", *TASK, "--limit", "5", "--config", "k1_first") == 0
     cut = f"{TABLE}/tiny_arithmetic_limit_5@*/*/summary.json"

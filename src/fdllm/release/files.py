@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,11 +9,13 @@ from pathlib import Path
 from markupsafe import escape
 
 from fdllm import strictjson
+from fdllm.outside import read_bytes, read_json, read_text, unpack_xz
 from fdllm.plain import escaped, one_line
 from fdllm.record.atomic import write_bytes, write_json, write_text
 from fdllm.record.identity import code_files
 from fdllm.record.journal import read_journal, sealed
 from fdllm.record.paths import COLUMNS, SAMPLES
+from fdllm.record.per_document import MOST
 from fdllm.release.scrub import scrub_session, scrub_summary
 from fdllm.report.html import script_json
 
@@ -36,7 +37,7 @@ def copy_record(source: Path, target: Path) -> dict[str, str]:
     journal = source / "journal.jsonl"
     if journal.is_file():
         write_bytes(target / journal.name, b"".join(_scrubbed_journal(journal)))
-    summary = strictjson.loads((source / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(source / "summary.json", most=MOST)
     scrubbed = scrub_summary(summary)
     write_json(target / "summary.json", scrubbed)
     old, new = str(summary["model"]), str(scrubbed["model"])
@@ -46,7 +47,7 @@ def copy_record(source: Path, target: Path) -> dict[str, str]:
 def _scrubbed_journal(path: Path) -> Iterator[bytes]:
     """The journal's lines; who computed is scrubbed, answers are not touched."""
     seal = read_journal(path).seal
-    for line in path.read_bytes().splitlines(keepends=True):
+    for line in read_bytes(path, most=MOST).splitlines(keepends=True):
         if line.startswith(b'{"session"'):
             session = scrub_session(strictjson.loads(line)["session"])
             yield from sealed([{"session": session}], seal)
@@ -59,7 +60,7 @@ def copy_pages(source: Path, target: Path, renamed: Mapping[str, str]) -> None:
     for path in code_files(source, *_PAGES):
         place = target / path.relative_to(source)
         if path.suffix == ".md":
-            write_text(place, rename(path.read_text(encoding="utf-8"), renamed))
+            write_text(place, rename(read_text(path, most=MOST), renamed))
         else:
             copy(path, place)
 
@@ -74,9 +75,14 @@ def rename(text: str, renamed: Mapping[str, str]) -> str:
 
 
 def text_of(path: Path) -> str:
-    """A file's text, unpacked where it is packed."""
-    data = path.read_bytes()
-    return (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8")
+    """A file's text, unpacked where it is packed.
+
+    Raises:
+        OutsideError: it is no text.
+    """
+    if path.suffix != ".xz":
+        return read_text(path, most=MOST)
+    return unpack_xz(read_bytes(path, most=MOST), path, most=MOST).decode("utf-8")
 
 
 def names_in(folder: Path) -> list[str]:

@@ -12,10 +12,12 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fdllm.errors import FdllmError, UsageError
+from fdllm.outside import read_text
 from fdllm.plain import escaped
 from fdllm.plan import Planner
 from fdllm.record.atomic import explained, write_text
 from fdllm.record.paths import TIMING, Layout
+from fdllm.record.per_document import MOST
 from fdllm.record.summary import Summary, is_published
 from fdllm.release.choose import SHOWN, Allowance, Chosen, and_more, choose
 from fdllm.release.crate import write_metadata
@@ -130,7 +132,7 @@ def _fill(
         renamed |= copy_record(path, draft / "results" / path.relative_to(results))
     for study in {path.parent / TIMING / "study.json" for path in (*folders, *beside)}:
         if study.is_file():
-            text = rename(study.read_text(encoding="utf-8"), renamed)
+            text = rename(read_text(study, most=MOST), renamed)
             write_text(draft / "results" / study.relative_to(results), text)
     for name in dict.fromkeys((experiment, *(ALTERNATIVE for _ in beside))):
         copy_pages(planner.experiment(name).folder, draft / "experiments" / name, renamed)
