@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import create_autospec
 
 from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding
 from fdllm.core.engine import resolve
 from fdllm.core.reuse import NoReuse
-from fdllm.core.row_task import ForwardRequest, Prediction, RowTask
+from fdllm.core.row_task import CacheRow, ForwardRequest, Prediction, RowTask
 from fdllm.core.sampler import Generation, GenerationRequest, _RowSampler
 from fdllm.core.schedule import Phase
 from fdllm.core.unmask import by_threshold
@@ -62,7 +63,7 @@ class Spoken:
         decoding = resolve(self.decoding, self.model)
         row = _RowSampler(self.model, request, decoding, NoReuse(), by_threshold, detokenize=True)
         job = RowTask(row.run, row.capacity)
-        steps: Any = row.run(job, None)  # type: ignore[arg-type] # what a row has of a cache
+        steps: Any = row.run(job, create_autospec(CacheRow, instance=True))
         base = -len(request.prompt)  # of the block, counted from the first new token
         end = self.model.tokenizer.eos_token_id
 
