@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 import fdllm
+from cells import make_cell, write_cell
 from fdllm.cli import main
 from fdllm.cli.trace import against_record
 from fdllm.core.config import Decoding
@@ -125,12 +125,15 @@ def test_command(
 def test_record_is_compared(model: fdllm.Model, tmp_path: Path) -> None:
     run = make_run("tiny_arithmetic")
     trace = trace_document(model, run, STRATEGY, DocumentName(0))
-    paths = RunPaths(tmp_path, tmp_path, tmp_path)
+
+    def beside(state: State, answer: str) -> str:
+        cell = make_cell("k2_middle", [1.0], outputs=[answer], task=run.task, folder=tmp_path)
+        record = write_cell(tmp_path / f"{state}{len(answer)}", cell)
+        paths = RunPaths(record.folder, record.folder, record.folder)
+        state_of = CellState(run, state, "", paths, summary=record.summary)
+        return str(against_record(state_of, trace))
+
     text = trace.rows[0].text
-    line = '{"task": "tiny_arithmetic", "doc_id": 0, "output": %s}\n'
-    done = CellState(run, State.DONE, "", paths)
-    paths.samples.write_text(line % json.dumps(text), encoding="utf-8")
-    assert "says the same" in str(against_record(done, trace))
-    paths.samples.write_text(line % json.dumps(text + "!"), encoding="utf-8")
-    assert "says otherwise" in str(against_record(done, trace))
-    assert against_record(CellState(run, State.PENDING, "", paths), trace) is None
+    assert "says the same" in beside(State.DONE, text)
+    assert "says otherwise" in beside(State.DONE, text + "!")
+    assert beside(State.PENDING, text) == "None"
