@@ -15,6 +15,7 @@ from fdllm import strictjson
 from fdllm.errors import first_line
 from fdllm.outside import read_json
 from fdllm.plan import Planner
+from fdllm.record.identity import Fingerprint
 from fdllm.record.journal import read_journal
 from fdllm.record.paths import SAMPLES, model_slug
 from fdllm.record.per_document import MOST
@@ -53,7 +54,8 @@ class AskedAgain:
         """
         from fdllm.evaluate.again import prepare  # noqa: PLC0415 - the harness: seconds
 
-        changed = self._planner.fingerprint(run).differences(cell.summary.fingerprint.whole)
+        now = self._planner.fingerprint(run)
+        changed = now.differences(cell.summary.fingerprint.whole)
         where = run.task, run.model.name
         why = "; ".join(changed) or self._cannot.get(where, "")
         if why:
@@ -65,9 +67,11 @@ class AskedAgain:
             self._cannot[where] = first_line(error, type(error).__name__)
             notes.append(f"not asked again: {self._cannot[where]}")
             return
-        yield from self._made(cell, run, lm, loaded)
+        yield from self._made(cell, run, now, lm, loaded)
 
-    def _made(self, cell: Record, run: Run, lm: KeptLM, loaded: LoadedTask) -> Iterator[Figure]:
+    def _made(
+        self, cell: Record, run: Run, now: Fingerprint, lm: KeptLM, loaded: LoadedTask
+    ) -> Iterator[Figure]:
         from fdllm.evaluate.again import evaluate_again  # noqa: PLC0415 - as above
         from fdllm.evaluate.recording import describe_strategy, fill_summary  # noqa: PLC0415
 
@@ -81,7 +85,6 @@ class AskedAgain:
         # from the record, as planning does.
         strategy, recorded = cell.summary.strategy, cell.summary.fingerprint.fields
         n_layers = self._planner.model(run.model).n_layers or strategy.n_layers
-        now = self._planner.fingerprint(run)
         fields = {name: recorded.get(name) if v is None else v for name, v in now.fields.items()}
         summary = fill_summary(
             run,
