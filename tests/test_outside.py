@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def test_refused_things_leave_nothing_open(tmp_path: Path) -> None:
         with pytest.raises(OutsideError):
             read_bytes(tmp_path, most=1)
     assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+def test_reading_takes_the_file_s_memory_and_not_the_bound_s(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"x")
+    tracemalloc.start()
+    assert read_bytes(tmp_path / "x", most=1 << 40) == b"x"
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_absent_is_told_apart(tmp_path: Path) -> None:

@@ -59,20 +59,20 @@ def read_bytes(path: Path, *, most: int) -> bytes:
         # Opening a pipe would wait for whoever writes to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
-            kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+            found = os.fstat(descriptor)
+            kind = stat.S_IFMT(found.st_mode)
             if kind != stat.S_IFREG:
                 raise OutsideError(path, f"is {_KINDS.get(kind, 'something')}, not a file")
+            if found.st_size > most:
+                raise OutsideError(path, f"holds more than {most:,} bytes, which no such file does")
             with os.fdopen(descriptor, "rb", closefd=False) as file:
-                data = file.read(most + 1)
+                return file.read()
         finally:
             os.close(descriptor)
     except OSError as error:
         raise _unreadable(path, error) from None
     except ValueError as error:  # a zero byte in a name
         raise OutsideError(path, f"cannot be read: {error}") from None
-    if len(data) > most:
-        raise OutsideError(path, f"holds more than {most:,} bytes, which no such file does")
-    return data
 
 
 def read_text(path: Path, *, most: int) -> str:
