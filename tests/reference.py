@@ -200,8 +200,8 @@ def reference_generate(
                 for c in chosen:
                     block[c] = guess[c][0]
                 masked -= set(chosen)
-                sure = tuple(guess[c][1] for c in chosen)
-                seen = Observation(plan_of(plain), len(todo), len(chosen), sure, plain.change)
+                sure = {c: guess[c][1] for c in todo}
+                seen = Observation(plan_of(plain), sure, tuple(chosen), plain.change)
                 state = strategy.observe(step, seen, state)
         text = text[:base] + block
     new = text[len(prompt) :][: decoding.max_new_tokens]
@@ -254,8 +254,8 @@ def reference_denoise_score(
                 rounds -= 1
                 for c in chosen:
                     block[c] = guess[c][0]
-                sure = tuple(guess[c][1] for c in chosen)
-                seen = Observation(plan_of(plain), len(rest), len(chosen), sure, plain.change)
+                sure = {c: guess[c][1] for c in rest}
+                seen = Observation(plan_of(plain), sure, tuple(chosen), plain.change)
                 rest = [c for c in rest if c not in chosen]
             else:
                 column = at + scored
@@ -264,8 +264,8 @@ def reference_denoise_score(
                 greedy &= _best(logits[column - 1 - lo], mask)[0] == token
                 block[column] = token
                 scored += 1
-                best = (_best(logits[column - 1 - lo], mask)[1],)
-                seen = Observation(plan_of(plain), 1, 1, best, plain.change)
+                best = {column: _best(logits[column - 1 - lo], mask)[1]}
+                seen = Observation(plan_of(plain), best, (column,), plain.change)
             state = strategy.observe(step, seen, state)
         text += here
     return total, greedy

@@ -94,7 +94,7 @@ def test_contract(experiment: str, cell: str, n_layers: int) -> None:
             assert set(range(run.start, run.stop)) <= allowed
         stored |= {run.key for run in done.store}
         num_reused += done.num_reused + len(done.partial)
-        seen = Observation(done, num_masked=4, num_unmasked=1, confidence=(0.99,))
+        seen = Observation(done, {0: 0.5, 1: 0.99, 2: 0.1, 3: 0.2}, unmasked=(1,))
         state = strategy.observe(step, seen, state)
     if not strategy.reuses:
         assert num_reused == 0

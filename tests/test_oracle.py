@@ -131,9 +131,9 @@ def assert_same_course(got: Watched, want: Watched) -> None:
     number = len(got.seen)
     assert got.steps == want.steps[:number]
     for mine, other in zip(got.seen, want.seen[:number], strict=True):
-        assert (mine.plan, mine.num_masked) == (other.plan, other.num_masked)
-        assert mine.num_unmasked == other.num_unmasked
-        assert mine.confidence == pytest.approx(other.confidence, abs=1e-4)
+        assert (mine.plan, mine.unmasked) == (other.plan, other.unmasked)
+        assert list(mine.confidences) == list(other.confidences)
+        assert mine.confidences == pytest.approx(other.confidences, abs=1e-4)
         assert mine.change == pytest.approx(other.change, abs=1e-4)
 
 

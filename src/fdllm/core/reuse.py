@@ -9,6 +9,7 @@ node, in the tests' plain reference, and in the engine.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import zip_longest
@@ -203,17 +204,31 @@ class Observation:
 
     Attributes:
         plan: the layer plan that was carried out; where a probe chose, the one it chose.
-        num_masked: masked columns of the sub-block before unmasking.
-        num_unmasked: how many of them were unmasked.
-        confidence: the confidences of those just unmasked, each in (0, 1].
+        confidences: for each of the block's columns that was masked and read (where text is
+            generated, those of the sub-block), left to right, the confidence in (0, 1].
+        unmasked: those of the columns that were unmasked then, ascending.
         change: what a probe measured; None where there was none.
     """
 
     plan: LayerPlan
-    num_masked: int
-    num_unmasked: int
-    confidence: tuple[float, ...] = ()
+    confidences: Mapping[int, float]
+    unmasked: tuple[int, ...]
     change: float | None = None
+
+    @property
+    def num_masked(self) -> int:
+        """Masked columns that were read."""
+        return len(self.confidences)
+
+    @property
+    def num_unmasked(self) -> int:
+        """How many of them were unmasked."""
+        return len(self.unmasked)
+
+    @property
+    def confidence(self) -> tuple[float, ...]:
+        """The confidences of those that were unmasked, left to right."""
+        return tuple(self.confidences[column] for column in self.unmasked)
 
 
 class ReuseStrategy(ABC, Generic[S]):

@@ -226,11 +226,12 @@ class _RowSampler:
             for i, (told, draft) in enumerate(zip_longest((seen, *seen.drafts), drafts)):
                 step = self._step(now, index)
                 index, hand = step.index, hand | _guesses(self._read(now, step), told)
-                told = told.first(len(now.todo))  # noqa: PLW2901 - what stands behind is for drafts
+                todo = now.todo
+                told = told.first(len(todo))  # noqa: PLW2901 - what stands behind is for drafts
                 chosen = self.unmask(told.confidence, self.decoding.threshold)
-                now = now.filled([now.todo[i] for i in chosen], [told.tokens[i] for i in chosen])
+                now = now.filled([todo[i] for i in chosen], [told.tokens[i] for i in chosen])
                 self.steps.append(len(chosen))
-                state = self.strategy.observe(step, observation(plan, told, chosen), state)
+                state = self.strategy.observe(step, observation(plan, told, todo, chosen), state)
                 upto = min(now.masked, default=len(now.tokens))
                 if upto > settled:
                     self._settle(now.tokens[max(settled, num_prompt) : upto])
@@ -270,7 +271,7 @@ class _RowSampler:
                 told = yield replace(self._ask(now, step, plan), drafting=True)
                 hand = _guesses(now.todo, told)
                 chosen = self.unmask(told.confidence, threshold)
-                state = drafter.observe(step, observation(plan, told, chosen), state)
+                state = drafter.observe(step, observation(plan, told, now.todo, chosen), state)
             elif all(c in hand for c in now.todo):
                 chosen = self.unmask([hand[c][1] for c in now.todo], threshold)
             else:

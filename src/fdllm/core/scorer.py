@@ -269,7 +269,7 @@ class _GroupScorer:
             chosen = most_confident(seen.confidence, -(-len(rest) // rounds))
             for i in chosen:
                 block[rest[i]] = seen.tokens[i]
-            state = self.strategy.observe(step, observation(plan, seen, chosen), state)
+            state = self.strategy.observe(step, observation(plan, seen, rest, chosen), state)
             rest = [c for i, c in enumerate(rest) if i not in set(chosen)]
             index = step.index
         here = ScorePosition(tuple(block), at, at, done, tuple(rest), index, state)
@@ -291,7 +291,8 @@ class _GroupScorer:
         plan = self.strategy.plan(step, here.state)
         request = _request(step, plan, here.block, [here.column])
         seen = yield from self._score(members, request, here.done, step.index)
-        state = self.strategy.observe(step, observation(plan, seen, [0]), here.state)
+        told = observation(plan, seen, [here.column], [0])
+        state = self.strategy.observe(step, told, here.state)
         for branch in self._branches(members, here.done):
             block = list(here.block)
             block[here.column] = branch[0].target[here.done]

@@ -29,13 +29,15 @@ def most_confident(confidence: Sequence[float], count: int) -> list[int]:
     return sorted(order[:count])
 
 
-def observation(plan: AnyPlan, seen: Prediction, chosen: Sequence[int]) -> Observation:
-    """What a strategy is told of a forward and of the columns chosen after it."""
+def observation(
+    plan: AnyPlan, seen: Prediction, columns: Sequence[int], chosen: Sequence[int]
+) -> Observation:
+    """What a strategy is told of a forward that read ``columns``, and of the chosen among them."""
     carried = seen.plan or plan
     if isinstance(carried, ProbePlan):
         raise TypeError(f"a probe chose no plan: {plan}")
-    sure = tuple(seen.confidence[i] for i in chosen)
-    return Observation(carried, len(seen.confidence), len(chosen), sure, seen.change)
+    confidences = dict(zip(columns, seen.confidence, strict=True))
+    return Observation(carried, confidences, tuple(columns[i] for i in chosen), seen.change)
 
 
 def sample_tokens(
