@@ -42,6 +42,7 @@ _OUTSIDE = (
     "report",
     "cluster",
     "doctor",
+    "profiling",
     "record",
     "release",
     "selftest",

@@ -22,6 +22,8 @@ from fdllm.shard import Shard
 
 TIMING = "timing"
 """The folder of a task's timing study, beside those of its configs."""
+PROFILES = "profile"
+"""The folder of profiles, beside those of experiments."""
 COLUMNS, SAMPLES = "columns.json.xz", "samples.jsonl"
 _LOCK_FILES = (".lock", ".holder")  # what their names begin with
 _SHARD_FILE = re.compile(
@@ -224,6 +226,11 @@ class Layout:
     def timing(self, run: Run) -> tuple[Path, Path]:
         """The timing study of ``run``'s task, and its copy for git."""
         part = Path(run.experiment, str(TaskFolder.of(run)), TIMING, "study.json")
+        return self.results / part, self.artifacts / part
+
+    def profile(self, run: Run) -> tuple[Path, Path]:
+        """The profile of ``run``'s task and model, and its copy for git."""
+        part = Path(PROFILES, str(TaskFolder.of(run)), "profile.json")
         return self.results / part, self.artifacts / part
 
     def part(self, folder: Path) -> Path:
