@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import fdllm
 from fdllm.core.reuse import ReuseStrategy
-from fdllm.core.row_task import CacheRow, ForwardHook, ForwardRequest, RowTask, Steps
+from fdllm.core.row_task import CacheRow, ForwardHook, ForwardRequest, Prediction, RowTask, around
 from fdllm.core.sampler import Generation, GenerationRequest
 from fdllm.core.unmask import most_confident
 from fdllm.timing.interleave import Rounds
@@ -72,20 +72,14 @@ class Seen:
 
     def wrap(self, task: RowTask[T]) -> RowTask[T]:
         """The same task, with its forwards seen."""
+        return around(task, self._forward)
 
-        def steps(this: RowTask[T], row: CacheRow) -> Steps[T]:
-            inner = task.steps(this, row)
-            request = next(inner)
-            while True:
-                self.requests.append(request)
-                self.shapes.append(self.bench.shape_of(request, row.length))
-                try:
-                    request = inner.send((yield request))
-                except StopIteration as end:
-                    result: T = end.value
-                    return result
-
-        return replace(task, steps=steps)
+    def _forward(
+        self, _: RowTask[T], row: CacheRow, request: ForwardRequest
+    ) -> Generator[ForwardRequest, Prediction, Prediction]:
+        self.requests.append(request)
+        self.shapes.append(self.bench.shape_of(request, row.length))
+        return (yield request)
 
 
 def forwards_of(bench: BenchModel, load: Load, strategy: ReuseStrategy[Any] | None = None) -> Seen:

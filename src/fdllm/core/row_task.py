@@ -121,6 +121,28 @@ class ForwardHook(Protocol):
         """The task to run in its place, with the same result."""
 
 
+Around = Callable[
+    [RowTask[T], CacheRow, ForwardRequest], Generator[ForwardRequest, Prediction, Prediction]
+]
+"""Carries out, as requests of its own, a forward that a task asks for; what the task is told."""
+
+
+def around(task: RowTask[T], forward: Around[T]) -> RowTask[T]:
+    """The same task, with ``forward`` around each of its forwards: what a hook's ``wrap`` gives."""
+
+    def steps(this: RowTask[T], row: CacheRow) -> Steps[T]:
+        inner = task.steps(this, row)
+        try:
+            ask = next(inner)
+            while True:
+                ask = inner.send((yield from forward(this, row, ask)))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    return replace(task, steps=steps)
+
+
 def prefill(
     ids: tuple[int, ...], plan: LayerPlan, block_size: int, *, read: bool, lazy: bool = False
 ) -> Iterator[ForwardRequest]:

@@ -10,7 +10,7 @@ random numbers, counters and clock notice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from fdllm.core.cache import Snapshot
 from fdllm.core.config import Unmask
 from fdllm.core.counts import Counts
 from fdllm.core.reuse import LayerPlan, LayerRun, ProbePlan
-from fdllm.core.row_task import CacheRow, ForwardRequest, Prediction, RowTask, Steps
+from fdllm.core.row_task import CacheRow, ForwardRequest, Prediction, RowTask, around
 from fdllm.core.schedule import Phase, next_step_index
 from fdllm.trace.steps import ForwardTrace, Guess, Staleness, layer_letters
 
@@ -53,8 +53,7 @@ class Watcher:
 
     def wrap(self, job: RowTask[T]) -> RowTask[T]:
         """The same job, watched."""
-        steps = job.steps
-        return replace(job, steps=lambda job, row: self._steps(steps, job, row))
+        return around(job, self._forward)
 
     def rule(self, unmask: Unmask) -> Unmask:
         """The same rule of unmasking, with its choices kept."""
@@ -65,18 +64,6 @@ class Watcher:
             return chosen
 
         return watched
-
-    def _steps(
-        self, steps: Callable[[RowTask[T], CacheRow], Steps[T]], job: RowTask[T], row: CacheRow
-    ) -> Steps[T]:
-        inner = steps(job, row)
-        try:
-            ask = next(inner)
-            while True:
-                ask = inner.send((yield from self._forward(job, row, ask)))
-        except StopIteration as end:
-            result: T = end.value
-            return result
 
     def _forward(
         self, job: RowTask[T], row: CacheRow, ask: ForwardRequest
