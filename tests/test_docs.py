@@ -152,12 +152,16 @@ def test_the_example_of_extending_is_an_experiment(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     folder = create_experiment("half_known", root)
     code, unmask = blocks("docs/extending.md", "python")
-    settings, _ = blocks("docs/extending.md", "toml")
+    grid, settings, _ = blocks("docs/extending.md", "toml")
     (folder / "generation_functions.py").write_text(
         f"{code}\nfrom collections.abc import Sequence\n{unmask}"
     )
     (folder / "experiment.toml").write_text(settings)
     study = load_experiment(folder.name, root)
+    (folder / "experiment.toml").write_text(grid)
+    names = [cell.name for cell in load_experiment(folder.name, root).cells]
+    assert len(names) == 6
+    assert {"k1_middle_threshold0.9", "k2_middle_most_masked0.25_threshold0.9"} <= set(names)
     model = fdllm.load_model("tiny")
     question = [{"role": "user", "content": "69+165+77"}]
     prompt: Any = model.tokenizer.apply_chat_template(question, add_generation_prompt=True)
@@ -175,7 +179,7 @@ def test_the_example_of_extending_is_an_experiment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [blocks("docs/protocol.md", "toml")[0], blocks("docs/extending.md", "toml")[1]]
+    "text", [blocks("docs/protocol.md", "toml")[0], blocks("docs/extending.md", "toml")[2]]
 )
 def test_the_presets_of_the_pages_are_read(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"

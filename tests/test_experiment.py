@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import fdllm
+from fdllm.cli import main
 from fdllm.core.config import StrategyConfig
 from fdllm.core.reuse import LayerPlan, Observation, ProbePlan, ReuseStrategy, subset_bounds
 from fdllm.core.schedule import Phase, Step
@@ -178,7 +180,11 @@ def test_unmask_is_optional(root: Path) -> None:
         ("[grid]\nk = [0]\nsubset = ['all']\n", r"\[grid\].*subset.*'first', 'middle' or 'last'"),
         ("[decoding]\nthreshold = 2\n", r"threshold.*less than or equal to 1"),
         ("[decoding]\nsmall_block_size = 7\n", r"must divide"),
-        ("[grid]\nk=[1]\nsubset=['first']\n[[config]]\nname='x'\n", r"both \[grid\]"),
+        ("[grid]\n[[config]]\nname='k3_last'\nk=3\nsubset='last'\n", r"two configs named k3_last"),
+        ("[grid]\ndrafts=[]\n", r"\[grid\]: 'drafts'.*at least 1"),
+        ("[grid]\ndrafts=3\n", r"\[grid\]: 'drafts'.*got 3"),
+        ("[grid]\nlayers=[[1], [2]]\n", r"'k2_first_layers\[1\]' would name a folder"),
+        ("[grid]\ndrafts=[2, 2]\n", r"two configs named k2_first_drafts2"),
         ("[[config]]\nname='x'\n[[config]]\nname='x'\n", r"two configs named x"),
         ("[[config]]\nname='../x'\n", r"it names a folder"),
         ("[[config]]\nname='timing'\n", r"the timing study's folder"),
@@ -210,6 +216,74 @@ def test_cells_may_have_decoding_and_parameters_of_their_own(root: Path) -> None
     assert study.params(reuse) == {"a": 1, "b": 2}
 
 
+def test_a_grid_takes_any_parameter_and_setting(root: Path) -> None:
+    settings = (
+        "[grid]\nk = [1, 2]\nsubset = ['last']\nmost = [1, 0.5]\nrefresh = [true, false]\n"
+        "layers = [[3, 4]]\n[grid.decoding]\nthreshold = [0.9, 0.97]\n[[config]]\nname = 'x'\n"
+    )
+    make(root, "01_a", "", settings)
+    cells = {cell.name: cell for cell in load_experiment("01_a", root).cells}
+    # k = 1 is the exact baseline: a threshold touches it, a parameter of the strategy does not.
+    assert list(cells) == [
+        "k1_last_threshold0.9", "k1_last_threshold0.97",
+        *(
+            f"k2_last_most{most}_refresh{refresh}_threshold{threshold}"
+            for threshold in (0.9, 0.97) for most in (1, 0.5) for refresh in ("true", "false")
+        ),
+        "x",
+    ]  # fmt: skip
+    cell = cells["k2_last_most1_refreshfalse_threshold0.9"]
+    assert (cell.k, cell.subset, cell.decoding) == (2, "last", {"threshold": 0.9})
+    assert cell.params == {"most": 1, "refresh": False, "layers": [3, 4]}
+    assert cells["k1_last_threshold0.9"].params == {}
+
+
+def test_parameters_vary_at_k_1_where_the_grid_has_no_other_period(root: Path) -> None:
+    make(root, "01_a", "", "[grid]\nk = [1]\nsubset = ['first']\ndrafts = [1, 3]\n")
+    cells = load_experiment("01_a", root).cells
+    assert {cell.name: cell.params for cell in cells} == {
+        "k1_first_drafts1": {"drafts": 1},
+        "k1_first_drafts3": {"drafts": 3},
+    }
+
+
+PARAMETERS = [
+    (
+        "PeriodicReuse",
+        r"'kk' \(did you mean 'k'\?\); .* has k, start, stop, ",
+    ),
+    ("PeriodicReuse | NoReuse", r"unknown parameter 'kk'.*refresh_reuse$"),
+    ("'PeriodicReuse'", r"unknown parameter 'kk'"),
+    ("NoReuse", r"unknown parameter 'kk'; its strategy has none"),
+    ("Drafting[int] | NoReuse", r"unknown parameter 'kk'; its strategy has drafts, drafter"),
+]
+
+
+@pytest.mark.parametrize(("returns", "error"), PARAMETERS)
+def test_a_parameter_that_no_class_has_is_refused_with_those_it_has(
+    root: Path, returns: str, error: str
+) -> None:
+    code = (
+        "from fdllm import NoReuse, PeriodicReuse\nfrom fdllm.core.drafting import Drafting\n"
+        "def strategy(config) -> {}:\n    return NoReuse()\n"
+    )
+    make(root, "01_a", code.format(returns))
+    study = load_experiment("01_a", root)
+    with pytest.raises(UsageError, match=error):
+        study.strategy(StrategyConfig(k=2, subset="last", n_layers=12, params={"kk": 3}))
+
+
+@pytest.mark.parametrize("returns", ["", " -> ReuseStrategy[int]", " -> 'Unknown'"])
+def test_what_tells_of_no_class_reads_what_it_likes(root: Path, returns: str) -> None:
+    code = (
+        "from fdllm import PeriodicReuse, ReuseStrategy\n"
+        f"def strategy(config){returns}:\n    return PeriodicReuse(config.params['kk'], 1, 3)\n"
+    )
+    make(root, "01_a", code)
+    config = StrategyConfig(k=2, subset="last", n_layers=12, params={"kk": 3})
+    assert load_experiment("01_a", root).strategy(config) == fdllm.PeriodicReuse(3, 1, 3)
+
+
 def test_root_is_named_or_the_checkout(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FDLLM_ROOT", raising=False)
     assert find_root() == ROOT
@@ -221,6 +295,14 @@ def test_root_is_named_or_the_checkout(root: Path, monkeypatch: pytest.MonkeyPat
 
 
 # --- new ------------------------------------------------------------------------------------------
+
+
+def test_criteria_are_to_be_stated_anew(root: Path) -> None:
+    settings = root / "experiments/00_baseline/experiment.toml"
+    more = "[criteria.rival]\nk2_last = 'k2_first'\n[reuse]\nsubset_size = 3\n"
+    settings.write_text(settings.read_text() + more)
+    new = read_settings(create_experiment("next", root, "00_baseline") / "experiment.toml")
+    assert (new.criteria, new.reuse.subset_size) == (None, 3)
 
 
 def test_new_takes_the_next_number(root: Path) -> None:
@@ -253,6 +335,26 @@ def test_new_from_another_copies_code_and_settings_only(root: Path) -> None:
     ).read_text()
     assert "old results" not in (folder / "results.md").read_text()
     assert "00_baseline" in (folder / "proposal.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", list_experiments(ROOT))
+def test_whatever_exists_can_be_begun_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """The same grid, the criteria as comments; and it runs."""
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    monkeypatch.setenv("FDLLM_ROOT", str(tmp_path))
+    assert main(["new", "mine", "--from", source]) == 0
+    [made] = set(list_experiments(tmp_path)) - set(list_experiments(ROOT))
+    old, new = load_experiment(source, tmp_path), load_experiment(made, tmp_path)
+    assert new.cells == old.cells
+    assert new.settings.criteria is None
+    assert "\n# [criteria]\n" in (new.folder / "experiment.toml").read_text()
+    assert f"Builds on**: {source}" in (new.folder / "proposal.md").read_text()
+    names = list(dict.fromkeys((new.cells[0].name, new.cells[-1].name)))
+    asked = ["--experiment", new.name, "--model", "tiny", "--limit", "2", "--task", "tiny_choice"]
+    assert main(["sweep", *asked, "--config", *names, "--timing", "0"]) == 0
 
 
 @pytest.mark.parametrize("name", ["00_baseline", "00_other", "Bad Name", "../x", "", "01_"])

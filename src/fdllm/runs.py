@@ -48,9 +48,9 @@ class Cell(Spec):
         return self
 
     @classmethod
-    def of(cls, k: int, subset: Subset) -> Cell:
-        """The cell of a period and a subset, named after both."""
-        return cls(name=f"k{k}_{subset}", k=k, subset=subset)
+    def of(cls, k: int, subset: Subset, suffix: str = "") -> Cell:
+        """The cell of a period and a subset, named after both and what else varies."""
+        return cls(name=f"k{k}_{subset}{suffix}", k=k, subset=subset)
 
 
 class ModelChoice(Spec):

@@ -24,7 +24,8 @@ class NewCommand(Command):
         folder = create_experiment(self.name, root, self.source)
         shown = folder.relative_to(root) if folder.is_relative_to(Path.cwd()) else folder
         say(
-            f"made {shown}; next: write its proposal.md, edit generation_functions.py, then\n"
+            f"made {shown}; next: write its proposal.md and, in experiment.toml, [criteria], edit "
+            "generation_functions.py, then\n"
             f"  fdllm sweep --experiment {folder.name} --model tiny --limit 10"
         )
         return 0

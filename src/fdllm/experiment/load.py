@@ -9,18 +9,18 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from fdllm.core.config import Decoding, StrategyConfig, Subset, Unmask
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.errors import FdllmError, UsageError, did_you_mean
-from fdllm.experiment.settings import Grid, Settings, read_settings
+from fdllm.experiment.settings import Settings, read_settings
 from fdllm.presets import Preset
 from fdllm.record.atomic import explained, make_folder
 from fdllm.record.identity import PACKAGE, code_files
@@ -34,6 +34,7 @@ TEMPLATE = "_template"
 INSTALLED = PACKAGE / TEMPLATE  # a wheel has it here, a checkout among its experiments
 _PAGES = ("proposal.md", "tasks.md", "results.md")
 _TITLE = re.compile(r"^title\s*=.*$", re.MULTILINE)
+_CRITERIA = re.compile(r"^\[criteria[].].*(?:\n(?!\[).*)*\n?", re.MULTILINE)
 EXPERIMENT_NAME = re.compile(r"^\d\d_[a-z0-9][a-z0-9_]*$")
 
 
@@ -48,10 +49,7 @@ class Experiment:
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """The configs of the grid, in the order of tables."""
-        if self.settings.config:
-            return self.settings.config
-        grid = self.settings.grid or Grid()
-        return tuple(Cell.of(k, subset) for k in grid.k for subset in grid.subset)
+        return self.settings.cells
 
     def cell(self, name: str) -> Cell:
         """A config by its name.
@@ -114,7 +112,8 @@ class Experiment:
 
         Raises:
             FdllmError: the code fails, or returns something else.
-            UsageError: the code refuses the parameters.
+            UsageError: the code refuses the parameters, or one is no field of the classes that
+                ``strategy`` says it returns.
         """
         path = self.folder / CODE_FILE
         make = vars(self._module).get("strategy")
@@ -122,6 +121,7 @@ class Experiment:
             raise FdllmError(
                 f"{path} defines no function strategy(config); it must return a ReuseStrategy"
             )
+        _check_parameters(make, config.params, f"experiment '{self.name}'")
         with _errors_name_the_line(path):
             made = make(config)
         if not isinstance(made, ReuseStrategy):
@@ -209,6 +209,7 @@ def create_experiment(name: str, root: Path, source: str | None = None) -> Path:
     """Make ``experiments/NN_name``.
 
     Code and settings are the source's; proposal, tasks and results start empty from the template.
+    The source's criteria are there as comments: what would confirm is to be decided anew.
 
     Args:
         name: ``adaptive_skip`` (the next free number goes in front) or ``04_adaptive_skip``.
@@ -249,14 +250,20 @@ def create_experiment(name: str, root: Path, source: str | None = None) -> Path:
                 (draft / page).write_text(text, encoding="utf-8")
             settings = draft / SETTINGS_FILE
             title = f'title = "{whole[3:].replace("_", " ").capitalize()}"'
-            text = settings.read_text(encoding="utf-8")
-            settings.write_text(_TITLE.sub(title, text, count=1), encoding="utf-8")
+            text = _TITLE.sub(title, settings.read_text(encoding="utf-8"), count=1)
+            text = _CRITERIA.sub(lambda table: _commented(table.group(), source or ""), text)
+            settings.write_text(text, encoding="utf-8")
             draft.chmod(0o755)
             draft.rename(target)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
     return target
+
+
+def _commented(table: str, source: str) -> str:
+    lines = [f"# {line}".rstrip() for line in table.splitlines()]
+    return "\n".join((f"# Those of {source}; state your own before the first run.", *lines, ""))
 
 
 def _whole_name(name: str, root: Path) -> str:
@@ -276,6 +283,27 @@ def _whole_name(name: str, root: Path) -> str:
             "name, or leave the number out to take the next free one"
         )
     return name
+
+
+def _check_parameters(make: Callable[..., Any], given: Mapping[str, Any], where: str) -> None:
+    """Refuse what is no field of the dataclasses that ``strategy`` says it returns.
+
+    Nothing is refused where it says something else, ``ReuseStrategy[Any]`` for example.
+    """
+    try:
+        told = get_type_hints(make).get("return")
+    except (NameError, TypeError):  # a name for the type checker alone; an object of another kind
+        return
+    kinds = [get_origin(kind) or kind for kind in get_args(told) or (told,)]
+    if not all(is_dataclass(kind) for kind in kinds):
+        return
+    valid = [field.name for kind in kinds for field in fields(kind) if field.init]
+    for name in given:
+        if name not in valid:
+            raise UsageError(
+                f"{where}: unknown parameter '{name}'{did_you_mean(name, valid)}; its strategy has "
+                f"{', '.join(valid) or 'none'}"
+            )
 
 
 def _sha256(path: Path) -> str:

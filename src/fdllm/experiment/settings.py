@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, ValidationError
 
 from fdllm.core.config import Decoding, Subset
 from fdllm.criteria import Criteria
@@ -21,11 +22,47 @@ class Title(Spec):
     title: str = ""
 
 
+Values = Annotated[tuple[Any, ...], Field(min_length=1)]
+"""What a grid tries of one parameter or setting."""
+
+
 class Grid(Spec):
-    """``[grid]``: every period by every subset."""
+    """``[grid]``: every period by every subset, by every value of any other key.
+
+    Any other key is a parameter of the strategy. A cell is ``k2_middle``, with ``_drafts3`` behind
+    it for each parameter or setting that has several values. Where other periods stand beside it,
+    k = 1 is the exact baseline, which no parameter touches: it is there once.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Values]
 
     k: tuple[int, ...] = Field((1, 2, 3), min_length=1)
     subset: tuple[Subset, ...] = Field(("first", "middle", "last"), min_length=1)
+    decoding: dict[str, Values] = Field(default_factory=dict)  # settings, each a list too
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Its configs, in the order of tables."""
+        cells = []
+        for k, subset, decoding in product(self.k, self.subset, _each(self.decoding)):
+            exact = k == 1 and max(self.k) > 1
+            for params in [{}] if exact else _each(self.__pydantic_extra__):
+                given = (params, self.__pydantic_extra__), (decoding, self.decoding)
+                suffix = "".join(
+                    f"_{name}{str(value).lower() if isinstance(value, bool) else value}"
+                    for chosen, tried in given
+                    for name, value in chosen.items()
+                    if len(tried[name]) > 1
+                )
+                both = {"params": params, "decoding": decoding}
+                cells.append(Cell.of(k, subset, suffix).model_copy(update=both))
+        return tuple(cells)
+
+
+def _each(values: Mapping[str, Values]) -> list[dict[str, Any]]:
+    """Every choice of one value for each name."""
+    return [dict(zip(values, choice, strict=True)) for choice in product(*values.values())]
 
 
 class ReuseSettings(Spec):
@@ -39,15 +76,22 @@ class Settings(Spec):
     """The tables of ``experiment.toml``."""
 
     experiment: Title = Title()  # ``title``
-    # ``k`` and ``subset``: every period by every subset. Not beside ``config``.
+    # every period by every subset, by every value of what else it names; None is none of them
+    # where there are cells one by one
     grid: Grid | None = None
-    config: tuple[Cell, ...] = ()  # cells one by one
+    config: tuple[Cell, ...] = ()  # cells one by one, behind the grid's
     decoding: Decoding = Decoding()  # see :class:`~fdllm.core.config.Decoding`
     evaluation: Evaluating = Evaluating()  # see :class:`~fdllm.runs.Evaluating`
     reuse: ReuseSettings = ReuseSettings()  # ``subset_size``, and ``params`` for the strategy
     criteria: Criteria | None = (
         None  # see :class:`~fdllm.criteria.Criteria`; None where nothing is judged
     )
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The configs, in the order of tables."""
+        grid = self.grid or (None if self.config else Grid())
+        return (*(grid.cells if grid else ()), *self.config)
 
 
 def read_settings(path: Path) -> Settings:
@@ -70,9 +114,14 @@ def read_settings(path: Path) -> Settings:
     if isinstance(data.get("config"), list):
         parts["config"] = tuple(Cell.read(c, f"{path}: [[config]]") for c in data["config"])
     settings = Settings.read(parts, str(path))
-    if settings.grid and settings.config:
-        raise UsageError(f"{path} has both [grid] and [[config]]; leave one")
-    names = [cell.name for cell in settings.config]
+    try:
+        names = [cell.name for cell in settings.cells]
+    except ValidationError as error:
+        name = error.errors()[0]["input"]["name"]
+        raise UsageError(
+            f"{path}: [grid]: '{name}' would name a folder, which letters, digits and . _ + - can; "
+            "give a value that takes others a [[config]] of its own"
+        ) from None
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"{path} has two configs named {', '.join(twice)}; names are folders")
