@@ -11,7 +11,7 @@ from typing import Any
 
 from cells import GRID
 from fdllm.core.config import Decoding
-from fdllm.core.reuse import subset_bounds
+from fdllm.core.subsets import subset_bounds
 from fdllm.evaluate.recording import Evaluation, fill_summary, text_hash, write_record
 from fdllm.record.identity import Fingerprint, strategy_words
 from fdllm.record.journal import VERSION as JOURNAL_VERSION

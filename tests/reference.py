@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 import fdllm
-from fdllm.core.reuse import AnyPlan, LayerPlan, LayerRun, Observation, ProbePlan, ReuseStrategy
+from fdllm.core.guided_plans import ProbePlan
+from fdllm.core.reuse import AnyPlan, LayerPlan, LayerRun, Observation, ReuseStrategy
 from fdllm.core.schedule import Phase, Step
 
 
@@ -68,6 +69,7 @@ class PlainModel:
             if not calm:
                 self._store(plan.run, positions, x - before)
             first, plan = plan.layer + 1, plan.calm if calm else plan.otherwise
+        assert isinstance(plan, LayerPlan)
         self.carried = plan
         x = self._layers(x, plan, first, positions, visible)
         spec = self.model.spec
@@ -83,6 +85,9 @@ class PlainModel:
             if run is None:
                 x = self._layer(layer, x, positions, visible)
                 layer += 1
+                continue
+            if run.target == "identity":
+                layer = run.stop
                 continue
             here = list(positions)
             if run in plan.reuse:

@@ -26,6 +26,8 @@ STRATEGIES: dict[str, ReuseStrategy[Any]] = {
     "k3-output-first": PeriodicReuse(3, 1, 3),
     "k3-output-last": PeriodicReuse(3, 4, 6),
     "k2-residual": PeriodicReuse(2, 2, 5, "residual"),
+    "k2-identity": PeriodicReuse(2, 2, 5, "identity"),
+    "k3-identity-last": PeriodicReuse(3, 3, 6, "identity"),
     "k2-output-refresh": PeriodicReuse(2, 1, 4, refresh_reuse=True),
     "k3-residual-refresh": PeriodicReuse(3, 2, 6, "residual", refresh_reuse=True),
     "whole-model": of("04_resample"),

@@ -15,18 +15,12 @@ import fdllm
 from fdllm.core.cache import RowCache
 from fdllm.core.config import Estimator
 from fdllm.core.cost import Cost, Fed, forward_costs
-from fdllm.core.reuse import (
-    SUBSETS,
-    LayerPlan,
-    LayerRun,
-    PeriodicReuse,
-    ProbePlan,
-    ReuseStrategy,
-    Target,
-)
-from fdllm.core.reuse import subset_bounds as bounds
+from fdllm.core.guided_plans import ProbePlan
+from fdllm.core.reuse import LayerPlan, LayerRun, PeriodicReuse, ReuseStrategy, Target
 from fdllm.core.sampler import Generation
 from fdllm.core.scorer import Score
+from fdllm.core.subsets import SUBSETS
+from fdllm.core.subsets import subset_bounds as bounds
 from fdllm.core.torch_backend import Accelerator, TorchBackend
 from models import DECODING, MASK, PROMPTS, SPEC, random_model, random_prompt
 from strategies import FEW, STRATEGIES

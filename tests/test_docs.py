@@ -14,7 +14,8 @@ from fdllm.cli.main import build_parser
 from fdllm.cli.main import commands as all_commands
 from fdllm.cluster.cluster_config import ClusterConfig, Resources
 from fdllm.core.config import StrategyConfig
-from fdllm.core.reuse import LayerPlan, LayerRun, Observation, ProbePlan
+from fdllm.core.guided_plans import ProbePlan
+from fdllm.core.reuse import LayerPlan, LayerRun, Observation
 from fdllm.core.schedule import Step
 from fdllm.experiment import create_experiment, load_experiment
 from fdllm.plan import State

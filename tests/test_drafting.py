@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 import fdllm
 from fdllm.core.counts import Counts
-from fdllm.core.drafting import Drafting, whole
+from fdllm.core.drafting import Drafting
 from fdllm.core.forward_batch import ForwardBatch, Window
+from fdllm.core.guided_plans import ProbePlan
 from fdllm.core.layer_output_cache import LayerOutputCache
-from fdllm.core.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ProbePlan, ReuseStrategy
+from fdllm.core.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ReuseStrategy
 from fdllm.core.row_task import CacheRow, RowTask, Steps
 from fdllm.core.sampler import Generation
 from fdllm.core.schedule import Phase
@@ -223,10 +224,10 @@ def test_a_whole_plan_stores_what_the_drafter_reuses() -> None:
     run, probe = LayerRun(2, 4, "residual", keep=2), LayerRun(1, 2, "residual")
     drawn = replace(run, extrapolate=0.5)
     stored = LayerPlan(6, store=(run,))
-    assert whole(LayerPlan(6, reuse=(drawn,))) == whole(stored) == stored
-    assert whole(LayerPlan(6, partial=(replace(run, columns=(1, 2)),))) == stored
+    assert LayerPlan(6, reuse=(drawn,)).whole == stored.whole == stored
+    assert LayerPlan(6, partial=(replace(run, columns=(1, 2)),)).whole == stored
     mid = ProbePlan(1, 0.5, calm=LayerPlan(6, reuse=(run,)), otherwise=stored)
-    assert whole(mid) == LayerPlan(6, store=(probe, run))
+    assert mid.whole == LayerPlan(6, store=(probe, run))
 
 
 # --- counted --------------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ import pytest
 import fdllm
 from fdllm.cli import main
 from fdllm.core.config import StrategyConfig
-from fdllm.core.reuse import LayerPlan, Observation, ProbePlan, ReuseStrategy, subset_bounds
+from fdllm.core.guided_plans import ProbePlan
+from fdllm.core.reuse import LayerPlan, Observation, ReuseStrategy
 from fdllm.core.schedule import Phase, Step
+from fdllm.core.subsets import subset_bounds
 from fdllm.errors import FdllmError, UsageError
 from fdllm.experiment import (
     create_experiment,

@@ -10,23 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import fdllm
 from fdllm.core.counts import Counts
 from fdllm.core.drafting import Drafting
-from fdllm.core.reuse import (
-    SUBSETS,
-    AnyPlan,
-    Observation,
-    PeriodicReuse,
-    ReuseStrategy,
-    Target,
-    subset_bounds,
-)
+from fdllm.core.reuse import AnyPlan, Observation, PeriodicReuse, ReuseStrategy, Target
 from fdllm.core.schedule import Phase, Step
+from fdllm.core.subsets import SUBSETS, subset_bounds
 from fdllm.experiment import list_experiments, load_experiment, load_strategy
 from helpers import ROOT
 from models import MASK, STOP, random_model, random_prompt
@@ -59,7 +52,7 @@ Grid = dict[str, ReuseStrategy[Any]]
 
 def periodic() -> Grid:
     """Periods by subsets by targets, a REFRESH computing or reusing."""
-    targets: tuple[Target, ...] = ("output", "residual")
+    targets: tuple[Target, ...] = get_args(Target)
     return {
         f"k{k}_{subset}-{target}{'-refresh' if refresh else ''}": PeriodicReuse(
             k, *subset_bounds(subset, LAYERS), target, refresh_reuse=refresh
@@ -214,7 +207,7 @@ def test_first_token_is_the_oracle_s(model: fdllm.Model) -> None:
 def test_the_grid_is_whole() -> None:
     """Strategies that are equal stand in it once, under the name that came first."""
     names = {f"k{k}_{s}" for k in (1, 2, 3) for s in SUBSETS}
-    kinds = ("output", "output-refresh", "residual", "residual-refresh")
+    kinds = [f"{target}{refresh}" for target in get_args(Target) for refresh in ("", "-refresh")]
     assert {f"{name}-{kind}" for name in names for kind in kinds} == set(periodic()) <= set(GRID)
     drafting = {one for one in experiments().values() if isinstance(one, Drafting)}
     assert set(experiments().values()) - drafting <= set(GRID.values())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 import fdllm
-from fdllm.core.reuse import subset_bounds
+from fdllm.core.subsets import subset_bounds
 from fdllm.experiment.load import load_experiment
 from fdllm.tiny.vocabulary import decode
 from helpers import ROOT

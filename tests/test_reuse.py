@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 import fdllm
+from fdllm.core.config import Estimator
+from fdllm.core.cost import Fed, forward_costs
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.layer_output_cache import NeverWrittenError
-from fdllm.core.reuse import (
-    LayerPlan,
-    LayerRun,
-    NoReuse,
-    PeriodicReuse,
-    Target,
-    subset_bounds,
-    subset_overlaps,
-)
+from fdllm.core.reuse import LayerPlan, LayerRun, NeverWrittenError, NoReuse, PeriodicReuse, Target
 from fdllm.core.schedule import Phase, Step
+from fdllm.core.subsets import subset_bounds, subset_overlaps
 from fdllm.errors import UsageError
-from models import random_model
+from models import MASK, SPEC, random_model
 
 
 @pytest.mark.parametrize(
@@ -97,7 +93,8 @@ BLOCK = ForwardBatch((Window((0,), (0,), 16, (16,)),))
 
 
 @pytest.mark.parametrize(
-    ("target", "idle", "kv_only"), [("output", {2, 3}, {1}), ("residual", {2, 3}, set())]
+    ("target", "idle", "kv_only"),
+    [("output", {2, 3}, {1}), ("residual", {2, 3}, set()), ("identity", {2, 3}, set())],
 )
 @torch.inference_mode()
 def test_skipped_layers_do_not_run(target: Target, idle: set[int], kv_only: set[int]) -> None:
@@ -111,7 +108,7 @@ def test_skipped_layers_do_not_run(target: Target, idle: set[int], kv_only: set[
     network, ids = model.network, torch.zeros(16, dtype=torch.long)
     backend, run = model.backend(num_rows=1, capacity=16), (LayerRun(2, 4, target),)
     cache = backend.cache
-    model.runner().forward(ids, backend, BLOCK, LayerPlan(6, store=run))
+    model.runner().forward(ids, backend, BLOCK, LayerPlan(6, reuse=run).whole)
 
     def runs(names: tuple[str, ...]) -> set[int]:
         """Layers whose weights of these names matter to what a reuse step gives and keeps."""
@@ -183,3 +180,33 @@ def test_what_a_block_stored_is_gone_with_it(end: str, keep: int) -> None:
         outputs.check(run, (1,), ([3],))
     outputs.check(run, (0, 2), (range(16),) * 2)
     assert outputs.read(run, (0, 2), (range(16),) * 2).mean() == keep + (keep == 2)
+
+
+class LeftOut(PeriodicReuse):
+    """Leaves the run out of every step, a block's first too."""
+
+    def plan(self, step: Step, state: int) -> LayerPlan:  # noqa: ARG002
+        return LayerPlan(state, reuse=(LayerRun(self.start, self.stop, "identity"),))
+
+
+def test_layers_cannot_be_left_out_of_a_block_s_first_forward() -> None:
+    """Their keys and values would never be written, and later forwards see them."""
+    model, strategy = random_model(0), LeftOut(2, 2, 4)
+    decoding = fdllm.Decoding(max_new_tokens=8, mask_id=MASK, stop_token=2)
+    with pytest.raises(NeverWrittenError, match="left out of a block's first forward"):
+        fdllm.generate(model, [[3, 4, 5]], decoding, strategy)
+    estimators: tuple[Estimator, ...] = get_args(Estimator)
+    for scoring in estimators:
+        with pytest.raises(NeverWrittenError, match="every layer there"):
+            fdllm.score(model, [([3, 4], [5])], scoring, decoding, strategy)
+
+
+def test_an_identity_stores_nothing() -> None:
+    run = (LayerRun(2, 4, "identity"),)
+    with pytest.raises(ValueError, match="an identity stores nothing"):
+        LayerPlan(6, store=run)
+    with pytest.raises(ValueError, match="an identity stores nothing"):
+        LayerPlan(6, partial=run)
+    assert LayerPlan(6, reuse=run).whole == LayerPlan(6)
+    [cost] = forward_costs(SPEC, 4, LayerPlan(6), LayerPlan(6, reuse=run), [Fed(8, 32, 4)])
+    assert cost.stored_bytes == 0

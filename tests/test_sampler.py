@@ -9,8 +9,14 @@ import pytest
 import torch
 
 import fdllm
-from fdllm.core.layer_output_cache import NeverWrittenError
-from fdllm.core.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.reuse import (
+    LayerPlan,
+    LayerRun,
+    NeverWrittenError,
+    NoReuse,
+    PeriodicReuse,
+    ReuseStrategy,
+)
 from fdllm.core.sampler import GenerationRequest
 from fdllm.core.schedule import Step
 from fdllm.core.unmask import by_threshold, choose_greedy, choose_sampled, most_confident

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.reuse import LayerPlan, LayerRun, PlanStep, ProbePlan, plan_steps
+from fdllm.core.guided_plans import ProbePlan
+from fdllm.core.reuse import LayerPlan, LayerRun, PlanStep, plan_steps
 from fdllm.core.row_task import NOTHING, ForwardRequest, Prediction, prefill
 from fdllm.core.schedule import Phase, num_blocks, num_full_blocks
 from fdllm.core.scheduler import Running, Scheduled, answers_of, forward_batch, next_batches

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fdllm.core.config import Decoding
 from fdllm.core.forward_batch import ForwardBatch
-from fdllm.core.model_runner import Forwarded, ModelRunner
+from fdllm.core.layer_loop import Forwarded
+from fdllm.core.model_runner import ModelRunner
 from fdllm.core.reuse import LayerPlan
 from fdllm.core.row_task import ForwardRequest
 from fdllm.core.schedule import Phase

@@ -12,7 +12,8 @@ import pytest
 import fdllm
 from fdllm.core.config import Decoding, Unmask
 from fdllm.core.counts import Counts
-from fdllm.core.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ProbePlan, ReuseStrategy
+from fdllm.core.guided_plans import ProbePlan
+from fdllm.core.reuse import LayerPlan, LayerRun, NoReuse, PeriodicReuse, ReuseStrategy
 from fdllm.core.sampler import Generation, GenerationRequest
 from fdllm.core.schedule import Phase, Step
 from fdllm.core.unmask import by_threshold

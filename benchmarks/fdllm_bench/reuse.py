@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from fdllm.core.reuse import SUBSETS, LayerPlan, PeriodicReuse, Target, subset_bounds
+from fdllm.core.reuse import LayerPlan, PeriodicReuse, Target
 from fdllm.core.row_task import ForwardRequest
 from fdllm.core.schedule import Phase, Step
+from fdllm.core.subsets import SUBSETS, subset_bounds
 from fdllm.selftest.subjects import SUB_BLOCK
 from fdllm.timing.forwards import Scene, time_forwards
 from fdllm.timing.interleave import Lane, Rounds, interleave

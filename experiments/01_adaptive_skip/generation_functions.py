@@ -9,13 +9,13 @@ computed.
 from dataclasses import dataclass
 
 from fdllm.core.config import StrategyConfig
+from fdllm.core.guided_plans import ProbePlan
 from fdllm.core.reuse import (
     AnyPlan,
     LayerPlan,
     LayerRun,
     NoReuse,
     Observation,
-    ProbePlan,
     ReuseStrategy,
 )
 from fdllm.core.schedule import Phase, Step

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from fdllm.applicable import repeats
 from fdllm.core.config import StrategyConfig
-from fdllm.core.reuse import ReuseStrategy, subset_overlaps
+from fdllm.core.reuse import ReuseStrategy
+from fdllm.core.subsets import subset_overlaps
 from fdllm.criteria import criteria_lock, criteria_text
 from fdllm.errors import FdllmError
 from fdllm.experiment import Experiment, load_experiment

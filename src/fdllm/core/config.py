@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fdllm.core.reuse import subset_bounds
+from fdllm.core.subsets import subset_bounds
 from fdllm.spec import Spec
 
 Estimator = Literal["first-token", "denoise", "chain"]

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from fdllm.core.model_spec import ModelSpec
-from fdllm.core.reuse import AnyPlan, LayerPlan, LayerRun, ProbePlan, plan_steps
+from fdllm.core.reuse import AnyPlan, LayerPlan, LayerRun, plan_steps
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def forward_costs(
     Args:
         spec: the model's shape.
         itemsize: bytes of a number.
-        asked: the plan that was asked for, perhaps one with a probe.
+        asked: the plan that was asked for, perhaps a guided one.
         plan: the plan that was carried out.
         parts: the row's columns: one part, or a PREFILL and what stands behind it. The weights are
             read once, for the last.
@@ -87,22 +87,21 @@ def forward_costs(
 
 @lru_cache(maxsize=4096)
 def _work(asked: AnyPlan, plan: LayerPlan, columns: int, read: int | None, stores: bool) -> _Work:  # noqa: FBT001
-    """Walk through the layer loop (:class:`fdllm.core.model_runner.ModelRunner`).
+    """Walk through the layer loop (:class:`fdllm.core.layer_loop.LayerLoop`).
 
     ``read`` is how many columns go on behind the last layer's attention; None where nothing of the
     forward is read, so that the last layer owes its keys and values alone.
     """
     first, stored, kv_only, cut = 0, 0, 0, False
     whole = list[tuple[int, int]]()  # columns, and layers that are computed for them
-    if isinstance(asked, ProbePlan):
-        first = asked.layer + 1
+    if not isinstance(asked, LayerPlan):
+        first = asked.ahead
         whole.append((columns, first))
-        stored += columns * (1 + (plan == asked.otherwise))
-    steps = plan_steps(plan, first)
-    for step in steps:
+        stored += asked.moved(plan, columns)
+    for step in plan_steps(plan, first):
         run, layers = step.run, step.stop - step.start
         if step.kind == "compute":
-            last = run is None and step is steps[-1]
+            last = run is None and step.stop == plan.n_layers
             bare = step.kv_only or (last and read is None)
             cut = last and not bare
             kv_only += bare

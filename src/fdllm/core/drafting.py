@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic
 
-from fdllm.core.reuse import AnyPlan, LayerPlan, Observation, ProbePlan, ReuseStrategy, S
+from fdllm.core.reuse import AnyPlan, LayerPlan, Observation, ReuseStrategy, S
 from fdllm.core.schedule import Step
 from fdllm.errors import UsageError
 
@@ -50,7 +50,7 @@ class Drafting(ReuseStrategy[S], Generic[S]):
 
     def plan(self, step: Step, state: S) -> LayerPlan:
         """All layers, always; what the drafter would reuse is stored."""
-        return whole(self.drafter.plan(step, state))
+        return self.drafter.plan(step, state).whole
 
     def observe(self, step: Step, seen: Observation, state: S) -> S:
         """The drafter sees the steps that were kept."""
@@ -61,19 +61,9 @@ class Drafting(ReuseStrategy[S], Generic[S]):
         return self.drafter.layer_subset(n_layers)
 
 
-def whole(plan: AnyPlan) -> LayerPlan:
-    """The plan that computes every layer and stores all that ``plan`` reuses or stores."""
-    probes = (plan.run,) if isinstance(plan, ProbePlan) else ()
-    then = plan.otherwise if isinstance(plan, ProbePlan) else plan
-    runs = (*probes, *then.runs)
-    return LayerPlan(
-        then.n_layers, store=tuple(replace(run, columns=(), extrapolate=0.0) for run in runs)
-    )
-
-
 def saves(plan: AnyPlan) -> bool:
     """Whether a forward under the plan may cost less than a whole one."""
-    return isinstance(plan, ProbePlan) or bool(plan.reuse or plan.partial)
+    return not isinstance(plan, LayerPlan) or bool(plan.reuse or plan.partial)
 
 
 @dataclass(frozen=True)

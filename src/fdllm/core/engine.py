@@ -247,7 +247,7 @@ class Engine:
             if math.isnan(sum(told.confidence)):
                 number = one.running.task.number
                 raise NotFiniteError(number, one.request.phase, self.model.dtype)
-        if done.change is not None:
+        if done.plan is not requests[-1].plan:
             predictions = [replace(p, plan=done.plan, change=done.change) for p in predictions]
         if self.pool is not None:
             for one in batch:

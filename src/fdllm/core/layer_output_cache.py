@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from fdllm.core.forward_batch import ForwardBatch
-from fdllm.core.reuse import LayerRun, PlanStep
-from fdllm.errors import FdllmError
-
-
-class NeverWrittenError(FdllmError):
-    """A reuse step asked for a stored value that no layer has written for that row and column."""
+from fdllm.core.reuse import LayerRun, NeverWrittenError, PlanStep
 
 
 @dataclass

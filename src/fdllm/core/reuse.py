@@ -16,12 +16,14 @@ from itertools import zip_longest
 from typing import Generic, Literal, TypeVar
 
 from fdllm.core.schedule import Phase, Step
-from fdllm.errors import UsageError
+from fdllm.errors import FdllmError, UsageError
 
 S = TypeVar("S")
-SUBSETS = ("first", "middle", "last")
-DEFAULT_SUBSET_SIZE = 12
-Target = Literal["output", "residual"]
+Target = Literal["output", "residual", "identity"]
+
+
+class NeverWrittenError(FdllmError):
+    """A step asked for stored values, or keys and values, that no step of the block has made."""
 
 
 @dataclass(frozen=True, order=True)
@@ -32,7 +34,9 @@ class LayerRun:
         start: first layer of the run.
         stop: one past its last layer.
         target: ``output`` stores the hidden state behind the run; ``residual`` stores the hidden
-            state behind it minus the one ahead of it, and adds that to what comes in.
+            state behind it minus the one ahead of it, and adds that to what comes in. ``identity``
+            stores nothing: where such a run is reused its layers are left out, and what comes in
+            goes on.
         keep: computed values that are kept, 1 or 2; the older one is for extrapolation.
         extrapolate: where the run is reused, how far to go on in a straight line: the value is
             ``new + extrapolate * (new - old)``. Needs ``keep=2``.
@@ -72,7 +76,8 @@ class LayerPlan:
             is computed is kept.
 
     Raises:
-        ValueError: runs overlap, are empty, or leave the model.
+        ValueError: runs overlap, are empty, or leave the model; a run of target ``identity`` is to
+            be stored.
     """
 
     n_layers: int
@@ -89,6 +94,20 @@ class LayerPlan:
                     f"got reuse={self.reuse}, store={self.store}, partial={self.partial}"
                 )
             end = run.stop
+        if any(run.target == "identity" for run in (*self.store, *self.partial)):
+            raise ValueError(f"an identity stores nothing, so it can only be reused; got {self}")
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether layers may be left out, so that they owe keys and values."""
+        return any(run.target == "identity" for run in self.reuse)
+
+    @property
+    def whole(self) -> LayerPlan:
+        """The plan that computes every layer and stores all that this one reuses or stores."""
+        runs = (run for run in self.runs if run.target != "identity")
+        kept = tuple(replace(run, columns=(), extrapolate=0.0) for run in runs)
+        return LayerPlan(self.n_layers, store=kept)
 
     @cached_property
     def runs(self) -> tuple[LayerRun, ...]:
@@ -110,42 +129,40 @@ class LayerPlan:
         return sum(len(run) * (width - len(run.columns)) / width for run in self.partial)
 
 
-@dataclass(frozen=True)
-class ProbePlan:
-    """A plan that is chosen in mid-forward, by how much one layer's residual has changed.
+class GuidedPlan(ABC):
+    """A plan that is decided in mid-forward, by activations; frozen and hashable like any other.
 
-    Layers up to and including ``layer`` are computed. Then the residual of that layer is compared
-    with the one stored when the skipped layers were last computed: where it changed by less than
-    ``threshold`` (the norm of the difference by the norm of the stored one, over the forward's
-    columns), ``calm`` goes on, else ``otherwise``, and the residual is stored anew.
+    A forward under it holds one row. The kinds stand in :mod:`fdllm.core.guided_plans`;
+    :mod:`fdllm.core.guided` carries them out, and says to which :class:`LayerPlan` each came.
 
-    Attributes:
-        layer: the probe.
-        threshold: relative change below which the step is calm.
-        calm: the plan of a calm step; its runs lie behind the probe.
-        otherwise: the plan of any other step; its runs lie behind the probe too.
-
-    Raises:
-        ValueError: a run lies ahead of the probe, or the plans are of different models.
     """
 
-    layer: int
-    threshold: float
-    calm: LayerPlan
-    otherwise: LayerPlan
-
-    def __post_init__(self) -> None:
-        ahead = [r for r in (*self.calm.runs, *self.otherwise.runs) if r.start <= self.layer]
-        if ahead or self.calm.n_layers != self.otherwise.n_layers:
-            raise ValueError(f"runs must lie behind the probe at layer {self.layer}; got {self}")
+    @property
+    def ahead(self) -> int:
+        """Layers that are computed for all columns ahead of the decision, whatever it is."""
+        return 0
 
     @property
-    def run(self) -> LayerRun:
-        """The probe's own run; a step that stores the skipped layers must store it too."""
-        return LayerRun(self.layer, self.layer + 1, "residual")
+    def leaves_out(self) -> bool:
+        """Whether layers may be left out, as :attr:`LayerPlan.leaves_out`."""
+        return False
+
+    @property
+    @abstractmethod
+    def whole(self) -> LayerPlan:
+        """The plan of a forward that computes every layer and stores what this one reads."""
+
+    @abstractmethod
+    def moved(self, carried: LayerPlan, columns: int) -> int:
+        """Hidden states that deciding reads and writes, beyond those that ``carried`` moves.
+
+        Args:
+            carried: the plan that it came to.
+            columns: of the forward.
+        """
 
 
-AnyPlan = LayerPlan | ProbePlan
+AnyPlan = LayerPlan | GuidedPlan
 
 
 StepKind = Literal["compute", "reuse", "partial"]
@@ -174,6 +191,7 @@ class PlanStep:
 def plan_steps(plan: LayerPlan, first: int = 0) -> tuple[PlanStep, ...]:
     """A plan from layer ``first`` on, cut into the steps of the layer loop: one a run, not a layer.
 
+    A run that is left out is no step: what comes in goes on to the next.
     Nothing ahead of a reused *output* reaches the logits: a run that stands right ahead of one is
     not read at all, and of computed layers right ahead of one the last gives only its keys and
     values.
@@ -183,10 +201,12 @@ def plan_steps(plan: LayerPlan, first: int = 0) -> tuple[PlanStep, ...]:
     for run in plan.runs:
         if at < run.start:
             steps.append(PlanStep("compute", at, run.start))
+        at = run.stop
+        if run.target == "identity":
+            continue
         kind: StepKind = "reuse" if run in plan.reuse else "compute"
         kind = "partial" if run in plan.partial else kind
         steps.append(PlanStep(kind, run.start, run.stop, run))
-        at = run.stop
     if at < plan.n_layers:
         steps.append(PlanStep("compute", at, plan.n_layers))
     out: list[PlanStep] = []
@@ -203,7 +223,7 @@ class Observation:
     """What a forward and the unmasking after it showed of one row.
 
     Attributes:
-        plan: the layer plan that was carried out; where a probe chose, the one it chose.
+        plan: the layer plan that was carried out; where one was guided, what it came to.
         confidences: for each of the block's columns that was masked and read (where text is
             generated, those of the sub-block), left to right, the confidence in (0, 1].
         unmasked: those of the columns that were unmasked then, ascending.
@@ -250,7 +270,7 @@ class ReuseStrategy(ABC, Generic[S]):
         """The layers that ``step`` computes, reuses and stores.
 
         A strategy that must look at activations in mid-forward returns a
-        :class:`~fdllm.core.reuse.ProbePlan`.
+        :class:`~fdllm.core.reuse.GuidedPlan`.
         """
 
     def observe(self, step: Step, seen: Observation, state: S) -> S:  # noqa: ARG002
@@ -268,6 +288,22 @@ class ReuseStrategy(ABC, Generic[S]):
         The guard of docs/algorithm.md 4 compares it with what was counted.
         """
         return True
+
+
+def plan_step(strategy: ReuseStrategy[S], step: Step, state: S) -> AnyPlan:
+    """A strategy's plan for a step.
+
+    Raises:
+        NeverWrittenError: it leaves layers out of a block's first forward. Every other one finds
+            the keys and values of all layers and columns, as that one has made them.
+    """
+    plan = strategy.plan(step, state)
+    if step.first and plan.leaves_out:
+        raise NeverWrittenError(
+            "layers were to be left out of a block's first forward, and their keys and values "
+            "would never be written; the strategy must compute every layer there (step.first)"
+        )
+    return plan
 
 
 @dataclass(frozen=True)
@@ -327,11 +363,9 @@ class PeriodicReuse(ReuseStrategy[int]):
         """Reuse the subset on every step that is not a multiple of ``k``; else store it."""
         if self.k == 1:
             return LayerPlan(state)
-        run = (LayerRun(self.start, self.stop, self.target),)
+        reuse = LayerPlan(state, reuse=(LayerRun(self.start, self.stop, self.target),))
         may_reuse = step.phase is Phase.DENOISE or (self.refresh_reuse and not step.first)
-        if may_reuse and step.index % self.k != 0:
-            return LayerPlan(state, reuse=run)
-        return LayerPlan(state, store=run)
+        return reuse if may_reuse and step.index % self.k != 0 else reuse.whole
 
     def layer_subset(self, n_layers: int) -> tuple[int, ...]:  # noqa: ARG002
         """The layers of the run, also at k = 1, where they name the cell."""
@@ -341,47 +375,3 @@ class PeriodicReuse(ReuseStrategy[int]):
     def reuses(self) -> bool:
         """Whether k asks for any reuse."""
         return self.k > 1
-
-
-def subset_bounds(subset: str, n_layers: int, size: int | None = None) -> tuple[int, int]:
-    """Layers ``start, stop`` of a named subset (docs/algorithm.md 4).
-
-    ``first`` starts at layer 1, because layer 0 is never reused; ``middle`` at
-    ``n_layers // 2 - size // 2``; ``last`` ends with the last layer.
-
-    Args:
-        subset: ``first``, ``middle`` or ``last``.
-        n_layers: layers of the model.
-        size: layers in the subset; 12 where None, a third of the model where that has fewer than
-            24 layers.
-
-    Raises:
-        UsageError: the name is unknown, or the size leaves no room beside layer 0.
-    """
-    if subset not in SUBSETS:
-        raise UsageError(f"unknown layer subset '{subset}'; choose one of {', '.join(SUBSETS)}")
-    if size is None:
-        size = DEFAULT_SUBSET_SIZE if n_layers >= 2 * DEFAULT_SUBSET_SIZE else n_layers // 3
-    if not 1 <= size < n_layers:
-        raise UsageError(
-            f"subset_size must be between 1 and {n_layers - 1} for a model of {n_layers} layers; "
-            f"got {size}"
-        )
-    start = {"first": 1, "middle": n_layers // 2 - size // 2, "last": n_layers - size}[subset]
-    return start, start + size
-
-
-def subset_overlaps(n_layers: int, size: int | None = None) -> list[tuple[str, str, int]]:
-    """Pairs of subsets that share layers, with how many they share.
-
-    The three subsets of 28 layers overlap at the default size; status and report say so.
-    """
-    bounds = {name: subset_bounds(name, n_layers, size) for name in SUBSETS}
-    pairs = []
-    for i, left in enumerate(SUBSETS):
-        for right in SUBSETS[i + 1 :]:
-            start = max(bounds[left][0], bounds[right][0])
-            stop = min(bounds[left][1], bounds[right][1])
-            if stop > start:
-                pairs.append((left, right, stop - start))
-    return pairs

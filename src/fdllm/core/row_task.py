@@ -48,7 +48,7 @@ class Prediction:
     confidence: tuple[float, ...]  # its softmax probability
     # for each column read, the log-probabilities of the tokens asked for
     logprobs: tuple[tuple[float, ...], ...] = ()
-    # the plan that a probe chose; None where the plan asked for had none
+    # what a guided plan came to; None where the plan asked for was none
     plan: LayerPlan | None = None
     change: float | None = None  # what the probe measured
     drafts: tuple[Prediction, ...] = ()  # the same of the drafts that were asked for

@@ -15,7 +15,7 @@ from fdllm.core.config import Decoding, Unmask
 from fdllm.core.counts import Counts
 from fdllm.core.drafting import BlockState, Drafting, saves
 from fdllm.core.engine import Engine, check_tokens, resolve
-from fdllm.core.reuse import AnyPlan, LayerPlan, NoReuse, ReuseStrategy
+from fdllm.core.reuse import AnyPlan, LayerPlan, NoReuse, ReuseStrategy, plan_step
 from fdllm.core.row_task import (
     CacheRow,
     ForwardHook,
@@ -219,7 +219,7 @@ class _RowSampler:
         while now.masked:
             drafts = yield from self._drafts(now, hand, state, max(settled, num_prompt))
             step = self._step(now, index)
-            plan = self.strategy.plan(step, state)
+            plan = plan_step(self.strategy, step, state)
             asked = tuple(self._ask(draft, self._step(draft, step.index), plan) for draft in drafts)
             seen = yield replace(self._ask(now, step, plan), drafts=asked)
             # The state at hand is plain decoding's; so is a draft that is what came of such a one.

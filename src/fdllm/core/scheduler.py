@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Generic, TypeVar
 
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.reuse import LayerPlan, ProbePlan
+from fdllm.core.reuse import GuidedPlan, LayerPlan
 from fdllm.core.row_task import (
     NOTHING,
     PREFILL_CHUNK_BLOCKS,
@@ -75,8 +75,8 @@ def next_batches(rows: Sequence[Running[T]], block: int, *, pooled: bool) -> lis
     for running in sorted(rows, key=lambda running: running.row.index):
         request = running.request
         if request.phase is not Phase.PREFILL:
-            # A probe decides for its forward, so each row has its own.
-            own = running.row.index if isinstance(request.plan, ProbePlan) else None
+            # A guided plan is decided for its forward, so each row has its own.
+            own = running.row.index if isinstance(request.plan, GuidedPlan) else None
             key = (len(request.ids), request.plan, own)
             others.setdefault(key, []).append(Scheduled(running, request))
             continue

@@ -15,7 +15,7 @@ from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding, Estimator
 from fdllm.core.counts import Counts
 from fdllm.core.engine import Engine, check_tokens, resolve
-from fdllm.core.reuse import AnyPlan, LayerPlan, NoReuse, ReuseStrategy
+from fdllm.core.reuse import AnyPlan, LayerPlan, NoReuse, ReuseStrategy, plan_step
 from fdllm.core.row_task import (
     CacheRow,
     ForwardHook,
@@ -227,7 +227,7 @@ class _GroupScorer:
         block = [*self.prefix[self.full :], self.mask, *known][: self.size]
         block += [self.mask] * (self.size - len(block))
         step = self._step(None, at, tuple(c for c in range(self.size) if block[c] == self.mask))
-        plan = self.strategy.plan(step, self.strategy.init(self.n_layers))
+        plan = plan_step(self.strategy, step, self.strategy.init(self.n_layers))
         yield from self._score(self.members, _request(step, plan, block, [at]), 0, step.index)
 
     def denoise(self, task: RowTask[None], row: CacheRow) -> Steps[None]:
@@ -264,7 +264,7 @@ class _GroupScorer:
             if not rest:
                 break
             step = self._step(index, at, (*range(at, behind), *rest))
-            plan = self.strategy.plan(step, state)
+            plan = plan_step(self.strategy, step, state)
             seen = yield from self._ask(members, _request(step, plan, block, rest))
             chosen = most_confident(seen.confidence, -(-len(rest) // rounds))
             for i in chosen:
@@ -288,7 +288,7 @@ class _GroupScorer:
             yield from self._next_block(members, here.done)
             return
         step = self._step(here.index, here.at, (*range(here.column, stop), *here.rest))
-        plan = self.strategy.plan(step, here.state)
+        plan = plan_step(self.strategy, step, here.state)
         request = _request(step, plan, here.block, [here.column])
         seen = yield from self._score(members, request, here.done, step.index)
         told = observation(plan, seen, [here.column], [0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fdllm.core.config import Decoding
-from fdllm.core.reuse import AnyPlan, Observation, ProbePlan
+from fdllm.core.reuse import AnyPlan, LayerPlan, Observation
 from fdllm.core.row_task import ForwardRequest, Prediction
 
 Choose = Callable[[Tensor, int], tuple[list[int], list[float]]]
@@ -34,8 +34,8 @@ def observation(
 ) -> Observation:
     """What a strategy is told of a forward that read ``columns``, and of the chosen among them."""
     carried = seen.plan or plan
-    if isinstance(carried, ProbePlan):
-        raise TypeError(f"a probe chose no plan: {plan}")
+    if not isinstance(carried, LayerPlan):
+        raise TypeError(f"a guided plan came to none: {plan}")
     confidences = dict(zip(columns, seen.confidence, strict=True))
     return Observation(carried, confidences, tuple(columns[i] for i in chosen), seen.change)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from fdllm.core.attention import Compute, Workspace
 from fdllm.core.cache import RowCache
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.model_runner import chosen_columns
+from fdllm.core.layer_loop import chosen_columns
 from fdllm.core.reuse import LayerPlan
 from fdllm.core.torch_backend import Accelerator, TorchBackend, TorchWindow
 

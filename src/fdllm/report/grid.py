@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fdllm.core.reuse import subset_overlaps
+from fdllm.core.subsets import subset_overlaps
 from fdllm.record.identity import DECIDED
 from fdllm.record.measure import total
 from fdllm.report.agreement import agree, stated, tolerance_of

@@ -14,7 +14,8 @@ from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.network import Network
-from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy, subset_bounds
+from fdllm.core.reuse import NoReuse, PeriodicReuse, ReuseStrategy
+from fdllm.core.subsets import subset_bounds
 from fdllm.fast.accelerators import accelerator_on, load_model
 from fdllm.tiny.vocabulary import END_ID, encode, encode_prompt
 

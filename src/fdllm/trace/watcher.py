@@ -17,7 +17,7 @@ from typing import TypeVar
 from fdllm.core.cache import Snapshot
 from fdllm.core.config import Unmask
 from fdllm.core.counts import Counts
-from fdllm.core.reuse import LayerPlan, LayerRun, ProbePlan
+from fdllm.core.reuse import LayerPlan, LayerRun
 from fdllm.core.row_task import CacheRow, ForwardRequest, Prediction, RowTask, around
 from fdllm.core.schedule import Phase, next_step_index
 from fdllm.trace.steps import ForwardTrace, Guess, Staleness, layer_letters
@@ -74,8 +74,8 @@ class Watcher:
         length, booked = row.length, replace(job.counts[ask.phase])
         told = yield replace(ask, lazy=False)  # each forward by itself, to be seen
         plan = told.plan or ask.plan
-        if isinstance(plan, ProbePlan):
-            raise TypeError(f"a probe chose no plan: {plan}")
+        if not isinstance(plan, LayerPlan):
+            raise TypeError(f"a guided plan came to none: {plan}")
         now = job.counts[ask.phase]
         seen = Seen(
             ask,
@@ -96,7 +96,9 @@ class Watcher:
     ) -> Generator[ForwardRequest, Prediction, tuple[Staleness, ...]]:
         """Do the forward again from where it began, computing every layer; compare; undo it."""
         whole = range(ask.start, ask.start + len(ask.ids))
-        used: list[tuple[LayerRun, Sequence[int]]] = [(run, whole) for run in plan.reuse]
+        used: list[tuple[LayerRun, Sequence[int]]] = [
+            (run, whole) for run in plan.reuse if run.target != "identity"
+        ]
         for run in plan.partial:
             rest = [column for column in whole if column not in run.columns]
             used += [(run, rest)] if rest else []
