@@ -24,7 +24,7 @@ save more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -35,10 +35,11 @@ from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding, Unmask
 from fdllm.core.engine import Engine, resolve
 from fdllm.core.reuse import LayerPlan, LayerRun, Target
-from fdllm.core.row_task import CacheRow, ForwardRequest, Prediction, RowTask, Steps
+from fdllm.core.row_task import CacheRow, ForwardRequest, Prediction, RowTask, Steps, around
 from fdllm.core.sampler import Generation, GenerationRequest, generate
 from fdllm.core.schedule import Phase
 from fdllm.core.unmask import by_threshold
+from fdllm.errors import UsageError
 
 T = TypeVar("T")
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -53,8 +54,7 @@ class OracleRow:
 
     Attributes:
         plain: the text as plain decoding has it.
-        plans: of each denoising step, in order, what its layers do; every layer where running them
-            gave another text, which only rounding between batches can bring about.
+        plans: of each denoising step, in order, what its layers do.
         longest: of each of these steps, layers of the longest run that any whole step before it
             could have spared it: what a step could save by itself, which no plan can have of all.
         run: the text as ``plans`` decode it.
@@ -67,7 +67,11 @@ class OracleRow:
 
     @property
     def equal(self) -> bool:
-        """Whether the plans, run, unmasked what plain decoding does, step by step."""
+        """Whether the plans, run, unmasked what plain decoding does, step by step.
+
+        They do on a CPU. On a GPU the rows that share a forward may move its last bits, and with
+        them a confidence at the very threshold; then every layer is computed from there on.
+        """
         return (self.run.tokens, self.run.steps) == (self.plain.tokens, self.plain.steps)
 
 
@@ -83,7 +87,7 @@ class OracleSkip:
 
     @property
     def equal_texts(self) -> int:
-        """Texts that the plans, run, leave as they are; all of them on a CPU."""
+        """Texts that the plans, run, leave as they are; see :attr:`OracleRow.equal`."""
         return sum(row.equal for row in self.rows)
 
     @property
@@ -108,12 +112,14 @@ class OracleSkip:
         return sum(sum(row.longest) for row in self.rows)
 
     @cached_property
-    def layers(self) -> tuple[float, ...]:
+    def by_layer(self) -> tuple[float, ...]:
         """Of each layer, the share of denoising steps that the plans spare it."""
         plans = [plan for row in self.rows if row.equal for plan in row.plans]
         total = sum(len(row.plans) for row in self.rows)
         n_layers = self.rows[0].plans[0].n_layers if total else 0
-        skipped = [layer for plan in plans for run in plan.reuse for layer in range(run.start, run.stop)]
+        skipped = [
+            layer for plan in plans for run in plan.reuse for layer in range(run.start, run.stop)
+        ]
         return tuple(skipped.count(layer) / total for layer in range(n_layers))
 
 
@@ -131,32 +137,31 @@ def oracle_skip(
     Args:
         model: from :func:`fdllm.load_model`.
         prompts: tokens of each text to continue, or requests.
-        decoding: settings, greedy ones.
+        decoding: settings.
         unmask: the rule of unmasking.
         batch_size: texts searched at once; it changes no figure.
         on_done: called with a text's number once it has been searched.
 
     Raises:
-        UsageError: as :func:`~fdllm.core.sampler.generate` does.
+        UsageError: as :func:`~fdllm.core.sampler.generate` does; or tokens are drawn, not chosen.
     """
     filled = resolve(decoding, model)
-
+    if filled.temperature > 0.0:
+        raise UsageError(
+            f"the oracle looks ahead on greedy decoding; got temperature={filled.temperature}: set "
+            "it to 0"
+        )
     plain = _Course()
-    before = generate(
-        model, prompts, filled, unmask=unmask, batch_size=batch_size, hook=plain
-    )
+    before = generate(model, prompts, filled, unmask=unmask, batch_size=batch_size, hook=plain)
     searches = [
-        _Search(model.n_layers, seen, unmask, filled.threshold) for seen in plain.rows(prompts)
+        _Search(model.n_layers, plain.seen[i], unmask, filled.threshold)
+        for i in range(len(prompts))
     ]
-    tasks = [
-        RowTask(search.run, plain.capacity[i], number=i) for i, search in enumerate(searches)
-    ]
+    tasks = [RowTask(search.run, plain.capacity[i], number=i) for i, search in enumerate(searches)]
     for index, _ in Engine(model, filled, batch_size).run(tasks):
         on_done(index)
-    plans = [search.plans for search in searches]
-    after = generate(
-        model, prompts, filled, unmask=unmask, batch_size=batch_size, hook=_Course(plans)
-    )
+    planned = _Course(searches)
+    after = generate(model, prompts, filled, unmask=unmask, batch_size=batch_size, hook=planned)
     return OracleSkip(
         tuple(
             OracleRow(one, tuple(search.plans), tuple(search.longest), run)
@@ -173,38 +178,33 @@ class _Course:
     """A :class:`~fdllm.core.row_task.ForwardHook` that keeps each row's forwards.
 
     Attributes:
-        plans: by row, what is put in the place of the plans of its denoising steps.
+        searches: by row, whose plans take the place of its own, as long as its course is that one.
         seen: by row, its forwards so far.
         capacity: by row, the positions that it may write.
     """
 
-    plans: Sequence[Sequence[LayerPlan]] | None = None
+    searches: Sequence[_Search] = ()
     seen: dict[int, Forwards] = field(default_factory=dict)
     capacity: dict[int, int] = field(default_factory=dict)
 
-    def rows(self, prompts: Sequence[object]) -> list[Forwards]:
-        """The forwards of each row, in order."""
-        return [self.seen[i] for i in range(len(prompts))]
-
     def wrap(self, task: RowTask[T]) -> RowTask[T]:
         """The task, watched."""
-        self.seen[task.number], self.capacity[task.number] = [], task.capacity
-        steps = task.steps
-        return replace(task, steps=lambda job, row: self._steps(steps(job, row), job.number))
+        number = task.number
+        self.seen[number], self.capacity[number] = [], task.capacity
+        planned = iter(self.searches[number].planned() if self.searches else ())
 
-    def _steps(self, inner: Steps[T], number: int) -> Steps[T]:
-        plans = iter(self.plans[number]) if self.plans is not None else iter(())
-        try:
-            ask = next(inner)
-            while True:
-                if ask.phase in DENOISING:
-                    ask = replace(ask, plan=next(plans, ask.plan))
-                told = yield replace(ask, lazy=False)
-                self.seen[number].append((ask, told))
-                ask = inner.send(told)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+        def forward(
+            _task: RowTask[T], _row: CacheRow, ask: ForwardRequest
+        ) -> Generator[ForwardRequest, Prediction, Prediction]:
+            plan = ask.plan
+            if ask.phase in DENOISING:
+                was, instead = next(planned, (None, plan))
+                plan = instead if ask == was else plan
+            told = yield replace(ask, plan=plan, lazy=False)
+            self.seen[number].append((ask, told))
+            return told
+
+        return around(task, forward)
 
 
 class _Source(NamedTuple):
@@ -229,7 +229,16 @@ class _Search:
     plans: list[LayerPlan] = field(default_factory=list)
     longest: list[int] = field(default_factory=list)
 
-    def run(self, _: RowTask[None], row: CacheRow) -> Steps[None]:
+    def planned(self) -> Iterator[tuple[ForwardRequest, LayerPlan]]:
+        """Each denoising step, and the plan that was found for it."""
+        return zip(self.steps, self.plans, strict=True)
+
+    @property
+    def steps(self) -> Iterator[ForwardRequest]:
+        """Its denoising steps."""
+        return (ask for ask, _ in self.course if ask.phase in DENOISING)
+
+    def run(self, _task: RowTask[None], row: CacheRow) -> Steps[None]:
         """Block by block."""
         for denoising, forwards in groupby(self.course, lambda one: one[0].phase in DENOISING):
             if denoising:
@@ -258,7 +267,9 @@ class _Search:
                 yield replace(ask, plan=LayerPlan(self.n_layers, store=kept), lazy=False)
             sources.append(_Source(step, row.save()))
         for step in range(len(forwards)):
-            self.longest.append(max((len(r) for at, r in found.items() if at[0] == step), default=0))
+            self.longest.append(
+                max((len(r) for at, r in found.items() if at[0] == step), default=0)
+            )
         self.plans += best_plans(self.n_layers, [ask.phase for ask, _ in forwards], found)
 
     @staticmethod
