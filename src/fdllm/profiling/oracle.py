@@ -28,7 +28,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
-from typing import NamedTuple, TypeVar, get_args
+from typing import NamedTuple, TypeVar
 
 from fdllm.core.cache import Snapshot
 from fdllm.core.checkpoint import Model
@@ -42,7 +42,7 @@ from fdllm.core.unmask import by_threshold
 from fdllm.errors import UsageError
 
 T = TypeVar("T")
-TARGETS: tuple[Target, ...] = get_args(Target)
+TARGETS: tuple[Target, ...] = ("output", "residual")  # what is stored; an identity is not
 DENOISING = (Phase.REFRESH, Phase.DENOISE)
 BATCH = 16
 """Rows that are searched at once: those that try the same run share a forward."""
