@@ -142,6 +142,7 @@ def commands(root: Path, experiment: str) -> dict[str, Callable[[], object]]:
     """Everything that reads an experiment's records."""
     own = ["--experiment", experiment, "--debug"]
     tiny = [*own, "--model", "tiny"]
+    chosen = ["--strategy", experiment, "--task", "tiny_arithmetic", "--model", "tiny"]
     pair = ["compare", "k1_first", "k1_last", "--limit", "4", *own]
     lines = {
         "check": ["report", "--check", "--json", *tiny],
@@ -150,6 +151,7 @@ def commands(root: Path, experiment: str) -> dict[str, Callable[[], object]]:
         "status in words": ["status", "--limit", "4", *tiny],
         "compare": [*pair, "--flips", "5"],
         "compare as JSON": [*pair, "--json"],
+        "calibrate": ["calibrate", *chosen, "--limit", "4", "--debug"],
         "export": ["export", "--limit", "4", "--out", str(root / "out"), *tiny],
         "report": ["report", *tiny],
     }

@@ -23,6 +23,7 @@ from imports import imports, modules
 # From the top down. A module belongs to the longest name that it starts with.
 LAYERS = (
     {"cli"},
+    {"calibrate"},
     {
         "report",
         "cluster",
@@ -63,6 +64,7 @@ LAYERS = (
 # What plans and tells a state, say on a login node: it answers at once.
 LIGHT = (
     "cli",
+    "calibrate",
     "report",
     "release",
     "profiling.record",

@@ -80,7 +80,8 @@ def run(command: Command, *words: str) -> str:
 COMMANDS = (
     "sweep", "sweep --dry-run", "status", "status --json", "report", "report --stdout",
     "report --check", "report --check --json", "compare k1_first k2_middle --flips 5",
-    "compare k1_first k2_middle --json", "timing", "timing --json", "export --out release",
+    "compare k1_first k2_middle --json", "calibrate --strategy 00_baseline",
+    "calibrate --strategy 00_baseline --json", "timing", "timing --json", "export --out release",
     "eval --config k1_first --force", "prompts",
     *(pytest.param(one, marks=pytest.mark.slow) for one in ("doctor", "doctor --json", "prefetch")),
 )  # fmt: skip

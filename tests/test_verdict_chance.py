@@ -67,4 +67,6 @@ def test_a_grid_that_holds_is_confirmed_and_one_that_collapsed_is_refuted() -> N
 def test_the_score_is_what_the_interval_inverts() -> None:
     low, high = tango(np.array(40), np.array(30), np.array(1000))
     for end in (float(low), float(high)):
-        assert abs(tango_score(40, 30, 1000, end)) == pytest.approx(1.96, abs=1e-3)
+        assert abs(tango_score(np.array(40), np.array(30), 1000, end)) == pytest.approx(
+            1.96, abs=1e-3
+        )

@@ -13,11 +13,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from fdllm import plain, strictjson
-from fdllm.cli.options import Command, flag, number
+from fdllm.cli.options import flag, number
 from fdllm.cli.output import console, say, say_json
+from fdllm.cli.recorded import Recorded
 from fdllm.errors import FdllmError, UsageError
 from fdllm.presets.reader import load_preset
-from fdllm.record.paths import Layout, TaskFolder, find_root, model_slug
 from fdllm.report.columns import Column, Table
 from fdllm.report.grid import check_grid, checks
 from fdllm.report.records import (
@@ -26,9 +26,7 @@ from fdllm.report.records import (
     RecordError,
     SampleKey,
     load_record,
-    record_folders,
 )
-from fdllm.runs import home_model
 
 if TYPE_CHECKING:  # scipy and statsmodels come in where something is compared
     from fdllm.report.compare_text import Comparison
@@ -60,7 +58,7 @@ _whole = number(int, "a whole number", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareCommand(Command):
+class CompareCommand(Recorded):
     """Is config B as good as config A, with an exit code."""
 
     epilog = EPILOG
@@ -69,12 +67,6 @@ class CompareCommand(Command):
     b: str = flag("config or folder in question, or 'published'", flags=("b",), metavar="B")
     experiment: str = flag("(00_baseline)", default="00_baseline", metavar="NAME")
     task: str | None = flag("(every task that both have)", metavar="T")
-    limit: int | None = flag("records cut to N rows (uncut)", type=_whole, metavar="N")
-    preset: str | None = flag(
-        "records under this preset (those of the experiment's own)", metavar="P"
-    )
-    model: str | None = flag("(the only one that has records)", metavar="PATH_OR_ID")
-    results: Path | None = flag("folder of the records (results/)", metavar="DIR")
     margin: float = flag(
         "loss of accuracy that 'same' allows, in percentage points (2)",
         default=2.0,
@@ -179,7 +171,7 @@ def choose(asked: CompareCommand) -> list[Choice]:
             "records, or two configs of one experiment"
         )
     chosen: dict[str, Choice] = {}
-    for records in _fitting(asked):
+    for records in asked.fitting(asked.experiment, asked.task):
         if not {asked.a, asked.b} <= records.keys():
             continue
         a, b = load_record(records[asked.a]), load_record(records[asked.b])
@@ -191,7 +183,8 @@ def choose(asked: CompareCommand) -> list[Choice]:
         check_grid([a, b])
         chosen[a.task] = Choice(a, b)
     if not chosen:
-        raise UsageError(_nothing(asked, f"both '{asked.a}' and '{asked.b}'"))
+        what = f" of both '{asked.a}' and '{asked.b}'"
+        raise UsageError(asked.nothing(asked.experiment, asked.task, what))
     return list(chosen.values())
 
 
@@ -204,52 +197,16 @@ def choose_one(asked: CompareCommand) -> list[Record]:
     """
     if _is_folder(asked.a):
         return [load_record(Path(asked.a).expanduser())]
-    cells = [load_record(found[asked.a]) for found in _fitting(asked) if asked.a in found]
+    fitting = asked.fitting(asked.experiment, asked.task)
+    cells = [load_record(found[asked.a]) for found in fitting if asked.a in found]
     if not cells:
-        raise UsageError(_nothing(asked, f"'{asked.a}'"))
+        raise UsageError(asked.nothing(asked.experiment, asked.task, f" of '{asked.a}'"))
     return cells
 
 
 def _is_folder(name: str) -> bool:
     """A path is written as one; a folder of the current directory counts where it is a record."""
     return os.sep in name or (Path(name) / "summary.json").is_file()
-
-
-def _layout(asked: CompareCommand) -> Layout:
-    return Layout.of(find_root(), asked.results)
-
-
-def _fitting(asked: CompareCommand) -> list[dict[str, Path]]:
-    """Records that fit task, limit, preset and model: of each task folder, by config."""
-    model = asked.model or os.environ.get("FDLLM_MODEL")
-    preset = None if asked.preset is None else load_preset(asked.preset).name
-    found: dict[str, dict[str, Path]] = {}
-    for folder in record_folders(_layout(asked), asked.experiment):
-        place = TaskFolder.parse(folder.parent.name)
-        if place is None:
-            continue
-        own = None if model is None or model == home_model(place.task) else model_slug(model)
-        fits = (place.limit, place.preset) == (asked.limit, preset)
-        if fits and asked.task in (None, place.task) and (model is None or place.model == own):
-            found.setdefault(folder.parent.name, {})[folder.name] = folder
-    return list(found.values())
-
-
-def _nothing(asked: CompareCommand, what: str) -> str:
-    """What was asked for and what there is."""
-    layout = _layout(asked)
-    place = layout.results / asked.experiment
-    folders = record_folders(layout, asked.experiment)
-    names = [Path(*layout.part(folder).parts[1:]).as_posix() for folder in folders]
-    limit = "without a limit" if asked.limit is None else f"of limit {asked.limit}"
-    if asked.preset is not None:
-        limit += f" under preset {asked.preset}"
-    task = "" if asked.task is None else f" of {asked.task}"
-    shown = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")  # noqa: PLR2004 - a few lines
-    return (
-        f"no finished records{task} {limit} of {what} in {place}; there "
-        f"are {shown or 'none: sweep first'}"
-    )
 
 
 def _times(choice: Choice) -> Times:

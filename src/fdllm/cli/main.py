@@ -13,6 +13,7 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 
 from fdllm.caches import resolve_places
 from fdllm.cli.bench import bench_command
+from fdllm.cli.calibrate import CalibrateCommand
 from fdllm.cli.compare_command import CompareCommand
 from fdllm.cli.doctor import DoctorCommand, PrefetchCommand
 from fdllm.cli.export import ExportCommand
@@ -49,6 +50,7 @@ examples:
   fdllm prompts --task gsm8k --limit 2               what would be sent
   fdllm grade --task gsm8k --answers FILE            anyone's answers, graded as a run's are
   fdllm timing --task gsm8k --docs 100               how much time each config takes
+  fdllm calibrate --strategy 05_threshold --task T    the setting that loses at most 1 point
   fdllm trace --task tiny_choice --config k3_last    watch a document being decoded
   fdllm export --experiment 00_baseline              a folder to share
   fdllm bench step --shape tiny --shape 28x512       how close to the machine's limit it is
@@ -71,6 +73,7 @@ _COMMANDS: Mapping[str, type[Command] | None] = {
     "selftest": SelftestCommand,
     "bench": None,  # as the checkout has it
     "compare": CompareCommand,
+    "calibrate": CalibrateCommand,
     "new": NewCommand,
     "job": JobCommand,
 }

@@ -91,10 +91,24 @@ def decide(change: Draws, margin: float, alpha: float) -> tuple[Decision, float]
 
 def _first_win(gains: Draws, largest_loss: float, alpha: float) -> float:
     """After how many bets the capital is 1 / alpha; infinite where it never is."""
+    won = _log_capital(gains, largest_loss) >= -math.log(alpha)
+    return int(won.argmax()) + 1 if won.any() else math.inf
+
+
+def _log_capital(gains: Draws, largest_loss: float) -> Draws:
+    """Logarithm of the capital after each bet, shape (n,)."""
     stakes = _STAKES / max(largest_loss, 1e-9)
     capital = np.cumsum(np.log1p(stakes[:, None] * gains), axis=1)
-    won = np.logaddexp.reduce(capital, axis=0) - np.log(len(stakes)) >= -math.log(alpha)
-    return int(won.argmax()) + 1 if won.any() else math.inf
+    mixed: Draws = np.logaddexp.reduce(capital, axis=0) - np.log(len(stakes))
+    return mixed
+
+
+def betting_p_value(change: Draws, margin: float) -> float:
+    """Of the test that a population's mean is below ``-margin``: 1 by the largest capital.
+
+    The arguments are those of :func:`decide`.
+    """
+    return min(1.0, math.exp(-float(_log_capital(change + margin, 1 - margin).max())))
 
 
 def twin_rows(margin: float) -> int:

@@ -37,6 +37,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 _OUTSIDE = (
     "_template",  # of an experiment, where a wheel brings it
     "applicable.py",
+    "calibrate",
     "cli",
     "criteria.py",
     "report",

@@ -53,7 +53,7 @@ class Marked:
 
     def weigh(self, limit: float) -> Evidence:
         """How strongly the documents show that the share rises by at most ``limit``, or by more."""
-        z = tango_score(self.fewer, self.more, self.n, limit)
+        z = tango_score(np.array(self.fewer), np.array(self.more), self.n, limit)
         return Evidence(*_tails(float(norm.cdf(z)), float(norm.sf(z))))
 
 
@@ -91,7 +91,7 @@ def weigh(a: Floats, b: Floats, groups: Ints | None, margin: float) -> Evidence:
     losses, gains = int(np.sum(change < 0)), int(np.sum(change > 0))
     alone = None
     if is_binary(a, b):
-        z = tango_score(losses, gains, len(a), -margin)
+        z = tango_score(np.array(losses), np.array(gains), len(a), -margin)
         alone = Evidence(*_tails(float(norm.sf(z)), float(norm.sf(-z))))
     if groups is None or len(np.unique(groups)) == 1:
         return alone or _by_bootstrap(a, b, margin)

@@ -205,12 +205,15 @@ def _score_error(delta: Floats, b: Floats, c: Floats, n: Floats) -> Floats:
     return error
 
 
-def tango_score(losses: int, gains: int, n: int, delta: float) -> float:
-    """The score statistic against a true difference of ``delta``: what :func:`tango` inverts."""
-    columns = (np.array(float(x)) for x in (delta, gains, losses, n))
-    error = float(_score_error(*columns))
-    distance = gains - losses - n * delta
-    return distance / error if error else 0.0
+def tango_score(losses: Ints, gains: Ints, n: int, delta: float) -> Floats:
+    """The score statistic against a true difference of ``delta``: what :func:`tango` inverts.
+
+    The arguments are those of :func:`tango`; 0 where no outcome could tell.
+    """
+    b, c = (np.asarray(flips, dtype=np.float64) for flips in (gains, losses))
+    error = _score_error(np.full_like(b, delta), b, c, np.full_like(b, n))
+    found: Floats = (b - c - n * delta) / np.where(error > 0, error, np.inf)
+    return found
 
 
 def wilson(headline: Headline) -> Estimate | None:
