@@ -14,7 +14,7 @@ import pytest
 
 from fdllm import tiny
 from fdllm.errors import FdllmError, UsageError
-from fdllm.evaluate import tasks
+from fdllm.evaluate import task_index
 from fdllm.evaluate.tasks import (
     PROMPT_RULES,
     STEP_BY_STEP,
@@ -144,7 +144,7 @@ def test_a_harness_without_the_task_is_named(tmp_path: Path) -> None:
 
 def test_without_the_harness_its_tasks_have_no_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     for spec in (None, SimpleNamespace(submodule_search_locations=[])):
-        monkeypatch.setattr(tasks, "find_spec", lambda _, found=spec: found)
-        with pytest.raises(FdllmError, match="task 'gsm8k' is defined by lm-eval, which is not"):
+        monkeypatch.setattr(task_index, "find_spec", lambda _, found=spec: found)
+        with pytest.raises(FdllmError, match="defined by lm-eval, which is not"):
             definition_paths("gsm8k")
     assert definition_paths("tiny_choice")

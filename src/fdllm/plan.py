@@ -15,7 +15,7 @@ from fdllm.core.config import StrategyConfig
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.subsets import subset_overlaps
 from fdllm.criteria import criteria_lock, criteria_text
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, UsageError
 from fdllm.experiment import Experiment, load_experiment
 from fdllm.record.identity import (
     SCHEMA,
@@ -125,6 +125,24 @@ class TaskFacts:
     # new tokens of an answer at most, where the experiment states no number
     max_new_tokens: int = 512
     one_token: bool = False  # the answers that it scores are one token each
+    headline: str = ""  # the figure that goes into tables; empty where a user is to name it
+    metrics: tuple[str, ...] = ()  # what it may be; empty where the project knows the task
+
+    def check_headline(self, task: str, given: str | None) -> None:
+        """A task has one headline, and nobody guesses it.
+
+        Raises:
+            UsageError: none is known or named, or the task has none of that name.
+        """
+        if not self.metrics or (given or self.headline) in self.metrics:
+            return
+        known = ", ".join(self.metrics)
+        raise UsageError(
+            f"task '{task}' has no figure '{given}'; name one of {known}"
+            if given
+            else f"task '{task}' has several figures, and which one goes into tables is yours to "
+            f"say: --headline {self.metrics[0]}, or headline in [evaluation]; they are {known}"
+        )
 
 
 class Planner:
@@ -172,6 +190,7 @@ class Planner:
         return self._run(sweep, task, experiment, experiment.cell(config))
 
     def _run(self, sweep: Sweep, task: str, experiment: Experiment, cell: Cell) -> Run:
+        self.task(task).check_headline(task, sweep.asked(task).headline)
         return Run(
             experiment=sweep.experiment,
             task=task,
@@ -186,6 +205,7 @@ class Planner:
             departures=sweep.departures(task),
             exceptions=() if sweep.preset is None else sweep.preset.exceptions,
             code_execution=sweep.code_execution,
+            include=sweep.include,
         )
 
     def model(self, choice: ModelChoice) -> ModelIdentity:

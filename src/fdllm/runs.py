@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -126,7 +127,7 @@ class Run(Spec):
     """One run: all that decides it, before it starts."""
 
     experiment: str  # folder under ``experiments/``
-    task: str  # a name of :data:`fdllm.evaluate.tasks.TASKS`
+    task: str  # a name that :func:`fdllm.evaluate.tasks.task_info` knows
     cell: Cell  # the config
     model: ModelChoice = ModelChoice()  # the checkpoint
     limit: int | None = Field(None, ge=1)  # documents of each leaf task at most; None is all
@@ -142,6 +143,9 @@ class Run(Spec):
     exceptions: tuple[str, ...] = ()
     # consent to run code that the model writes; no part of an identity
     code_execution: CodeExecution = "refused"
+    # a folder with definitions of the user's tasks. What defines this run's task is part of its
+    # identity, where it lies is not.
+    include: Path | None = None
 
     @property
     def preset_words(self) -> str:
@@ -167,6 +171,7 @@ class Sweep(Spec):
     # what was asked for by flags: keys of :class:`Evaluating`, over everything else
     flags: dict[str, Any] = Field(default_factory=dict)
     code_execution: CodeExecution = "refused"  # consent to run code that the model writes
+    include: Path | None = None  # a folder with definitions of the user's tasks
 
     def asked(self, task: str) -> Evaluating:
         """How a task is asked: as the experiment does, under the preset, under the flags."""

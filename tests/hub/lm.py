@@ -115,6 +115,10 @@ class Oracle:
 
     def _gold(self, request: EvalRequest) -> int:
         task = self.tasks[request.task]
+        if (
+            task.multiple_input
+        ):  # choices stand in the question, which is the number of the right one
+            return int(task.doc_to_text(request.doc))
         target, choices = task.doc_to_target(request.doc), task.doc_to_choice(request.doc)
         if isinstance(target, int):
             return target

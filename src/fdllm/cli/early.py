@@ -39,7 +39,7 @@ def ends_of(request: SweepRequest) -> Callable[[Run], UntilDecided]:
     """
     planner, sweep, criteria = request.planner, request.sweep, request.criteria
     experiment = planner.experiment(sweep.experiment)
-    tasks = (*default_tasks(experiment, sweep.model.name), *sweep.tasks)
+    tasks = (*default_tasks(experiment, sweep.model.name, sweep.include), *sweep.tasks)
     judged = (criteria.tasks if criteria is not None else ()) or tasks
     return lambda run: until_decided(planner, sweep, run, len({*judged}))
 

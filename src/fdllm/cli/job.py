@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fdllm.cli import show, studies, sweep
@@ -54,7 +55,8 @@ class JobCommand(Command):
             )
         one = submission.assignments[self.index]
         root = find_root()
-        planner = Planner(root, Layout.of(root, submission.results), task_facts)
+        facts = partial(task_facts, include=one.run.include)
+        planner = Planner(root, Layout.of(root, submission.results), facts)
         # The name by which queue and log know this task; a record's is the number behind it.
         job = f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{one.number}"
         log = submission.log_folder(self.index) / f"slurm_{job}.log"

@@ -138,6 +138,15 @@ class Selection(Command):
 
     experiment: str = _what("(00_baseline)", default="00_baseline", metavar="NAME")
     task: tuple[str, ...] | None = _what("repeatable (all that suit the model)", metavar="T")
+    include_path: Path | None = flag(
+        "folder with definitions of your own tasks, as lm-eval's YAML (docs/extending.md 7)",
+        group="what",
+        metavar="FOLDER",
+    )
+    headline: str | None = _what(
+        "METRIC,FILTER of the task that goes into tables, where it has several (fdllm tasks)",
+        metavar="M",
+    )
     config: tuple[str, ...] | None = _what("repeatable; the whole grid", metavar="C")
     limit: int | None = _what("rows of each subtask at most", metavar="N")
     model: str | None = _what(
@@ -174,7 +183,14 @@ class Selection(Command):
     @property
     def evaluating(self) -> dict[str, Any]:
         """What these flags change of how a run is evaluated."""
-        names = ("scoring", "batch_size", "score_batch_size", "prefix_cache_gib", "compile")
+        names = (
+            "scoring",
+            "headline",
+            "batch_size",
+            "score_batch_size",
+            "prefix_cache_gib",
+            "compile",
+        )
         values = {name: getattr(self, name) for name in names}
         changes = {name: value for name, value in values.items() if value is not None}
         return changes | ({"allow_invalid": True} if self.allow_invalid else {})

@@ -89,7 +89,7 @@ def report_sweeps(planner: Planner, options: Selection) -> Iterator[Sweep]:
     models = [options.model] if options.model else [DEFAULT_MODEL, TINY_MODEL]
     found = False
     for model in models:
-        for task in options.task or default_tasks(experiment, model):
+        for task in options.task or default_tasks(experiment, model, options.include_path):
             own = None if model == home_model(task) else model_slug(model)
             for folder in planner.layout.task_folders(options.experiment):
                 wanted = options.limit is None or folder.limit == options.limit

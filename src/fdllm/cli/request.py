@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from fdllm.cli.options import Selection
@@ -59,7 +59,8 @@ def make_planner(options: Selection) -> Planner:
         UsageError: the experiment or a task is unknown.
     """
     root = find_root()
-    planner = Planner(root, Layout.of(root, options.results), task_facts)
+    facts = partial(task_facts, include=options.include_path)
+    planner = Planner(root, Layout.of(root, options.results), facts)
     planner.experiment(options.experiment)
     for task in options.task or ():
         planner.task(task)
@@ -84,10 +85,13 @@ def read_request(
     model = choose_model(options.model, options.task or ())
     preset = None if options.preset is None else load_preset(options.preset)
     for task in () if preset is None else preset.tasks:
-        task_info(task)
+        task_info(task, options.include_path)
     sweep = Sweep(
         experiment=options.experiment,
-        tasks=tuple(options.task or asked_tasks(default_tasks(experiment, model), options)),
+        tasks=tuple(
+            options.task
+            or asked_tasks(default_tasks(experiment, model, options.include_path), options)
+        ),
         configs=tuple(dict.fromkeys([*(options.config or ()), *forced])),
         model=ModelChoice(
             name=model,
@@ -100,6 +104,7 @@ def read_request(
         preset=preset,
         flags=options.evaluating,
         code_execution=options.code_execution,
+        include=options.include_path,
     )
     request = SweepRequest(planner, sweep)
     _ = request.runs  # names are checked before anything else happens
@@ -136,7 +141,7 @@ def asked_tasks(tasks: Sequence[str], options: Selection) -> tuple[str, ...]:
     """
     if options.allow_code_execution is not False or options.status:
         return tuple(tasks)
-    left_out = [task for task in tasks if task_info(task).runs_code]
+    left_out = [task for task in tasks if task_info(task, options.include_path).runs_code]
     rest = tuple(task for task in tasks if task not in left_out)
     if not left_out or not rest:
         return tuple(tasks)
@@ -147,12 +152,14 @@ def asked_tasks(tasks: Sequence[str], options: Selection) -> tuple[str, ...]:
     return rest
 
 
-def default_tasks(experiment: Experiment, model: str) -> tuple[str, ...]:
+def default_tasks(
+    experiment: Experiment, model: str, include: Path | None = None
+) -> tuple[str, ...]:
     """The tasks of an experiment: its own list, as far as it suits the model, else all that do."""
     usual = tuple(name for name, info in TASKS.items() if info.is_usual)
     own = experiment.settings.evaluation.tasks or usual
     for name in own:
-        task_info(name)
+        task_info(name, include)
     tiny = model == TINY_MODEL
     return tuple(t for t in own if (home_model(t) == TINY_MODEL) == tiny) or tuple(
         t for t in usual if (home_model(t) == TINY_MODEL) == tiny

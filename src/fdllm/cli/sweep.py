@@ -212,7 +212,9 @@ def _execute(planner: Planner, work: Sequence[PlannedCell], load: studies.Load) 
         FdllmError: no run can be computed: the model cannot be loaded, say.
     """
     for one in work:
-        check_consent(task_info(one.cell.run.task), one.cell.run.code_execution)
+        check_consent(
+            task_info(one.cell.run.task, one.cell.run.include), one.cell.run.code_execution
+        )
     if not work:
         return []
     outcomes: list[RunOutcome] = []
@@ -321,7 +323,9 @@ def _submit(request: SweepRequest, options: SweepCommand) -> int:
             show.print_json(cells, timed)
         return 0
     for one in work:
-        check_consent(task_info(one.cell.run.task), one.cell.run.code_execution)
+        check_consent(
+            task_info(one.cell.run.task, one.cell.run.include), one.cell.run.code_execution
+        )
     require_sbatch()
     if not options.no_doctor:
         asked_for = [one.cell.run for one in work] or [one.baseline for one in due]

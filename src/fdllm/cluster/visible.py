@@ -40,6 +40,7 @@ def places_of(planner: Planner, cluster: ClusterConfig, run: Run, workdir: Path)
         *(hub.absolute(), home / "datasets"),
         *(Path(name).expanduser().absolute() for name in others if name),
         *([] if cluster.offline else [token_file().absolute()]),
+        *([] if run.include is None else [run.include]),
         *_files_of(run.model.name, hub.absolute()),
     ]
 

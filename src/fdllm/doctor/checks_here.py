@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from fdllm.cluster.queue import SlurmError, run_command
@@ -27,11 +28,11 @@ _ANSWER_S = 20
 def consent(checkup: Checkup) -> Iterator[Finding]:
     """Whether the user agreed to run programs, for each task that does."""
     for task in checkup.sweep.tasks:
-        if not task_info(task).runs_code:
+        if not task_info(task, checkup.sweep.include).runs_code:
             continue
         name = f"consent {task}"
         try:
-            check_consent(task_info(task), checkup.sweep.code_execution)
+            check_consent(task_info(task, checkup.sweep.include), checkup.sweep.code_execution)
             yield ok(name, "running its programs is agreed to")
         except UsageError:
             yield fail(
@@ -74,7 +75,9 @@ def criteria(checkup: Checkup) -> Iterator[Finding]:
     Raises:
         UsageError: the criteria name what is not there, or what cannot meet them.
     """
-    planner = Planner(checkup.root, checkup.layout, task_facts)
+    planner = Planner(
+        checkup.root, checkup.layout, partial(task_facts, include=checkup.sweep.include)
+    )
     stated = planner.experiment(checkup.sweep.experiment).settings.criteria
     if stated is None or checkup.sweep.limit is not None:
         return

@@ -153,9 +153,12 @@ def check_task(name: str, checkup: Checkup) -> Iterator[Finding]:
         yield ok(f"task {name}", f"{_load(name, checkup.sweep)}, from the cache")
     except FdllmError as error:
         said = str(error).partition("; ")[0].removeprefix(f"task '{name}' ")
-        yield fail(f"task {name}", said, _remedy(name, str(error)))
+        yield fail(f"task {name}", said, _remedy(name, str(error), checkup.sweep))
         return
-    if task_info(name).runs_code and checkup.sweep.code_execution != "refused":
+    if (
+        task_info(name, checkup.sweep.include).runs_code
+        and checkup.sweep.code_execution != "refused"
+    ):
         yield _sandbox(name, checkup.sweep)
 
 
@@ -173,16 +176,18 @@ def _load(name: str, sweep: Sweep) -> str:
     from fdllm.evaluate.documents import load_task, quiet  # noqa: PLC0415 - the harness: seconds
 
     with quiet():
-        loaded = load_task(name, sweep.asked(name), code_execution=sweep.code_execution)
+        loaded = load_task(
+            name, sweep.asked(name), code_execution=sweep.code_execution, include=sweep.include
+        )
         rows = sum(len(leaf.eval_docs) for leaf in loaded.leaves.values())
     subtasks = f" of {len(loaded.leaves)} subtasks" if len(loaded.leaves) > 1 else ""
     return f"{rows} documents{subtasks}, prompts and metric"
 
 
-def _remedy(name: str, said: str) -> str:
-    if task_info(name).dataset is not None and "not in the cache" in said:
+def _remedy(name: str, said: str, sweep: Sweep) -> str:
+    if task_info(name, sweep.include).dataset is not None and "not in the cache" in said:
         return f"where there is a network, with the same HF_HOME: fdllm prefetch --task {name}" + (
-            " (gated: see the line on access)" if task_info(name).gated else ""
+            " (gated: see the line on access)" if task_info(name, sweep.include).gated else ""
         )
     return said.partition("; ")[2] or f"fdllm prefetch --task {name}, then try again"
 

@@ -97,7 +97,7 @@ def with_access(checkup: Checkup, findings: Iterable[Finding]) -> Iterator[Findi
         if kind == "model":
             yield _access(kind, checkup.sweep.model.name, "model")
         elif kind == "task":
-            info = task_info(name)
+            info = task_info(name, checkup.sweep.include)
             if info.gated and info.dataset is not None:
                 yield _access(name, info.dataset, "dataset")
 

@@ -353,10 +353,12 @@ class LoadedModel:
 def evaluate(lm: RequestLM, store: Store, progress: Reporter, part: Part = WHOLE) -> Evaluation:
     """Put its run's task to an lm-eval model; as :meth:`LoadedModel.evaluate`, whoever answers."""
     run = lm.run
-    check_consent(task_info(run.task), run.code_execution)
+    check_consent(task_info(run.task, run.include), run.code_execution)
     lm.store, lm.progress, lm.part = store, progress, part
     with quiet():
-        loaded = load_task(run.task, run.evaluating, code_execution=run.code_execution)
+        loaded = load_task(
+            run.task, run.evaluating, code_execution=run.code_execution, include=run.include
+        )
         loaded.prove_confinement()
         loaded, decided = take_looks(lm, loaded, RequestLM, ask)
         found = ask(lm, loaded, run.evaluating, limit=run.limit)

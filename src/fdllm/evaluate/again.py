@@ -82,9 +82,11 @@ def prepare(run: Run) -> tuple[KeptLM, LoadedTask]:
         UsageError: its programs may not be run.
         FdllmError: documents or the tokenizer cannot be had, or programs not be confined.
     """
-    check_consent(task_info(run.task), run.code_execution)
+    check_consent(task_info(run.task, run.include), run.code_execution)
     with quiet():
-        loaded = load_task(run.task, run.evaluating, code_execution=run.code_execution)
+        loaded = load_task(
+            run.task, run.evaluating, code_execution=run.code_execution, include=run.include
+        )
         loaded.prove_confinement()
     return make_lm(run, KeptLM), loaded
 

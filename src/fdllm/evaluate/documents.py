@@ -35,7 +35,14 @@ from fdllm.evaluate import boxed
 from fdllm.evaluate.hub_errors import explain_access, without_token
 from fdllm.evaluate.humaneval import Programs
 from fdllm.evaluate.nltk_data import require_sentences
-from fdllm.evaluate.tasks import TaskInfo, definition_paths, prompt_rule, task_info
+from fdllm.evaluate.task_definition import Definition, placed_rows
+from fdllm.evaluate.tasks import (
+    TaskInfo,
+    definition_of,
+    definition_paths,
+    prompt_rule,
+    task_info,
+)
 from fdllm.runs import CodeExecution, Evaluating
 from fdllm.sandbox.confinement import Sandbox
 
@@ -107,6 +114,7 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
         # Where the definition lies on this machine is nothing that results should carry.
         metadata = dict(settings.get("metadata") or {})
         source = Path(str(metadata.get("config_source", "")))
+        self._folder = source.parent
         settings["metadata"] = metadata | {"config_source": "/".join(source.parts[-3:])}
         if settings.get("process_docs") is not None:
             settings["process_docs"] = fresh_copy(settings["process_docs"])
@@ -132,7 +140,11 @@ class DeterministicTask(ConfigurableTask):  # type: ignore[misc] # lm-eval is un
         """
         try:
             check_token()
-            super().download(dataset_kwargs, **kwargs)
+            rows = placed_rows(vars(self.config), self._folder)
+            own = {} if rows is None else {"data_files": rows}
+            super().download({**(dataset_kwargs or {}), **own}, **kwargs)
+        except FdllmError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever the clients raise is explained
             raise explain_access(
                 error, self._asked_for, str(self.DATASET_PATH), self.DATASET_NAME
@@ -318,32 +330,31 @@ class LoadedTask:
 
 
 def load_task(
-    name: str, asked: Evaluating | None = None, *, code_execution: CodeExecution = "refused"
+    name: str,
+    asked: Evaluating | None = None,
+    *,
+    code_execution: CodeExecution = "refused",
+    include: Path | None = None,
 ) -> LoadedTask:
-    """Instantiate a task or group of :data:`fdllm.evaluate.tasks.TASKS` through the harness.
+    """Instantiate a task or group through the harness.
 
-    Only the folders that define it are scanned (all of the harness's take many seconds).
+    Only what defines it is scanned (all of the harness's definitions take many seconds).
 
     Args:
         name: the task.
         asked: how it is asked; None takes the defaults.
         code_execution: consent to run programs that the model wrote. Loading runs none.
+        include: a folder with definitions of the user's. Python that they name runs here.
 
     Raises:
         UsageError: the task is unknown, or has fewer worked examples.
         FdllmError: its definition or its documents cannot be had.
     """
     asked = asked or Evaluating()
-    info = task_info(name)
-    if name == "ifeval":
+    info, definition = task_info(name, include), definition_of(name, include)
+    if "ifeval" in name:
         require_sentences()
-    folders = {path if path.is_dir() else path.parent for path in definition_paths(name)}
-    manager = TaskManager(include_path=sorted(map(str, folders)), include_defaults=False)
-    if name not in manager.all_tasks:
-        raise FdllmError(
-            f"task '{name}' is not defined in {', '.join(sorted(map(str, folders)))}; the "
-            "installation is incomplete or of another version"
-        )
+    manager = _known(name) if definition is None else _resolved(definition)
     if info.runs_code:
         # Read without importing its functions, which would fetch code and execute it.
         path = manager.task_index[name].yaml_path
@@ -369,9 +380,11 @@ def load_task(
     except Exception as error:
         reason = without_token(str(error))
         # A definition imports what it needs.
+        path = None if definition is None else definition.entries[name].path
+        is_own = path is not None and include is not None and path.is_relative_to(include)
+        remedy = f"look at {path}" if is_own else "install fdllm with its pinned dependencies"
         raise FdllmError(
-            f"task '{name}' cannot be loaded ({type(error).__name__}: {reason}); install fdllm "
-            "with its pinned dependencies"
+            f"task '{name}' cannot be loaded ({type(error).__name__}: {reason}); {remedy}"
         ) from error
     groups = {group: found for group, found in loaded["groups"].items() if group != _ENCLOSING}
     if info.boxed is not None:
@@ -379,3 +392,28 @@ def load_task(
         for group in groups.values():
             group.aggregate_metric_list = [*(group.aggregate_metric_list or []), beside]
     return LoadedTask(dict(loaded["tasks"]), groups)
+
+
+def _known(name: str) -> TaskManager:
+    """What the harness makes of the folders of a task that is known by name.
+
+    Raises:
+        FdllmError: they do not define it.
+    """
+    folders = {path if path.is_dir() else path.parent for path in definition_paths(name)}
+    manager = TaskManager(include_path=sorted(map(str, folders)), include_defaults=False)
+    if name not in manager.all_tasks:
+        raise FdllmError(
+            f"task '{name}' is not defined in {', '.join(sorted(map(str, folders)))}; the "
+            "installation is incomplete or of another version"
+        )
+    return manager
+
+
+def _resolved(definition: Definition) -> TaskManager:
+    """A manager that knows what a task consists of, and nothing else."""
+    manager = TaskManager(include_defaults=False)
+    for name, one in definition.entries.items():
+        tags = {str(task) for task in one.config["task"]} if one.kind == "tag" else set[str]()
+        manager.task_index[name] = Entry(name, Kind[one.kind.upper()], one.path, tags=tags)
+    return manager

@@ -76,7 +76,7 @@ def grade(run: Run, path: Path) -> Grade:
             wrong; it is named.
         FdllmError: documents cannot be had, or programs cannot be confined.
     """
-    info = task_info(run.task)
+    info = task_info(run.task, run.include)
     if info.kind == "loglikelihood":
         raise UsageError(
             f"task '{run.task}' is multiple choice: choices are ranked by their likelihood, and "
@@ -87,7 +87,7 @@ def grade(run: Run, path: Path) -> Grade:
     # Worked examples change no grade, and the prompt is not looked at.
     asked = run.evaluating.model_copy(update={"num_fewshot": 0})
     with quiet():
-        loaded = load_task(run.task, asked, code_execution=run.code_execution)
+        loaded = load_task(run.task, asked, code_execution=run.code_execution, include=run.include)
         answers = _by_document(lines, loaded.leaves, path, run.limit)
         loaded.prove_confinement()
         documents = {task: sorted(texts) for task, texts in answers.items()}

@@ -61,7 +61,9 @@ def take_looks(
         return loaded, None
     order = draw_order(loaded.sizes(run.limit))
     # The other run's programs are no part of this one's record.
-    again = load_task(run.task, run.evaluating, code_execution=run.code_execution)
+    again = load_task(
+        run.task, run.evaluating, code_execution=run.code_execution, include=run.include
+    )
     base = asking(looks.against, lm.tokenizer, lm.max_positions)
     base.part = Part(go_on=lambda: False)
     cell, other = Merits(), Merits()

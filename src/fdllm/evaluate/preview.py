@@ -35,7 +35,8 @@ def requests_of(run: Run) -> list[EvalRequest]:
     """
     lm = make_lm(run, _ListeningLM)
     with quiet(), suppress(_AskedError):
-        ask(lm, load_task(run.task, run.evaluating), run.evaluating, limit=run.limit)
+        loaded = load_task(run.task, run.evaluating, include=run.include)
+        ask(lm, loaded, run.evaluating, limit=run.limit)
     return lm.heard
 
 

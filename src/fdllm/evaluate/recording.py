@@ -77,7 +77,7 @@ def fill_summary(
     Raises:
         FdllmError: a guard failed.
     """
-    kind, rows = task_info(run.task).kind, found.rows
+    kind, rows = task_info(run.task, run.include).kind, found.rows
     counts = measure.add_counts(rows)
     estimator = run.evaluating.scoring if kind == "loglikelihood" else None
     guards = measure.guards(

@@ -16,9 +16,7 @@ from fdllm.core.schedule import num_blocks
 from fdllm.core.scorer import Score
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.recording import text_hash
-
-_LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_KNOWN_ARGUMENTS = ("until", "do_sample", "temperature", *_LENGTH_NAMES)
+from fdllm.evaluate.task_definition import KNOWN_ARGUMENTS, LENGTH_NAMES
 
 
 @dataclass(frozen=True)
@@ -112,11 +110,11 @@ def until_strings(arguments: Mapping[str, Any], task: str) -> tuple[str, ...]:
     Raises:
         FdllmError: an argument is unknown.
     """
-    unknown = sorted(set(arguments) - set(_KNOWN_ARGUMENTS))
+    unknown = sorted(set(arguments) - set(KNOWN_ARGUMENTS))
     if unknown:
         raise FdllmError(
             f"task '{task}' asks for generation arguments {', '.join(unknown)}, which would "
-            f"be ignored; known are {', '.join(_KNOWN_ARGUMENTS)}"
+            f"be ignored; known are {', '.join(KNOWN_ARGUMENTS)}"
         )
     until = arguments.get("until") or []
     return tuple(text for text in ([until] if isinstance(until, str) else until) if text)
@@ -128,11 +126,11 @@ def length_limit(arguments: Mapping[str, Any], task: str) -> int | None:
     Raises:
         FdllmError: two of its names disagree.
     """
-    lengths = {int(arguments[n]) for n in _LENGTH_NAMES if arguments.get(n) is not None}
+    lengths = {int(arguments[n]) for n in LENGTH_NAMES if arguments.get(n) is not None}
     if len(lengths) > 1:
         raise FdllmError(
             f"task '{task}' gives several lengths {sorted(lengths)} under "
-            f"{', '.join(_LENGTH_NAMES)}; leave one"
+            f"{', '.join(LENGTH_NAMES)}; leave one"
         )
     return lengths.pop() if lengths else None
 

@@ -30,7 +30,7 @@ def evaluation_of(
     Raises:
         FdllmError: a prompt does not hold its document's text, or there is no headline.
     """
-    info = task_info(run.task)
+    info = task_info(run.task, run.include)
     samples = join_samples(found.pop("samples"), loaded.leaves, entries, info)
     for leaf in loaded.leaves.values():
         if leaf.programs is not None:
@@ -108,8 +108,13 @@ def check_prompt(sample: Mapping[str, Any], task: DeterministicTask, name: str) 
     """
     text = task.doc_to_text(sample["doc"])
     prompts = [str(arguments[0]) for arguments in sample["arguments"]]
-    # A chat template may strip the message it wraps.
-    if not isinstance(text, str) or any(text.strip() not in prompt for prompt in prompts):
+    # Where choices are put into the question, each has a prompt of its own.
+    texts = task.doc_to_choice(sample["doc"]) if task.multiple_input else [text] * len(prompts)
+    # A chat template may strip the message it wraps; acc_mutual_info asks without a question too.
+    if any(
+        not isinstance(text, str) or (prompt and text.strip() not in prompt)
+        for text, prompt in zip(texts, prompts, strict=False)
+    ):
         raise FdllmError(
             f"task '{name}', document {sample['doc_id']}: the prompt that was sent does not hold "
             "the text of the document it is scored against; the task's documents changed between "

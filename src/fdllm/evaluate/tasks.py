@@ -1,15 +1,22 @@
-"""The tasks, each with its headline metric: named here, never guessed. No torch, no harness."""
+"""The tasks, each with its headline metric: named here or by the user, never guessed.
+
+Those of :data:`TASKS` are known by name; any other of the harness, or of a user's folder, by what
+its YAML says (:mod:`fdllm.evaluate.task_definition`). No torch, no harness.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections import ChainMap
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from fdllm import tiny
 from fdllm.errors import FdllmError, UsageError, did_you_mean
+from fdllm.evaluate.task_definition import Definition, define, files_of
+from fdllm.evaluate.task_index import harness_index, harness_tasks, own_index
 from fdllm.plan import TaskFacts
 from fdllm.record.identity import code_files
 from fdllm.runs import Instruction
@@ -28,7 +35,8 @@ class TaskInfo:
     name: str  # the harness's name of the task or group
     # ``generate`` writes text, ``loglikelihood`` ranks choices
     kind: Literal["generate", "loglikelihood"]
-    # the key of the figure that goes into a table, as the harness writes it: ``metric,filter``
+    # the key of the figure that goes into a table, as the harness writes it: ``metric,filter``.
+    # Empty where several could, and a user names one.
     headline: str
     # new tokens a row may have (1 where nothing is generated): room enough that a right answer is
     # never cut. A limit in the task's own definition takes precedence.
@@ -53,6 +61,8 @@ class TaskInfo:
     # box is asked for
     boxed: str | None = None
     is_usual: bool = True  # whether it is meant where no task is named; variants of a task are not
+    # figures that may be the headline; empty where the project knows the one that is
+    metrics: tuple[str, ...] = ()
 
 
 _ALL = (
@@ -166,16 +176,78 @@ _CODE = (
 TASKS: dict[str, TaskInfo] = {info.name: info for info in (*_ALL, *_CODE)}
 
 
-def task_info(name: str) -> TaskInfo:
+_HEADLINES = dict.fromkeys(("arc_challenge", "arc_easy", "hellaswag"), "acc_norm,none")
+"""Where a definition has several figures and everybody reports the same one."""
+_ROOM = 1024  # new tokens where a definition says nothing
+
+
+def task_info(name: str, include: Path | None = None) -> TaskInfo:
     """Look a task up.
 
+    Args:
+        name: the task, group or tag.
+        include: a folder with definitions of the user's.
+
     Raises:
-        UsageError: there is none of that name; the message lists all and names the nearest.
+        UsageError: there is none of that name, with the nearest; or it cannot be run here.
     """
-    if name in TASKS:
+    definition = definition_of(name, include)
+    if definition is None:
         return TASKS[name]
-    hint = did_you_mean(name, TASKS)
-    raise UsageError(f"unknown task '{name}'{hint}; tasks are {', '.join(TASKS)}")
+    if definition.refused:
+        raise UsageError(f"task '{name}' {definition.refused}")
+    return info_of(definition)
+
+
+def definition_of(name: str, include: Path | None = None) -> Definition | None:
+    """What a task consists of by its YAML; None where :data:`TASKS` knows it.
+
+    Raises:
+        UsageError: there is none of that name, or two.
+    """
+    own = {} if include is None else own_index(include)
+    if name in own:
+        if name in TASKS or name in harness_index():
+            raise UsageError(
+                f"{own[name].path or include} defines '{name}', which is the name of a task that "
+                "is there without it; give yours another, so that their records lie apart"
+            )
+        return define(name, ChainMap({**own}, {**harness_index()}))
+    if name in TASKS:
+        return None
+    if name in harness_index():
+        return _of_harness(name)
+    hint = did_you_mean(name, [*TASKS, *own, *harness_index()])
+    where = "" if include is None else f"; {include} has {', '.join(sorted(own))}"
+    raise UsageError(
+        f"unknown task '{name}'{hint}; tasks are {', '.join(TASKS)}, and lm-eval's others: 'fdllm "
+        f"tasks PATTERN' lists them{where}"
+    )
+
+
+@cache
+def _of_harness(name: str) -> Definition:
+    return define(name, harness_index())
+
+
+def info_of(definition: Definition) -> TaskInfo:
+    """What the YAML of a task says of it."""
+    is_text = "generate_until" in definition.output_types
+    figures = definition.metrics
+    hub = next((name for name in definition.datasets if "/" in name), None)
+    return TaskInfo(
+        definition.name,
+        "generate" if is_text else "loglikelihood",
+        figures[0] if len(figures) == 1 else _HEADLINES.get(definition.name, ""),
+        _ROOM if is_text else 1,
+        f"{definition.kind} of {len(definition.leaves)}",
+        dataset=hub,
+        gated=hub in {info.dataset for info in TASKS.values() if info.gated},
+        cluster_by="subject" if definition.kind == "group" else None,
+        one_token=definition.one_token,
+        is_usual=False,
+        metrics=figures,
+    )
 
 
 # --- prompts of the published evaluation, where they are not the harness's ------------------------
@@ -236,23 +308,16 @@ def prompt_rule(task: str, instruction: Instruction) -> PromptRule | None:
 
 
 def definition_paths(name: str) -> tuple[Path, ...]:
-    """Files and folders that define a task, found without importing the harness.
+    """Files and folders that define a task of :data:`TASKS`, found without importing the harness.
 
     Raises:
         UsageError: the task is unknown.
         FdllmError: the harness is not installed, or of a version that lacks the task.
     """
-    info = task_info(name)
+    info = TASKS[name]
     if info.dataset is None:
         return tuple(tiny.TASKS / source for source in info.sources)
-    spec = find_spec("lm_eval")
-    if spec is None or not spec.submodule_search_locations:
-        raise FdllmError(
-            f"task '{name}' is defined by lm-eval, which is not installed; install fdllm with its "
-            "dependencies (pip install fdllm)"
-        )
-    root = Path(next(iter(spec.submodule_search_locations))) / "tasks"
-    paths = tuple(root / source for source in info.sources)
+    paths = tuple(harness_tasks() / source for source in info.sources)
     absent = [str(path) for path in paths if not path.exists()]
     if absent:
         raise FdllmError(
@@ -262,30 +327,46 @@ def definition_paths(name: str) -> tuple[Path, ...]:
     return paths
 
 
-def definition_hash(name: str) -> str:
+def definition_hash(name: str, include: Path | None = None) -> str:
     """SHA-256 over all that defines a task: its files' names and bytes, and our prompt rule.
 
-    The rows of embedded tasks count; those of Hub datasets have a fingerprint of their own
-    (:attr:`fdllm.evaluate.recording.Evaluation.dataset`).
+    The rows of embedded tasks count, and those of a user's ``data_files``; those of Hub datasets
+    have a fingerprint of their own (:attr:`fdllm.evaluate.recording.Evaluation.dataset`).
 
     Raises:
         UsageError: the task is unknown.
         FdllmError: its definition is not on this machine.
     """
+    definition = definition_of(name, include)
     digest = hashlib.sha256()
-    for root in definition_paths(name):
-        for path in [root] if root.is_file() else code_files(root, *_DEFINITIONS):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{path.relative_to(root.parent).as_posix()} {content}\n".encode())
+    for label, path in (_files(name) if definition is None else files_of(definition)).items():
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{label} {content}\n".encode())
     digest.update(repr(PROMPT_RULES.get(name)).encode())
     return digest.hexdigest()
 
 
-def task_facts(name: str) -> TaskFacts:
+def _files(name: str) -> dict[str, Path]:
+    """What defines a task of :data:`TASKS`, in order, by a name that holds on every machine."""
+    return {
+        path.relative_to(root.parent).as_posix(): path
+        for root in definition_paths(name)
+        for path in ([root] if root.is_file() else code_files(root, *_DEFINITIONS))
+    }
+
+
+def task_facts(name: str, include: Path | None = None) -> TaskFacts:
     """What planning needs to know of a task.
 
     Raises:
-        UsageError: it is unknown.
+        UsageError: it is unknown, or cannot be run here.
     """
-    info = task_info(name)
-    return TaskFacts(info.kind, definition_hash(name), info.max_new_tokens, info.one_token)
+    info = task_info(name, include)
+    return TaskFacts(
+        info.kind,
+        definition_hash(name, include),
+        info.max_new_tokens,
+        info.one_token,
+        info.headline,
+        info.metrics,
+    )

@@ -29,6 +29,8 @@ _LOCK_FILES = (".lock", ".holder")  # what their names begin with
 _SHARD_FILE = re.compile(
     r"^(journal|failed|\.holder)\.shard-(?P<number>\d+)-of-(?P<count>\d+)\.jsonl?$"
 )
+TASK_NAME = re.compile(r"(?!.*_limit_\d+$)[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""What a task may be called: its folder is read back as :class:`TaskFolder`."""
 _TASK_FOLDER = re.compile(
     r"^(?P<task>.+?)(?:_limit_(?P<limit>\d+))?(?:\+(?P<preset>[^+@]+))?(?:@(?P<model>[^@]+))?$"
 )

@@ -301,12 +301,14 @@ def _cut(text: str | None) -> str:
 
 def _groups(cell: Record, samples: Sequence[dict[str, object]]) -> Ints | None:
     info = TASKS.get(cell.task)
-    if info is None or info.cluster_by is None:
+    # Of a task that is not known by name its samples tell whether it is a group.
+    by = info.cluster_by if info else "subject" if "subject" in samples[0] else None
+    if by is None:
         return None
-    if any(info.cluster_by not in sample for sample in samples):
+    if any(by not in sample for sample in samples):
         raise RecordError(
-            f"{cell.folder}: a sample of {cell.task} lacks its {info.cluster_by}, and documents of "
-            f"one {info.cluster_by} go together; compute the run anew"
+            f"{cell.folder}: a sample of {cell.task} lacks its {by}, and documents of "
+            f"one {by} go together; compute the run anew"
         )
-    names = [str(sample[info.cluster_by]) for sample in samples]
+    names = [str(sample[by]) for sample in samples]
     return np.unique(names, return_inverse=True)[1].astype(np.int64)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from fdllm import tiny
 from fdllm.criteria import NO_CRITERIA, Criteria, criteria_lock, criteria_text
 from fdllm.errors import UsageError
-from fdllm.evaluate.tasks import task_info
+from fdllm.evaluate.tasks import TASKS
 from fdllm.plan import Planner
 from fdllm.record.summary import Summary
 from fdllm.runs import Cell, Run, Sweep
@@ -32,14 +32,11 @@ _ROWS = {
 
 
 def num_rows(task: str) -> int | None:
-    """Documents of a task; None until its data is there.
-
-    Raises:
-        UsageError: the task is unknown.
-    """
-    if task_info(task).dataset is not None:
+    """Documents of a task; None until its data is there."""
+    info = TASKS.get(task)
+    if info is None or info.dataset is not None:
         return _ROWS.get(task)
-    files = [tiny.TASKS / name for name in task_info(task).sources if name.endswith(".jsonl")]
+    files = [tiny.TASKS / name for name in info.sources if name.endswith(".jsonl")]
     return sum(path.read_bytes().count(b"\n") for path in files) or None
 
 

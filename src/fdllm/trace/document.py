@@ -163,9 +163,11 @@ def trace_document(
         raise UsageError(
             f"config '{run.cell.name}' verifies drafts: its steps are those of k=1, so trace that"
         )
-    check_consent(task_info(run.task), run.code_execution)
+    check_consent(task_info(run.task, run.include), run.code_execution)
     with quiet():
-        loaded = load_task(run.task, run.evaluating, code_execution=run.code_execution)
+        loaded = load_task(
+            run.task, run.evaluating, code_execution=run.code_execution, include=run.include
+        )
         loaded.prove_confinement()
         leaf = _leaf(loaded.leaves, document, run)
         name, number = str(leaf.task_name), document.number
