@@ -32,12 +32,13 @@ from fdllm.evaluate.attempt import (
 )
 from fdllm.evaluate.recording import Evaluation
 from fdllm.evaluate.runner import Runner
-from fdllm.plan import Planner, TaskFacts
+from fdllm.plan import Planner
 from fdllm.record.measure import dataset
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.study import Study
 from fdllm.record.summary import PeakMemory, Summary
 from fdllm.runs import Evaluating, ModelChoice, Run, Sweep
+from fdllm.task_facts import TaskFacts
 from fdllm.timing.wanted import WantedStudy, keep_study
 from fdllm_bench.made_up_study import make_study
 from helpers import ROOT

@@ -57,6 +57,7 @@ LAYERS = (
         "shard",
         "strictjson",
         "spec",
+        "task_facts",
         "presets",
         "tiny",
     },  # where the embedded model lies
@@ -93,6 +94,7 @@ LIGHT = (
     "shard",
     "strictjson",
     "spec",
+    "task_facts",
     "cluster",
     "doctor",
 )

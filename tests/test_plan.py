@@ -16,10 +16,11 @@ import fdllm
 from fdllm.applicable import repeats
 from fdllm.core.config import Estimator
 from fdllm.errors import UsageError
-from fdllm.plan import State, TaskFacts
+from fdllm.plan import State
 from fdllm.record.identity import model_identity
 from fdllm.record.paths import Layout, TaskFolder, model_slug
 from fdllm.runs import Cell, Evaluating, ModelChoice
+from fdllm.task_facts import TaskFacts
 from helpers import ROOT
 from models import random_model, random_prompt
 from stubs import make_planner, make_run, make_sweep

@@ -10,10 +10,11 @@ import pytest
 
 from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS
-from fdllm.plan import Planner, State, TaskFacts
+from fdllm.plan import Planner, State
 from fdllm.presets.reader import BUILT_IN, load_preset
 from fdllm.record.paths import Layout, TaskFolder
 from fdllm.runs import Cell, Evaluating, ModelChoice, Run, Sweep
+from fdllm.task_facts import TaskFacts
 from stubs import do_run
 
 BENCHMARKS = ("mmlu", "gpqa_main_n_shot", "gsm8k", "minerva_math", "ifeval")

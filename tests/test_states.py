@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from fdllm.plan import State, TaskFacts
+from fdllm.plan import State
 from fdllm.runs import Evaluating, ModelChoice, Run
+from fdllm.task_facts import TaskFacts
 from helpers import move_hub
 from stubs import StubMachine, change_code, do_run, facts, make_planner, make_run
 

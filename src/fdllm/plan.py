@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fdllm.applicable import repeats
 from fdllm.core.config import StrategyConfig
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.subsets import subset_overlaps
 from fdllm.criteria import criteria_lock, criteria_text
-from fdllm.errors import FdllmError, UsageError
+from fdllm.errors import FdllmError
 from fdllm.experiment import Experiment, load_experiment
 from fdllm.record.identity import (
     SCHEMA,
@@ -32,6 +32,7 @@ from fdllm.record.lock import holder_of
 from fdllm.record.paths import Layout, RunPaths
 from fdllm.record.summary import Decided, InvalidRecordError, Summary, read_summary
 from fdllm.runs import Cell, ModelChoice, Run, Sweep
+from fdllm.task_facts import TaskFacts
 
 ANY_DEPTH = 28  # layers of the published model, where a checkpoint's are not known here
 
@@ -114,35 +115,6 @@ class CellState:
             "throughput": None if summary is None else summary.throughput.model_dump(),
             "saved_share": None if summary is None else summary.layer_calls.saved_share,
         }
-
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """What planning needs to know of a task."""
-
-    kind: Literal["generate", "loglikelihood"]  # what the task asks of a model
-    definition: str  # content hash of its definition
-    # new tokens of an answer at most, where the experiment states no number
-    max_new_tokens: int = 512
-    one_token: bool = False  # the answers that it scores are one token each
-    headline: str = ""  # the figure that goes into tables; empty where a user is to name it
-    metrics: tuple[str, ...] = ()  # what it may be; empty where the project knows the task
-
-    def check_headline(self, task: str, given: str | None) -> None:
-        """A task has one headline, and nobody guesses it.
-
-        Raises:
-            UsageError: none is known or named, or the task has none of that name.
-        """
-        if not self.metrics or (given or self.headline) in self.metrics:
-            return
-        known = ", ".join(self.metrics)
-        raise UsageError(
-            f"task '{task}' has no figure '{given}'; name one of {known}"
-            if given
-            else f"task '{task}' has several figures, and which one goes into tables is yours to "
-            f"say: --headline {self.metrics[0]}, or headline in [evaluation]; they are {known}"
-        )
 
 
 class Planner:

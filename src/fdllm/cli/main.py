@@ -27,6 +27,7 @@ from fdllm.cli.report import ReportCommand
 from fdllm.cli.selftest import SelftestCommand
 from fdllm.cli.status_table import StatusCommand
 from fdllm.cli.sweep import EvalCommand, SweepCommand, ValidateCommand
+from fdllm.cli.tasks_command import TasksCommand
 from fdllm.cli.timing_command import TimingCommand
 from fdllm.cli.trace import TraceCommand
 from fdllm.cluster.signals import Terminated
@@ -47,6 +48,7 @@ examples:
   fdllm doctor --task gsm8k                          is everything there that it needs?
   fdllm selftest                                     is this device's arithmetic right?
   fdllm prefetch --task gsm8k                        fetch it, for nodes without a network
+  fdllm tasks arc                                    which tasks there are, and what they need
   fdllm prompts --task gsm8k --limit 2               what would be sent
   fdllm grade --task gsm8k --answers FILE            anyone's answers, graded as a run's are
   fdllm timing --task gsm8k --docs 100               how much time each config takes
@@ -66,6 +68,7 @@ _COMMANDS: Mapping[str, type[Command] | None] = {
     "export": ExportCommand,
     "doctor": DoctorCommand,
     "prefetch": PrefetchCommand,
+    "tasks": TasksCommand,
     "prompts": PromptsCommand,
     "grade": GradeCommand,
     "timing": TimingCommand,

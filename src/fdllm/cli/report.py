@@ -27,7 +27,16 @@ if TYPE_CHECKING:  # scipy and statsmodels come in where a report is made
     from fdllm.report.recheck import Recheck
 
 _HEADER = re.compile(r"^Written by (`+)fdllm report(?P<selection> .+?)\1 from", re.MULTILINE)
-_FLAGS = ("task", "config", "limit", "model", "revision", "scoring", "preset")
+_FLAGS = (
+    "task",
+    "headline",
+    "config",
+    "limit",
+    "model",
+    "revision",
+    "scoring",
+    "preset",
+)
 _MOST = 1 << 26  # bytes of results.md
 _SHOWN = 20  # differences; a changed sample changes many figures
 
@@ -112,7 +121,10 @@ def selection_words(options: Selection) -> str:
     for name in _FLAGS:
         value = getattr(options, name)
         if value is not None:
-            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+            words += [
+                f"--{name.replace('_', '-')}",
+                *map(str, value if isinstance(value, tuple) else [value]),
+            ]
     if options.dtype != "auto":
         words += ["--dtype", options.dtype]
     return shlex.join(words + (["--allow-invalid"] if options.allow_invalid else []))
@@ -151,7 +163,7 @@ def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path)
         planner, options.experiment, folders, page, _runs_of(planner, options, folders)
     )
     try:
-        return found + _check_markdown(planner, markdown)
+        return found + _check_markdown(planner, markdown, options.include_path)
     except OutsideError as error:
         wrong = Mismatch(markdown.name, "the page", "not readable", str(error))
         return found + Recheck(differences=(wrong,))
@@ -191,7 +203,7 @@ def _print_check(found: Recheck, *, as_json: bool) -> int:
     return int(bool(number))
 
 
-def _check_markdown(planner: Planner, path: Path) -> Recheck:
+def _check_markdown(planner: Planner, path: Path, include: Path | None) -> Recheck:
     """Render ``results.md`` again from the records it was written from, and compare the lines."""
     from fdllm.report.recheck import Mismatch, Recheck, check_lines  # noqa: PLC0415 - as above
 
@@ -212,6 +224,8 @@ def _check_markdown(planner: Planner, path: Path) -> Recheck:
     except ValueError as error:
         wrong = Mismatch(path.name, "its flags", header["selection"].strip(), str(error))
         return Recheck(differences=(wrong,))
+    # Where a user's tasks lie differs from place to place, so the page does not name it.
+    then = replace(then, include_path=include)
     try:
         sweeps = list(report_sweeps(planner, then))
     except FdllmError as error:

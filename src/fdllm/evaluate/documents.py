@@ -25,7 +25,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.group import AggMetricConfig
-from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -35,11 +34,11 @@ from fdllm.evaluate import boxed
 from fdllm.evaluate.hub_errors import explain_access, without_token
 from fdllm.evaluate.humaneval import Programs
 from fdllm.evaluate.nltk_data import require_sentences
-from fdllm.evaluate.task_definition import Definition, placed_rows
+from fdllm.evaluate.task_definition import placed_rows
+from fdllm.evaluate.task_manager import manager_of
 from fdllm.evaluate.tasks import (
     TaskInfo,
     definition_of,
-    definition_paths,
     prompt_rule,
     task_info,
 )
@@ -354,7 +353,7 @@ def load_task(
     info, definition = task_info(name, include), definition_of(name, include)
     if "ifeval" in name:
         require_sentences()
-    manager = _known(name) if definition is None else _resolved(definition)
+    manager = manager_of(name, definition)
     if info.runs_code:
         # Read without importing its functions, which would fetch code and execute it.
         path = manager.task_index[name].yaml_path
@@ -392,28 +391,3 @@ def load_task(
         for group in groups.values():
             group.aggregate_metric_list = [*(group.aggregate_metric_list or []), beside]
     return LoadedTask(dict(loaded["tasks"]), groups)
-
-
-def _known(name: str) -> TaskManager:
-    """What the harness makes of the folders of a task that is known by name.
-
-    Raises:
-        FdllmError: they do not define it.
-    """
-    folders = {path if path.is_dir() else path.parent for path in definition_paths(name)}
-    manager = TaskManager(include_path=sorted(map(str, folders)), include_defaults=False)
-    if name not in manager.all_tasks:
-        raise FdllmError(
-            f"task '{name}' is not defined in {', '.join(sorted(map(str, folders)))}; the "
-            "installation is incomplete or of another version"
-        )
-    return manager
-
-
-def _resolved(definition: Definition) -> TaskManager:
-    """A manager that knows what a task consists of, and nothing else."""
-    manager = TaskManager(include_defaults=False)
-    for name, one in definition.entries.items():
-        tags = {str(task) for task in one.config["task"]} if one.kind == "tag" else set[str]()
-        manager.task_index[name] = Entry(name, Kind[one.kind.upper()], one.path, tags=tags)
-    return manager

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
+from fdllm import strictjson
 from fdllm.errors import FdllmError, UsageError
 from fdllm.outside import OutsideError, read_bytes
 from fdllm.record.atomic import read_cache, write_cache
@@ -91,7 +92,7 @@ def harness_index() -> Index:
         for name, one in found.items()
     }
     with suppress(Exception):  # a cache that cannot be written costs time, nothing else
-        write_cache(_CACHE, {"key": key, "entries": json.dumps(kept)})
+        write_cache(_CACHE, {"key": key, "entries": strictjson.dumps(kept)})
     return found
 
 

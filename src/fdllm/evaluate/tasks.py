@@ -17,9 +17,9 @@ from fdllm import tiny
 from fdllm.errors import FdllmError, UsageError, did_you_mean
 from fdllm.evaluate.task_definition import Definition, define, files_of
 from fdllm.evaluate.task_index import harness_index, harness_tasks, own_index
-from fdllm.plan import TaskFacts
 from fdllm.record.identity import code_files
 from fdllm.runs import Instruction
+from fdllm.task_facts import TaskFacts
 
 _PASS, _CANONICAL = "pass@1,create_test", "canonical_solution"
 _HUMANEVAL, _MBPP = "openai/openai_humaneval", "google-research-datasets/mbpp"

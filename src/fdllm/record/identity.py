@@ -52,6 +52,7 @@ _OUTSIDE = (
     "trace",
     "plan.py",
     "presets",  # what they set stands in a run's own fields
+    "task_facts.py",  # which stand in a run's own fields
     "shard.py",  # who answers; what is answered stands in the task
     "until_decided.py",  # where a run ends stands in its record
     "errors.py",
