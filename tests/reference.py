@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import fdllm
+from fdllm.core.attention_plans import DriftPlan, SalientPlan
 from fdllm.core.guided_plans import ProbePlan
 from fdllm.core.reuse import AnyPlan, LayerPlan, LayerRun, Observation, ReuseStrategy
 from fdllm.core.schedule import Phase, Step
@@ -45,14 +46,25 @@ class PlainModel:
     values: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     stored: dict[tuple[Any, int], Tensor] = field(default_factory=dict)
     older: dict[tuple[Any, int], Tensor] = field(default_factory=dict)
+    # of each layer: attention's last output of a position, and the share a position last received
+    attention: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    received: dict[tuple[int, int], float] = field(default_factory=dict)
     carried: LayerPlan | None = None
     change: float | None = None
 
-    def forward(self, ids: Sequence[int], at: int, plan: AnyPlan, visible: int) -> Tensor:
+    def forward(
+        self,
+        ids: Sequence[int],
+        at: int,
+        plan: AnyPlan,
+        visible: int,
+        asked: Sequence[int] = (),
+    ) -> Tensor:
         """Logits [len(ids), vocabulary] of tokens at positions ``at ..``; see ``visible`` keys.
 
         A query sees keys of its own and earlier blocks, below position ``visible``. The plan that
-        was carried out and what a probe measured are left in ``carried`` and ``change``.
+        was carried out and what a probe measured are left in ``carried`` and ``change``. ``asked``
+        are the block's columns that are predicted, each by the logits of the one ahead.
         """
         weights = dict(self.model.network.named_parameters())
         positions = list(range(at, at + len(ids)))
@@ -69,12 +81,69 @@ class PlainModel:
             if not calm:
                 self._store(plan.run, positions, x - before)
             first, plan = plan.layer + 1, plan.calm if calm else plan.otherwise
+        elif isinstance(plan, SalientPlan):
+            x, plan, first = self._salient(plan, x, positions, visible)
+        elif isinstance(plan, DriftPlan):
+            x, plan, first = self._drift(plan, x, positions, visible, asked)
         assert isinstance(plan, LayerPlan)
         self.carried = plan
         x = self._layers(x, plan, first, positions, visible)
         spec = self.model.spec
         x = _norm(x, weights["norm.weight"], spec.rms_norm_eps)
         return x @ weights["head.weight"].T
+
+    def _salient(
+        self, plan: SalientPlan, x: Tensor, positions: list[int], visible: int
+    ) -> tuple[Tensor, LayerPlan, int]:
+        for layer in range(plan.start):
+            x = self._layer(layer, x, positions, visible)
+        block, part = positions[0] // self.block_size * self.block_size, []
+        for layer in range(plan.start, plan.stop):
+            old = {p: self.attention[layer, p] for p in positions}
+            behind = self._behind_attention(layer, x, positions, visible)
+            new = [
+                p for p in positions if not _cos(self.attention[layer, p], old[p]) > plan.threshold
+            ]
+            columns = tuple(p - block for p in new)
+            part.append(LayerRun(layer, layer + 1, "feed_forward", columns=columns, watch="output"))
+            x = self._fed(part[-1], behind, positions, new)
+        return x, LayerPlan(plan.n_layers, partial=tuple(part)), plan.stop
+
+    def _drift(
+        self, plan: DriftPlan, x: Tensor, positions: list[int], visible: int, asked: Sequence[int]
+    ) -> tuple[Tensor, LayerPlan, int]:
+        x = self._layer(0, x, positions, visible)
+        block, inner = (
+            positions[0] // self.block_size * self.block_size,
+            range(1, plan.n_layers - 1),
+        )
+        most = {
+            layer: max(plan.candidates, key=lambda c: (self.received[layer, block + c], -c))
+            for layer in inner
+        }
+        columns = tuple(sorted({*plan.columns, *most.values(), *(c - 1 for c in asked)}))
+        few = [block + c for c in columns]
+        y = x[[positions.index(p) for p in few]]
+        part = list[LayerRun]()
+        for layer in inner:
+            at = (layer, block + most[layer])
+            old = self.attention[at]
+            y = self._layer(layer, y, few, visible)
+            part.append(LayerRun(layer, layer + 1, columns=columns, watch="share"))
+            self._store(part[-1], few, y)
+            if _cos(self.attention[at], old) < plan.threshold:
+                break
+        x = torch.stack([self.stored[part[-1].key, p] for p in positions])
+        rest = tuple(LayerRun(i, i + 1, watch="share") for i in inner if i > len(part))
+        carried = LayerPlan(plan.n_layers, partial=tuple(part), store=rest)
+        return x, carried, 1 + len(part)
+
+    def _fed(self, run: LayerRun, x: Tensor, positions: list[int], here: list[int]) -> Tensor:
+        """Behind a layer whose feed-forward is computed at the positions ``here`` alone."""
+        if here:
+            y = x[[positions.index(p) for p in here]]
+            self._store(run, here, self._feed(run.start, y) - y)
+        return x + torch.stack([self._value(run, p) for p in positions])
 
     def _layers(
         self, x: Tensor, plan: LayerPlan, layer: int, positions: list[int], visible: int
@@ -95,6 +164,10 @@ class PlainModel:
             elif run in plan.partial:
                 block = positions[0] // self.block_size * self.block_size
                 here = [p for p in positions if p - block in run.columns]
+            if run.target == "feed_forward":
+                x = self._behind_attention(run.start, x, positions, visible)
+                x, layer = self._fed(run, x, positions, here), run.stop
+                continue
             y = x
             if here:
                 pick = [positions.index(p) for p in here]
@@ -123,6 +196,18 @@ class PlainModel:
         return new + run.extrapolate * (new - self.older[run.key, position])
 
     def _layer(self, index: int, x: Tensor, positions: list[int], visible: int) -> Tensor:
+        return self._feed(index, self._behind_attention(index, x, positions, visible))
+
+    def _feed(self, index: int, x: Tensor) -> Tensor:
+        weights = dict(self.model.network.named_parameters())
+        w = {k.removeprefix(f"layers.{index}."): v for k, v in weights.items()}
+        h = _norm(x, w["post_norm.weight"], self.model.spec.rms_norm_eps)
+        gate, up = (h @ w["gate_up.weight"].T).chunk(2, dim=-1)
+        return x + (gate * torch.sigmoid(gate) * up) @ w["down.weight"].T
+
+    def _behind_attention(
+        self, index: int, x: Tensor, positions: list[int], visible: int
+    ) -> Tensor:
         spec, weights = self.model.spec, dict(self.model.network.named_parameters())
         heads, kv, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         w = {k.removeprefix(f"layers.{index}."): v for k, v in weights.items()}
@@ -134,6 +219,7 @@ class PlainModel:
         for i, p in enumerate(positions):
             self.keys[index, p], self.values[index, p] = k[i], v.view(-1, kv, dim)[i]
         out = torch.empty_like(q)
+        received = dict.fromkeys(range(visible), 0.0)
         for i, p in enumerate(positions):
             seen = [j for j in range(visible) if j // self.block_size <= p // self.block_size]
             ks = torch.stack([self.keys[index, j] for j in seen])
@@ -141,10 +227,15 @@ class PlainModel:
             ks, vs = (t.repeat_interleave(heads // kv, dim=1) for t in (ks, vs))
             share = torch.softmax((ks * q[i]).sum(-1) / math.sqrt(dim), dim=0)
             out[i] = (share[..., None] * vs).sum(0)
-        x = x + out.reshape(len(positions), -1) @ w["o.weight"].T
-        h = _norm(x, w["post_norm.weight"], spec.rms_norm_eps)
-        gate, up = (h @ w["gate_up.weight"].T).chunk(2, dim=-1)
-        return x + (gate * torch.sigmoid(gate) * up) @ w["down.weight"].T
+            self.attention[index, p] = out[i].flatten()
+            for j, each in zip(seen, share.sum(-1).tolist(), strict=True):
+                received[j] += each
+        self.received.update({(index, j): value for j, value in received.items()})
+        return x + out.reshape(len(positions), -1) @ w["o.weight"].T
+
+
+def _cos(a: Tensor, b: Tensor) -> float:
+    return float(a @ b / torch.linalg.norm(a) / torch.linalg.norm(b))
 
 
 def plan_of(plain: PlainModel) -> LayerPlan:
@@ -198,7 +289,8 @@ def reference_generate(
                 inside = tuple(c for c in range(*columns) if c in masked)
                 step = Step(phase, index, columns, first=first, masked=inside)
                 plan = strategy.plan(step, state)
-                logits = plain.forward(block[slice(*columns)], base + columns[0], plan, base + size)
+                ids = block[slice(*columns)]
+                logits = plain.forward(ids, base + columns[0], plan, base + size, todo)
                 guess = {c: _best(logits[c - 1 - columns[0]], mask) for c in todo}
                 top = max(todo, key=lambda c: (guess[c][1], -c))
                 chosen = [c for c in todo if c == top or guess[c][1] > decoding.threshold]
@@ -251,7 +343,13 @@ def reference_denoise_score(
             masked = (*range(at + scored, at + len(here)), *rest)
             step = Step(phase, index, (lo, size), first=index == 0, masked=masked)
             plan = strategy.plan(step, state)
-            logits = plain.forward(block[lo:], base + lo, plan, base + size)
+            logits = plain.forward(
+                block[lo:],
+                base + lo,
+                plan,
+                base + size,
+                asked=rest if rest and rounds else [at + scored],
+            )
             if rest and rounds:
                 guess = {c: _best(logits[c - 1 - lo], mask) for c in rest}
                 order = sorted(rest, key=lambda c: (-guess[c][1], c))

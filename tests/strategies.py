@@ -37,6 +37,12 @@ STRATEGIES: dict[str, ReuseStrategy[Any]] = {
     "residual-line": of("02_residual", extrapolate=True),
     "trim": of("03_trim"),
     "trim-refresh": of("03_trim", refresh_reuse=True),
+    "salient": of("09_salient", threshold=0.9),
+    "salient-refresh": of("09_salient", threshold=0.5, period=3, refresh_reuse=True),
+    "salient-none": of("09_salient", threshold=-1.1),
+    "drift": of("13_drift", threshold=0.9, window=4),
+    "drift-late": of("13_drift", threshold=0.5, window=2),
+    "drift-never": of("13_drift", threshold=-1.1, window=4),
 }
 
 

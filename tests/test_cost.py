@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fdllm
+from fdllm.core.attention_plans import DriftPlan, SalientPlan
 from fdllm.core.cache import RowCache
 from fdllm.core.config import Estimator
 from fdllm.core.cost import Cost, Fed, forward_costs
@@ -144,6 +145,8 @@ def test_a_rows_cost_is_its_own_in_any_batch(strategy: ReuseStrategy[Any]) -> No
 
 RUN = LayerRun(2, 4)
 PAIR = replace(RUN, keep=2)
+FEEDS = SalientPlan(6, 1, 3, 0.9).runs
+DRIFTS = DriftPlan(4, 0.9, (0,), (5,)).runs
 
 
 @pytest.mark.parametrize(
@@ -156,6 +159,11 @@ PAIR = replace(RUN, keep=2)
         (LayerPlan(6, store=(PAIR,)), 8 * 3),  # the value before is kept: read, and written again
         (LayerPlan(6, reuse=(PAIR,)), 8),
         (LayerPlan(6, reuse=(replace(PAIR, extrapolate=0.5),)), 8 * 2),
+        (LayerPlan(6, store=FEEDS), 2 * (8 + 8)),  # attention's output beside the feed-forward's
+        (LayerPlan(6, partial=tuple(replace(run, columns=(0, 5)) for run in FEEDS)), 2 * (16 + 2)),
+        (LayerPlan(6, store=DRIFTS), 2 * (8 + 8)),
+        # the same columns go on: what is stored of the others is read once, behind the last
+        (LayerPlan(6, partial=tuple(replace(run, columns=(0, 5)) for run in DRIFTS)), 2 * 4 + 8),
     ],
 )
 def test_what_reuse_keeps_is_moved(plan: LayerPlan, moved: int) -> None:
@@ -169,6 +177,16 @@ def test_a_probe_keeps_its_residual_too() -> None:
     for plan, moved in ((skip, 8 + 8), (store, 8 + 8 + 8)):
         [cost] = forward_costs(SPEC, 4, probe, plan, [Fed(8, 32, 4)])
         assert cost.stored_bytes == moved * SPEC.hidden_size * 4
+
+
+def test_what_is_compared_behind_attention_is_read() -> None:
+    salient, drift = SalientPlan(6, 1, 3, 0.9), DriftPlan(6, 0.9, (0,), (5,))
+    fed = LayerPlan(6, partial=tuple(replace(run, columns=(0, 5)) for run in FEEDS))
+    two = drift.carried((0, 5), 2)
+    for asked, plan, more in ((salient, fed, 2 * 8), (drift, two, 2)):
+        costs = [forward_costs(SPEC, 4, one, plan, [Fed(8, 32, 4)])[0] for one in (plan, asked)]
+        assert costs[1].stored_bytes - costs[0].stored_bytes == more * SPEC.hidden_size * 4
+        assert costs[1].flops == costs[0].flops
 
 
 def test_a_prefill_ahead_of_a_step_shares_its_weights_and_stores_nothing() -> None:

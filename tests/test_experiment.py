@@ -14,7 +14,7 @@ import fdllm
 from fdllm.cli import main
 from fdllm.core.config import StrategyConfig
 from fdllm.core.guided_plans import ProbePlan
-from fdllm.core.reuse import LayerPlan, Observation, ReuseStrategy
+from fdllm.core.reuse import GuidedPlan, LayerPlan, Observation, ReuseStrategy
 from fdllm.core.schedule import Phase, Step
 from fdllm.core.subsets import subset_bounds
 from fdllm.errors import FdllmError, UsageError
@@ -89,6 +89,10 @@ def test_contract(experiment: str, cell: str, n_layers: int) -> None:
         if isinstance(plan, ProbePlan):
             done = plan.calm if index % 2 else plan.otherwise
             assert plan.run.key in stored, "a probe compares with what was stored"
+        elif isinstance(plan, GuidedPlan):
+            done = plan.whole
+            assert {run.key for run in done.store} <= stored, "it may reuse all of them"
+            assert {run.start for run in done.store} <= allowed
         assert isinstance(done, LayerPlan)
         assert done.n_layers == n_layers
         assert done.num_computed + done.num_reused == n_layers

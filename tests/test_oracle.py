@@ -22,12 +22,13 @@ from fdllm.core.schedule import Phase, Step
 from fdllm.core.subsets import SUBSETS, subset_bounds
 from fdllm.experiment import list_experiments, load_experiment, load_strategy
 from helpers import ROOT
-from models import MASK, STOP, random_model, random_prompt
+from models import MASK, SPEC, STOP, random_model, random_prompt
 from reference import (
     reference_denoise_score,
     reference_first_token_score,
     reference_generate,
 )
+from strategies import STRATEGIES
 
 LAYERS, BLOCK = 6, 8
 DECODING = fdllm.Decoding(
@@ -83,6 +84,10 @@ def extremes() -> Grid:
         "calm-confidence": calm(least_confidence=0.5),
         "calm-probe": calm(probe_change=0.9),
         "calm-probe-refresh": calm(probe_change=0.9, refresh_reuse=True),
+        **{
+            name: STRATEGIES[name]
+            for name in ("salient", "salient-refresh", "salient-none", "drift-late", "drift-never")
+        },
     }
 
 
@@ -142,6 +147,12 @@ def assert_counted(counts: Counts, watched: Sequence[Watched]) -> None:
         assert counts[phase].forwards == len(plans)
         assert counts[phase].reused == sum(plan.num_reused for plan in plans)
         assert counts[phase].computed == sum(plan.num_computed for plan in plans)
+        steps = [step for one in watched for step in one.steps if step.phase is phase]
+        trimmed = (
+            plan.trimmed(step.columns[1] - step.columns[0], SPEC.feed_forward_share)
+            for step, plan in zip(steps, plans, strict=False)
+        )
+        assert counts[phase].trimmed == pytest.approx(sum(trimmed))
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +227,7 @@ def test_the_grid_is_whole() -> None:
 
 # These wait for a change smaller than a random model's.
 TOO_CALM = {f"01_adaptive_skip-probe{p}_middle{r}" for p in (0.2, 0.4) for r in ("", "_refresh")}
+TOO_CALM |= {"09_salient-cos0.999"}
 
 
 @pytest.mark.parametrize("name", sorted(set(GRID) - TOO_CALM))

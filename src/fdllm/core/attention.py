@@ -7,6 +7,7 @@ the cache stay valid, as the cache's buffers are never moved.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
@@ -146,6 +147,33 @@ class AttentionBackend(ABC, Generic[At]):
         """Write a layer's keys and values, given alone or behind its queries."""
         for at, part in zip(self._at, heads.split(self._sizes), strict=True):
             self._write_kv(at, layer, part)
+
+    def received(self, layer: int, queries: Tensor, window: Window) -> Tensor:
+        """The share of a layer's attention that goes to each column of the block.
+
+        Of all heads and of the window's computed columns, summed. The kernels of attention do not
+        say, so queries meet keys once more.
+
+        Args:
+            layer: its index; keys are in the cache.
+            queries: not yet rotated, [columns, heads * head dim].
+            window: theirs.
+
+        Returns:
+            [rows, block, 1], in float32.
+        """
+        kv, dim, out = self.spec.num_kv_heads, self.spec.head_dim, list[Tensor]()
+        group, rows = self.spec.num_heads // kv, len(window.rows)
+        of_rows = queries.float().view(rows, -1, kv, group, dim // 2, 2)
+        for i, row in enumerate(window.rows):
+            at = [window.starts[i] + offset for offset in window.offsets]
+            turned = torch.view_as_complex(of_rows[i]) * self.factors[at].unsqueeze(-2)
+            query = torch.view_as_real(turned).transpose(0, 1).reshape(kv, -1, dim)
+            keys = self.cache.keys[layer, row, :, : window.extents[i]].float()
+            shares = (query @ keys.transpose(1, 2) / math.sqrt(dim)).softmax(-1).sum((0, 1))
+            block = window.starts[i] - window.first_columns[i]
+            out.append(shares[block : block + self.cache.block_size, None])
+        return torch.stack(out)
 
     @abstractmethod
     def resize(self, columns: int) -> None:

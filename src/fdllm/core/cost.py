@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import NamedTuple
 
 from fdllm.core.model_spec import ModelSpec
@@ -35,10 +36,14 @@ class _Work(NamedTuple):
 
     kv: int  # keys and values that are computed
     queries: int  # queries that are computed, and attend
-    behind: int  # of what stands behind attention: output projection and SwiGLU
+    behind: int  # of what stands behind attention: the output projection
+    fed: int  # and the feed-forward
+    shares: int  # queries that meet keys once more, for the shares that columns receive
     stored: int  # hidden states written to or read from the layer outputs' cache, in columns
     whole: int  # layers of which all weights are read, and all keys and values
     kv_only: int  # layers of which only the weights of keys and values are read
+    unfed: int  # layers of which the feed-forward's weights are not read
+    keys_again: int  # layers of which keys are read once more
 
 
 def forward_costs(
@@ -66,19 +71,21 @@ def forward_costs(
         work = _work(asked, plan, part.columns, read if reads else None, part.stores)
         products = work.kv * 2 * hidden * 2 * kv
         products += work.queries * (2 * hidden * q + 4 * q * part.extent)
-        products += work.behind * (2 * q * hidden + 6 * hidden * inner)
+        products += work.behind * 2 * q * hidden + work.fed * 6 * hidden * inner
+        products += work.shares * 2 * q * part.extent
         products += part.reads * 2 * hidden * spec.vocab_size
         weights = part.columns * hidden  # rows of the embedding
         if at == len(parts) - 1:
             weights += work.whole * spec.layer_parameters
             weights += work.kv_only * (hidden + (hidden + 1) * 2 * kv)
+            weights -= work.unfed * (hidden + 3 * hidden * inner)
             weights += (1 + spec.vocab_size) * hidden if reads else 0
-        keys = work.kv + work.whole * part.extent
+        keys = 2 * (work.kv + work.whole * part.extent) + work.keys_again * part.extent
         costs.append(
             Cost(
                 products,
                 weights * itemsize,
-                keys * 2 * kv * itemsize,
+                keys * kv * itemsize,
                 work.stored * hidden * itemsize,
             )
         )
@@ -92,14 +99,20 @@ def _work(asked: AnyPlan, plan: LayerPlan, columns: int, read: int | None, store
     ``read`` is how many columns go on behind the last layer's attention; None where nothing of the
     forward is read, so that the last layer owes its keys and values alone.
     """
-    first, stored, kv_only, cut = 0, 0, 0, False
+    first, stored, kv_only, cut, idle, unfed, shares, keys_again = 0, 0, 0, False, 0, 0, 0, 0
     whole = list[tuple[int, int]]()  # columns, and layers that are computed for them
     if not isinstance(asked, LayerPlan):
         first = asked.ahead
         whole.append((columns, first))
         stored += asked.moved(plan, columns)
-    for step in plan_steps(plan, first):
+    for step, after in zip_longest(steps := plan_steps(plan, first), steps[1:]):
         run, layers = step.run, step.stop - step.start
+        if run is not None and run.watch and (stores or step.kind == "partial"):
+            inside = step.kind == "compute" or run.target == "feed_forward"
+            wide = columns if inside else len(run.columns)
+            stored += wide  # attention's output
+            shares += wide * (run.watch == "share")
+            keys_again += run.watch == "share"
         if step.kind == "compute":
             last = run is None and step.stop == plan.n_layers
             bare = step.kv_only or (last and read is None)
@@ -107,19 +120,30 @@ def _work(asked: AnyPlan, plan: LayerPlan, columns: int, read: int | None, store
             kv_only += bare
             whole.append((columns, layers - (bare or cut)))
             stored += columns * _written(run) if run is not None and stores else 0
+        elif run is not None and run.target == "feed_forward":
+            whole.append((columns, 1))
+            idle += columns - len(run.columns)
+            unfed += not run.columns
+            stored += len(run.columns) + columns * (len(run.columns) < columns)
         elif run is not None:
             if run.columns:  # in part
                 whole.append((len(run.columns), layers))
                 stored += len(run.columns) * _written(run)
-            stored += columns * (2 if run.extrapolate else 1)
+            ahead = () if after is None or after.run is None else after.run.columns
+            if not run.columns or run.columns != ahead:  # else the same columns go on
+                stored += columns * (2 if run.extrapolate else 1)
     calls, ends = sum(wide * deep for wide, deep in whole), columns * cut
     return _Work(
         kv=calls + ends + columns * kv_only,
         queries=calls + ends,
         behind=calls + (read or 0) * cut,
+        fed=calls + (read or 0) * cut - idle,
+        shares=shares,
         stored=stored,
         whole=sum(deep for _, deep in whole) + cut,
         kv_only=kv_only,
+        unfed=unfed,
+        keys_again=keys_again,
     )
 
 

@@ -19,7 +19,8 @@ class PhaseCount:
         computed: layer calls made, in whole or in part.
         reused: layer calls saved; ``computed + reused`` is forwards times layers.
         trimmed: layer calls saved inside those made in part, in shares of a call: one that
-            computes 2 of its 8 columns counts 0.75.
+            computes 2 of its 8 columns counts 0.75; one that leaves out the feed-forward alone
+            counts its share of the layer's weights.
         tokens: columns fed to the network.
         shared: columns that were not fed, because another request had computed the same ones.
         flops: as :class:`~fdllm.core.cost.Cost` has them, and so the others.
@@ -65,17 +66,18 @@ class Counts:
         num_tokens: int,
         cost: Cost,
         *,
+        feed_forward: float = 1.0,
         drafting: bool = False,
         drafted: bool = False,
     ) -> None:
-        """Count one forward."""
+        """Count one forward; ``feed_forward`` is its share of a layer's weights."""
         count = self.by_phase[phase]
         count.drafting += drafting
         count.drafted += drafted
         count.forwards += 1
         count.computed += plan.num_computed
         count.reused += plan.num_reused
-        count.trimmed += plan.trimmed(num_tokens)
+        count.trimmed += plan.trimmed(num_tokens, feed_forward)
         count.tokens += num_tokens
         count.flops += cost.flops
         count.weight_bytes += cost.weight_bytes

@@ -85,12 +85,22 @@ class DecoderLayer:
             backend: prepared for these columns; from here on, for those that are read.
             columns: which of them are read, where not all are.
         """
-        heads = self._qkv(backend.norm(x, self._norm_in), backend)
-        mixed = backend.attend(self.index, heads)
+        mixed = backend.attend(self.index, self.heads(x, backend))
         if columns is not None:
             mixed, x = mixed.index_select(0, columns), x.index_select(0, columns)
             backend.resize(x.shape[0])
-        x = self._o(mixed, x)
+        return self.feed_forward(self.project(mixed, x), backend)
+
+    def heads(self, x: Tensor, backend: Backend) -> Tensor:
+        """Queries, keys and values of ``x``, not yet rotated, [columns, heads * head dim]."""
+        return self._qkv(backend.norm(x, self._norm_in), backend)
+
+    def project(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """``x``, and what attention's output [columns, heads * head dim] adds to it."""
+        return self._o(mixed, x)
+
+    def feed_forward(self, x: Tensor, backend: Backend) -> Tensor:
+        """``x`` [columns, hidden] behind attention, and what the feed-forward adds to it."""
         return self._down(self._gated(backend.norm(x, self._norm_out), backend), x)
 
     def write_kv(self, x: Tensor, backend: Backend) -> None:

@@ -262,6 +262,7 @@ class Engine:
                 plan,
                 len(request.ids),
                 cost,
+                feed_forward=self.model.spec.feed_forward_share,
                 drafting=request.drafting,
                 drafted=one.draft > 0,
             )

@@ -56,6 +56,13 @@ class Window:
         """The block's columns that each row's window covers, computed or not."""
         return [range(first, first + self.width) for first in self.first_columns]
 
+    @cached_property
+    def computed(self) -> Sequence[Sequence[int]]:
+        """Of them, those that are computed."""
+        if self.only is None:
+            return self.columns
+        return [[first + offset for offset in self.only] for first in self.first_columns]
+
 
 @dataclass(frozen=True)
 class ForwardBatch:

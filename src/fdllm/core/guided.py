@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 
+import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from fdllm.core.attention_plans import DriftPlan, SalientPlan
 from fdllm.core.decoder_layer import Backend
 from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.guided_plans import ProbePlan
 from fdllm.core.layer_loop import Forwarded, LayerLoop
 from fdllm.core.layer_output_cache import LayerOutputCache
-from fdllm.core.reuse import GuidedPlan, plan_steps
+from fdllm.core.reuse import GuidedPlan, LayerPlan, LayerRun, PlanStep, plan_steps
 
 
 @dataclass(frozen=True)
@@ -68,3 +71,71 @@ def _probe(plan: ProbePlan, at: RowForward) -> Forwarded:
     outputs.book(steps, at.batch)
     hidden = loop.run(x, steps, at.backend, at.batch, at.read)
     return Forwarded(loop.norm(hidden), chosen, change)
+
+
+@carry_out.register
+def _salient(plan: SalientPlan, at: RowForward) -> Forwarded:
+    loop, outputs, window, part = at.loop, at.outputs, at.window, list[LayerRun]()
+    at.backend.prepare(at.batch)
+    x = loop.compute(loop.embed(at.ids), 0, plan.ahead, at.backend)
+    for run in plan.runs:
+        [attention] = run.watched
+        outputs.check(attention, window.rows, window.columns)
+        last = outputs.read(attention, window.rows, window.columns)[0].clone()
+
+        def choose(mixed: Tensor, last: Tensor = last, run: LayerRun = run) -> tuple[int, ...]:
+            likeness = F.cosine_similarity(mixed.float(), last.float(), dim=-1).tolist()
+            told = zip(window.columns[0], likeness, strict=True)
+            columns = tuple(column for column, like in told if not like > plan.threshold)
+            part.append(replace(run, columns=columns))
+            outputs.book([PlanStep("partial", run.start, run.stop, part[-1])], at.batch)
+            return columns
+
+        x = loop.feed_in_part(x, run, at.backend, at.batch, choose)
+    carried = LayerPlan(plan.n_layers, partial=tuple(part))
+    steps = plan_steps(carried, plan.stop)
+    hidden = loop.run(x, steps, at.backend, at.batch, at.read)
+    return Forwarded(loop.norm(hidden), carried)
+
+
+@carry_out.register
+def _drift(plan: DriftPlan, at: RowForward) -> Forwarded:
+    loop, outputs, window = at.loop, at.outputs, at.window
+    rows, first, tested = window.rows, window.first_columns[0], 0
+    at.backend.prepare(at.batch)
+    x = loop.compute(loop.embed(at.ids), 0, plan.ahead, at.backend)
+    attended = [plan.candidates[i] for i in _most_attended(plan, at)]
+    columns = tuple(sorted({*plan.columns, *attended, *(first + i for i in at.read)}))
+    few = x[[column - first for column in columns]]
+    narrow = replace(window, only=tuple(column - first for column in columns))
+    part = ForwardBatch((narrow,))
+    at.backend.prepare(part)
+    for run, column in zip(plan.runs, attended, strict=True):
+        attention = run.watched[0]
+        last = outputs.read(attention, rows, [[column]]).clone()
+        step = PlanStep("partial", run.start, run.stop, replace(run, columns=columns))
+        outputs.book([step], at.batch)
+        _, few = loop.compute_run(few, run, at.backend, part)
+        outputs.write(run, rows, [columns], few[None])
+        tested += 1
+        now = outputs.read(attention, rows, [[column]])
+        if F.cosine_similarity(now.float(), last.float(), dim=-1).item() < plan.threshold:
+            break
+    at.backend.prepare(at.batch)
+    if tested:
+        x = outputs.read(plan.runs[tested - 1], rows, window.columns)[0]
+    carried = plan.carried(columns, tested)
+    steps = plan_steps(carried, plan.ahead + tested)
+    outputs.book(steps, at.batch)
+    hidden = loop.run(x, steps, at.backend, at.batch, at.read)
+    return Forwarded(loop.norm(hidden), carried)
+
+
+def _most_attended(plan: DriftPlan, at: RowForward) -> list[int]:
+    """Of each layer that may be tested, the place of its most attended candidate."""
+    rows, found = at.window.rows, list[Tensor]()
+    for run in plan.runs:
+        received = run.watched[1]
+        at.outputs.check(received, rows, [plan.candidates])
+        found.append(at.outputs.read(received, rows, [plan.candidates])[0, :, 0])
+    return torch.stack(found).argmax(1).tolist() if found else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,17 +51,20 @@ class LayerLoop:
             if step.kind == "compute":
                 if run is None and step.stop == len(self.layers):
                     return self.read(x, step.start, backend, read)
-                before = x
-                x = self.compute(x, step.start, step.stop - step.kv_only, backend)
-                if step.kv_only:
-                    self.layers[step.stop - 1].write_kv(x, backend)
-                if run is not None:
+                if run is None:
+                    x = self.compute(x, step.start, step.stop - step.kv_only, backend)
+                    if step.kv_only:
+                        self.layers[step.stop - 1].write_kv(x, backend)
+                else:
+                    before, x = self.compute_run(x, run, backend, batch)
                     kept = x if run.target == "output" else x - before
                     for window, at in batch.storing:
                         # As rows, columns of the block, hidden size.
                         new = kept[at].view(len(window.rows), -1, x.shape[-1])
                         write = outputs.draft if window.draft else outputs.write
                         write(run, window.rows, window.columns, new)
+            elif run is not None and run.target == "feed_forward":
+                x = self.feed_in_part(x, run, backend, batch)
             elif run is not None:
                 if step.kind == "partial" and run.columns:
                     self._partial(x, run, backend, batch)
@@ -75,6 +78,69 @@ class LayerLoop:
         for layer in self.layers[start:stop]:
             x = layer(x, backend)
         return x
+
+    def compute_run(
+        self, x: Tensor, run: LayerRun, backend: Backend, batch: ForwardBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states ahead of what the run keeps, and behind it; what it watches is stored."""
+        if not run.watch:
+            return x, self.compute(x, run.start, run.stop, backend)
+        layer = self.layers[run.start]
+        behind = layer.project(self._attend(x, run, backend, batch), x)
+        return behind if run.target == "feed_forward" else x, layer.feed_forward(behind, backend)
+
+    def feed_in_part(
+        self,
+        x: Tensor,
+        run: LayerRun,
+        backend: Backend,
+        batch: ForwardBatch,
+        choose: Callable[[Tensor], tuple[int, ...]] | None = None,
+    ) -> Tensor:
+        """A layer whose feed-forward is computed for some columns; the others take what is stored.
+
+        Args:
+            x: hidden states [columns, hidden].
+            run: the layer.
+            backend: stands at all columns.
+            batch: theirs.
+            choose: the block's columns that are computed, by attention's output; the run's own
+                where nothing is given.
+        """
+        window, layer, outputs = batch.alone, self.layers[run.start], backend.cache.outputs
+        rows, size = len(window.rows), x.shape[-1]
+        mixed = self._attend(x, run, backend, batch)
+        columns = run.columns if choose is None else choose(mixed)
+        x = layer.project(mixed, x)
+        if columns:
+            at = [column - window.first_columns[0] for column in columns]
+            before = x.view(rows, -1, size)[:, at].view(-1, size)
+            backend.resize(before.shape[0])
+            behind = layer.feed_forward(before, backend)
+            backend.resize(x.shape[0])
+            new = (behind - before).view(rows, -1, size)
+            outputs.write(run, window.rows, [columns] * rows, new)
+            if len(columns) == window.width:
+                return behind
+        return x + outputs.read(run, window.rows, window.columns).reshape(x.shape)
+
+    def _attend(self, x: Tensor, run: LayerRun, backend: Backend, batch: ForwardBatch) -> Tensor:
+        """Attention's output of a run's one layer; what is watched of it is stored."""
+        layer, outputs = self.layers[run.start], backend.cache.outputs
+        heads = layer.heads(x, backend)
+        kept = run.watched
+        # The backend may rotate them where they lie.
+        queries = heads[:, : x.shape[-1]].clone() if len(kept) > 1 else heads
+        mixed = backend.attend(layer.index, heads)
+        for window, at in batch.storing:
+            write = outputs.draft if window.draft else outputs.write
+            rows, block = window.rows, range(backend.cache.block_size)
+            if kept:
+                write(kept[0], rows, window.computed, mixed[at].view(len(rows), -1, x.shape[-1]))
+            if len(kept) > 1:
+                received = backend.received(layer.index, queries[at], window)
+                write(kept[1], rows, [block] * len(rows), received)
+        return mixed
 
     def read(self, x: Tensor, start: int, backend: Backend, read: Sequence[int]) -> Tensor:
         """The layers from ``start`` on; the last one only for the columns that are read."""
@@ -94,10 +160,11 @@ class LayerLoop:
         rows, size = len(window.rows), x.shape[-1]
         # [rows, columns, hidden] -> [rows * offsets, hidden]
         before = x.view(rows, -1, size)[:, list(offsets)].view(-1, size)
-        backend.prepare(ForwardBatch((replace(window, only=offsets),)))
-        fresh = self.compute(before, run.start, run.stop, backend)
+        part = ForwardBatch((replace(window, only=offsets),))
+        backend.prepare(part)
+        ahead, fresh = self.compute_run(before, run, backend, part)
         backend.prepare(batch)
-        kept = fresh if run.target == "output" else fresh - before
+        kept = fresh if run.target == "output" else fresh - ahead
         new = kept.view(rows, -1, size)
         backend.cache.outputs.write(run, window.rows, [run.columns] * rows, new)
 

@@ -57,10 +57,14 @@ class LayerOutputCache:
             if step.kind == "compute":
                 for window in (one for one, _ in batch.storing if not one.draft):
                     self.note(step.run, window.rows, window.columns)
+                    self._note_watched(step.run, window.rows, window.columns)
                 continue
             window = batch.alone
-            if step.kind == "partial" and step.run.columns:
-                self.note(step.run, window.rows, [step.run.columns] * len(window.rows))
+            if step.kind == "partial" and (step.run.columns or step.run.watch):
+                columns = [step.run.columns] * len(window.rows)
+                self.note(step.run, window.rows, columns)
+                inside = step.run.target == "feed_forward"  # attention is whole
+                self._note_watched(step.run, window.rows, window.columns if inside else columns)
             self.check(step.run, window.rows, window.columns)
 
     def note(self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]]) -> None:
@@ -72,6 +76,13 @@ class LayerOutputCache:
                 old = self._value(run, old=True)
                 old.written[row] = (old.written[row] & ~bits) | (new.written[row] & bits)
             new.written[row] |= bits
+
+    def _note_watched(
+        self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]]
+    ) -> None:
+        for kept in run.watched:
+            every = [range(self._shape[1])] * len(rows)
+            self.note(kept, rows, every if kept.target == "received" else columns)
 
     def check(self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]]) -> None:
         """Refuse to read what was never written.
@@ -150,7 +161,8 @@ class LayerOutputCache:
         """Where a run's values lie; made when it is first asked for."""
         key = (*run.key, old)
         if key not in self._values:
-            self._values[key] = _Value(self._like.new_zeros(self._shape), [0] * self._shape[0])
+            shape = (*self._shape[:2], 1 if run.target == "received" else self._shape[2])
+            self._values[key] = _Value(self._like.new_zeros(shape), [0] * self._shape[0])
         return self._values[key]
 
 

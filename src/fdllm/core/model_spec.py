@@ -42,6 +42,11 @@ class ModelSpec:
         return attention + 3 * hidden * self.intermediate_size + 2 * hidden
 
     @property
+    def feed_forward_share(self) -> float:
+        """Of a layer's weights, those of its feed-forward."""
+        return 3 * self.hidden_size * self.intermediate_size / self.layer_parameters
+
+    @property
     def num_parameters(self) -> int:
         """Weights and biases, by formula."""
         ends = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)

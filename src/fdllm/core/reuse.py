@@ -13,13 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import zip_longest
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, get_args
 
 from fdllm.core.schedule import Phase, Step
 from fdllm.errors import FdllmError, UsageError
 
 S = TypeVar("S")
 Target = Literal["output", "residual", "identity"]
+LayerPart = Literal["feed_forward", "attention", "received"]
+"""What is kept of the inside of one layer."""
 
 
 class NeverWrittenError(FdllmError):
@@ -36,30 +38,44 @@ class LayerRun:
         target: ``output`` stores the hidden state behind the run; ``residual`` stores the hidden
             state behind it minus the one ahead of it, and adds that to what comes in. ``identity``
             stores nothing: where such a run is reused its layers are left out, and what comes in
-            goes on.
+            goes on. ``feed_forward`` stores what the feed-forward of one layer adds; computed in
+            part, attention is whole and the feed-forward of the other columns is left out.
         keep: computed values that are kept, 1 or 2; the older one is for extrapolation.
         extrapolate: where the run is reused, how far to go on in a straight line: the value is
             ``new + extrapolate * (new - old)``. Needs ``keep=2``.
         columns: where the run is computed in part, the block's columns that are; the others take
             what is stored for them.
+        watch: what is kept besides of a run of one layer, so that a later step can tell how much
+            attention has changed: its ``output``, ahead of the projection; or that and the
+            ``share`` of attention that each column of the block received.
     """
 
     start: int
     stop: int
-    target: Target = "output"
+    target: Target | LayerPart = "output"
     keep: int = 1
     extrapolate: float = 0.0
     columns: tuple[int, ...] = ()
+    watch: Literal["", "output", "share"] = ""
 
     def __post_init__(self) -> None:
         if self.keep not in (1, 2) or (self.extrapolate and self.keep == 1):
             raise ValueError(f"extrapolation keeps two values; got keep={self.keep} in {self}")
+        if (self.watch or self.target in get_args(LayerPart)) and len(self) != 1:
+            raise ValueError(f"the inside of a layer is that of one; got {self}")
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     @property
-    def key(self) -> tuple[int, int, Target, int]:
+    def watched(self) -> tuple[LayerRun, ...]:
+        """Where attention's output is kept, and the shares that columns received."""
+        parts: tuple[LayerPart, ...] = ("attention", "received")
+        count = ("", "output", "share").index(self.watch)
+        return tuple(LayerRun(self.start, self.stop, part) for part in parts[:count])
+
+    @property
+    def key(self) -> tuple[int, int, str, int]:
         """Where its values are kept: runs that differ in what they ask for share it."""
         return self.start, self.stop, self.target, self.keep
 
@@ -96,6 +112,8 @@ class LayerPlan:
             end = run.stop
         if any(run.target == "identity" for run in (*self.store, *self.partial)):
             raise ValueError(f"an identity stores nothing, so it can only be reused; got {self}")
+        if any(run.target == "feed_forward" for run in self.reuse):
+            raise ValueError(f"a feed-forward is left out in part; got {self}")
 
     @property
     def leaves_out(self) -> bool:
@@ -124,9 +142,13 @@ class LayerPlan:
         """Layer calls this plan makes, in whole or in part."""
         return self.n_layers - self.num_reused
 
-    def trimmed(self, width: int) -> float:
-        """Layer calls that partial runs save of a forward of ``width`` columns, as a fraction."""
-        return sum(len(run) * (width - len(run.columns)) / width for run in self.partial)
+    def trimmed(self, width: int, feed_forward: float = 1.0) -> float:
+        """Layer calls that partial runs save of a forward of ``width`` columns, as a fraction.
+
+        ``feed_forward`` is what a layer without its feed-forward saves of a call.
+        """
+        deep = {r: feed_forward if r.target == "feed_forward" else len(r) for r in self.partial}
+        return sum(layers * (width - len(run.columns)) / width for run, layers in deep.items())
 
 
 class GuidedPlan(ABC):
@@ -134,7 +156,6 @@ class GuidedPlan(ABC):
 
     A forward under it holds one row. The kinds stand in :mod:`fdllm.core.guided_plans`;
     :mod:`fdllm.core.guided` carries them out, and says to which :class:`LayerPlan` each came.
-
     """
 
     @property
@@ -198,7 +219,7 @@ def plan_steps(plan: LayerPlan, first: int = 0) -> tuple[PlanStep, ...]:
     """
     steps: list[PlanStep] = []
     at = first
-    for run in plan.runs:
+    for run in (run for run in plan.runs if run.start >= first):
         if at < run.start:
             steps.append(PlanStep("compute", at, run.start))
         at = run.stop

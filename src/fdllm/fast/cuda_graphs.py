@@ -71,7 +71,8 @@ class CudaGraphBackend(TorchBackend):
     ) -> Tensor:
         """As declared."""
         window = batch.windows[0]
-        if len(batch.windows) > 1 or plan.partial or window.causal_block is not None:
+        watched = any(run.watch for run in plan.store)
+        if len(batch.windows) > 1 or plan.partial or watched or window.causal_block is not None:
             return super().forward(compute, ids, batch, plan, columns)
         # Never cut short by the cache: how many keys are masked may decide how a kernel adds up.
         extent = -(-max(window.extents) // EXTENT_STEP) * EXTENT_STEP

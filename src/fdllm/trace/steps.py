@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fdllm.core.config import Decoding
-from fdllm.core.reuse import LayerPlan, Target
+from fdllm.core.reuse import LayerPart, LayerPlan, Target
 from fdllm.runs import Run
 
 COMPUTED, REUSED, PARTIAL = "c", "r", "p"
@@ -29,7 +29,7 @@ class Staleness:
 
     start: int  # first layer of the run
     stop: int  # one past its last layer
-    target: Target  # what is stored of it
+    target: Target | LayerPart  # what is stored of it
     columns: tuple[int, ...]  # the block's columns whose stored values were used
     # for each of them, the norm of (stored - fresh) by the norm of fresh. Fresh is what the run
     # computes in the same forward, from the same caches, where every layer is computed.
