@@ -25,12 +25,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_a_clone_computes_everything_published_anew(clone: Path, experiment: str) -> None:
-    command = [sys.executable, "-m", "fdllm.cli", "report", "--check", "--json"]
+def test_a_clone_computes_everything_published_anew(clone: Path) -> None:
+    command = [sys.executable, "-m", "fdllm.cli", "report", "--all", "--check", "--json"]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("FDLLM_")}
     done = subprocess.run(
-        [*command, "--experiment", experiment],
+        command,
         cwd=clone,
         env=plain | {"PYTHONPATH": str(clone / "src"), "FDLLM_ROOT": str(clone)},
         capture_output=True,
@@ -39,7 +38,7 @@ def test_a_clone_computes_everything_published_anew(clone: Path, experiment: str
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
-    published = [*clone.glob(f"artifacts/{experiment}/*/*/summary.json")]
+    published = [*clone.glob("artifacts/*/*/*/summary.json")]
     assert found["num_records"] == len(published) > 0
     assert not found["differences"]
     # The page lies where the run was; everything else is compared.

@@ -6,14 +6,15 @@ import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain, say, say_json
 from fdllm.cli.request import default_tasks, make_planner, read_request
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, UsageError
+from fdllm.experiment.load import FOLDER, list_experiments
 from fdllm.outside import AbsentError, OutsideError, read_text
 from fdllm.plan import ENDED, Planner
 from fdllm.presets.reader import load_preset
@@ -45,6 +46,7 @@ _SHOWN = 20  # differences; a changed sample changes many figures
 class ReportCommand(Selection):
     """Write results.md and an HTML report from the records, or check them."""
 
+    all: bool = flag("one table and picture over all experiments: referee.md", default=False)
     stdout: bool = flag("print the Markdown, write nothing", default=False)
     html: Path | None = flag("the HTML file (results/EXPERIMENT/report.html)", metavar="PATH")
     check: bool = flag("compute every figure anew; exit code 1 where one differs", default=False)
@@ -57,17 +59,17 @@ class ReportCommand(Selection):
         Of another folder of results both go into that folder.
 
         Raises:
+            UsageError: ``--all`` stands beside what selects of one experiment.
             FdllmError: there are no records, or rows that stand there would go.
         """
         from fdllm.report.html import render_html  # noqa: PLC0415 - as above
-        from fdllm.report.standing import keep_rows  # noqa: PLC0415 - as above
+        from fdllm.report.standing import keep_cells, keep_rows  # noqa: PLC0415 - as above
         from fdllm.report.sums import write_sums  # noqa: PLC0415 - as above
 
         planner = make_planner(self)
-        own = planner.experiment(self.experiment).folder
-        folder = own if self.results is None else planner.layout.results / self.experiment
-        markdown = folder / "results.md"
-        page = self.html or html_path(planner.layout, self.experiment)
+        if self.all:
+            return self._all(planner)
+        markdown, page = _places(planner, self)
         if self.check:
             return _print_check(_check(planner, self, markdown, page), as_json=self.json)
         report, text = _render(planner, self)
@@ -75,7 +77,8 @@ class ReportCommand(Selection):
             say(text)
             return 0
         if not self.replace:
-            keep_rows(markdown, text, page, report)
+            keep_rows(markdown, text)
+            keep_cells(page, report)
         shown = [record for section in report.sections for record in section.records]
         if kept := sum(record.is_published for record in shown):
             complain(f"note: {kept} of {len(shown)} records are git's copies, which hold no texts")
@@ -86,6 +89,36 @@ class ReportCommand(Selection):
         say(f"wrote {write_sums(planner.layout, self.experiment, shown)}")
         return 0
 
+    def _all(self, planner: Planner) -> int:
+        """``experiments/referee.md`` and its pictures, or the check of everything."""
+        from fdllm.report.referee import PAGE  # noqa: PLC0415 - as above
+        from fdllm.report.standing import keep_rows  # noqa: PLC0415 - as above
+
+        own = {field.name: field.default for field in fields(self)}
+        odd = [n for n in ("experiment", "config", "html") if getattr(self, n) != own[n]]
+        if odd:
+            raise UsageError(f"--all is of every experiment and config; leave --{odd[0]} out")
+        folder = planner.root / FOLDER if self.results is None else planner.layout.results
+        if self.check:
+            return _print_check(_check_all(planner, self, folder / PAGE), as_json=self.json)
+        pages = _render_all(planner, self, folder / PAGE)
+        if self.stdout:
+            say(pages[folder / PAGE])
+            return 0
+        if not self.replace:
+            keep_rows(folder / PAGE, pages[folder / PAGE])
+        for place, content in pages.items():
+            write_text(place, content)
+            say(f"wrote {place}")
+        return 0
+
+
+def _places(planner: Planner, options: ReportCommand) -> tuple[Path, Path]:
+    """Where an experiment's two pages lie."""
+    own = planner.experiment(options.experiment).folder
+    folder = own if options.results is None else planner.layout.results / options.experiment
+    return folder / "results.md", options.html or html_path(planner.layout, options.experiment)
+
 
 def report_sweeps(planner: Planner, options: Selection) -> Iterator[Sweep]:
     """The (task, limit, model) selections that have records, for the report.
@@ -93,31 +126,58 @@ def report_sweeps(planner: Planner, options: Selection) -> Iterator[Sweep]:
     Raises:
         FdllmError: there are none.
     """
+    found = False
+    for sweep in _sweeps(planner, options):
+        found = True
+        yield sweep
+    if not found:
+        named = " or ".join(f"'{model}'" for model in _models(options))
+        preset = "" if options.preset is None else f" and preset {load_preset(options.preset).name}"
+        raise FdllmError(
+            f"experiment '{options.experiment}' has no records of model {named}{preset} under "
+            f"{planner.layout.results}; sweep first, or name another --model"
+        )
+
+
+def _models(options: Selection) -> list[str]:
+    return [options.model] if options.model else [DEFAULT_MODEL, TINY_MODEL]
+
+
+def _sweeps(planner: Planner, options: Selection) -> Iterator[Sweep]:
+    """The same; there may be none."""
     experiment = planner.experiment(options.experiment)
     preset = None if options.preset is None else load_preset(options.preset).name
-    models = [options.model] if options.model else [DEFAULT_MODEL, TINY_MODEL]
-    found = False
-    for model in models:
+    for model in _models(options):
         for task in options.task or default_tasks(experiment, model, options.include_path):
             own = None if model == home_model(task) else model_slug(model)
             for folder in planner.layout.task_folders(options.experiment):
                 wanted = options.limit is None or folder.limit == options.limit
                 if (folder.task, folder.preset, folder.model) == (task, preset, own) and wanted:
-                    found = True
                     one = replace(options, task=(task,), model=model, limit=folder.limit)
                     yield read_request(one).sweep
-    if not found:
-        named = " or ".join(f"'{model}'" for model in models)
+
+
+def _sweeps_of_all(planner: Planner, options: Selection) -> dict[str, list[Sweep]]:
+    """What each experiment has of a selection: of all rows, unless a limit is named.
+
+    Raises:
+        FdllmError: there is nothing.
+    """
+    names = list_experiments(planner.root)
+    each = {n: _sweeps(planner, replace(options, experiment=n)) for n in names}
+    found = {n: [one for one in sweeps if one.limit == options.limit] for n, sweeps in each.items()}
+    if not any(found.values()):
         raise FdllmError(
-            f"experiment '{options.experiment}' has no records of model {named}"
-            f"{'' if preset is None else f' and preset {preset}'} under "
-            f"{planner.layout.results}; sweep first, or name another --model"
+            f"no experiment has such records under {planner.layout.results}; sweep first, or name "
+            "another --model (or --limit, for smoke tests)"
         )
+    return {name: sweeps for name, sweeps in found.items() if sweeps}
 
 
 def selection_words(options: Selection) -> str:
     """The flags that chose the records, as they would be typed."""
-    words = ["--experiment", options.experiment]
+    everything = isinstance(options, ReportCommand) and options.all
+    words = ["--all"] if everything else ["--experiment", options.experiment]
     for name in _FLAGS:
         value = getattr(options, name)
         if value is not None:
@@ -143,8 +203,39 @@ def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
     return report, render_results(report, selection_words(options))
 
 
+def _render_all(planner: Planner, options: ReportCommand, page: Path) -> dict[Path, str]:
+    """The page over all experiments, and then its pictures.
+
+    Raises:
+        FdllmError: there are no records, or they must not share a table.
+    """
+    from fdllm.report.build import make_report  # noqa: PLC0415 - as above
+    from fdllm.report.referee import by_task, draw, read_claims, render_referee  # noqa: PLC0415
+
+    found = _sweeps_of_all(planner, options)
+    reports = [make_report(planner, sweeps, name) for name, sweeps in found.items()]
+    claims = read_claims(planner.root / FOLDER)
+    pages = {page: render_referee(reports, selection_words(options), claims)}
+    for task in by_task(reports):
+        if task.tables and (picture := draw(task)):
+            pages[page.with_name(task.picture)] = picture
+    return pages
+
+
+def _check_all(planner: Planner, options: ReportCommand, page: Path) -> Recheck:
+    """Check each experiment that has records, and then the page over all of them."""
+    from fdllm.report.recheck import Recheck  # noqa: PLC0415 - as above
+
+    found = Recheck()
+    for name in list_experiments(planner.root):
+        if record_folders(planner.layout, name, options.task or (), options.limit):
+            markdown, html = _places(planner, replace(options, experiment=name))
+            found += _check(planner, replace(options, experiment=name), markdown, html)
+    return found + _check_markdown(planner, page, options.include_path)
+
+
 def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path) -> Recheck:
-    from fdllm.report.recheck import Mismatch, Recheck, recheck  # noqa: PLC0415 - as above
+    from fdllm.report.recheck import recheck  # noqa: PLC0415 - as above
     from fdllm.report.sums import check_release, check_studies, check_sums  # noqa: PLC0415
 
     folders = record_folders(planner.layout, options.experiment, options.task or (), options.limit)
@@ -162,11 +253,7 @@ def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path)
     found += recheck(
         planner, options.experiment, folders, page, _runs_of(planner, options, folders)
     )
-    try:
-        return found + _check_markdown(planner, markdown, options.include_path)
-    except OutsideError as error:
-        wrong = Mismatch(markdown.name, "the page", "not readable", str(error))
-        return found + Recheck(differences=(wrong,))
+    return found + _check_markdown(planner, markdown, options.include_path)
 
 
 def _runs_of(planner: Planner, options: Selection, folders: Sequence[Path]) -> list[Run]:
@@ -203,43 +290,71 @@ def _print_check(found: Recheck, *, as_json: bool) -> int:
     return int(bool(number))
 
 
+class _NotComparedError(Exception):
+    """A page that cannot be made anew now, and why."""
+
+
+class _FlagsError(Exception):
+    """Flags that stand in a page and are none, and what is wrong with them."""
+
+
 def _check_markdown(planner: Planner, path: Path, include: Path | None) -> Recheck:
-    """Render ``results.md`` again from the records it was written from, and compare the lines."""
+    """Make a page and its pictures again, and compare the lines."""
     from fdllm.report.recheck import Mismatch, Recheck, check_lines  # noqa: PLC0415 - as above
 
-    def passed_over(why: str) -> Recheck:
-        return Recheck(notes=(f"{path.name} was not compared: {why}",))
+    def wrong(*what: str) -> Recheck:
+        return Recheck(differences=(Mismatch(*what),))
 
+    try:
+        pages = _anew(planner, path, include)
+    except _NotComparedError as why:
+        return Recheck(notes=(f"{path.name} was not compared: {why}",))
+    except _FlagsError as error:
+        return wrong(path.name, "its flags", *error.args)
+    except OutsideError as error:
+        return wrong(path.name, "the page", "not readable", str(error))
+    except FdllmError as error:
+        return wrong(path.name, "a record behind it", "gone or broken", str(error))
+    found = Recheck()
+    for place, fresh in pages.items():
+        try:
+            found += check_lines(place.name, read_text(place, most=_MOST), fresh)
+        except OutsideError as error:
+            found += wrong(place.name, "the file", "not readable", str(error))
+    return found
+
+
+def _anew(planner: Planner, path: Path, include: Path | None) -> dict[Path, str]:
+    """A page and its pictures from the records as they are, by the flags that stand in it.
+
+    Raises:
+        FdllmError: a record behind it is gone or broken, or the page cannot be read.
+    """
     try:
         written = read_text(path, most=_MOST)
     except AbsentError:
         written = ""
     header = _HEADER.search(written)
     if header is None:
-        return passed_over("it was not written by fdllm report yet")
+        raise _NotComparedError("it was not written by fdllm report yet")
     parser = _Reader(add_help=False)
     ReportCommand.add_flags(parser)
     try:
         then = ReportCommand.read(parser.parse_args(shlex.split(header["selection"])))
     except ValueError as error:
-        wrong = Mismatch(path.name, "its flags", header["selection"].strip(), str(error))
-        return Recheck(differences=(wrong,))
+        raise _FlagsError(header["selection"].strip(), str(error)) from None
     # Where a user's tasks lie differs from place to place, so the page does not name it.
     then = replace(then, include_path=include)
     try:
-        sweeps = list(report_sweeps(planner, then))
+        every = _sweeps_of_all(planner, then) if then.all else {"": [*report_sweeps(planner, then)]}
     except FdllmError as error:
-        return passed_over(str(error))
-    states = [planner.shown(planner.state(run)) for sweep in sweeps for run in planner.runs(sweep)]
+        raise _NotComparedError(error) from None
+    runs = [run for sweeps in every.values() for one in sweeps for run in planner.runs(one)]
+    states = [planner.shown(planner.state(run)) for run in runs]
     other = [cell for cell in states if cell.state not in ENDED]
     if other:
-        return passed_over(
+        raise _NotComparedError(
             f"{len(other)} of its {len(states)} cells are {other[0].state.value} now "
             f"({other[0].run.cell.name}: {other[0].reason})"
         )
-    try:
-        fresh = _render(planner, then)[1]
-    except FdllmError as error:
-        wrong = Mismatch(path.name, "a record behind it", "gone or broken", str(error))
-        return Recheck(differences=(wrong,))
-    return check_lines(path.name, written, fresh)
+    return _render_all(planner, then, path) if then.all else {path: _render(planner, then)[1]}

@@ -16,6 +16,7 @@ from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.flips import embed
 from fdllm.report.page_tables import criteria_table, page_tables
 from fdllm.report.scatter import Aim, legend, make_scatter
+from fdllm.report.svg import FIGURE_STYLE
 
 FLIP_BUDGET = 3_600_000
 """Bytes of JSON that texts may take: a whole page stays under five megabytes."""
@@ -42,10 +43,14 @@ def render_html(report: Report) -> str:
         ],
         figures_json=script_json(report.figures()),
         flips_json=script_json(flips),
-        style=Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our file
-        script=Markup((folder / "report.js").read_text(encoding="utf-8")),  # noqa: S704 - our file
+        style=_own(FIGURE_STYLE) + _own(folder / "style.css"),
+        script=_own(folder / "report.js"),
     )
     return shown(page)
+
+
+def _own(path: Path) -> Markup:
+    return Markup(path.read_text(encoding="utf-8"))  # noqa: S704 - our file
 
 
 def _view(

@@ -10,6 +10,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from fdllm.criteria import Criteria
+from fdllm.report.alternative import ThresholdCell
 from fdllm.report.build import TablePage
 from fdllm.report.figures import CellFigures
 from fdllm.report.stats import Estimate
@@ -47,6 +48,12 @@ class Point:
     shape: str  # of the mark
     kind: str  # class of the mark
     is_minor: bool = False  # named only where there is room beside it
+
+    @classmethod
+    def of(cls, cell: ThresholdCell) -> Point:
+        """A lowered threshold."""
+        change = percent_points(cell.change)
+        return cls(cell.name, cell.time, change, "cross", "s4", is_minor=True)
 
     @property
     def words(self) -> str:
@@ -267,13 +274,10 @@ def make_scatter(
     table: TablePage, criteria: Criteria | None, width: float, height: float, suffix: str
 ) -> Scatter | None:
     """Accuracy change against time ratio, at one width; None where no time was measured."""
-    points = _points(table)
+    points = timed_points(table)
     if len(points) < 2:  # noqa: PLR2004 - the baseline alone says nothing
         return None
-    curve = [
-        Point(one.name, one.time, percent_points(one.change), "cross", "s4", is_minor=True)
-        for one in table.alternative.cells
-    ]
+    curve = [Point.of(one) for one in table.alternative.cells]
     floor = table.times.floor
     noise = "" if floor is None else f" Noise floor {100 * floor:.1f} %."
     return Scatter(
@@ -295,7 +299,7 @@ def percent_points(share: Estimate) -> Estimate:
     return Estimate(100 * share.value, 100 * share.low, 100 * share.high)
 
 
-def _points(table: TablePage) -> list[Point]:
+def timed_points(table: TablePage) -> list[Point]:
     """The cells that were timed, the baseline among them."""
     points = []
     for cell in table.cells:

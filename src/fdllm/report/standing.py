@@ -14,14 +14,12 @@ _MOST = 1 << 26  # bytes; a page of nine configs has 100 KB
 _SHOWN = 4  # tasks
 
 
-def keep_rows(markdown: Path, text: str, page: Path, report: Report) -> None:
-    """See that a report has every row of the one that it is to replace.
+def keep_rows(markdown: Path, text: str) -> None:
+    """See that a page of Markdown has every row of the one that it is to replace.
 
     Args:
-        markdown: where ``results.md`` goes; there may be none yet.
+        markdown: where it goes; there may be none yet.
         text: what it is to say.
-        page: where the HTML report goes; there may be none yet.
-        report: what it is to say.
 
     Raises:
         FdllmError: rows would go; it names them, and the flag. Or a file cannot be read.
@@ -30,25 +28,30 @@ def keep_rows(markdown: Path, text: str, page: Path, report: Report) -> None:
         written = read_text(markdown, most=_MOST)
     except AbsentError:
         written = ""
+    _keep(markdown, _rows(written), _rows(text))
+
+
+def keep_cells(page: Path, report: Report) -> None:
+    """The same of an HTML report."""
     drawn = embedded_tables(page) if page.exists() else []
     fresh = [(table.folder, [cell.name for cell in table.cells]) for table in report.tables]
-    for path, then, now in (
-        (markdown, _rows(written), _rows(text)),
-        (page, _cells(drawn), _cells(fresh)),
-    ):
-        have = set(now)
-        going: dict[str, dict[str, None]] = {}
-        for task, name in then:
-            if (task, name) not in have:
-                going.setdefault(task, {})[name] = None
-        if going:
-            named = [f"{task} ({', '.join(names)})" for task, names in going.items()]
-            more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
-            raise FdllmError(
-                f"nothing was written: {path} shows rows that the new one would not: "
-                f"{', '.join(named[:_SHOWN])}{more}. Select them too; fdllm status says what "
-                "became of them; --replace writes it all the same"
-            )
+    _keep(page, _cells(drawn), _cells(fresh))
+
+
+def _keep(path: Path, then: Iterable[tuple[str, str]], now: Iterable[tuple[str, str]]) -> None:
+    have = set(now)
+    going: dict[str, dict[str, None]] = {}
+    for task, name in then:
+        if (task, name) not in have:
+            going.setdefault(task, {})[name] = None
+    if going:
+        named = [f"{task} ({', '.join(names)})" for task, names in going.items()]
+        more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
+        raise FdllmError(
+            f"nothing was written: {path} shows rows that the new one would not: "
+            f"{', '.join(named[:_SHOWN])}{more}. Select them too; fdllm status says what "
+            "became of them; --replace writes it all the same"
+        )
 
 
 def _cells(tables: Iterable[tuple[str, Iterable[str]]]) -> Iterator[tuple[str, str]]:
@@ -56,7 +59,7 @@ def _cells(tables: Iterable[tuple[str, Iterable[str]]]) -> Iterator[tuple[str, s
 
 
 def _rows(text: str) -> Iterator[tuple[str, str]]:
-    """Task and config of each row of ``results.md``; of a config there are several."""
+    """Section and config of each row of a page; of a config there are several."""
     section, is_table = "", False
     for line in text.splitlines():
         if line.startswith("## "):

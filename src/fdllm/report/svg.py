@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from markupsafe import Markup
 
+FIGURE_STYLE = Path(__file__).parent / "templates" / "figure.css"
+"""Colours and lines of drawings, in a page and in a file of their own."""
+_FONT = 'font-family: system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif;'
 CHARACTER = 7.1
 """Width of a character of a label, in units of the drawing; labels are set in 11.5 units."""
 # Corners of a mark, its turn, and how far they reach: about equal areas.
@@ -97,6 +101,15 @@ class Drawing:
         return frame + Markup("").join(self._parts) + Markup("</svg>")
 
 
+def standalone(drawing: str) -> str:
+    """A rendered drawing as a file of its own, an element a line."""
+    style = FIGURE_STYLE.read_text(encoding="utf-8")
+    head, _, rest = str(drawing).partition(">")  # no longer Markup, which would be escaped
+    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    own = f"<style>\n{style}svg {{ background: var(--paper); {_FONT} }}\n</style>"
+    return f"{head}>\n{own}\n{rest}".replace("><", ">\n<") + "\n"
+
+
 def number(value: float) -> str:
     """A coordinate without noise behind the comma."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
@@ -116,7 +129,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def ratio_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round ratios between ``low`` and ``high``, both above 0, for an axis of logarithms."""
-    if high < 3 * low:
+    if high < 4 * low:
         return ticks(low, high, count)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     round_ones = (round(unit * 10.0**power, 9) for power in powers for unit in (1, 2, 5))
