@@ -9,7 +9,8 @@ import pytest
 
 from cells import make_cell, make_times
 from fdllm.record.summary import Headline
-from fdllm.report.alternative import Alternative, ThresholdCell
+from fdllm.report.alternative import THRESHOLD, Alternative, ControlCell
+from fdllm.report.bounds import Bounds
 from fdllm.report.build import TablePage
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures
@@ -74,7 +75,8 @@ def table(*cells: CellFigures, **changes: Any) -> TablePage:
         "against": {},
         "times": TIMES,
         "findings": (),
-        "alternative": Alternative((), (), ""),
+        "alternative": Alternative(THRESHOLD),
+        "bounds": Bounds(),
     }
     return TablePage(**(values | changes))
 
@@ -178,8 +180,8 @@ def test_the_legend_names_what_is_there() -> None:
         ("soft", "▲", "k = 3"),
         ("soft", "◆", "k = 4"),
     ]
-    curve_cell = ThresholdCell("t0.5", Estimate(1, 1, 1), Estimate(0, 0, 0))
-    named = table(cell("calm"), alternative=Alternative((curve_cell,), (), ""))
+    curve_cell = ControlCell("t0.5", Estimate(1, 1, 1), Estimate(0, 0, 0))
+    named = table(cell("calm"), alternative=Alternative(THRESHOLD, (curve_cell,)))
     assert legend(named) == [("s1", "▬", "reuse"), curve]
 
 

@@ -11,7 +11,13 @@ import pytest
 
 from cells import make_cell, make_times, share, write_study
 from fdllm.record.paths import Layout
-from fdllm.report.alternative import find_alternative
+from fdllm.report.alternative import (
+    THRESHOLD,
+    Alternative,
+    at_equal_saving,
+    at_equal_time,
+    find_control,
+)
 from fdllm.report.build import Section, TablePage
 from fdllm.report.compare import compare
 from fdllm.report.compare_text import Comparison, describe, points, smoke_mark
@@ -248,12 +254,12 @@ def test_what_a_grid_does_not_vary_by_design_is_unexpected(at: int) -> None:
 def test_no_alternative_says_why(tmp_path: Any) -> None:
     base = make_cell("k1_first", share(40, 30))
     times, layout = make_times(k2_last=0.8), Layout.of(tmp_path, tmp_path)
-    found = find_alternative(layout, [base], base, times)
-    assert (found.cells, found.against) == ((), ())
+    found = find_control(layout, THRESHOLD, [base], base)
+    assert at_equal_time(found, [base], times) == Alternative(THRESHOLD)
+    assert at_equal_saving(found, [base], base) == Alternative(THRESHOLD)
     assert found.note == "05_threshold has no records of this task and model"
     own = replace(base, summary=base.summary.model_copy(update={"experiment": "05_threshold"}))
-    assert find_alternative(layout, [own], own, times).note == ""
-    assert find_alternative(layout, [base], base, make_times()).note == "", "nothing was timed"
+    assert find_control(layout, THRESHOLD, [own], own).note == "", "nothing is its own control"
 
 
 @pytest.mark.parametrize(
@@ -276,18 +282,21 @@ def test_why_thresholds_are_not_compared(
     if study:
         write_study([load_record(one.folder) for one in written], {"t0.50": 0.7})
     layout, times = Layout.of(tmp_path, results), make_times(k2_first=0.8)
-    found = find_alternative(layout, table, table[0], times)
-    assert found.note.startswith(note)
-    assert bool(found.note) == bool(note)
-    assert found.left_out == ()
+    control = find_control(layout, THRESHOLD, table, table[0])
+    found = at_equal_time(control, table, times)
+    said = control.note or found.note
+    assert said.startswith(note)
+    assert bool(said) == bool(note)
+    assert control.left_out == ()
+    assert at_equal_time(control, table, make_times()).note == "", "nothing was timed"
     if not note:
         assert [one.rival for one in found.against] == ["t0.50"]
         assert [cell.name for cell in found.cells] == ["t0.50", "t0.95"]
         stray = written[2].folder / "summary.json"
         older = json.loads(stray.read_text()) | {"version": 0}
         stray.write_text(json.dumps(older))
-        again = find_alternative(layout, table, table[0], times)
-        assert again.cells == found.cells[1:]
+        again = find_control(layout, THRESHOLD, table, table[0])
+        assert at_equal_time(again, table, times).cells == found.cells[1:]
         [said] = again.left_out
         assert said.startswith("05_threshold/gsm8k/t0.50: summary.json has version 0, not 1; ")
 

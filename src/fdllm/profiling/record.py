@@ -12,7 +12,7 @@ from fdllm import strictjson
 from fdllm.core.reuse import Target
 from fdllm.outside import AbsentError, OutsideError, parse_json, read_text
 from fdllm.record.atomic import write_text
-from fdllm.record.paths import Layout
+from fdllm.record.paths import Layout, TaskFolder
 from fdllm.record.summary import InvalidRecordError
 from fdllm.runs import Run
 from fdllm.spec import Spec, first_problem
@@ -119,9 +119,14 @@ class Profile(Spec):
             raise ValueError(f"it has not a figure of every document of {len(half.documents)}")
 
     @property
+    def documents(self) -> tuple[tuple[str, int], ...]:
+        """Those of both halves."""
+        return (*self.choosing.documents, *self.testing.documents)
+
+    @property
     def num_documents(self) -> int:
         """Documents of both halves."""
-        return len(self.choosing.documents) + len(self.testing.documents)
+        return len(self.documents)
 
     def differs(self, fields: Mapping[str, str | None]) -> list[str]:
         """Names of what is otherwise in a run, by its fingerprint's fields; empty where nothing.
@@ -154,7 +159,16 @@ def read(layout: Layout, run: Run) -> Profile | None:
     Raises:
         InvalidRecordError: the file is no profile.
     """
-    for path in layout.profile(run):
+    return read_beside(layout, str(TaskFolder.of(run)))
+
+
+def read_beside(layout: Layout, task_folder: str) -> Profile | None:
+    """The same, of the runs that lie in a task folder of any experiment.
+
+    Raises:
+        InvalidRecordError: the file is no profile.
+    """
+    for path in layout.profile_beside(task_folder):
         found = _read(path)
         if found is not None:
             return found

@@ -232,7 +232,11 @@ class Layout:
 
     def profile(self, run: Run) -> tuple[Path, Path]:
         """The profile of ``run``'s task and model, and its copy for git."""
-        part = Path(PROFILES, str(TaskFolder.of(run)), "profile.json")
+        return self.profile_beside(str(TaskFolder.of(run)))
+
+    def profile_beside(self, task_folder: str) -> tuple[Path, Path]:
+        """The same, of the runs that lie in a task folder of any experiment."""
+        part = Path(PROFILES, task_folder, "profile.json")
         return self.results / part, self.artifacts / part
 
     def part(self, folder: Path) -> Path:

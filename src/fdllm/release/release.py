@@ -23,7 +23,7 @@ from fdllm.release.choose import SHOWN, Allowance, Chosen, and_more, choose
 from fdllm.release.crate import write_metadata
 from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename, text_of
 from fdllm.release.scrub import check_texts, places
-from fdllm.report.alternative import EXPERIMENT as ALTERNATIVE
+from fdllm.report.alternative import CONTROLS
 from fdllm.report.build import make_report
 from fdllm.report.html import render_html
 from fdllm.report.recheck import recheck_records
@@ -119,22 +119,26 @@ def _fill(
 ) -> list[str]:
     """Put records, code, pages and the report into the draft; what it lacks comes back."""
     results, experiment = planner.layout.results, sweeps[0].experiment
-    # The report draws the experiment against records of the plain alternative.
-    tasks = {folder.parent.name for folder in folders} if experiment != ALTERNATIVE else ()
+    # The report holds the experiment against records of the controls, and an oracle's saving.
+    tasks = {folder.parent.name for folder in folders}
     beside = [
         path
-        for path in record_folders(planner.layout, ALTERNATIVE)
+        for name in CONTROLS
+        if name != experiment
+        for path in record_folders(planner.layout, name)
         if path.parent.name in tasks and not is_published(path)
     ]
     remarks = [f"{path.relative_to(results)} is there for the report only" for path in beside]
     renamed: dict[str, str] = {}
     for path in (*folders, *beside):
         renamed |= copy_record(path, draft / "results" / path.relative_to(results))
-    for study in {path.parent / TIMING / "study.json" for path in (*folders, *beside)}:
-        if study.is_file():
-            text = rename(read_text(study, most=MOST), renamed)
-            write_text(draft / "results" / study.relative_to(results), text)
-    for name in dict.fromkeys((experiment, *(ALTERNATIVE for _ in beside))):
+    studies = {path.parent / TIMING / "study.json" for path in (*folders, *beside)}
+    profiles = {planner.layout.profile_beside(task)[0] for task in tasks}
+    for path in (*studies, *profiles):
+        if path.is_file():
+            text = rename(read_text(path, most=MOST), renamed)
+            write_text(draft / "results" / path.relative_to(results), text)
+    for name in dict.fromkeys((experiment, *(path.parents[1].name for path in beside))):
         copy_pages(planner.experiment(name).folder, draft / "experiments" / name, renamed)
         (draft / "experiments" / name / RESULTS).unlink(missing_ok=True)  # of all records
     for name in _HOUSE:

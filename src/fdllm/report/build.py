@@ -13,7 +13,14 @@ from fdllm.errors import FdllmError
 from fdllm.evaluate.tasks import TASKS
 from fdllm.plan import RECORDED, Planner
 from fdllm.record.paths import Layout
-from fdllm.report.alternative import Alternative, find_alternative
+from fdllm.report.alternative import (
+    CONTROLS,
+    THRESHOLD,
+    Alternative,
+    at_equal_time,
+    find_control,
+)
+from fdllm.report.bounds import Bounds, find_bounds
 from fdllm.report.compare import compare_all
 from fdllm.report.compare_text import MARGIN, Comparison
 from fdllm.report.criterion import Judged
@@ -56,7 +63,8 @@ class TablePage:
     lock: str  # whether the criteria stood before its rows did; empty where all did
     times: Times  # what the task's timing study says
     findings: tuple[GridFinding, ...]  # what holds of the grid, and what is suspicious about it
-    alternative: Alternative  # lowering the threshold instead
+    alternative: Alternative  # lowering the threshold instead, in as much time
+    bounds: Bounds  # what the savings are worth, by the oracle's and by the controls'
     origin: Origin  # provenance
 
     @property
@@ -154,6 +162,7 @@ def _table(
     others = [cell for cell in cells if cell is not baseline]
     pairs = [(baseline, cell, times) for cell in others] if baseline is not None else []
     figures = tuple(cell_figures(cell) for cell in cells)
+    controls = {name: find_control(layout, name, cells, baseline) for name in CONTROLS}
     drop = None if criteria is None else criteria.max_accuracy_drop
     margin = MARGIN if drop is None else drop
     rows = max(cell.summary.headline.num_samples for cell in cells)
@@ -176,7 +185,8 @@ def _table(
         lock=lock_words(criteria, [cell.summary for cell in cells]),
         times=times,
         findings=tuple(checks(cells)),
-        alternative=find_alternative(layout, cells, baseline, times),
+        alternative=at_equal_time(controls[THRESHOLD], cells, times),
+        bounds=find_bounds(layout, cells, baseline, tuple(controls.values())),
         origin=origin(cells),
     )
 

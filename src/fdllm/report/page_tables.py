@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 
 from fdllm.record.measure import made
+from fdllm.report.bounds_table import bounds_table
 from fdllm.report.build import TablePage
 from fdllm.report.columns import Column, Table
 from fdllm.report.compare_text import Comparison
@@ -24,6 +25,7 @@ def page_tables(table: TablePage, records: Sequence[Record]) -> dict[str, Table 
     """The tables of one task by name; None where there is nothing to show."""
     return {
         "grid": grid_table(table, records),
+        "bounds": bounds_table(table),
         "alternative": alternative_table(table),
         "saved": _saved(table),
         "shares": _by_config(
@@ -156,7 +158,7 @@ def alternative_table(table: TablePage) -> Table | None:
     if not found:
         return None
     times = [shown(table.times.pairs[one.config].ratio) for one in found]
-    theirs = [shown(cells[one.rival].time) if one.rival else "" for one in found]
+    theirs = [shown(cells[one.rival].cost) if one.rival else "" for one in found]
     changes = [one.difference.shown(100, "+.1f") if one.difference else "" for one in found]
     return Table(
         [

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fdllm.plain import escaped, in_code, one_line
-from fdllm.report.alternative import EXPERIMENT as THRESHOLD
+from fdllm.report.alternative import THRESHOLD
 from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.columns import Column, Table
 from fdllm.report.compare_text import Comparison

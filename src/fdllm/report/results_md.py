@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fdllm.plain import escaped, in_code, one_line
+from fdllm.report.bounds_table import bounds_table
 from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.columns import Column, Table
 from fdllm.report.drafts import drafts_table
@@ -54,7 +55,8 @@ def render_section(section: Section) -> str:
     if section.missing:
         lines += ["Not in the table:", "", *_items(section.missing), ""]
     if section.table is not None:
-        lines += [*_alternative(section.table), *_counters(section.records)]
+        lines += [*_bounds(section.table), *_alternative(section.table)]
+        lines += _counters(section.records)
         lines += _drafts(section.records)
         lines += [*_scored(section.records), *_provenance(section.records)]
     return "\n".join(lines)
@@ -85,15 +87,19 @@ def _checks(table: TablePage, section: Section) -> list[str]:
     return ["Checks:", "", *lines, ""] if lines else []
 
 
+def _bounds(table: TablePage) -> list[str]:
+    found = bounds_table(table)
+    shown = [] if found is None else [escaped(found.caption), "", *found.markdown(), ""]
+    left_out = (f"Left out: {one}." for one in table.bounds.left_out)
+    notes = [escaped(one) for one in (*table.bounds.notes, *left_out)]
+    return [*shown, *notes, *([""] if notes else [])]
+
+
 def _alternative(table: TablePage) -> list[str]:
-    found = alternative_table(table)
-    left_out = [f"Left out: {escaped(one)}." for one in table.alternative.left_out]
-    left_out += [""] if left_out else []
-    if found is None:
-        note = table.alternative.note
-        said = f"Not compared with lowering the threshold: {escaped(note)}."
-        return ([said, ""] if note else []) + left_out
-    return [escaped(found.caption), "", *found.markdown(), "", *left_out]
+    found, note = alternative_table(table), table.alternative.note
+    if found is not None:
+        return [escaped(found.caption), "", *found.markdown(), ""]
+    return [f"Not compared with lowering the threshold: {escaped(note)}.", ""] if note else []
 
 
 def _counters(records: Sequence[Record]) -> list[str]:

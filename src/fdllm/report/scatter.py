@@ -10,7 +10,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from fdllm.criteria import Criteria
-from fdllm.report.alternative import ThresholdCell
+from fdllm.report.alternative import ControlCell
 from fdllm.report.build import TablePage
 from fdllm.report.figures import CellFigures
 from fdllm.report.stats import Estimate
@@ -50,10 +50,10 @@ class Point:
     is_minor: bool = False  # named only where there is room beside it
 
     @classmethod
-    def of(cls, cell: ThresholdCell) -> Point:
+    def of(cls, cell: ControlCell) -> Point:
         """A lowered threshold."""
         change = percent_points(cell.change)
-        return cls(cell.name, cell.time, change, "cross", "s4", is_minor=True)
+        return cls(cell.name, cell.cost, change, "cross", "s4", is_minor=True)
 
     @property
     def words(self) -> str:

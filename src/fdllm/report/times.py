@@ -44,7 +44,7 @@ def read_times(cells: Sequence[Record], baseline: str | None) -> Times:
     config with, and says why where it was not.
     """
     first = cells[0]
-    again = _command(first)
+    again = command(first, "timing")
     try:
         study = read_study(first.folder.parent / TIMING / "study.json")
     except InvalidRecordError as error:
@@ -63,10 +63,10 @@ def read_times(cells: Sequence[Record], baseline: str | None) -> Times:
     return Times({pair.b: pair for pair in found.pairs}, found.floor, _how(study))
 
 
-def _command(record: Record) -> str:
-    """The command that measures."""
+def command(record: Record, verb: str) -> str:
+    """The command that measures what a record's task and model still lack."""
     place, summary = TaskFolder.parse(record.folder.parent.name), record.summary
-    words = ["fdllm", "timing", "--task", summary.task, "--experiment", summary.experiment]
+    words = ["fdllm", verb, "--task", summary.task, "--experiment", summary.experiment]
     if summary.limit is not None:
         words += ["--limit", str(summary.limit)]
     if place is not None and place.preset is not None:
