@@ -6,12 +6,16 @@ import pytest
 import torch
 
 import fdllm
+from dtypes import TYPES
 from fdllm.core.attention_plans import DriftPlan, SalientPlan
 from fdllm.core.forward_batch import ForwardBatch, Window
 from fdllm.core.reuse import GuidedPlan, LayerPlan, LayerRun, NeverWrittenError, ReuseStrategy
 from fdllm.core.row_task import CacheRow
+from fdllm.tiny.vocabulary import decode
+from helpers import SURE
 from models import DECODING, PROMPTS, random_model
 from strategies import STRATEGIES
+from tiny_training.questions import held_out
 
 LAYERS, BLOCK, LENGTH = 6, 16, 16
 SALIENT = SalientPlan(LAYERS, 1, 5, 0.9)
@@ -132,6 +136,23 @@ def test_a_layer_without_its_feed_forward_is_the_share_of_its_weights() -> None:
     run = LayerRun(1, 2, "feed_forward", columns=(0, 1))
     assert LayerPlan(LAYERS, partial=(run,)).trimmed(8, 0.6) == pytest.approx(0.45)
     assert random_model(0).spec.feed_forward_share == pytest.approx(6144 / (3072 + 64 + 6144 + 64))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("name", "cosine"), [("09_salient", 0.999), ("13_drift", 0.9)])
+def test_every_type_answers_right(dtype: torch.dtype, name: str, cosine: float) -> None:
+    """Of a model that is sure of itself, at settings that change little."""
+    model = fdllm.load_model(SURE, device="cpu", dtype=dtype)
+    strategy = fdllm.load_strategy(name, k=2, subset="middle", n_layers=12, threshold=cosine)
+    rows, decoding = held_out("arithmetic", "test")[:4], fdllm.Decoding(max_new_tokens=56)
+    prompts = [row.prompt_ids for row in rows]
+    alone, batch = (
+        fdllm.generate(model, prompts, decoding, strategy, batch_size=size) for size in (1, 4)
+    )
+    assert [(one.tokens, one.counts) for one in alone] == [(o.tokens, o.counts) for o in batch]
+    assert sum(one.counts.trimmed for one in alone) > 0
+    for one, row in zip(alone, rows, strict=True):
+        assert f"#### {row.target}" in decode(one.tokens)
 
 
 @pytest.mark.parametrize("name", ["salient-refresh", "drift"])

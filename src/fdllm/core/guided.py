@@ -112,7 +112,7 @@ def _drift(plan: DriftPlan, at: RowForward) -> Forwarded:
     at.backend.prepare(part)
     for run, column in zip(plan.runs, attended, strict=True):
         attention = run.watched[0]
-        last = outputs.read(attention, rows, [[column]]).clone()
+        last = outputs.read(attention, rows, [[column]])  # a copy, as of any list of columns
         step = PlanStep("partial", run.start, run.stop, replace(run, columns=columns))
         outputs.book([step], at.batch)
         _, few = loop.compute_run(few, run, at.backend, part)

@@ -60,11 +60,10 @@ class LayerOutputCache:
                     self._note_watched(step.run, window.rows, window.columns)
                 continue
             window = batch.alone
-            if step.kind == "partial" and (step.run.columns or step.run.watch):
+            if step.kind == "partial" and step.run.columns:
                 columns = [step.run.columns] * len(window.rows)
                 self.note(step.run, window.rows, columns)
-                inside = step.run.target == "feed_forward"  # attention is whole
-                self._note_watched(step.run, window.rows, window.columns if inside else columns)
+                self._note_watched(step.run, window.rows, columns)
             self.check(step.run, window.rows, window.columns)
 
     def note(self, run: LayerRun, rows: Sequence[int], columns: Sequence[Sequence[int]]) -> None:

@@ -55,7 +55,7 @@ class ForwardTrace:
     # ``(start, stop)``, the block's columns that were fed; a PREFILL feeds whole blocks
     columns: tuple[int, int]
     layers: str  # a letter a layer: ``c`` computed, ``r`` reused, ``p`` computed for some columns
-    partial: tuple[int, ...]  # the columns that partial layers were computed for
+    partial: tuple[int, ...]  # the columns that one or another partial layer was computed for
     computed: int  # layer calls made, as the row's counters booked them
     reused: int  # layer calls saved, as booked
     before: tuple[int, ...]  # the block's tokens ahead of the forward; empty for a PREFILL
