@@ -19,9 +19,11 @@ from lm_eval.tasks import TaskManager
 
 from command import Command
 from fdllm.errors import FdllmError, UsageError
+from fdllm.evaluate import boxed
 from fdllm.evaluate.documents import LoadedTask, load_task
-from fdllm.evaluate.task_index import harness_tasks
-from fdllm.evaluate.tasks import definition_hash, task_facts, task_info
+from fdllm.evaluate.task_definition import define
+from fdllm.evaluate.task_index import harness_index, harness_tasks
+from fdllm.evaluate.tasks import TASKS, definition_hash, task_facts, task_info
 from fdllm.plan import Planner
 from fdllm.record.paths import Layout
 from fdllm.runs import Evaluating
@@ -194,6 +196,17 @@ def test_the_headline_is_the_only_one_or_named_by_the_user(own: Path) -> None:
     facts.check_headline("which_double", "acc_norm,none")
 
 
+def test_another_headline_of_a_known_task_is_one_that_it_has() -> None:
+    facts = task_facts("gsm8k")
+    facts.check_headline("gsm8k", "exact_match,strict-match")
+    with pytest.raises(UsageError, match="has no figure 'acc,none'; name one of exact_match,flex"):
+        facts.check_headline("gsm8k", "acc,none")
+    for name, info in TASKS.items():
+        assert info.headline in (info.metrics or (info.headline,))
+        of_harness = {*info.metrics} - {f"{boxed.METRIC},none"}
+        assert not of_harness or of_harness <= {*define(name, harness_index()).metrics}
+
+
 @pytest.mark.parametrize(
     "changed", ["which_double.yaml", "doubles.yaml", "shown.py", "more.py", "rows/doubles.jsonl"]
 )
@@ -272,6 +285,11 @@ def test_a_folder_without_tasks_is_said(fdllm: Command, folder: str, why: str) -
     own = str(fdllm.root / folder)
     assert fdllm("prompts", "--task", "doubles", "--include-path", own) == 2
     assert why in fdllm.err
+
+
+def test_a_folder_none_of_whose_tasks_is_asked_is_said(fdllm: Command, own: Path) -> None:
+    assert fdllm("sweep", "--include-path", str(own), "--dry-run") == 2
+    assert "none of its tasks is asked: --task all_doubles, say" in fdllm.err
 
 
 @pytest.mark.slow

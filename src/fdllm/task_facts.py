@@ -18,7 +18,7 @@ class TaskFacts:
     max_new_tokens: int = 512
     one_token: bool = False  # the answers that it scores are one token each
     headline: str = ""  # the figure that goes into tables; empty where a user is to name it
-    metrics: tuple[str, ...] = ()  # what it may be; empty where the project knows the task
+    metrics: tuple[str, ...] = ()  # what it may be; empty where nobody asks
 
     def check_headline(self, task: str, given: str | None) -> None:
         """A task has one headline, and nobody guesses it.

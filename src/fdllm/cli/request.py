@@ -13,6 +13,7 @@ from fdllm.cli.output import complain
 from fdllm.cluster.status import survey
 from fdllm.criteria import Criteria
 from fdllm.errors import UsageError
+from fdllm.evaluate.task_index import own_index
 from fdllm.evaluate.tasks import TASKS, task_facts, task_info
 from fdllm.experiment import Experiment
 from fdllm.plan import CellState, Planner
@@ -84,14 +85,20 @@ def read_request(
     experiment = planner.experiment(options.experiment)
     model = choose_model(options.model, options.task or ())
     preset = None if options.preset is None else load_preset(options.preset)
+    tasks = options.task or asked_tasks(
+        default_tasks(experiment, model, options.include_path), options
+    )
+    if options.include_path is not None and options.task is None:
+        own = own_index(options.include_path)
+        if not {*own} & {*tasks}:
+            raise UsageError(
+                f"--include-path is given and none of its tasks is asked: --task {min(own)}, say"
+            )
     for task in () if preset is None else preset.tasks:
         task_info(task, options.include_path)
     sweep = Sweep(
         experiment=options.experiment,
-        tasks=tuple(
-            options.task
-            or asked_tasks(default_tasks(experiment, model, options.include_path), options)
-        ),
+        tasks=tuple(tasks),
         configs=tuple(dict.fromkeys([*(options.config or ()), *forced])),
         model=ModelChoice(
             name=model,

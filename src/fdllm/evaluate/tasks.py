@@ -15,6 +15,7 @@ from typing import Literal
 
 from fdllm import tiny
 from fdllm.errors import FdllmError, UsageError, did_you_mean
+from fdllm.evaluate import boxed
 from fdllm.evaluate.task_definition import Definition, define, files_of
 from fdllm.evaluate.task_index import harness_index, harness_tasks, own_index
 from fdllm.record.identity import code_files
@@ -23,7 +24,7 @@ from fdllm.task_facts import TaskFacts
 
 _PASS, _CANONICAL = "pass@1,create_test", "canonical_solution"
 _HUMANEVAL, _MBPP = "openai/openai_humaneval", "google-research-datasets/mbpp"
-_MBPP_PLUS = "evalplus/mbppplus"
+_MBPP_PLUS, _BOXED = "evalplus/mbppplus", f"{boxed.METRIC},none"
 # lm-eval also names base files "_default_template_yaml", without a suffix.
 _DEFINITIONS = ("*.yaml", "*.yml", "*.py", "*.jsonl", "*.json", "*_yaml")
 
@@ -61,7 +62,7 @@ class TaskInfo:
     # box is asked for
     boxed: str | None = None
     is_usual: bool = True  # whether it is meant where no task is named; variants of a task are not
-    # figures that may be the headline; empty where the project knows the one that is
+    # all figures that may be the headline, which is the only one where none are named
     metrics: tuple[str, ...] = ()
 
 
@@ -94,6 +95,7 @@ _ALL = (
         dataset="openai/gsm8k",
         sources=("gsm8k",),
         boxed="answer",
+        metrics=("exact_match,flexible-extract", "exact_match,strict-match", _BOXED),
     ),
     TaskInfo(
         "minerva_math",
@@ -108,6 +110,7 @@ _ALL = (
         cluster_by="subject",
         solution="solution",
         boxed="solution",
+        metrics=("math_verify,none", "exact_match,none", _BOXED),
     ),
     TaskInfo(
         "mmlu",
@@ -131,6 +134,7 @@ _ALL = (
         dataset="Idavidrein/gpqa",
         sources=("gpqa/n_shot",),
         gated=True,
+        metrics=("acc,none", "acc_norm,none"),
     ),
     TaskInfo(
         "ifeval",
@@ -140,6 +144,7 @@ _ALL = (
         "instructions that a program can check",
         dataset="google/IFEval",
         sources=("ifeval",),
+        metrics=("prompt_level_strict_acc,none", "prompt_level_loose_acc,none"),
     ),
 )
 
@@ -221,7 +226,7 @@ def definition_of(name: str, include: Path | None = None) -> Definition | None:
     where = "" if include is None else f"; {include} has {', '.join(sorted(own))}"
     raise UsageError(
         f"unknown task '{name}'{hint}; tasks are {', '.join(TASKS)}, and lm-eval's others: 'fdllm "
-        f"tasks PATTERN' lists them{where}"
+        f"tasks PATTERN' lists them; your own need --include-path{where}"
     )
 
 
@@ -368,5 +373,5 @@ def task_facts(name: str, include: Path | None = None) -> TaskFacts:
         info.max_new_tokens,
         info.one_token,
         info.headline,
-        info.metrics,
+        info.metrics or (info.headline,),
     )
