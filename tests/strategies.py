@@ -43,6 +43,13 @@ STRATEGIES: dict[str, ReuseStrategy[Any]] = {
     "drift": of("13_drift", threshold=0.9, window=4),
     "drift-late": of("13_drift", threshold=0.5, window=2),
     "drift-never": of("13_drift", threshold=-1.1, window=4),
+    "gate": of("07_cosine_layer", threshold=0.85),
+    "gate-last": of("07_cosine_layer", threshold=0.7, first=3, most=9),
+    "score": of("08_early_skip"),
+    "score-by-change": of("08_early_skip", eighth=0.75, quarter=0.5, weight=0.0),
+    "drop": of("10_static_drop", layers=[2, 5]),
+    "random": of("11_random"),
+    "random-run": of("11_random", adjacent=True, target="output"),
 }
 
 

@@ -14,7 +14,7 @@ from fdllm.cli.main import build_parser
 from fdllm.cli.main import commands as all_commands
 from fdllm.cluster.cluster_config import ClusterConfig, Resources
 from fdllm.core.config import StrategyConfig
-from fdllm.core.guided_plans import ProbePlan
+from fdllm.core.guided_plans import GatePlan, ProbePlan, ScorePlan
 from fdllm.core.reuse import LayerPlan, LayerRun, Observation
 from fdllm.core.schedule import Step
 from fdllm.experiment import create_experiment, load_experiment
@@ -196,6 +196,8 @@ def test_the_presets_of_the_pages_are_read(text: str, tmp_path: Path) -> None:
         (LayerRun, {"start", "stop"}),
         (LayerPlan, {"n_layers", "reuse", "store", "partial"}),
         (ProbePlan, {"layer", "threshold", "calm", "otherwise"}),
+        (GatePlan, {"n_layers", "threshold", "first", "most"}),
+        (ScorePlan, {"n_layers", "stops", "shares", "confidence", "always", "weight"}),
     ],
 )
 def test_every_field_a_strategy_meets_is_explained(kind: Any, in_the_call: set[str]) -> None:

@@ -71,6 +71,7 @@ def experiments() -> Grid:
         for name in list_experiments(ROOT)
         for study in [load_experiment(name, ROOT)]
         for cell in study.cells
+        if max(cell.params.get("layers", [0])) < LAYERS  # those of a deeper model are its own
     }
 
 
@@ -86,7 +87,10 @@ def extremes() -> Grid:
         "calm-probe-refresh": calm(probe_change=0.9, refresh_reuse=True),
         **{
             name: STRATEGIES[name]
-            for name in ("salient", "salient-refresh", "salient-none", "drift-late", "drift-never")
+            for name in (
+                *("salient", "salient-refresh", "salient-none", "drift-late", "drift-never"),
+                *("gate", "gate-last", "score-by-change", "drop"),
+            )
         },
     }
 
@@ -228,6 +232,7 @@ def test_the_grid_is_whole() -> None:
 # These wait for a change smaller than a random model's.
 TOO_CALM = {f"01_adaptive_skip-probe{p}_middle{r}" for p in (0.2, 0.4) for r in ("", "_refresh")}
 TOO_CALM |= {"09_salient-cos0.999"}
+TOO_CALM |= {f"07_cosine_layer-t{t}" for t in ("0.95", "0.97", "0.985", "0.985_alone", "0.99")}
 
 
 @pytest.mark.parametrize("name", sorted(set(GRID) - TOO_CALM))

@@ -13,8 +13,8 @@ from torch import Tensor
 from fdllm.core.attention_plans import DriftPlan, SalientPlan
 from fdllm.core.decoder_layer import Backend
 from fdllm.core.forward_batch import ForwardBatch, Window
-from fdllm.core.guided_plans import ProbePlan
-from fdllm.core.layer_loop import Forwarded, LayerLoop
+from fdllm.core.guided_plans import GatePlan, ProbePlan, ScorePlan
+from fdllm.core.layer_loop import Forwarded, LayerLoop, chosen_columns
 from fdllm.core.layer_output_cache import LayerOutputCache
 from fdllm.core.reuse import GuidedPlan, LayerPlan, LayerRun, PlanStep, plan_steps
 
@@ -139,3 +139,53 @@ def _most_attended(plan: DriftPlan, at: RowForward) -> list[int]:
         at.outputs.check(received, rows, [plan.candidates])
         found.append(at.outputs.read(received, rows, [plan.candidates])[0, :, 0])
     return torch.stack(found).argmax(1).tolist() if found else []
+
+
+@carry_out.register
+def _gate(plan: GatePlan, at: RowForward) -> Forwarded:
+    at.backend.prepare(at.batch)
+    x = before = at.loop.embed(at.ids)
+    skipped, in_a_row, read = list[LayerRun](), 0, at.read
+    for layer in range(plan.n_layers):
+        gated = layer >= plan.first and in_a_row < plan.most
+        if gated and _cosine(x, before) > plan.threshold:
+            skipped.append(LayerRun(layer, layer + 1, "identity"))
+            before, in_a_row = x, in_a_row + 1
+            continue
+        in_a_row = 0
+        if layer + 1 == plan.n_layers:  # only for the columns that are read
+            x, read = at.loop.read(x, layer, at.backend, read), range(len(read))
+        else:
+            before, x = x, at.loop.layers[layer](x, at.backend)
+    hidden = at.loop.norm(chosen_columns(x, read))
+    return Forwarded(hidden, LayerPlan(plan.n_layers, reuse=tuple(skipped)))
+
+
+def _cosine(x: Tensor, y: Tensor) -> float:
+    """Of two states of the same columns [columns, hidden], the mean of each column's cosine."""
+    return float(F.cosine_similarity(x.float(), y.float(), dim=-1).mean())
+
+
+@carry_out.register
+def _score(plan: ScorePlan, at: RowForward) -> Forwarded:
+    outputs, window, runs = at.outputs, at.window, plan.runs
+    for run in runs:
+        outputs.check(run, window.rows, window.columns)
+    at.backend.prepare(at.batch)
+    x, here, done = at.loop.embed(at.ids), tuple(range(window.width)), list[LayerRun]()
+    for stage, run in enumerate(runs):
+        if stage:
+            at.backend.prepare(ForwardBatch((replace(window, only=here),)))
+        x = at.loop.compute(x, run.start, run.stop, at.backend)
+        columns = tuple(window.first_columns[0] + offset for offset in here)
+        old = outputs.read(run, window.rows, [columns])[0].float()  # a copy
+        outputs.note(run, window.rows, [columns])
+        outputs.write(run, window.rows, [columns], x[None])
+        done.append(replace(run, columns=columns))
+        if run is not runs[-1]:
+            change = (x.float() - old).abs().mean(-1) / old.square().mean(-1).sqrt()
+            kept = plan.kept(stage, here, change.tolist())
+            here, x = tuple(here[i] for i in kept), x[list(kept)]
+    hidden = outputs.read(runs[-1], window.rows, window.columns)[0]
+    carried = LayerPlan(plan.n_layers, store=runs[:1], partial=tuple(done[1:]))
+    return Forwarded(at.loop.norm(chosen_columns(hidden, at.read)), carried)
