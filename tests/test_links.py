@@ -21,7 +21,6 @@ from fdllm.plan import Planner
 from fdllm.record.atomic import make_folder
 from fdllm.record.paths import Layout
 from fdllm.runs import ModelChoice, Run
-from own_tasks import make_tasks
 from stubs import facts, make_run
 
 MODEL = "org/name"
@@ -74,16 +73,6 @@ def seen(path: Path, within: list[Path]) -> bool:
         else:
             return path.exists()
     return False
-
-
-def test_a_user_s_tasks_and_what_lies_elsewhere(root: Path, tmp_path: Path) -> None:
-    own = make_tasks(tmp_path / "elsewhere/own")
-    lead_away(own / "rows", tmp_path / "scratch")
-    run = make_run(root).model_copy(update={"task": "doubles", "include": own})
-    within = bound(root, tmp_path / "home", run)
-    assert seen(own / "doubles.yaml", within)
-    assert seen(own / "rows/doubles.jsonl", within)
-    assert not seen(own / "rows/doubles.jsonl", bound(root, tmp_path / "home", make_run(root)))
 
 
 @pytest.mark.parametrize("what", ["results", "logs", "artifacts", "results/00_baseline"])

@@ -22,6 +22,7 @@ from fdllm.cli.job import JobCommand
 from fdllm.cli.new import NewCommand
 from fdllm.cli.options import Command
 from fdllm.cli.output import complain, show_every_character
+from fdllm.cli.profile import ProfileCommand
 from fdllm.cli.prompts import PromptsCommand
 from fdllm.cli.report import ReportCommand
 from fdllm.cli.selftest import SelftestCommand
@@ -53,6 +54,7 @@ examples:
   fdllm grade --task gsm8k --answers FILE            anyone's answers, graded as a run's are
   fdllm timing --task gsm8k --docs 100               how much time each config takes
   fdllm calibrate --strategy 05_threshold --task T    the setting that loses at most 1 point
+  fdllm profile --task tiny_arithmetic               which layers could be reused
   fdllm trace --task tiny_choice --config k3_last    watch a document being decoded
   fdllm export --experiment 00_baseline              a folder to share
   fdllm bench step --shape tiny --shape 28x512       how close to the machine's limit it is
@@ -72,6 +74,7 @@ _COMMANDS: Mapping[str, type[Command] | None] = {
     "prompts": PromptsCommand,
     "grade": GradeCommand,
     "timing": TimingCommand,
+    "profile": ProfileCommand,
     "trace": TraceCommand,
     "selftest": SelftestCommand,
     "bench": None,  # as the checkout has it

@@ -13,8 +13,6 @@ from pathlib import Path
 from fdllm.caches import hub_cache, token_file
 from fdllm.cluster.cluster_config import ClusterConfig
 from fdllm.errors import UsageError
-from fdllm.evaluate.task_definition import files_of
-from fdllm.evaluate.tasks import definition_of
 from fdllm.experiment.load import FOLDER
 from fdllm.plan import Planner
 from fdllm.runs import Run
@@ -42,7 +40,7 @@ def places_of(planner: Planner, cluster: ClusterConfig, run: Run, workdir: Path)
         *(hub.absolute(), home / "datasets"),
         *(Path(name).expanduser().absolute() for name in others if name),
         *([] if cluster.offline else [token_file().absolute()]),
-        *_tasks_of(run),
+        *([] if run.include is None else [run.include]),
         *_files_of(run.model.name, hub.absolute()),
     ]
 
@@ -57,14 +55,6 @@ def _files_of(model: str, hub: Path) -> Iterator[Path]:
     yield from (own, own / "blobs", *sorted(own.glob("snapshots/*")))
     # Of another revision files may be gone; whether this one is whole, its own check says.
     yield from (path for path in sorted(own.glob("snapshots/*/*")) if path.exists())
-
-
-def _tasks_of(run: Run) -> Iterator[Path]:
-    """The folder of a user's tasks, and what defines this one, which may lie elsewhere."""
-    if run.include is not None:
-        yield run.include
-        definition = definition_of(run.task, run.include)
-        yield from () if definition is None else files_of(definition).values()
 
 
 def dead_links(places: Iterable[Path]) -> dict[Path, Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fdllm.errors import UsageError
-from fdllm.evaluate.task_index import Entry, Index, at, filters_of, read_entry
+from fdllm.evaluate.task_index import Entry, Index, filters_of, read_entry
 from fdllm.record.paths import TASK_NAME
 
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -233,8 +233,8 @@ def files_of(definition: Definition) -> dict[str, Path]:
 
 def _label(path: Path, folder: Path) -> str:
     """A file's path from its YAML's folder; of what lies elsewhere the last two names."""
-    if path.is_relative_to(folder):
-        return path.relative_to(folder).as_posix()
+    if path.is_relative_to(folder.resolve()):
+        return path.relative_to(folder.resolve()).as_posix()
     return "/".join(path.parts[-2:])
 
 
@@ -264,7 +264,7 @@ def _placed(given: Any, folder: Path) -> Any:  # noqa: ANN401 - a path, several,
         return [_placed(value, folder) for value in given]
     if "://" in str(given):
         return given
-    path = at(folder, str(given))
+    path = (folder / str(given)).resolve()
     if not path.is_file():
         raise UsageError(
             f"data_files names {given}, and there is no {path}; a path is from the folder that its "

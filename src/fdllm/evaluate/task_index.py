@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -193,11 +192,6 @@ def read_entry(entry: Entry) -> tuple[Entry, list[Path]]:
     return Entry(entry.name, entry.kind, config, entry.path), [*parsed, *_with_imports(named)]
 
 
-def at(folder: Path, name: str) -> Path:
-    """A path from a folder. No link is followed: where they lead to differs from place to place."""
-    return Path(os.path.normpath(folder / name))
-
-
 def _merged(
     path: Path, parsed: dict[Path, dict[str, Any]], ahead: tuple[Path, ...] = ()
 ) -> dict[str, Any]:
@@ -210,7 +204,7 @@ def _merged(
     included = own.pop("include", None) or ()
     merged: dict[str, Any] = {}
     for name in [included] if isinstance(included, str) else included:
-        merged |= _merged(at(path.parent, str(name)), parsed, (*ahead, path))
+        merged |= _merged((path.parent / str(name)).resolve(), parsed, (*ahead, path))
     return merged | own
 
 
@@ -235,9 +229,9 @@ def _named(path: Path, value: Any) -> Iterator[Path]:  # noqa: ANN401 - any YAML
     """The Python files beside a YAML that it names a function of."""
     if isinstance(value, str) and value.startswith(_FUNCTION):
         module = value.removeprefix(_FUNCTION).rpartition(".")[0]
-        file = at(path.parent, f"{module.replace('.', '/')}.py")
+        file = path.parent / f"{module.replace('.', '/')}.py"
         if file.is_file():
-            yield file
+            yield file.resolve()
         elif not module.startswith("lm_eval."):
             raise UsageError(
                 f"{path} names '{value}', and there is no {file}; a task's code lies beside its "
@@ -278,7 +272,7 @@ def _imported(folder: Path, node: ast.AST) -> list[Path]:
     prefix = "lm_eval.tasks."
     roots += [(harness_tasks(), m.removeprefix(prefix)) for m in modules if m.startswith(prefix)]
     return [
-        at(root, f"{module.replace('.', '/')}{end}")
+        (root / f"{module.replace('.', '/')}{end}").resolve()
         for root, module in roots
         for end in (".py", "/__init__.py")
     ]

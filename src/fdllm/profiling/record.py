@@ -20,6 +20,8 @@ from fdllm.spec import Spec, first_problem
 VERSION: Literal[1] = 1
 BINS = 4
 """Shares of masked columns that are told apart: up to a quarter, a half, three quarters, all."""
+CHOSEN = "chosen"
+"""The chosen layers' name among those of the subsets."""
 _MOST = 64 << 20  # bytes; a profile of 1,000 documents has a fifth of a million
 # of the fields of a fingerprint, those that a profile shares with any run it says something of
 _SHARED = ("source", "lock", "model", "revision", "task", "decoding", "dtype", "scoring", "asking",
@@ -103,6 +105,8 @@ class Profile(Spec):
     def _whole(self) -> Self:
         if {*self.choosing.prompts} & {*self.testing.prompts}:
             raise ValueError("a document was chosen on and tested on")
+        if CHOSEN not in self.tested:
+            raise ValueError("it has no test of the chosen layers")
         for half in (self.choosing, self.testing):
             if len(half.layers) != self.n_layers:
                 raise ValueError(f"it has figures of {len(half.layers)} of {self.n_layers} layers")

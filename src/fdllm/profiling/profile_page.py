@@ -1,0 +1,104 @@
+"""A profile as one HTML page that needs nothing from anywhere, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from fdllm.plain import escaped, shown
+from fdllm.profiling import profile_tables as tables
+from fdllm.profiling.record import PhaseMap, Profile
+from fdllm.profiling.redundancy import compared_sets, layer_figures, verdict, whole_map
+from fdllm.report.svg import Drawing
+
+_LEVELS = 10
+_ROW, _CELL, _LEFT, _TOP, _GAP = 20.0, 64.0, 74.0, 44.0, 18.0
+
+
+def render_page(profile: Profile) -> str:
+    """The page, whole."""
+    maps = whole_map(profile)
+    environment = Environment(
+        # The report's own style and tables.
+        loader=ChoiceLoader([PackageLoader("fdllm.profiling"), PackageLoader("fdllm.report")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("profile.html.j2").render(
+        profile=profile,
+        verdict=verdict(profile),
+        oracle=tables.oracle_sentence(profile),
+        settings=tables.settings(profile),
+        layers=tables.layer_table(profile, layer_figures(profile)),
+        tested=tables.tested_table(profile, compared_sets(profile)),
+        maps={
+            name: (heat_map(profile, maps, name).render(), tables.map_table(maps, name))
+            for name in tables.MAPS
+        },
+    )
+    return shown(page)
+
+
+def render_markdown(profile: Profile) -> str:
+    """The tables, for git."""
+    every = [
+        tables.tested_table(profile, compared_sets(profile)),
+        tables.layer_table(profile, layer_figures(profile)),
+        *(tables.map_table(whole_map(profile), name) for name in tables.MAPS),
+    ]
+    lines = [f"# Profile: {profile.task}", "", verdict(profile), tables.oracle_sentence(profile)]
+    lines = [escaped(line) for line in (*lines, "", f"{tables.settings(profile)}.")]
+    for table in every:
+        lines += ["", escaped(table.caption), "", *table.markdown()]
+    return "\n".join(lines) + "\n"
+
+
+def heat_map(profile: Profile, maps: Mapping[str, PhaseMap], name: str) -> Drawing:
+    """Layers by share of masked columns, one phase beside the other; the darker, the more alike."""
+    bins, chosen = (
+        len(tables.SHARES),
+        {i for i, one in enumerate(layer_figures(profile)) if one.chosen},
+    )
+    width = _LEFT + len(maps) * (bins * _CELL + _GAP)
+    values = [
+        v for one in maps.values() for row in getattr(one, name) for v in row if v is not None
+    ]
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    drawing = Drawing(
+        f"map-{name}",
+        width,
+        _TOP + profile.n_layers * _ROW + 4,
+        f"{name.capitalize()} of each layer by phase and share of masked columns",
+        f"{tables.MAPS[name]} Values lie between {low:.3f} and {high:.3f}; the table below has "
+        "them all.",
+    )
+    drawing.text(0, _TOP - 8, "layer", "soft")
+    for layer in range(profile.n_layers):
+        words = f"{layer} chosen" if layer in chosen else str(layer)
+        drawing.text(0, _TOP + layer * _ROW + 14, words)
+    for i, phase in enumerate(tables.PHASES):
+        left = _LEFT + i * (bins * _CELL + _GAP)
+        drawing.text(left, 14, f"{phase.upper()}, masked columns:", "soft")
+        for j, share in enumerate(tables.SHARES):
+            x = left + j * _CELL
+            drawing.text(x + _CELL / 2, _TOP - 8, share, "soft", "middle")
+            for layer, row in enumerate(getattr(maps[phase], name)):
+                _cell(drawing, x, _TOP + layer * _ROW, row[j], _level(row[j], low, high, name))
+    return drawing
+
+
+def _cell(drawing: Drawing, x: float, y: float, value: float | None, level: int) -> None:
+    drawing.area(x, y, x + _CELL, y + _ROW, "heat none" if value is None else f"heat h{level}")
+    if value is not None:
+        drawing.text(x + _CELL / 2, y + 14, f"{value:.2f}", "label", "middle")
+
+
+def _level(value: float | None, low: float, high: float, name: str) -> int:
+    """0 to 9: the higher, the more redundant."""
+    if value is None or high == low:
+        return 0
+    share = (value - low) / (high - low)
+    return min(_LEVELS - 1, int(_LEVELS * (share if name == "similarity" else 1 - share)))
