@@ -161,7 +161,7 @@ def test_an_until_string_and_a_rule_of_one_s_own(strategy: ReuseStrategy[Any]) -
 
 @dataclass
 class Poison:
-    """Makes NaN of all that a sub-block's forward left of its own columns in the block cache."""
+    """Makes NaN of what a sub-block's forward left of its own columns, up to the next REFRESH."""
 
     def wrap(self, task: RowTask[T]) -> RowTask[T]:
         steps = task.steps
@@ -176,8 +176,9 @@ class Poison:
             ask = next(inner)
             while True:
                 told = yield ask
-                for one in (ask, *ask.drafts):
-                    if one.phase is Phase.DENOISE:
+                states = (ask, *ask.drafts)
+                for i, one in enumerate(states):
+                    if all(later.phase is Phase.DENOISE for later in states[i:]):
                         at = slice(row.length + one.start, row.length + one.start + len(one.ids))
                         row.cache.keys[:, row.index, :, at] = float("nan")
                         row.cache.values[:, row.index, :, at] = float("nan")

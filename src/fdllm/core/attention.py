@@ -122,10 +122,11 @@ class AttentionBackend(ABC, Generic[At]):
         self.resize(sum(self._sizes))
 
     def _stand(self, at: list[At], sizes: list[int]) -> None:
-        self._at, self._sizes, self._alone = at, sizes, len(at) == 1
+        self._at, self._sizes = at, sizes
 
+    @abstractmethod
     def attend(self, layer: int, heads: Tensor) -> Tensor:
-        """Write a layer's keys and values, and attend.
+        """Write a layer's keys and values, and attend, one window behind the other.
 
         Args:
             layer: its index.
@@ -135,13 +136,6 @@ class AttentionBackend(ABC, Generic[At]):
             What each column sees, its heads group by group, [columns, heads * head dim]; good
             until the next call.
         """
-        if self._alone:
-            return self._attend(self._at[0], layer, heads)
-        mixed = heads.new_empty(heads.shape[0], self.spec.num_heads * self.spec.head_dim)
-        parts = zip(self._at, heads.split(self._sizes), mixed.split(self._sizes), strict=True)
-        for at, part, out in parts:
-            out.copy_(self._attend(at, layer, part))  # before the next overwrites it
-        return mixed
 
     def write_kv(self, layer: int, heads: Tensor) -> None:
         """Write a layer's keys and values, given alone or behind its queries."""
@@ -194,10 +188,6 @@ class AttentionBackend(ABC, Generic[At]):
     @abstractmethod
     def _lay_out(self, window: Window) -> At:
         """What every layer and every forward over a window needs."""
-
-    @abstractmethod
-    def _attend(self, at: At, layer: int, heads: Tensor) -> Tensor:
-        """As :meth:`attend`, of one window."""
 
     @abstractmethod
     def _write_kv(self, at: At, layer: int, heads: Tensor) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fdllm.core.forward_batch import Window
 from fdllm.core.layer_output_cache import LayerOutputCache, SavedOutputs
 from fdllm.core.model_spec import ModelSpec
 
@@ -56,6 +57,7 @@ class RowCache:
         self.block_size = block_size
         self.outputs = LayerOutputCache(num_rows, block_size, spec.hidden_size, like)
         self.spec = spec
+        self._overwritten: dict[int, Tensor] = {}
 
     @property
     def num_rows(self) -> int:
@@ -81,6 +83,25 @@ class RowCache:
         """Count ``num_tokens`` more tokens as prefix; the row's block is finished."""
         self.lengths[row] += num_tokens
         self.outputs.forget(row)
+
+    def overwritten(self, window: Window) -> Tensor | None:
+        """Where a forward copies what a draft of a whole block is about to write over.
+
+        [keys and values, layers, rows, kv heads, block, head dim], of all rows at their places;
+        None where nothing else would ever read it.
+        """
+        if not window.draft or window.width != self.block_size:
+            return None
+        if window.draft not in self._overwritten:
+            layers, rows, kv, _, dim = self.keys.shape
+            made = self.keys.new_empty(2, layers, rows, kv, self.block_size, dim)
+            self._overwritten[window.draft] = made
+        return self._overwritten[window.draft]
+
+    def draw_back(self, row: int, draft: int) -> None:
+        """Put a row's block back to what it was ahead of a draft of the whole block."""
+        at = slice(self.lengths[row], self.lengths[row] + self.block_size)
+        self.keys[:, row, :, at], self.values[:, row, :, at] = self._overwritten[draft][:, :, row]
 
     def save(self, row: int) -> Snapshot:
         """Copy a row's current block."""

@@ -79,9 +79,16 @@ class CacheRow:
         """Go back to where :meth:`save` was called."""
         self.cache.restore(self.index, snapshot)
 
-    def keep(self, num_drafts: int) -> None:
-        """Keep what the last forward stored of its first drafts; the others' goes."""
+    def keep(self, num_drafts: int, refresh: int | None = None) -> None:
+        """Keep what the last forward stored of its first drafts; the others' goes.
+
+        Args:
+            num_drafts: drafts that are kept.
+            refresh: the first draft behind them that was a REFRESH over a block cache, if any.
+        """
         self.cache.outputs.keep(self.index, num_drafts)
+        if refresh is not None:
+            self.cache.draw_back(self.index, refresh)
 
     def stored(self, run: LayerRun, columns: Sequence[int]) -> Tensor:
         """What a reuse of ``run`` would put in for these columns of the block, [columns, hidden].

@@ -13,7 +13,7 @@ import torch
 from fdllm.core.checkpoint import Model
 from fdllm.core.config import Decoding, Unmask
 from fdllm.core.counts import Counts
-from fdllm.core.drafting import BlockState, Drafting, saves
+from fdllm.core.drafting import BlockState, Drafting, chance, saves
 from fdllm.core.engine import Engine, check_tokens, resolve
 from fdllm.core.reuse import AnyPlan, LayerPlan, NoReuse, ReuseStrategy, plan_step
 from fdllm.core.row_task import (
@@ -239,7 +239,8 @@ class _RowSampler:
                     if self.finish is not None:
                         return now
                 if now != draft:
-                    row.keep(i)
+                    rejected = enumerate(asked[i:], i + 1)
+                    row.keep(i, next((n for n, r in rejected if r.phase is Phase.REFRESH), None))
                     break
         return now
 
@@ -262,9 +263,12 @@ class _RowSampler:
         if not isinstance(self.strategy, Drafting) or not hand:
             return drafts
         drafter, threshold = self.strategy.drafter, self.decoding.threshold
+        first, likely = self._step(now, 0), 1.0
         while len(drafts) < self.strategy.drafts:
             if drafter.reuses:
                 step = self._step(now, len(drafts))
+                if step.phase is Phase.REFRESH and first.phase is Phase.DENOISE:
+                    break  # what it stores the state at hand would read
                 plan = drafter.plan(step, state)
                 if not saves(plan):
                     break
@@ -276,14 +280,15 @@ class _RowSampler:
                 chosen = self.unmask([hand[c][1] for c in now.todo], threshold)
             else:
                 break  # of a sub-block that the last forward did not read
+            likely *= chance([hand[c][1] for c in now.todo], threshold)
             columns = [now.todo[i] for i in chosen]
             now = now.filled(columns, [hand[c][0] for c in columns])
             fresh = now.tokens[settled : min(now.masked, default=len(now.tokens))]
             over = any(t in self.decoding.stop_tokens for t in fresh)
             if over or len(self.new) + len(fresh) >= self.limit or not now.masked:
                 break
-            # What a REFRESH of a draft stores, a forward behind its rejection could read.
-            if self.decoding.use_block_cache and self._step(now, 0).phase is Phase.REFRESH:
+            left, right = self._step(now, 0).columns
+            if not self.strategy.pays(likely, right - left):
                 break
             drafts.append(now)
         return drafts
@@ -296,7 +301,11 @@ class _RowSampler:
 
     def _read(self, now: BlockState, step: Step) -> tuple[int, ...]:
         """The columns that a step predicts: the sub-block's, and more where drafts may ask."""
-        far = isinstance(self.strategy, Drafting) and not self.strategy.drafter.reuses
+        far = (
+            isinstance(self.strategy, Drafting)
+            and self.strategy.frees_columns
+            and not self.strategy.drafter.reuses
+        )
         return now.masked if far and step.phase is Phase.REFRESH else now.todo
 
     def _step(self, now: BlockState, index: int | None) -> Step:

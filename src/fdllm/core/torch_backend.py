@@ -65,6 +65,8 @@ class Spread:
         offsets: of the columns inside the window, [columns].
         positions: [rows, columns].
         seen: positions of the keys that attention runs over.
+        kept: where what stands at the positions is copied first, see
+            :meth:`fdllm.core.cache.RowCache.overwritten`.
     """
 
     fresh: Tensor
@@ -72,6 +74,7 @@ class Spread:
     offsets: Tensor
     positions: Tensor
     seen: Tensor
+    kept: Tensor | None
 
 
 class TorchBackend(AttentionBackend[TorchWindow]):
@@ -101,6 +104,16 @@ class TorchBackend(AttentionBackend[TorchWindow]):
         """As declared."""
         tokens, confidence = choose_greedy(logits, mask_id)
         return tokens.tolist(), confidence.tolist()
+
+    def attend(self, layer: int, heads: Tensor) -> Tensor:
+        """As declared."""
+        if len(self._at) == 1:
+            return self._attend(self._at[0], layer, heads)
+        mixed = heads.new_empty(heads.shape[0], self.spec.num_heads * self.spec.head_dim)
+        parts = zip(self._at, heads.split(self._sizes), mixed.split(self._sizes), strict=True)
+        for at, part, out in parts:
+            out.copy_(self._attend(at, layer, part))  # before the next overwrites it
+        return mixed
 
     def _attend(self, at: TorchWindow, layer: int, heads: Tensor) -> Tensor:
         query, keys, values = self._pairs(at, heads).split_with_sizes(self._split, 2)
@@ -132,8 +145,12 @@ class TorchBackend(AttentionBackend[TorchWindow]):
         out.copy_(values if out.is_complex() else torch.view_as_real(values).flatten(-2))
         if at.spread is not None:
             rows, positions = at.spread.rows, at.spread.positions
-            self.cache.keys[layer][rows, :, positions] = at.spread.fresh[0]
-            self.cache.values[layer][rows, :, positions] = at.spread.fresh[1]
+            for i, cached in enumerate((self.cache.keys, self.cache.values)):
+                if at.spread.kept is not None:
+                    # [rows, columns, kv heads, head dim] -> [rows, kv heads, columns, head dim]
+                    there = cached[layer][rows, :, positions].transpose(1, 2)
+                    at.spread.kept[i, layer, rows[:, 0]] = there
+                cached[layer][rows, :, positions] = at.spread.fresh[i]
 
     def _lay_out(self, window: Window) -> TorchWindow:
         return self._views(window, max(window.extents), fixed=False)
@@ -156,7 +173,8 @@ class TorchBackend(AttentionBackend[TorchWindow]):
         work, start = self._works(rows * columns), window.starts[0]
         among = slice(window.rows[0], window.rows[0] + rows) if window.adjacent else slice(None)
         query = work.query.view(rows, kv, -1, dim)  # [rows, kv heads, columns * group, head dim]
-        if window.uniform and window.only is None and not fixed:
+        kept = cache.overwritten(window)
+        if window.uniform and window.only is None and kept is None and not fixed:
             span, spread = slice(start, start + columns), None
             factors = self.factors[span]
             keys_out, values_out = (
@@ -164,7 +182,8 @@ class TorchBackend(AttentionBackend[TorchWindow]):
                 for kept in (cache.keys, cache.values)
             )
         else:
-            spread = self._spread(window, work.fresh.view(2, rows, columns, kv, dim), extent)
+            fresh = work.fresh.view(2, rows, columns, kv, dim)
+            spread = self._spread(window, fresh, extent, kept)
             factors = self.factors.new_empty(rows, columns, 1, dim // 2)
             keys_out, values_out = ((pairs_of(x),) * spec.num_layers for x in spread.fresh)
         made = TorchWindow(
@@ -194,12 +213,11 @@ class TorchBackend(AttentionBackend[TorchWindow]):
         ragged = fixed or not window.uniform
         return like.new_zeros(len(window.rows), 1, 1, extent) if ragged else None
 
-    def _spread(self, window: Window, fresh: Tensor, extent: int) -> Spread:
+    def _spread(self, window: Window, fresh: Tensor, extent: int, kept: Tensor | None) -> Spread:
         rows = torch.tensor(window.rows, device=fresh.device)[:, None]
         offsets = torch.tensor(list(window.offsets), device=fresh.device)
-        return Spread(
-            fresh, rows, offsets, rows + offsets, torch.arange(extent, device=fresh.device)
-        )
+        seen = torch.arange(extent, device=fresh.device)
+        return Spread(fresh, rows, offsets, rows + offsets, seen, kept)
 
     def _move(self, at: TorchWindow, window: Window) -> None:
         """Stand at other positions of the same rows and as many columns: fill the buffers."""

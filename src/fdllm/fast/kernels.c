@@ -42,6 +42,8 @@ typedef struct {
   element *keys, *values; /* where the first layer's begin */
   int64_t layer_step, row_step, head_step;
   const int64_t *cache_rows, *positions, *extents; /* [rows], [rows, width], [rows] */
+  element *kept; /* [2, layers, cache rows, kv_heads, width, dim], or none */
+  int64_t kept_step, num_cache_rows; /* from kept keys to kept values */
 } window;
 
 /* Queries that attention takes together, side by side. */
@@ -119,7 +121,8 @@ static inline void turn(const element *restrict x, const float *restrict factors
   }
 }
 
-/* A column's keys, rotated, and values, to their position in the cache. */
+/* A column's keys, rotated, and values, to their position in the cache; a window that keeps what
+   stands there copies it first. */
 static inline void store(const element *x, const window *at, int64_t layer, int64_t row,
                          int64_t column) {
   const int64_t one = row * at->width + column, dim = at->dim;
@@ -127,9 +130,15 @@ static inline void store(const element *x, const window *at, int64_t layer, int6
       layer * at->layer_step + at->cache_rows[row] * at->row_step + at->positions[one] * dim;
   for (int64_t head = 0; head < at->kv_heads; head++) {
     element *key = at->keys + to + head * at->head_step;
+    element *value = at->values + to + head * at->head_step;
+    if (at->kept) {
+      const int64_t in_all = (layer * at->num_cache_rows + at->cache_rows[row]) * at->kv_heads + head;
+      element *kept = at->kept + (in_all * at->width + column) * dim;
+      memcpy(kept, key, (size_t)dim * sizeof(element));
+      memcpy(kept + at->kept_step, value, (size_t)dim * sizeof(element));
+    }
     turn(x + head * dim, at->factors + one * dim, key, dim);
-    memcpy(at->values + to + head * at->head_step, x + (at->kv_heads + head) * dim,
-           (size_t)dim * sizeof(element));
+    memcpy(value, x + (at->kv_heads + head) * dim, (size_t)dim * sizeof(element));
   }
 }
 
@@ -243,10 +252,7 @@ static void attend_tile(const window *at, int64_t layer, int64_t row, int64_t he
   }
 }
 
-/* Keys and values to the cache, then attention. heads: [rows * width, (kv_heads * group + 2 *
-   kv_heads) * dim], queries first; out: [rows * width, group * kv_heads * dim]. Every query of a
-   row sees the keys of its extent. */
-void attend(const element *heads, const window *at, int64_t layer, element *out) {
+static void attend_window(const element *heads, const window *at, int64_t layer, element *out) {
   const int64_t queries = at->kv_heads * at->group, columns = at->rows * at->width;
   const int64_t units = at->rows * at->kv_heads * tiles(at);
   int64_t keys = 0;
@@ -265,6 +271,19 @@ void attend(const element *heads, const window *at, int64_t layer, element *out)
       const int64_t head = one / tiles(at) % at->kv_heads;
       attend_tile(at, layer, one / tiles(at) / at->kv_heads, head, one % tiles(at), out);
     }
+  }
+}
+
+/* Keys and values to the cache, then attention, one window behind the other. heads: [columns of all
+   windows, (kv_heads * group + 2 * kv_heads) * dim], queries first; out: [columns, group * kv_heads
+   * dim]. Every query of a row sees the keys of its extent. */
+void attend(const element *heads, const window *const *windows, int64_t count, int64_t layer,
+            element *out) {
+  for (int64_t i = 0; i < count; i++) {
+    const window *at = windows[i];
+    attend_window(heads, at, layer, out);
+    const int64_t read = at->rows * at->width * at->kv_heads * at->dim;
+    heads += read * (at->group + 2), out += read * at->group;
   }
 }
 

@@ -51,7 +51,8 @@ class _Window(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "width", "kv_heads", "group", "dim")),
         *((name, ctypes.c_void_p) for name in ("factors", "query", "keys", "values")),
         *((name, ctypes.c_int64) for name in ("layer_step", "row_step", "head_step")),
-        *((name, ctypes.c_void_p) for name in ("cache_rows", "positions", "extents")),
+        *((name, ctypes.c_void_p) for name in ("cache_rows", "positions", "extents", "kept")),
+        *((name, ctypes.c_int64) for name in ("kept_step", "num_cache_rows")),
     )
 
 
@@ -77,7 +78,7 @@ class Kernels(Accelerator):
 
         self.norm = function("norm", pointer, pointer, pointer)
         self.gate = function("gate", pointer, pointer)
-        self.attend = function("attend", pointer, pointer, number, pointer)
+        self.attend = function("attend", pointer, pointer, number, number, pointer)
         self.write_kv = function("write_kv", pointer, pointer, number, number)
         self._choose = function("choose", pointer, number, number, number, pointer, pointer)
 
@@ -149,13 +150,10 @@ class KernelWindow(NamedTuple):
 
     Attributes:
         address: of the struct that the functions take.
-        mixed: what each column sees, [rows * columns, heads * head dim]; and its address.
         held: the struct, and what it points into.
     """
 
     address: int
-    mixed: Tensor
-    mixed_address: int
     held: tuple[_Window, tuple[Tensor, ...]]
 
 
@@ -194,9 +192,17 @@ class CpuKernelBackend(AttentionBackend[KernelWindow]):
         """As declared."""
         return self._kernels.choose(logits, mask_id)
 
-    def _attend(self, at: KernelWindow, layer: int, heads: Tensor) -> Tensor:
-        self._kernels.attend(_address(heads), at.address, layer, at.mixed_address)
-        return at.mixed
+    def attend(self, layer: int, heads: Tensor) -> Tensor:
+        """As declared; one call for all windows."""
+        mixed = self.work.mixed
+        self._kernels.attend(
+            _address(heads), self._windows, len(self._windows), layer, mixed.data_ptr()
+        )
+        return mixed
+
+    def _stand(self, at: list[KernelWindow], sizes: list[int]) -> None:
+        super()._stand(at, sizes)
+        self._windows = (ctypes.c_void_p * len(at))(*(one.address for one in at))
 
     def _write_kv(self, at: KernelWindow, layer: int, heads: Tensor) -> None:
         skipped = heads.shape[1] // self.spec.head_dim - 2 * self.spec.num_kv_heads
@@ -205,7 +211,6 @@ class CpuKernelBackend(AttentionBackend[KernelWindow]):
     def _lay_out(self, window: Window) -> KernelWindow:
         keys, values, spec = self.cache.keys, self.cache.values, self.spec
         columns, group = len(window.offsets), spec.num_heads // spec.num_kv_heads
-        mixed = self._works(window.num_columns).mixed
         starts, offsets = torch.tensor(window.starts), torch.tensor(list(window.offsets))
         rows, extents = torch.tensor(window.rows), torch.tensor(window.extents)
         positions = starts[:, None] + offsets  # [rows, columns]
@@ -217,6 +222,7 @@ class CpuKernelBackend(AttentionBackend[KernelWindow]):
         width = positions.shape[1]
         factors = torch.view_as_real(self.factors[positions])  # [rows, width, 1, head dim / 2, 2]
         tiles = math.ceil(width * group / LANES)
+        kept = self.cache.overwritten(window)
         # Windows of one shape share them.
         query = self._queries(len(rows), spec.num_kv_heads, tiles, spec.head_dim, LANES)
         struct = _Window(
@@ -224,9 +230,11 @@ class CpuKernelBackend(AttentionBackend[KernelWindow]):
             *(part.data_ptr() for part in (factors, query, keys, values)),
             *keys.stride()[:3],
             *(part.data_ptr() for part in (rows, positions, extents)),
+            *((None, 0) if kept is None else (kept.data_ptr(), kept[0].numel())),
+            self.cache.num_rows,
         )
         held = struct, (factors, query, rows, positions, extents)
-        return KernelWindow(ctypes.addressof(struct), mixed, mixed.data_ptr(), held)
+        return KernelWindow(ctypes.addressof(struct), held)
 
 
 def _address(x: Tensor) -> int:
