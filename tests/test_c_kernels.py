@@ -185,6 +185,33 @@ def test_windows_of_several_widths_share_a_forward() -> None:
         assert_near(together.cache.keys, apart.cache.keys, FORWARD_NEAR[torch.float32])
 
 
+@TYPES
+@torch.inference_mode()
+def test_a_draft_of_a_whole_block_is_drawn_back(dtype: torch.dtype) -> None:
+    """Whatever stood there, of rows side by side and apart; and of no other row."""
+    model = model_of(wide_network(dtype))
+    runner, plan, ids = model.runner(), LayerPlan(model.n_layers), torch.arange(3, 43)
+    first = Window((2, 0), (20, 36), 4, (32, 48), first_columns=(4, 4))
+    second = Window((0,), (32,), 16, (48,), draft=1)
+    third = Window((2, 0), (16, 32), 8, (32, 48), draft=2)
+    last = Window((2, 0), (16, 32), 16, (32, 48), draft=3)
+    for drafted, alone in zip(backends(model), backends(model), strict=True):
+        drafted.cache.lengths = [32, 0, 16]
+        runner.forward(ids[:8], alone, ForwardBatch((first,)), plan)
+        batch = ForwardBatch((first, second, third, last))
+        runner.forward(torch.arange(3, 75) % 40, drafted, batch, plan)
+        assert not torch.equal(drafted.cache.keys, alone.cache.keys)
+        drafted.cache.draw_back(0, 1)
+        drafted.cache.draw_back(2, 3)
+        own = (slice(None), 2, slice(None), slice(16, 24))  # the third's own columns
+        for got, want in (
+            (drafted.cache.keys, alone.cache.keys),
+            (drafted.cache.values, alone.cache.values),
+        ):
+            got[own] = want[own]
+            assert_near(got, want, FORWARD_NEAR[dtype])
+
+
 @torch.inference_mode()
 def test_a_run_computed_in_part_and_one_that_owes_keys_alone() -> None:
     model = random_model(2)

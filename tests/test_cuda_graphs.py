@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import fdllm
+from fdllm.core.drafting import Drafting
 from fdllm.core.engine import Engine
 from fdllm.core.reuse import ReuseStrategy
 from fdllm.core.row_task import CacheRow, RowTask, Steps
@@ -45,6 +46,24 @@ def test_replays_give_the_same_tokens(strategy: ReuseStrategy[Any], batch_size: 
     assert [one.tokens for one in got] == [one.tokens for one in want]
     assert [one.counts for one in got] == [one.counts for one in want]
     assert tape.replayed >= tape.recorded > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("name", ["none", "k2-residual"])
+def test_drafts_are_replayed_too(name: str, batch_size: int) -> None:
+    """Those whose layer outputs wait to be kept are not; texts are the same in any case."""
+    model, tape = random_model(3), Tape()
+    decoding = DECODING.model_copy(update={"threshold": 0.9, "max_new_tokens": 60})
+    strategy = Drafting(3, STRATEGIES[name])
+    want = fdllm.generate(model, PROMPTS, decoding, batch_size=batch_size)
+    with recording(model, tape):
+        got = fdllm.generate(model, PROMPTS, decoding, strategy, batch_size=batch_size)
+        backend = model.backend(num_rows=batch_size, capacity=32, block_size=DECODING.block_size)
+    assert [one.tokens for one in got] == [one.tokens for one in want]
+    assert isinstance(backend, cuda_graphs.CudaGraphBackend)
+    windows = [len(shapes) for shapes, _, _ in backend._recordings]  # noqa: SLF001 - what is kept
+    # Rows side by side seldom draft alike, and what does not come again is not recorded.
+    assert any(number > 1 for number in windows) == (name == "none" and batch_size == 1)
 
 
 def test_one_recording_serves_many_positions() -> None:

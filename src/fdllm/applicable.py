@@ -17,7 +17,7 @@ _DECODING = {
     "chain": ("block_size", "mask_id"),
 }
 """The decoding settings that each estimator reads."""
-_UNREAD_PARAMS = ("refresh_reuse", "drafts")
+_UNREAD_PARAMS = ("refresh_reuse", "drafts", "overhead")
 """Parameters of a strategy that no estimator reaches: in scoring a block is refreshed once, and
 nothing is drafted."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Generic
 
@@ -137,9 +137,8 @@ class BlockState:
 
     def filled(self, columns: Sequence[int], tokens: Sequence[int]) -> BlockState:
         """The state after some columns were unmasked."""
-        new = dict(zip(columns, tokens, strict=True))
-        return replace(
-            self,
-            tokens=tuple(new.get(c, token) for c, token in enumerate(self.tokens)),
-            masked=tuple(c for c in self.masked if c not in new),
-        )
+        new = list(self.tokens)
+        for column, token in zip(columns, tokens, strict=True):
+            new[column] = token
+        masked = tuple(c for c in self.masked if c not in columns)
+        return BlockState(tuple(new), masked, self.width)
