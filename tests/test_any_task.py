@@ -17,6 +17,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
+from cells import make_cell
 from command import Command
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate import boxed
@@ -26,7 +27,10 @@ from fdllm.evaluate.task_index import harness_index, harness_tasks
 from fdllm.evaluate.tasks import TASKS, definition_hash, task_facts, task_info
 from fdllm.plan import Planner
 from fdllm.record.paths import Layout
-from fdllm.runs import Evaluating
+from fdllm.report.build import not_applicable
+from fdllm.report.compare import join
+from fdllm.report.records import Record
+from fdllm.runs import Cell, Evaluating
 from hub.checkpoint import random_model
 from hub.lm import Oracle, evaluated, run_of
 from own_tasks import make_tasks
@@ -152,6 +156,30 @@ def test_what_cannot_be_answered_or_compared_is_refused_in_a_sentence(name: str,
     with pytest.raises(UsageError, match=why) as raised:
         task_info(name)
     assert "\n" not in str(raised.value)
+
+
+# --- what a report makes of a task that is not known by name --------------------------------------
+
+
+def record(config: str, tokens: int, **given: Any) -> Record:
+    cell = make_cell(config, [1.0, 0.0, 1.0, 1.0], task="mmlu", estimator="chain", **given)
+    rows = [{**row, "tokens": tokens, "requests": 4} for row in cell.samples]
+    return Record(cell.folder, cell.summary.model_copy(update={"task": "others"}), rows)
+
+
+def test_chain_s_cells_of_one_token_repeat_one_another_there_too() -> None:
+    grid = [Cell.of(k, "first") for k in (1, 2)]
+    assert [*not_applicable(grid, [record("k1_first", 4)], None)] == ["k2_first"]
+    assert not not_applicable(grid, [record("k1_first", 7)], None)
+
+
+def test_documents_of_a_group_go_together_there_too() -> None:
+    subjects = ["a", "a", "b", "b"]
+    pair = join(record("k1_first", 4, subjects=subjects), record("k2_first", 4, subjects=subjects))
+    assert pair.groups is not None
+    assert pair.groups.tolist() == [0, 0, 1, 1]
+    alone = join(record("k1_first", 4), record("k2_first", 4))
+    assert alone.groups is None
 
 
 # --- a user's own ---------------------------------------------------------------------------------

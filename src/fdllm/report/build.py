@@ -234,7 +234,12 @@ def not_applicable(
     if first.estimator is None:
         return {}
     info = TASKS.get(first.task)
-    one_token = info is not None and info.one_token
+    # Of a task that is not known by name its answers tell.
+    one_token = (
+        info.one_token
+        if info
+        else all(row["tokens"] == row["requests"] for row in records[0].samples)
+    )
     done = {record.name for record in records}
     why = {
         cell.name: repeats(cell, grid, first.estimator, one_token=one_token, baseline=baseline)
