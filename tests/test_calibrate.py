@@ -78,6 +78,8 @@ def test_documents_needed_grow_with_what_differs_and_end_where_too_much_is_lost(
     assert counts == sorted(counts, key=int)  # type: ignore[arg-type]
     assert counts[0] == 299  # 0.99 ** 299 < 0.05
     assert needed(20, 10) is None
+    assert documents_needed(lost(0, 50, np.arange(1000)), 0.0, 0.05)  # it wins so much
+    assert exact_p(0, 50, 1000, 0.0) < 0.001
 
 
 # --- several candidates ---------------------------------------------------------------------------
@@ -119,6 +121,7 @@ def test_the_order_comes_from_documents_that_test_nothing() -> None:
     for one in given:
         one[parts.held_out] = 1.0
     assert choose_safe(given, [0.1, 0.2, 0.3], parts, 0.02, 0.95) == before
+    assert [one.p_value for one in before] == [p_value(one[parts.test], 0.02) for one in given]
     assert len(split(1000, 800, several=False, seed=3).pilot) == 0
 
 
@@ -154,12 +157,14 @@ def test_the_promised_config_that_saves_most_is_chosen() -> None:
     assert [text.split(":")[0] for text in found.left_out] == ["k1_last", "k3_first"]
     assert "k2_middle saves 20.0 % of layer calls and loses at most 2 points" in found.sentence
     assert "the 200 documents held out do not contradict it" in found.sentence
+    assert "at most 1 point, with" in calibrated(grid(), loss=0.01).sentence
 
 
 def test_only_the_configs_that_are_named_are_candidates() -> None:
     found = calibrated(grid(), configs=["k2_first"])
     assert [one.config for one in found.candidates] == ["k2_first"]
     assert len(found.parts.pilot) == 0
+    assert calibrated(grid(), configs=["k1_first"]).left_out == ("k1_first: the baseline itself",)
 
 
 def test_where_nothing_can_be_promised_the_documents_that_could_are_named() -> None:

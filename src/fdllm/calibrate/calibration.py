@@ -98,9 +98,7 @@ class Calibration:
     @property
     def sentence(self) -> str:
         """What is promised, or what it would take, and what the documents held out say of it."""
-        promise = (
-            f"loses at most {100 * self.loss:g} points, with {100 * self.confidence:g} % confidence"
-        )
+        promise = f"loses at most {self._points}, with {100 * self.confidence:g} % confidence"
         one = self.chosen
         if one is None:
             return f"NONE: {self._why_none}"
@@ -256,8 +254,9 @@ def _pairs(
     pairs, left_out = [], []
     for cell in cells:
         if cell is baseline or (configs and cell.name not in configs):
-            continue
-        if same_computation(cell, baseline):
+            if cell.name in configs:
+                left_out.append(f"{cell.name}: the baseline itself")
+        elif same_computation(cell, baseline):
             left_out.append(f"{cell.name}: the baseline's own computation")
         elif cell.by_key.keys() != baseline.by_key.keys():
             left_out.append(

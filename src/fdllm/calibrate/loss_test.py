@@ -110,11 +110,11 @@ def documents_needed(lost: Floats, margin: float, level: float) -> int | None:
         None where no number would, as so much is lost.
     """
     distance = margin - float(lost.mean())
-    if distance <= 0 or margin <= 0:
+    if distance <= 0:
         return None
     spread = (float(np.sum(lost**2)) + 2) / (len(lost) + 4) - float(lost.mean()) ** 2
     effort = float(norm.isf(level) + norm.ppf(POWER)) ** 2
     if not is_binary(np.abs(lost)):
         effort *= 2  # what betting asks more
-    fewest = math.log(level) / math.log1p(-margin)  # where none differs
+    fewest = math.log(level) / math.log1p(-margin) if margin else 1  # where none differs
     return math.ceil(max(effort * spread / distance**2, fewest))

@@ -131,7 +131,7 @@ def _print(found: Calibration) -> None:
     out.print(Text(found.sentence, style=style))
     if found.candidates:
         out.print(_table(found.candidates).terminal())
-        out.print(Text("! they show, at 5 %, that more is lost than allowed."))
+        out.print(Text("!: these documents show, at 5 %, that more is lost than is allowed."))
     pilot = f" ({len(parts.pilot)} order the candidates, {len(parts.test)} test them)"
     out.print(
         f"{len(parts.calibrating)} documents choose{pilot if len(parts.pilot) else ''}, "
@@ -164,7 +164,7 @@ def _table(candidates: Sequence[Candidate]) -> Table:
             ),
             Column("", [one.standing for one in candidates], is_words=True),
             Column("documents needed", [_needs(one) for one in candidates]),
-            Column("held out: points lost [95 %]", [lost(one.held_out) for one in candidates]),
+            Column("held out [95 %]", [lost(one.held_out) for one in candidates]),
         ]
     )
 
