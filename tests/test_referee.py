@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -15,10 +17,22 @@ from fdllm.criteria import Criteria
 from fdllm.errors import UsageError
 from fdllm.experiment import create_experiment
 from fdllm.record.paths import Layout
+from fdllm.report.bounds import Oracle
 from fdllm.report.build import Report, Section, build_report
 from fdllm.report.records import Record, load_record
-from fdllm.report.referee import OneTask, PublicClaims, by_task, draw, read_claims, render_referee
+from fdllm.report.referee import (
+    OneTask,
+    PublicClaims,
+    TaskRow,
+    by_task,
+    draw,
+    findings,
+    read_claims,
+    rows_table,
+)
+from fdllm.report.referee_page import referee_pages
 from fdllm.report.results_md import render_results
+from fdllm.report.svg import standalone
 from made_up import Invented, write_grid
 
 TASK = ("--task", "tiny_arithmetic")
@@ -72,7 +86,7 @@ def task(reports: list[Report]) -> OneTask:
 
 @pytest.fixture(scope="module")
 def text(reports: list[Report]) -> str:
-    return render_referee(reports, "--all", CLAIMS)
+    return referee_pages(reports, "--all", CLAIMS, Path(), Path())[Path("referee.md")]
 
 
 def rows(text: str, head: str) -> list[dict[str, str]]:
@@ -131,6 +145,30 @@ def test_what_the_table_comes_to_is_counted(text: str, task: OneTask) -> None:
     assert "- 02_other: 1 config, the first k3_first: pending" in text
 
 
+def test_savings_stand_beside_the_oracle_s_and_the_controls(task: OneTask) -> None:
+    def columns(entries: Sequence[TaskRow]) -> dict[str, dict[str, str]]:
+        names, *others = rows_table(entries).columns
+        return {one.name: dict(zip(names.texts, one.texts, strict=True)) for one in others}
+
+    found = columns(task.entries)
+    assert "Of the oracle's saving" not in found  # nobody asked it
+    beside = found["Beside lowering the threshold, as few calls"]
+    [row] = [one for one in task.entries if one.name == "00_baseline k2_first"]
+    [control] = row.table.bounds.controls
+    assert beside[row.name] == {one.config: one.word for one in control.against}["k2_first"] != ""
+    assert row.bound is not None
+    assert found["Answers changed"][row.name] == str(row.bound.changed) != "0"
+    bounds = replace(
+        row.table.bounds,
+        oracle=Oracle(saved=0.25, in_denoise=1.0, equal_texts=9, num_documents=9),
+        rows=tuple(replace(one, of_oracle=0.5) for one in row.table.bounds.rows),
+    )
+    table = replace(row.table, bounds=bounds)
+    asked = replace(task, tables=[(row.report, table)])
+    assert columns(asked.entries)["Of the oracle's saving"][row.name] == "(50.0 %)"
+    assert any("25.0 % of the layer calls can be saved" in one for one in findings(asked))
+
+
 def test_a_claim_stands_beside_what_its_rule_did(text: str) -> None:
     said = {row["Who"]: row["What it does here"] for row in rows(text, "Who")}
     assert said["a/b"].startswith("gsm8k on 7B: 1 config, change ")
@@ -148,15 +186,35 @@ def test_claims_are_read_strictly(tmp_path: Path) -> None:
 def test_the_picture_has_each_config_and_the_curve(task: OneTask, text: str) -> None:
     svg = draw(task)
     assert svg is not None
-    assert "\n<line " in svg, "an element a line, so that a check names one"
-    drawn = Drawn(svg.replace(' xmlns="http://www.w3.org/2000/svg"', ""))
+    drawn = Drawn(svg)
     named = {name for name, _, _ in drawn.texts("label halo")}
     assert {"k = 1", "00 k2_first", "02 k2_middle"} <= named
     assert "Too far away to be drawn: 00_baseline k3_last." in text
     assert len(drawn.all("line", "curve")) == len(CURVE) - 2  # the twin is no point of its own
     [circle] = drawn.all("circle", "s0")
     assert (circle["cx"], circle["cy"]) == (near(drawn.across(1.0)), near(drawn.up(0.0)))
-    assert f"![Accuracy change against time]({task.picture})" in text
+    assert f"![Accuracy change against time](referee_{task.folder}.svg)" in text
+
+
+def test_the_picture_stands_alone_an_element_a_line(task: OneTask) -> None:
+    svg = draw(task)
+    assert svg is not None
+    file = standalone(svg)
+    root = ET.fromstring(file)  # noqa: S314 - our own text
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "--paper" in file
+    assert file.count("\n<line ") == svg.count("<line ")
+
+
+def test_the_index_has_the_same_rows_and_the_way_to_each_report(reports: list[Report]) -> None:
+    page = referee_pages(reports, "--all", CLAIMS, Path(), Path("r"))[Path("r/index.html")]
+    for report in reports:
+        assert f'href="{report.experiment}/report.html"' in page
+    for name in ("00_baseline k2_first", "00_baseline k3_last", "02_other k2_middle"):
+        assert f'<th scope="row">{name}</th>' in page
+    assert "half the time" in page
+    assert "k3_first: pending" in page
+    assert "http" not in page.replace("http-equiv", "")
 
 
 def test_without_times_there_is_no_picture(reports: list[Report], tmp_path: Path) -> None:
@@ -192,6 +250,7 @@ def test_it_is_written_checked_and_no_digit_of_it_can_change(two: Command) -> No
     assert two("report", "--all", *TASK) == 0
     text = page.read_text()
     assert "01_second k2_middle" in text
+    assert (two.root / "results/index.html").read_text().startswith("<!doctype html>")
     assert "Written by `fdllm report --all --task tiny_arithmetic --model " in text
     assert two("report", "--all", *TASK, "--check") == 0, two.out
     assert "15 records computed anew: every one as written" in two.out

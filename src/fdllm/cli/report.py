@@ -90,8 +90,8 @@ class ReportCommand(Selection):
         return 0
 
     def _all(self, planner: Planner) -> int:
-        """``experiments/referee.md`` and its pictures, or the check of everything."""
-        from fdllm.report.referee import PAGE  # noqa: PLC0415 - as above
+        """``experiments/referee.md``, its pictures and ``results/index.html``, or their check."""
+        from fdllm.report.referee_page import PAGE  # noqa: PLC0415 - as above
         from fdllm.report.standing import keep_rows  # noqa: PLC0415 - as above
 
         own = {field.name: field.default for field in fields(self)}
@@ -204,22 +204,20 @@ def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
 
 
 def _render_all(planner: Planner, options: ReportCommand, page: Path) -> dict[Path, str]:
-    """The page over all experiments, and then its pictures.
+    """The page over all experiments, its pictures, and the same as HTML.
 
     Raises:
         FdllmError: there are no records, or they must not share a table.
     """
     from fdllm.report.build import make_report  # noqa: PLC0415 - as above
-    from fdllm.report.referee import by_task, draw, read_claims, render_referee  # noqa: PLC0415
+    from fdllm.report.referee import read_claims  # noqa: PLC0415 - as above
+    from fdllm.report.referee_page import referee_pages  # noqa: PLC0415 - as above
 
     found = _sweeps_of_all(planner, options)
     reports = [make_report(planner, sweeps, name) for name, sweeps in found.items()]
     claims = read_claims(planner.root / FOLDER)
-    pages = {page: render_referee(reports, selection_words(options), claims)}
-    for task in by_task(reports):
-        if task.tables and (picture := draw(task)):
-            pages[page.with_name(task.picture)] = picture
-    return pages
+    words, results = selection_words(options), planner.layout.results
+    return referee_pages(reports, words, claims, page.parent, results)
 
 
 def _check_all(planner: Planner, options: ReportCommand, page: Path) -> Recheck:
@@ -320,7 +318,10 @@ def _check_markdown(planner: Planner, path: Path, include: Path | None) -> Reche
         try:
             found += check_lines(place.name, read_text(place, most=_MOST), fresh)
         except OutsideError as error:
-            found += wrong(place.name, "the file", "not readable", str(error))
+            if isinstance(error, AbsentError) and place.suffix == ".html":  # git keeps none
+                found += Recheck(notes=(f"{place} is not there, so it was not compared",))
+            else:
+                found += wrong(place.name, "the file", "not readable", str(error))
     return found
 
 

@@ -18,7 +18,7 @@ def bounds_table(table: TablePage) -> Table | None:
         return None
     made = [one.made for one in found.rows]
     saved = ["" if one.layer_calls is None else percent(1 - one.layer_calls) for one in made]
-    oracle = Column("Of the oracle's saving", [_of_oracle(one) for one in found.rows])
+    oracle = Column("Of the oracle's saving", [oracle_share(one) for one in found.rows])
     columns = [
         Column("Config", [one.config for one in found.rows], is_words=True),
         Column("Answers changed", [str(one.changed) for one in found.rows]),
@@ -38,7 +38,8 @@ def _ratio(part: float | None, whole: float | None) -> str:
     return f"{part / whole:.2f}" if part is not None and whole else ""
 
 
-def _of_oracle(one: Bound) -> str:
+def oracle_share(one: Bound) -> str:
+    """Its saving by the oracle's, in brackets where it changes answers; empty where unknown."""
     if one.of_oracle is None:
         return ""
     return f"({percent(one.of_oracle)})" if one.changed else percent(one.of_oracle)

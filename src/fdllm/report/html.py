@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from fdllm.plain import shown
@@ -20,13 +20,12 @@ from fdllm.report.svg import FIGURE_STYLE
 
 FLIP_BUDGET = 3_600_000
 """Bytes of JSON that texts may take: a whole page stays under five megabytes."""
+_TEMPLATES = FIGURE_STYLE.parent
 _CLASSES = {"confirmed": "confirmed", "refuted": "refuted", "cannot tell": "unsure"}
 
 
-def render_html(report: Report) -> str:
-    """The whole file."""
-    flips = embed(report.sections, FLIP_BUDGET)
-    folder = Path(__file__).parent / "templates"
+def page_template(name: str) -> Template:
+    """A template of the package, which knows the pages' style."""
     environment = Environment(
         loader=PackageLoader("fdllm.report", "templates"),
         autoescape=True,
@@ -34,7 +33,14 @@ def render_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(
+    environment.globals["style"] = _own(FIGURE_STYLE) + _own(_TEMPLATES / "style.css")
+    return environment.get_template(name)
+
+
+def render_html(report: Report) -> str:
+    """The whole file."""
+    flips = embed(report.sections, FLIP_BUDGET)
+    page = page_template("report.html.j2").render(
         report=report,
         verdict_class=_CLASSES.get(report.verdict.word, ""),
         criteria=criteria_table(report.verdict),
@@ -43,8 +49,7 @@ def render_html(report: Report) -> str:
         ],
         figures_json=script_json(report.figures()),
         flips_json=script_json(flips),
-        style=_own(FIGURE_STYLE) + _own(folder / "style.css"),
-        script=_own(folder / "report.js"),
+        script=_own(_TEMPLATES / "report.js"),
     )
     return shown(page)
 

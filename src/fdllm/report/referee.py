@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from fdllm.plain import escaped, in_code, one_line
-from fdllm.report.alternative import THRESHOLD
+from markupsafe import Markup
+
+from fdllm.report.alternative import CONTROLS, THRESHOLD
+from fdllm.report.bounds import Bound
+from fdllm.report.bounds_table import oracle_share
 from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.columns import Column, Table
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures
 from fdllm.report.scatter import Aim, Point, Scatter, timed_points
 from fdllm.report.stats import Estimate
-from fdllm.report.svg import standalone
 from fdllm.report.times import shown
 from fdllm.spec import Spec, read_toml
 
-PAGE = "referee.md"
 CLAIMS = "claims.toml"
 _SIZE = (980.0, 680.0)
 _LOSS = -12.0  # points; what loses more is named and not drawn
@@ -70,6 +72,18 @@ class TaskRow:
         return next((one.word for one in found if one.config == self.cell.name), "")
 
     @property
+    def bound(self) -> Bound | None:
+        """What its saving is worth; None of what repeats its k = 1."""
+        rows = self.table.bounds.rows
+        return next((one for one in rows if one.config == self.cell.name), None)
+
+    def at_equal_calls(self, control: str) -> str:
+        """Accuracy beside the best of a control that makes as few layer calls; or nothing."""
+        found = [one for one in self.table.bounds.controls if one.experiment == control]
+        words = [one.word for c in found for one in c.against if one.config == self.cell.name]
+        return next(iter(words), "")
+
+    @property
     def criteria(self) -> str:
         """Whether its experiment's own criteria are met; empty where it is not judged."""
         key = self.table.task, self.cell.name
@@ -96,9 +110,14 @@ class OneTask:
         ]
 
     @property
-    def picture(self) -> str:
-        """Name of its picture's file."""
-        return f"referee_{self.tables[0][1].folder}.svg"
+    def folder(self) -> str:
+        """Name of its task folder."""
+        return self.tables[0][1].folder
+
+    @property
+    def metric(self) -> str:
+        """What is counted."""
+        return self.tables[0][1].metric
 
 
 def by_task(reports: Iterable[Report]) -> list[OneTask]:
@@ -121,39 +140,6 @@ def by_task(reports: Iterable[Report]) -> list[OneTask]:
     ]
 
 
-def render_referee(reports: Sequence[Report], selection: str, claims: PublicClaims) -> str:
-    """The page; ``selection`` are the flags by which a check renders it again."""
-    tasks = by_task(reports)
-    lines = [
-        "# The referee's table",
-        "",
-        f"Written by `fdllm report {one_line(selection)}` from the records; do not edit.",
-        "Each figure is one of the experiment's own `results.md`.",
-        "",
-        "## Verdicts",
-        "",
-        "Each experiment by the criteria that were locked before its first row.",
-        "",
-        *_verdicts(reports).markdown(),
-        "",
-    ]
-    for task in tasks:
-        lines += [f"## {escaped(task.title)}", ""]
-        if task.tables:
-            lines += _one_task(task)
-        if task.missing:
-            lines += ["Not in the table:", "", *(f"- {escaped(one)}" for one in task.missing), ""]
-    if claims.claim:
-        lines += [
-            "## What others claim",
-            "",
-            "Their figures are their own, on their models and tasks; ours are of the rule, here.",
-            "",
-            *_claims(claims.claim, tasks).markdown(),
-        ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
 def read_claims(folder: Path) -> PublicClaims:
     """What others claim; nothing where there is no such file.
 
@@ -164,33 +150,20 @@ def read_claims(folder: Path) -> PublicClaims:
     return PublicClaims.read(read_toml(path), str(path)) if path.exists() else PublicClaims()
 
 
-def _verdicts(reports: Sequence[Report]) -> Table:
+def verdicts_table(reports: Sequence[Report]) -> Table:
+    """Each experiment's verdict, and why."""
     return Table(
         [
             Column("Experiment", [one.experiment for one in reports], is_words=True),
+            Column("Title", [one.title for one in reports], is_words=True),
             Column("Verdict", [one.verdict.word for one in reports], is_words=True),
             Column("Why", [one.verdict.sentence for one in reports], is_words=True),
-        ]
+        ],
+        "Each experiment by the criteria that were locked before its first row.",
     )
 
 
-def _one_task(task: OneTask) -> list[str]:
-    first = task.tables[0][1]
-    drawn = draw(task)
-    table = _table(task.entries)
-    return [
-        *(f"- {escaped(line)}" for line in _findings(task)),
-        "",
-        *([f"![Accuracy change against time]({task.picture})", ""] if drawn else []),
-        *([escaped(_caption(task)), ""] if drawn else []),
-        f"Metric `{in_code(first.metric)}`. {escaped(table.caption)}",
-        "",
-        *table.markdown(),
-        "",
-    ]
-
-
-def _findings(task: OneTask) -> Iterator[str]:
+def findings(task: OneTask) -> Iterator[str]:
     """What the table comes to."""
     plain = {
         f"{100 * base.accuracy:.1f} % of {base.num_samples}"
@@ -209,19 +182,31 @@ def _findings(task: OneTask) -> Iterator[str]:
         f"Of {len(task.entries)} other configs {len(held)} hold accuracy; of these, shown to be "
         f"faster than k = 1: {', '.join(faster) or 'none'}."
     )
-    word = Counter(one.at_equal_time for one in task.entries)
-    if counts := ", ".join(f"{number} {text}" for text, number in word.most_common() if text):
+    if counts := _counts(one.at_equal_time for one in task.entries):
         yield f"Beside the best lowered threshold that is as fast ({THRESHOLD}): {counts}."
+    for control, words in CONTROLS.items():
+        if counts := _counts(one.at_equal_calls(control) for one in task.entries):
+            yield f"Beside the best of {words} that makes as few layer calls: {counts}."
+    if saved := {one.saved for _, table in task.tables if (one := table.bounds.oracle)}:
+        shares = " or ".join(f"{100 * one:.1f} %" for one in sorted(saved))
+        yield f"With foresight, and every text as it is, {shares} of the layer calls can be saved."
     floors = [one.times.floor for _, one in task.tables if one.times.floor is not None]
     if floors:
         yield f"Noise floors of the timing studies: {_range(floors, 100, '.1f')} %."
 
 
-def _table(entries: Sequence[TaskRow]) -> Table:
+def _counts(words: Iterable[str]) -> str:
+    return ", ".join(f"{number} {word}" for word, number in Counter(words).most_common() if word)
+
+
+def rows_table(entries: Sequence[TaskRow]) -> Table:
     """A row a config."""
 
     def column(name: str, text: Callable[[TaskRow], str], *, words: bool = False) -> Column:
         return Column(name, [text(one) for one in entries], is_words=words)
+
+    def share(one: TaskRow) -> str:
+        return "" if one.bound is None else oracle_share(one.bound)
 
     def ratio(name: str) -> Callable[[TaskRow], str]:
         def text(one: TaskRow) -> str:
@@ -240,13 +225,22 @@ def _table(entries: Sequence[TaskRow]) -> Table:
             column("Layer calls by k=1", ratio("layer_calls")),
             column("FLOPs by k=1", ratio("flops")),
             column("Bytes by k=1", ratio("bytes")),
-            column("At equal time", lambda one: one.at_equal_time),
+            column("Answers changed", lambda one: str(one.bound.changed) if one.bound else ""),
+            *([column("Of the oracle's saving", share)] if any(map(share, entries)) else []),
+            *(
+                column(f"Beside {words}, as few calls", partial(TaskRow.at_equal_calls, control=c))
+                for c, words in CONTROLS.items()
+                if any(one.at_equal_calls(c) for one in entries)
+            ),
+            column("Beside a threshold, as fast", lambda one: one.at_equal_time),
             column("Criteria", lambda one: one.criteria),
         ],
         "Change: accuracy less k = 1's, in points, on the same documents. Time: each experiment's "
-        "own timing study, by its own k = 1. By k=1: made by the config over made by k = 1. At "
-        "equal time: accuracy beside the best lowered threshold that is not shown to be slower. "
-        "Criteria: the experiment's own. What only repeats k = 1 is left out.",
+        "own timing study, by its own k = 1. By k=1: made by the config over made by k = 1. "
+        "Beside: accuracy against the best of a control that makes no more layer calls, or is not "
+        "shown to be slower. The oracle's saving leaves every text as it is; in brackets where a "
+        "config changes answers. Criteria: the experiment's own. What only repeats k = 1 is left "
+        "out.",
     )
 
 
@@ -255,7 +249,7 @@ def _time(one: TaskRow) -> str:
     return "" if speed is None else shown(speed.ratio)
 
 
-def _claims(claims: Sequence[PublicClaim], tasks: Sequence[OneTask]) -> Table:
+def claims_table(claims: Sequence[PublicClaim], tasks: Sequence[OneTask]) -> Table:
     """Each claim beside what the same rule did here."""
 
     def answer(claim: PublicClaim) -> str:
@@ -272,7 +266,8 @@ def _claims(claims: Sequence[PublicClaim], tasks: Sequence[OneTask]) -> Table:
             Column("Says", [one.says for one in claims], is_words=True),
             Column("Rule here", [f"{one.experiment}: {one.rule}" for one in claims], is_words=True),
             Column("What it does here", [answer(one) for one in claims], is_words=True),
-        ]
+        ],
+        "Their figures are their own, on their models and tasks; ours are of the same rule, here.",
     )
 
 
@@ -299,15 +294,15 @@ def _range(values: Sequence[float], scale: float = 1.0, form: str = ".2f") -> st
 # --- the picture ----------------------------------------------------------------------------------
 
 
-def draw(task: OneTask) -> str | None:
-    """The picture as a file of its own; None where no time was measured."""
+def draw(task: OneTask) -> Markup | None:
+    """The picture; None where no time was measured."""
     curve = next((one.alternative.cells for _, one in task.tables if one.alternative.cells), ())
     points, _ = _points(task)
     if not points:
         return None
     floors = [one.times.floor for _, one in task.tables if one.times.floor is not None]
     drawn = Scatter(
-        "referee",
+        f"referee-{task.folder}",
         f"Accuracy change against time, {task.title}",
         [Point("k = 1", Estimate(1, 1, 1), Estimate(0, 0, 0), "circle", "s0"), *points],
         [Point.of(one) for one in curve],
@@ -317,13 +312,13 @@ def draw(task: OneTask) -> str | None:
         "; ".join(point.words for point in points),
         *_SIZE,
     )
-    return standalone(drawn.render())
+    return drawn.render()
 
 
-def _points(task: OneTask) -> tuple[list[Point], list[str]]:
-    """Configs that are drawn, and the names of those that lie too far away."""
+def _points(task: OneTask) -> tuple[list[Point], dict[str, list[str]]]:
+    """Configs that are drawn, and by experiment those that lie too far away."""
     drawn: list[Point] = []
-    far: list[str] = []
+    far: dict[str, list[str]] = {}
     for report, table in task.tables:
         if report.experiment == THRESHOLD:  # they are the curve
             continue
@@ -334,15 +329,18 @@ def _points(task: OneTask) -> tuple[list[Point], list[str]]:
             if near:
                 drawn.append(replace(point, name=f"{report.experiment[:2]} {point.name}"))
             else:
-                far.append(f"{report.experiment} {point.name}")
+                far.setdefault(report.experiment, []).append(point.name)
     return drawn, far
 
 
-def _caption(task: OneTask) -> str:
+def caption(task: OneTask) -> str:
+    """How to read the picture, and what it leaves out."""
     _, far = _points(task)
-    left_out = f" Too far away to be drawn: {', '.join(far)}." if far else ""
+    named = "; ".join(f"{name} {', '.join(configs)}" for name, configs in far.items())
+    left_out = f" Too far away to be drawn: {named}." if far else ""
     return (
         "Left is faster, up is more accurate; lines are 95 % intervals, the band is the largest "
-        "noise floor. Crosses, joined: the threshold lowered instead, the line to beat. Squares "
-        f"are k = 2, triangles k = 3, diamonds others; the number is the experiment's.{left_out}"
+        "noise floor. Crosses, joined: the threshold lowered instead, the line to beat. Circles "
+        "are k = 1, squares k = 2, triangles k = 3, diamonds others; the number is the "
+        f"experiment's.{left_out}"
     )
