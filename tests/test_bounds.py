@@ -18,6 +18,7 @@ from fdllm.report.build import Report, Section, build_report
 from fdllm.report.html import render_html
 from fdllm.report.records import Record
 from fdllm.report.results_md import render_results
+from fdllm.report.sums import check_profiles, check_sums, write_sums
 from profiles import made_up_half, made_up_profile
 
 TASK, DOCS = "gsm8k", 6
@@ -210,3 +211,23 @@ def test_page_and_markdown_show_them_and_a_check_sees_a_change(layout: Layout) -
 def test_without_a_baseline_nothing_stands_beside(layout: Layout) -> None:
     assert find_bounds(layout, [KEPT], None, ()) == Bounds()
     assert find_bounds(layout, [BASE, TWIN], BASE, ()) == Bounds()
+
+
+def test_a_profile_that_was_changed_is_noticed_with_and_without_the_original(
+    layout: Layout,
+) -> None:
+    profiled(layout)
+    table = put(layout, *TABLE)
+    write_sums(layout, "00_baseline", table)
+    folders = [one.folder for one in table]
+    original, copy = layout.profile_beside(TASK)
+    assert not check_sums(layout, "00_baseline").differences
+    found = check_profiles(layout, folders)
+    assert (found.num_figures, found.differences) == (1, ())
+    copy.write_text(copy.read_text().replace('"layer_calls_saved": 120', '"layer_calls_saved": 90'))
+    [seen] = check_profiles(layout, folders).differences
+    assert seen.where == f"profile/{TASK}/profile.json"
+    original.unlink()
+    assert not check_profiles(layout, folders).differences
+    [seen] = check_sums(layout, "00_baseline").differences
+    assert seen.where.endswith(f"profile/{TASK}/profile.json")

@@ -234,7 +234,12 @@ def _check_all(planner: Planner, options: ReportCommand, page: Path) -> Recheck:
 
 def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path) -> Recheck:
     from fdllm.report.recheck import recheck  # noqa: PLC0415 - as above
-    from fdllm.report.sums import check_release, check_studies, check_sums  # noqa: PLC0415
+    from fdllm.report.sums import (  # noqa: PLC0415
+        check_profiles,
+        check_release,
+        check_studies,
+        check_sums,
+    )
 
     folders = record_folders(planner.layout, options.experiment, options.task or (), options.limit)
     if options.config:
@@ -248,6 +253,7 @@ def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path)
     found = check_sums(planner.layout, options.experiment)  # what was changed, ahead of what it did
     found += check_release(planner.root)
     found += check_studies(planner.layout, folders)
+    found += check_profiles(planner.layout, folders)
     found += recheck(
         planner, options.experiment, folders, page, _runs_of(planner, options, folders)
     )

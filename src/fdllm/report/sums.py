@@ -10,6 +10,7 @@ timing study says is held by this list, in a clone and whatever the code has bec
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,12 +32,14 @@ _ABSENT = "absent"
 
 
 def write_sums(layout: Layout, experiment: str, records: Iterable[Record]) -> Path:
-    """List the copies of some records and of the timing studies beside them."""
+    """List the copies of some records, of the timing studies beside them and of their profiles."""
     place = layout.artifacts / experiment
     kept = [layout.artifacts / layout.part(record.folder) for record in records]
     files = {folder / name for folder in kept for name in ("summary.json", COLUMNS)}
     files |= {folder.parent / TIMING / "study.json" for folder in kept}
-    lines = [f"{_digest(path)}  {path.relative_to(place).as_posix()}\n" for path in sorted(files)]
+    files |= {layout.profile_beside(folder.parent.name)[1] for folder in kept}
+    names = {path: Path(os.path.relpath(path, place)).as_posix() for path in sorted(files)}
+    lines = [f"{_digest(path)}  {name}\n" for path, name in names.items()]
     write_text(place / SUMS, "".join(line for line in lines if not line.startswith(_ABSENT)))
     return place / SUMS
 
@@ -128,6 +131,23 @@ def check_studies(layout: Layout, folders: Sequence[Path]) -> Recheck:
         )
         found += Recheck(0, len(pairs), tuple(differences), tuple(notes))
     return found
+
+
+def check_profiles(layout: Layout, folders: Sequence[Path]) -> Recheck:
+    """Compare the profiles that stand beside some records with their copies."""
+    pairs = [
+        (copy, _digest(copy), _digest(path))
+        for name in dict.fromkeys(folder.parent.name for folder in folders)
+        for path, copy in [layout.profile_beside(name)]
+        if path.is_file() and copy.is_file()
+    ]
+    what = "SHA-256 of the copy under artifacts"
+    differences = (
+        Mismatch(copy.relative_to(layout.artifacts).as_posix(), what, written, fresh)
+        for copy, written, fresh in pairs
+        if written != fresh
+    )
+    return Recheck(0, len(pairs), tuple(differences))
 
 
 def _agreements(study: Study, cells: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
