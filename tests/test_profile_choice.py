@@ -150,6 +150,8 @@ def test_the_page_says_what_the_tables_say_and_fetches_nothing() -> None:
     assert "<img" not in page
     assert not re.search(r"url\((?!#)|@import|<script|<link(?! rel=\"icon\" href=\"data:,\")", page)
     assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= {"http://www.w3.org/2000/svg"}
+    colours = {*re.findall(r"var\((--\w+)\)", page)}
+    assert colours <= {*re.findall(r"^ *(--\w+):", page, re.MULTILINE)}, "each is defined"
     assert verdict(profile) in page
     assert oracle_sentence(profile) in page
     assert "25.0 %" in oracle_sentence(profile)

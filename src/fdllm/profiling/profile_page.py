@@ -8,7 +8,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from fdllm.plain import escaped, shown
 from fdllm.profiling import profile_tables as tables
-from fdllm.profiling.record import PhaseMap, Profile
+from fdllm.profiling.record import CHOSEN, PhaseMap, Profile
 from fdllm.profiling.redundancy import compared_sets, layer_figures, verdict, whole_map
 from fdllm.report.svg import Drawing
 
@@ -57,15 +57,11 @@ def render_markdown(profile: Profile) -> str:
 
 
 def heat_map(profile: Profile, maps: Mapping[str, PhaseMap], name: str) -> Drawing:
-    """Layers by share of masked columns, one phase beside the other; the darker, the more alike."""
-    bins, chosen = (
-        len(tables.SHARES),
-        {i for i, one in enumerate(layer_figures(profile)) if one.chosen},
-    )
+    """Layers by share of masked columns, one phase beside the other."""
+    bins, chosen = len(tables.SHARES), profile.tested[CHOSEN].layers
     width = _LEFT + len(maps) * (bins * _CELL + _GAP)
-    values = [
-        v for one in maps.values() for row in getattr(one, name) for v in row if v is not None
-    ]
+    rows = (row for one in maps.values() for row in getattr(one, name))
+    values = [value for row in rows for value in row if value is not None]
     low, high = min(values, default=0.0), max(values, default=0.0)
     drawing = Drawing(
         f"map-{name}",

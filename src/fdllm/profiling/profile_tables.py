@@ -10,7 +10,7 @@ from fdllm.report.columns import Column, Table
 from fdllm.report.figures import span
 
 PHASES = ("denoise", "refresh")
-SHARES = [f"up to {100 * (i + 1) // BINS} %" for i in range(BINS)]
+SHARES = [f"to {100 * (i + 1) // BINS} %" for i in range(BINS)]
 """Names of the shares of masked columns."""
 MAPS: Mapping[str, str] = {
     "similarity": "Cosine of a layer's input and output: at 1 the layer only lengthens it.",
