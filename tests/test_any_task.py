@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from fdllm.report.records import Record
 from fdllm.runs import Cell, Evaluating
 from hub.checkpoint import random_model
 from hub.lm import Oracle, evaluated, run_of
+from imports import modules
 from own_tasks import make_tasks
 from stubs import make_sweep
 
@@ -233,6 +235,19 @@ def test_another_headline_of_a_known_task_is_one_that_it_has() -> None:
         assert info.headline in (info.metrics or (info.headline,))
         of_harness = {*info.metrics} - {f"{boxed.METRIC},none"}
         assert not of_harness or of_harness <= {*define(name, harness_index()).metrics}
+
+
+def test_nobody_who_asks_for_a_task_forgets_the_user_s_folder() -> None:
+    asked = ("load_task", "task_info", "task_facts", "definition_of", "definition_hash")
+    calls = [
+        (name, call)
+        for name, tree in modules().items()
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in asked
+    ]
+    assert len(calls) > 15
+    for name, call in calls:
+        assert "include" in ast.unparse(call), f"{name}:{call.lineno} {ast.unparse(call)}"
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,9 @@ def take_profile(
     n_layers, unmask = model.n_layers, planner.experiment(run.experiment).unmask or by_threshold
     subsets = {n: range(*subset_bounds(n, n_layers, run.subset_size)) for n in SUBSETS}
     with quiet():
-        loaded = load_task(run.task, run.evaluating, code_execution=run.code_execution)
+        loaded = load_task(
+            run.task, run.evaluating, code_execution=run.code_execution, include=run.include
+        )
         loaded.prove_confinement()
         documents = draw_order(loaded.sizes(run.limit))[:number]
         passes = n_layers + 3 + len(subsets) + _ORACLE
@@ -221,7 +223,7 @@ def check(run: Run) -> None:
     Raises:
         UsageError: reuse cannot act in such a run, or nobody agreed to run its programs.
     """
-    info, scoring = task_info(run.task), run.evaluating.scoring
+    info, scoring = task_info(run.task, run.include), run.evaluating.scoring
     check_consent(info, run.code_execution)
     if info.kind == "loglikelihood" and scoring != "denoise":
         raise UsageError(
