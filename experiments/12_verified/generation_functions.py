@@ -1,7 +1,8 @@
 """Verified drafts from the logits at hand: the texts of k = 1, several of its steps in a forward.
 
 The next states are what the sampler would make of the last whole logits, as in 04_resample. Here
-all of them are computed whole, in one forward, and kept only as far as that forward agrees.
+they are computed whole, in one forward, and kept only as far as that forward agrees. With
+``overhead``, those are computed whose chance of being kept is worth their columns.
 """
 
 from fdllm.core.config import StrategyConfig
