@@ -19,6 +19,7 @@ from fdllm.core.schedule import Phase, Step
 from fdllm.core.unmask import by_threshold
 from fdllm.trace.steps import ForwardTrace, layer_letters, layer_names
 from fdllm.trace.watcher import Watcher, assemble
+from fdllm.trace.words import layer_calls
 from models import MASK, random_model, random_prompt
 
 MODEL = random_model(3)
@@ -187,6 +188,15 @@ def test_staleness_stands_where_values_were_reused() -> None:
             for one in step.stale:
                 assert one.columns == tuple(range(*step.columns))
                 assert step.layers[one.start : one.stop] == "r" * (one.stop - one.start)
+
+
+def test_layers_that_are_left_out_have_a_letter_of_their_own_and_nothing_stale() -> None:
+    _, steps = decode(PeriodicReuse(2, 2, 4, "identity"), staleness=True)
+    left_out = [step for step in steps if step.reused]
+    assert left_out
+    assert {step.layers for step in left_out} == {"ccoocc"}
+    assert {layer_calls(step) for step in left_out} == {"computed 0-1, 4-5; left out 2-3"}
+    assert not any(step.stale for step in steps)
 
 
 def test_partial_runs_are_stale_in_the_columns_they_left_out() -> None:

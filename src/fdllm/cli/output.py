@@ -22,7 +22,7 @@ from fdllm import strictjson
 from fdllm.plain import shown
 
 _SIGNS = {
-    **dict(zip("×·–—−✓✗▶◐◆█▒░", "x.---+x>o*#+-", strict=True)),  # noqa: RUF001
+    **dict(zip("×·–—−✓✗▶◐◆█▒░□", "x.---+x>o*#+-_", strict=True)),  # noqa: RUF001
     "…": "...",
     "²": "^2",
 }

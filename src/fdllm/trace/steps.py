@@ -10,7 +10,7 @@ from fdllm.core.config import Decoding
 from fdllm.core.reuse import LayerPart, LayerPlan, Target
 from fdllm.runs import Run
 
-COMPUTED, REUSED, PARTIAL = "c", "r", "p"
+COMPUTED, REUSED, LEFT_OUT, PARTIAL = "c", "r", "o", "p"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class ForwardTrace:
     block: int  # which block of the sequence, from 0; of a PREFILL the first one
     # ``(start, stop)``, the block's columns that were fed; a PREFILL feeds whole blocks
     columns: tuple[int, int]
-    layers: str  # a letter a layer: ``c`` computed, ``r`` reused, ``p`` computed for some columns
+    # a letter a layer: ``c`` computed, ``r`` reused, ``o`` left out, ``p`` computed in part
+    layers: str
     partial: tuple[int, ...]  # the columns that one or another partial layer was computed for
     computed: int  # layer calls made, as the row's counters booked them
     reused: int  # layer calls saved, as booked
@@ -118,7 +119,8 @@ def layer_letters(plan: LayerPlan) -> str:
     letters = [COMPUTED] * plan.n_layers
     for letter, runs in ((REUSED, plan.reuse), (PARTIAL, plan.partial)):
         for run in runs:
-            letters[run.start : run.stop] = [letter] * len(run)
+            here = LEFT_OUT if run.target == "identity" else letter
+            letters[run.start : run.stop] = [here] * len(run)
     return "".join(letters)
 
 

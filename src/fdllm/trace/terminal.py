@@ -12,7 +12,12 @@ from fdllm.plain import shown
 from fdllm.trace import words
 from fdllm.trace.steps import ForwardTrace, RowTrace, Trace
 
-_BAR = {"c": ("\u2588", "cyan"), "r": ("\u2591", "yellow"), "p": ("\u2592", "magenta")}
+_BAR = {
+    "c": ("\u2588", "cyan", "computed"),
+    "r": ("\u2591", "yellow", "reused"),
+    "o": ("\u25a1", "yellow", "left out"),
+    "p": ("\u2592", "magenta", "computed for some columns"),
+}
 _MASK = "\u00b7"
 _NEW = "bold black on green"
 _FEW = 2
@@ -43,8 +48,8 @@ def show(trace: Trace, console: Console) -> None:
 def legend(console: Console, *, staleness: bool) -> Text:
     """What the signs mean."""
     text = Text("layers: ")
-    for letter, meaning in (("c", "computed"), ("r", "reused"), ("p", "computed for some columns")):
-        text.append(_BAR[letter][0], style=_BAR[letter][1])
+    for sign, style, meaning in _BAR.values():
+        text.append(sign, style=style)
         text.append(f" {meaning}  ")
     text.append(f"text: {_MASK} masked  ")
     text.append_text(_mark("new", console))
@@ -85,7 +90,7 @@ def _table(
 def _bar(forward: ForwardTrace) -> Text:
     bar = Text()
     for letter in forward.layers:
-        bar.append(*_BAR[letter])
+        bar.append(*_BAR[letter][:2])
     return bar
 
 

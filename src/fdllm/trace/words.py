@@ -41,11 +41,14 @@ def staleness(forward: ForwardTrace) -> str:
     return f"{sum(distances) / len(distances):.3f} (to {max(distances):.3f})"
 
 
+_VERBS = (("computed", "c"), ("reused", "r"), ("left out", "o"), ("in part", "p"))
+
+
 def layer_calls(forward: ForwardTrace) -> str:
     """What became of the layers, in words."""
     parts = [
         f"{verb} {names}"
-        for verb, letter in (("computed", "c"), ("reused", "r"), ("in part", "p"))
+        for verb, letter in _VERBS
         if (names := layer_names(forward.layers, letter))
     ]
     return "; ".join(parts)
