@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -158,15 +158,16 @@ def verdict(profile: Profile) -> str:
     said = [f"{word} than {_listed(found[word])}" for word in ("better", "worse") if found[word]]
     if found["no difference shown"]:
         said.append(f"no difference from {_listed(found['no difference shown'])} is shown")
+    subject, verb = ("Layer", "is") if len(chosen.layers) == 1 else ("Layers", "are")
     return (
-        f"Layers {_listed(map(str, chosen.layers))}, chosen on {len(profile.choosing.documents)} "
-        f"documents and reused at k = {profile.k}, are right in {100 * chosen.accuracy:.1f} % of "
-        f"{len(profile.testing.documents)} others (without reuse "
-        f"{100 * fmean(profile.testing.plain.values):.1f} %): {'; '.join(said)}."
+        f"{subject} {_listed([*map(str, chosen.layers)])}, chosen on "
+        f"{len(profile.choosing.documents)} documents and reused at k = {profile.k}, {verb} right "
+        f"in {100 * chosen.accuracy:.1f} % of {len(profile.testing.documents)} others (without "
+        f"reuse {100 * fmean(profile.testing.plain.values):.1f} %): {'; '.join(said)}."
     )
 
 
-def _listed(words: Iterator[str] | Sequence[str]) -> str:
+def _listed(words: Sequence[str]) -> str:
     *ahead, last = words
     return f"{', '.join(ahead)} and {last}" if ahead else last
 

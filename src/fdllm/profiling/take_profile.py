@@ -178,7 +178,7 @@ def take_profile(
         )
         loaded.prove_confinement()
         documents = draw_order(loaded.sizes(run.limit))[:number]
-        passes = n_layers + 3 + len(subsets) + _ORACLE
+        passes = n_layers + 3 + len(subsets) + (_ORACLE if _foreseeable(run) else 0)
         asking = _Asking(model, run, loaded, unmask, watch, passes)
         plain = asking.reuse("without reuse", (), documents)
         sides = halves(documents, {key: one.prompt for key, one in plain.items()})
@@ -261,11 +261,16 @@ def halves(
     return sides
 
 
+def _foreseeable(run: Run) -> bool:
+    """Whether an oracle can look ahead: text is generated, and no token drawn."""
+    return task_info(run.task).kind == "generate" and run.decoding.temperature == 0.0
+
+
 def _oracle(asking: _Asking, walked: _WalkingLM) -> OracleSaving | None:
     """What skipping could save at all; None where answers are scored, or tokens drawn."""
-    requests = walked.heard
-    if requests[0].target is not None or walked.decoding.temperature > 0.0:
+    if not _foreseeable(asking.run):
         return None
+    requests = walked.heard
     found = oracle_skip(
         asking.model.model,
         [GenerationRequest(r.tokens, r.max_new_tokens, r.until, r.seed) for r in requests],
