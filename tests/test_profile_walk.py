@@ -104,6 +104,17 @@ def test_figures_are_those_of_the_definition() -> None:
                 assert value is None or value == pytest.approx(float(one) / n, abs=1e-4)
 
 
+def test_a_block_s_first_forward_has_nothing_to_be_compared_with() -> None:
+    model, prompt, seen = random_model(3), PROMPTS[1], Asked()
+    decoding = DECODING.model_copy(update={"stop_token": (), "max_new_tokens": 4 * BLOCK})
+    fdllm.generate(model, [prompt], decoding, hook=seen)
+    _, walk = walked(model, [prompt], decoding, 1)
+    maps = phase_maps([walk.tallies[0]]).values()
+    commits = [ask for ask in seen.requests if ask.phase.value == "commit"]
+    assert len(commits) == 4
+    assert sum(sum(one.forwards) - sum(one.compared) for one in maps) == 5
+
+
 def test_a_layer_that_does_nothing_has_cosine_1_and_no_change() -> None:
     model = random_model(3)
     for part in (model.network.stack[2].o, model.network.stack[2].down):
