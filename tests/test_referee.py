@@ -261,6 +261,13 @@ def test_it_is_written_checked_and_no_digit_of_it_can_change(two: Command) -> No
     assert two("report", "--all", *TASK, "--check") == 1
     assert "referee.md: its flags" in two.out
     page.write_text(text)
+    index = two.root / "results/index.html"
+    index.write_text(index.read_text().replace("40.0 %", "41.0 %", 1))
+    assert two("report", "--all", *TASK, "--check") == 1
+    assert "index.html: line " in two.out
+    index.unlink()  # a clone has none
+    assert two("report", "--all", *TASK, "--check") == 0
+    assert "index.html is not there, so it was not compared" in two.err
     summary = summary_of(two.root, "k2_last")
     summary.write_text(summary.read_text().replace('"value":', '"value": 1', 1))
     assert two("report", "--all", *TASK, "--check") == 1
