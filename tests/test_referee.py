@@ -242,6 +242,7 @@ def two(finished: Command) -> Command:
 @pytest.mark.slow
 def test_it_is_written_checked_and_no_digit_of_it_can_change(two: Command) -> None:
     assert two("report", "--all", *TASK, "--check") == 0
+    assert "note: 01_second: results.md was not compared: " in two.err
     assert "referee.md was not compared: it was not written" in two.err
     assert two("report", "--all", *TASK, "--stdout") == 0
     assert two.out.startswith("# The referee's table")

@@ -228,7 +228,10 @@ def _check_all(planner: Planner, options: ReportCommand, page: Path) -> Recheck:
     for name in list_experiments(planner.root):
         if record_folders(planner.layout, name, options.task or (), options.limit):
             markdown, html = _places(planner, replace(options, experiment=name))
-            found += _check(planner, replace(options, experiment=name), markdown, html)
+            one = _check(planner, replace(options, experiment=name), markdown, html)
+            notes = tuple(f"{name}: {note}" for note in one.notes)
+            wrong = tuple(replace(each, where=f"{name}: {each.where}") for each in one.differences)
+            found += replace(one, notes=notes, differences=wrong)
     return found + _check_markdown(planner, page, options.include_path)
 
 
