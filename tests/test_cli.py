@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from command import Command
+from fdllm import __version__
 from fdllm.cli import main_eval
 from fdllm.cli.request import choose_model
 from fdllm.errors import FdllmError, UsageError
@@ -143,6 +144,36 @@ def test_new(fdllm: Command) -> None:
     assert "exists already" in fdllm.err
 
 
+def test_code_in_a_new_folder_needs_settings_and_a_number(fdllm: Command) -> None:
+    """As the manual begins an experiment; each answer is the one step that is missing."""
+    experiments = fdllm.root / "experiments"
+    code = (experiments / "00_baseline/generation_functions.py").read_text(encoding="utf-8")
+    for name in ("skip", "21_skip"):
+        (experiments / name).mkdir()
+        (experiments / name / "generation_functions.py").write_text(code, encoding="utf-8")
+    assert fdllm("status", *TASK, "--experiment", "skip") == 2
+    assert "mv experiments/skip experiments/NN_skip" in fdllm.err
+    assert fdllm("status", *TASK, "--experiment", "21_skip") == 2
+    _, _, step = fdllm.err.strip().rpartition(": ")
+    assert step == "cp experiments/00_baseline/experiment.toml experiments/21_skip/"
+    subprocess.run(step.split(), cwd=fdllm.root, check=True)
+    assert fdllm("sweep", *TASK, "--experiment", "21_skip", "--dry-run") == 0
+    assert "would run 9 of 9" in fdllm.out
+
+
+def test_nothing_asked_is_helped(fdllm: Command) -> None:
+    assert fdllm.raw() == 2
+    assert "Usage: fdllm" in fdllm.err
+    assert "one run: one task, one config" in fdllm.err
+
+
+def test_the_version_of_the_package(fdllm: Command) -> None:
+    assert fdllm.raw("--version") == 0
+    told = (sys.executable, "-m", "fdllm", "--version")
+    said = subprocess.run(told, check=True, capture_output=True, text=True)
+    assert said.stdout == fdllm.out == f"fdllm {__version__}\n"
+
+
 # --- what makes no sense ------------------------------------------------------------------------
 
 
@@ -164,7 +195,9 @@ def test_new(fdllm: Command) -> None:
         (("sweep", *TASK, "--model", "./nowhere"), "no model folder at './nowhere'"),
         (("eval", *TASK, "--config", "k2_middel"), "did you mean 'k2_middle'?"),
         (("new", "Bad Name"), "is no name for an experiment"),
-        (("swep",), "invalid choice: 'swep'"),
+        (("swep",), "invalid choice: 'swep' (did you mean 'sweep'?); it is one of eval, "),
+        (("sweep", *TASK, "--dtype", "floa32"), "did you mean 'float32'?"),
+        (("status", *TASK, "--shards", "2"), "takes no '--shards', others do; see fdllm status -"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
@@ -97,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_every_character()
     resolve_places()
     known = commands()
-    args = build_parser(known).parse_args(arguments)
+    args = _parsed(known, sys.argv[1:] if arguments is None else arguments)
     try:
         return known[args.command].read(args).run()
     except FdllmError as error:
@@ -127,28 +129,47 @@ def main_eval(arguments: Sequence[str] | None = None) -> int:
     return main(["eval", *(sys.argv[1:] if arguments is None else arguments)])
 
 
+def _parsed(known: Mapping[str, type[Command]], given: Sequence[str]) -> argparse.Namespace:
+    """Arguments by their names; help where there are none, which is no request."""
+    parser = build_parser(known)
+    if not given:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    args, unknown = parser.parse_known_args(given)
+    if unknown:
+        named = unknown[0].split("=")[0]
+        own, flags = (_flags(parser, name) for name in ([args.command], known))
+        told = f"unknown argument '{named}'{did_you_mean(named, own)}"
+        if named in flags:
+            told = f"this command takes no '{named}', others do"
+        complain(f"fdllm {args.command}: {one_line(told)}; see fdllm {args.command} --help")
+        sys.exit(2)
+    return args
+
+
+def _flags(parser: argparse.ArgumentParser, names: Iterable[str]) -> list[str]:
+    """The flags of these commands."""
+    (added,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))  # noqa: SLF001 - to look inside
+    actions = (a for name in names for a in added.choices[name]._actions)  # noqa: SLF001
+    return [flag for action in actions for flag in action.option_strings]
+
+
+_NO_CHOICE = re.compile(r"'(?P<given>[^']*)' [(]choose from (?P<known>.*)[)]")
+
+
+def _nearest_choice(found: re.Match[str]) -> str:
+    known = found["known"].replace("'", "")
+    hint = did_you_mean(found["given"], known.split(", "))
+    return f"'{found['given']}'{hint}; it is one of {known}"
+
+
 class _Parser(argparse.ArgumentParser):
-    """One line for a mistake, with the nearest flag."""
+    """One line for a mistake, with the nearest name."""
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            given = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
-            flags = self._flags()
-            hint = did_you_mean(given, flags)
-            message = f"unknown argument '{given}'{hint}"
-            if given in flags:
-                message = f"this command takes no '{given}', others do"
-        complain(f"{self.prog}: {one_line(message)}; see {self.prog} --help")
+        told = _NO_CHOICE.sub(_nearest_choice, message)
+        complain(f"{self.prog}: {one_line(told)}; see {self.prog} --help")
         sys.exit(2)
-
-    def _flags(self) -> list[str]:
-        flags: list[str] = []
-        for action in self._actions:
-            flags += action.option_strings
-            if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - to look inside
-                for parser in action.choices.values():
-                    flags += [f for a in parser._actions for f in a.option_strings]  # noqa: SLF001
-        return flags
 
 
 def commands() -> dict[str, type[Command]]:
@@ -165,6 +186,8 @@ def build_parser(known: Mapping[str, type[Command]]) -> argparse.ArgumentParser:
         formatter_class=RawDescriptionRichHelpFormatter,
         allow_abbrev=False,
     )
+    version = import_module("fdllm").__version__  # by name: a tree that is not installed has it too
+    parser.add_argument("--version", action="version", version=f"fdllm {version}")
     added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in known.items():
         text = (command.__doc__ or "").partition("\n")[0]

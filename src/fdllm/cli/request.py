@@ -16,6 +16,7 @@ from fdllm.errors import UsageError
 from fdllm.evaluate.task_index import own_index
 from fdllm.evaluate.tasks import TASKS, task_facts, task_info
 from fdllm.experiment import Experiment
+from fdllm.experiment.load import CODE_FILE, EXPERIMENT_NAME, FOLDER, SETTINGS_FILE
 from fdllm.plan import CellState, Planner
 from fdllm.presets.reader import load_preset
 from fdllm.record.paths import Layout, find_root
@@ -62,10 +63,32 @@ def make_planner(options: Selection) -> Planner:
     root = find_root()
     facts = partial(task_facts, include=options.include_path)
     planner = Planner(root, Layout.of(root, options.results), facts)
+    _check_made(root / FOLDER / options.experiment)
     planner.experiment(options.experiment)
     for task in options.task or ():
         planner.task(task)
     return planner
+
+
+def _check_made(folder: Path) -> None:
+    """A folder made by hand around a file of code: what is missing of an experiment.
+
+    Raises:
+        UsageError: its name has no number, or it lacks its settings.
+    """
+    name = folder.name
+    if not (folder / CODE_FILE).is_file():
+        return  # said where experiments are loaded
+    if not EXPERIMENT_NAME.match(name):
+        raise UsageError(
+            f"{folder} has code, and no number in its name, two digits as in '00_baseline': "
+            f"mv {FOLDER}/{name} {FOLDER}/NN_{name}"
+        )
+    if not (folder / SETTINGS_FILE).exists():
+        raise UsageError(
+            f"{folder} has code, and no settings and grid; 00_baseline's are a beginning: "
+            f"cp {FOLDER}/00_baseline/{SETTINGS_FILE} {FOLDER}/{name}/"
+        )
 
 
 def read_request(

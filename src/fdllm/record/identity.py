@@ -35,6 +35,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # These cannot change an output: they plan, show, and keep. What they keep has a schema number. The
 # embedded model's weights and tasks are identified as a model and as tasks.
 _OUTSIDE = (
+    "__main__.py",
     "_template",  # of an experiment, where a wheel brings it
     "applicable.py",
     "calibrate",
