@@ -233,6 +233,23 @@ def test_verified_drafts_lose_nothing_and_are_not_tested() -> None:
     )
 
 
+def test_the_draft_length_that_moves_fewest_bytes_is_chosen_and_tested_on_other_documents() -> None:
+    """More states a round cost layer calls, and save weights that are read once a round."""
+    cells = [cell(name, RIGHT) for name in ("k1_first", "k2_first", "k2_middle")]
+    for one, read in zip(cells, (100, 60, 80), strict=True):
+        counts: Any = {"denoise": {"drafted": 5, "forwards": 9, "computed": 120, "reused": 0}}
+        object.__setattr__(one, "summary", one.summary.model_copy(update={"counts": counts}))
+        for i, row in enumerate(one.samples):
+            moved = read + (read < 100) * (i % 2)
+            row["counts"] = {"denoise": row["counts"]["denoise"] | {"weight_bytes": moved}}
+    found = calibrated(cells, documents=500, by="bytes")
+    assert found.chosen is not None
+    assert found.chosen.config == "k2_first"
+    assert found.chosen.held_out_bytes_saved == pytest.approx(0.395, abs=0.002)
+    assert "saves 39.5 % of bytes moved and loses nothing" in found.sentence
+    assert found.sentence.endswith("documents held out 39.5 %")
+
+
 def test_subjects_go_together_in_the_interval() -> None:
     subjects = [f"s{i % 5}" for i in range(1000)]
     cells = [

@@ -18,12 +18,14 @@ from fdllm.report.records import Record
 from fdllm.report.stats import ALPHA, Estimate, find_difference
 from fdllm.report.times import Times, read_times
 
-By = Literal["calls", "time"]
+By = Literal["calls", "bytes", "time"]
+_BYTES = ("weight_bytes", "kv_bytes", "stored_bytes")
 CALIBRATING = 0.8
 """Share of the documents that choose, where nothing is said; the others test the promise."""
-_WORDS: Mapping[By, str] = {"calls": "layer calls", "time": "time"}
+_WORDS: Mapping[By, str] = {"calls": "layer calls", "bytes": "bytes moved", "time": "time"}
 _NOTHING: Mapping[By, str] = {
     "calls": "saves no layer calls",
+    "bytes": "moves no fewer bytes",
     "time": "the timing study does not show it to be faster",
 }
 
@@ -46,6 +48,9 @@ class Candidate:
 
     config: str
     saved: float  # share of the baseline's layer calls that it does not make; below 0 it makes more
+    # the same of the bytes moved: what a device bound by memory saves
+    bytes_saved: float
+    held_out_bytes_saved: float | None  # on the documents held out; None where there are none
     time: Estimate | None  # by the baseline's, of the timing study; None where there is none
     is_faster: bool  # by that study's claim
     seen: Loss  # on the calibrating documents
@@ -62,8 +67,8 @@ class Candidate:
 
     def gain(self, by: By) -> float:
         """What it saves; 0 where it is not shown to save anything."""
-        if by == "calls":
-            return max(0.0, self.saved)
+        if by != "time":
+            return max(0.0, self.saved if by == "calls" else self.bytes_saved)
         return 1 - self.time.value if self.time is not None and self.is_faster else 0.0
 
 
@@ -103,7 +108,11 @@ class Calibration:
         if one is None:
             return f"NONE: {self._why_none}"
         if one.standing == "lossless":
-            return f"{one.config} {_saves(one, self.by)} and loses nothing: it only drafts"
+            sentence = f"{one.config} {_saves(one, self.by)} and loses nothing: it only drafts"
+            share, number = one.held_out_bytes_saved, len(self.parts.held_out)
+            if self.by != "bytes" or share is None:
+                return sentence
+            return f"{sentence}; on the {number} documents held out {100 * share:.1f} %"
         sentence = f"{one.config} {_saves(one, self.by)} and {promise}"
         held = one.held_out
         if held is None:
@@ -212,8 +221,8 @@ def calibrate(
     asked = [pair for pair in pairs if not _only_drafts(pair)]
     parts = split(num, calibrating, several=len(asked) > 1, seed=seed)
     order_by = {
-        pair.b.name: _saved(pair, parts.pilot if len(asked) > 1 else parts.test)
-        if by == "calls"
+        pair.b.name: _saved(pair, parts.pilot if len(asked) > 1 else parts.test, by)
+        if by != "time"
         else _time_saved(times, pair.b.name)
         for pair in asked
     }
@@ -275,12 +284,15 @@ def _only_drafts(pair: Pair) -> bool:
     return pair.identical and drafts and len(decoding) == 1
 
 
-def _saved(pair: Pair, places: Places) -> float:
-    """Share of the baseline's layer calls that are not made, on some documents."""
-    made = [
-        layer_calls(add_counts([cell.by_key[pair.keys[place]] for place in places])).made
-        for cell in (pair.a, pair.b)
+def _saved(pair: Pair, places: Places, by: Literal["calls", "bytes"] = "calls") -> float:
+    """Share of the baseline's layer calls or bytes that is saved, on some documents."""
+    counts = [
+        add_counts([cell.by_key[pair.keys[place]] for place in places]) for cell in (pair.a, pair.b)
     ]
+    if by == "calls":
+        made = [float(layer_calls(one).made) for one in counts]
+    else:
+        made = [float(sum(total(one, name) for name in _BYTES)) for one in counts]
     return 1 - made[1] / made[0] if made[0] else 0.0
 
 
@@ -297,6 +309,8 @@ def _candidate(
     return Candidate(
         config=pair.b.name,
         saved=_saved(pair, parts.calibrating),
+        bytes_saved=_saved(pair, parts.calibrating, "bytes"),
+        held_out_bytes_saved=_saved(pair, parts.held_out, "bytes") if len(parts.held_out) else None,
         time=None if timed is None else timed.ratio,
         is_faster=timed is not None and timed.claim == "faster",
         seen=_loss(pair, parts.calibrating, loss),

@@ -18,7 +18,7 @@ from fdllm.report.grid import choose_baseline
 from fdllm.report.records import Record, load_record
 
 if TYPE_CHECKING:  # scipy and statsmodels come in where something is computed
-    from fdllm.calibrate.calibration import Calibration, Candidate, Loss
+    from fdllm.calibrate.calibration import By, Calibration, Candidate, Loss
 
 EPILOG = """\
 Nothing is run: the answers are those of records that a sweep left. Four fifths of the documents,
@@ -28,7 +28,7 @@ promised, and of what.
 examples:
   fdllm calibrate --strategy 05_threshold --task tiny_arithmetic --model tiny --loss 0.02
   fdllm calibrate --strategy 01_adaptive_skip --task gsm8k --loss 0.01 --confidence 0.95 --json
-  fdllm calibrate --strategy 12_verified --task tiny_arithmetic --model tiny --by time
+  fdllm calibrate --strategy 12_verified --task tiny_arithmetic --model tiny --by bytes
 """
 
 
@@ -60,10 +60,11 @@ class CalibrateCommand(Recorded):
         type=positive,
         metavar="N",
     )
-    by: Literal["calls", "time"] = flag(
-        "what is to be saved: layer calls, or the time of the timing study (calls)",
+    by: Literal["calls", "bytes", "time"] = flag(
+        "what is to be saved: layer calls, the bytes that a device bound by memory moves, or the "
+        "time of the timing study (calls)",
         default="calls",
-        choices=("calls", "time"),
+        choices=("calls", "bytes", "time"),
     )
     seed: int = flag(
         "of the draw (0); settle it before you look, as every other draw is another chance to err",
@@ -130,7 +131,7 @@ def _print(found: Calibration) -> None:
     style = "yellow" if found.chosen is None else "green"
     out.print(Text(found.sentence, style=style))
     if found.candidates:
-        out.print(_table(found.candidates).terminal())
+        out.print(_table(found.candidates, found.by).terminal())
         out.print(Text("!: these documents show, at 5 %, that more is lost than is allowed."))
     pilot = f" ({len(parts.pilot)} order the candidates, {len(parts.test)} test them)"
     out.print(
@@ -142,7 +143,7 @@ def _print(found: Calibration) -> None:
         out.print(Text(f"no candidate: {one}"))
 
 
-def _table(candidates: Sequence[Candidate]) -> Table:
+def _table(candidates: Sequence[Candidate], by: By) -> Table:
     from fdllm.report.times import shown  # noqa: PLC0415 - as above
 
     def flips(loss: Loss | None) -> str:
@@ -155,7 +156,9 @@ def _table(candidates: Sequence[Candidate]) -> Table:
     return Table(
         [
             Column("config", [one.config for one in candidates], is_words=True),
-            Column("calls saved", [f"{100 * one.saved:+.1f} %" for one in candidates]),
+            Column("bytes saved", [f"{100 * one.bytes_saved:+.1f} %" for one in candidates])
+            if by == "bytes"
+            else Column("calls saved", [f"{100 * one.saved:+.1f} %" for one in candidates]),
             Column("time", ["" if one.time is None else shown(one.time) for one in candidates]),
             Column("lost / won", [flips(one.seen) for one in candidates]),
             Column("points lost [95 %]", [lost(one.seen) for one in candidates]),
