@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,34 @@ def test_eval_alone_is_the_eval_command(fdllm: Command, capsys: pytest.CaptureFi
     assert (cell["config"], cell["state"]) == ("k1_last", "done")
 
 
+def test_a_laptop_does_not_start_the_published_model_unasked(
+    fdllm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    one = (*TASK, "--config", "k1_first")
+    wide = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+    heads = {"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064}
+    kind = {"model_type": "Fast_dLLM_Qwen", "hidden_act": "silu"}
+    (fdllm.root / "model/config.json").write_text(json.dumps(wide | heads | kind))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert fdllm("sweep", *one) == 2
+    assert "has 7.6 billion parameters and this machine no GPU: 4 hours on a CPU" in fdllm.err
+    assert "try --model tiny" in fdllm.err
+    assert fdllm("timing", *TASK) == 2
+    assert "days on a CPU" in fdllm.err
+    assert fdllm.loads == 0
+    assert fdllm("sweep", *one, "--dry-run") == 0
+    assert fdllm("sweep", *one, "--limit", "2") == 0  # minutes
+    assert fdllm("eval", *one, "--device", "cpu") == 0
+    for config, name, value in (
+        ("k2_first", "torch.cuda.is_available", lambda: True),
+        ("k3_first", "os.environ", os.environ | {"SLURM_JOB_ID": "7"}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, value)
+            assert fdllm("eval", *TASK, "--config", config) == 0
+
+
 # --- status and report --------------------------------------------------------------------------
 
 
@@ -107,6 +136,48 @@ def test_status_is_the_same_from_sweep(fdllm: Command) -> None:
     status = fdllm.out
     fdllm("sweep", "--status", "--json", *TASK)
     assert fdllm.out == status
+
+
+def test_status_has_accuracies_and_counts_as_the_manual_does(fdllm: Command) -> None:
+    fdllm("sweep", *TASK, "--config", "k1_first", "k2_first")
+    assert fdllm("status", *TASK) == 0
+    assert re.search(r"✓ k1_first +done +5 +40.0 % \[", fdllm.out)
+    assert re.search(r"· k3_last +pending", fdllm.out)
+    assert "Completed: 2 / 9" in fdllm.out.splitlines()
+    assert "pending, not run yet" in fdllm.out
+
+
+def test_status_of_nothing_named_shows_what_there_is(fdllm: Command) -> None:
+    """A sweep of the embedded model is no empty grid of the published one."""
+    assert fdllm.raw("status") == 0
+    assert "0 of 54 done" in fdllm.out  # nothing is there, so what there might be
+    for limit in ((), ("--limit", "5")):
+        fdllm.raw("sweep", *TASK, "--config", "k1_first", *limit)
+    assert fdllm.raw("status") == 0
+    assert "tiny_arithmetic (all rows) on tiny" in fdllm.out
+    assert "tiny_arithmetic (limit 5, a smoke test) on tiny" in fdllm.out
+    assert f"nothing yet on {DEFAULT_MODEL}: gsm8k, minerva_math, mmlu" in fdllm.out
+    assert "2 of 18 done" in fdllm.out
+    assert "other records" not in fdllm.out
+    assert fdllm.raw("status", "--json") == 0
+    assert json.loads(fdllm.out)["counts"]["done"] == 2
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", ["status", "sweep"])
+def test_tables_fit_the_terminal(
+    fdllm: Command, monkeypatch: pytest.MonkeyPatch, command: str, columns: int
+) -> None:
+    fdllm("sweep", *TASK)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert fdllm(command, *TASK) == 0
+    table = [line for line in fdllm.out.splitlines() if re.search("k[123]_(first|middle)  ", line)]
+    assert len(table) == 6
+    assert max(map(len, fdllm.out.splitlines())) <= columns
+    assert all("40.0 % [" in line and "done" in line for line in table)
+    if command == "sweep":
+        told = "left out for room: repetitive, truncated"
+        assert (told in " ".join(fdllm.out.split())) == (columns == 80)
 
 
 def test_report_writes_results(fdllm: Command) -> None:

@@ -115,7 +115,8 @@ def test_a_failed_run_does_not_stop_the_others(fdllm: Command) -> None:
 
 def test_status_flag_runs_nothing(fdllm: Command) -> None:
     assert fdllm("sweep", *TASK, "--status") == 0
-    assert fdllm.out.count("· pending") == 9
+    assert fdllm.out.count("· k") == 9
+    assert "all 9: pending, not run yet" in fdllm.out
     assert "timing: pending, not taken yet" in fdllm.out
     assert fdllm.loads == 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fdllm.cli.status_table import status_table
+from fdllm.cli.status_table import reasons, status_table
 from fdllm.errors import FdllmError
 from fdllm.plan import CellState
 from fdllm.report.build import Report, make_report
@@ -252,7 +252,7 @@ def test_records_that_do_not_belong_together_make_no_table(root: Path, at: int) 
     with pytest.raises(FdllmError, match=r"no table for 00_baseline / tiny_arithmetic: documents"):
         page(root)
     cells = states(root)
-    table = figures_table(cells)
+    table = figures_table(cells).table
     assert "documents differs" in str(table.caption)
     shown = [list(column.cells) for column in table.columns]
     assert not any(str(figure) for column in shown[1:-1] for figure in column)
@@ -274,7 +274,7 @@ def shown(table: Any) -> list[dict[str, str]]:
 
 
 def test_figures_in_the_terminal(root: Path) -> None:
-    table = shown(figures_table(states(root)))
+    table = shown(figures_table(states(root)).table)
     assert table[2] == {
         "config": "k2_middle",
         "accuracy [95 %]": "60.0 % [23.1, 88.2]",
@@ -292,11 +292,21 @@ def test_figures_in_the_terminal(root: Path) -> None:
 
 def test_states_in_the_terminal(root: Path) -> None:
     do_run(root, make_run(root, "k3_first"), stop_at(1, OSError("gone")))
-    table = shown(status_table(states(root)))
-    assert table[0] == {"config": "k1_first", "state": "✓ done", "requests": "5", "reason": ""}
-    assert table[3]["state"] == "✗ failed"
-    assert table[3]["requests"] == "1 of 5"
-    assert table[3]["reason"].startswith("OSError: gone (log: ")
+    table = shown(status_table(states(root)).table)
+    assert table[0] == {
+        "config": "✓ k1_first",
+        "state": "done",
+        "requests": "5",
+        "accuracy [95 %]": "40.0 % [11.8, 76.9]",
+    }
+    assert table[3] == {
+        "config": "✗ k3_first",
+        "state": "failed",
+        "requests": "1 of 5",
+        "accuracy [95 %]": "",
+    }
+    [why] = [str(line) for line in reasons(states(root)) if "k3_first" in str(line)]
+    assert why.startswith("  k3_first: failed, OSError: gone (log: ")
 
 
 def test_twins_that_differ_fail_the_check(root: Path) -> None:

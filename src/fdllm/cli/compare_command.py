@@ -18,7 +18,7 @@ from fdllm.cli.output import console, say, say_json
 from fdllm.cli.recorded import Recorded
 from fdllm.errors import FdllmError, UsageError
 from fdllm.presets.reader import load_preset
-from fdllm.report.columns import Column, Table
+from fdllm.report.columns import Column, Fitted, Table
 from fdllm.report.grid import check_grid, checks
 from fdllm.report.records import (
     NotComparableError,
@@ -250,7 +250,7 @@ def _print_comparison(choice: Choice, found: Comparison, times: Times, *, num_fl
             out.print(Text(f"{title}: {len(keys)}; git keeps no texts: sweep to read the answers"))
 
 
-def _figures(c: Comparison) -> RichTable:
+def _figures(c: Comparison) -> Fitted:
     from fdllm.report.times import shown  # noqa: PLC0415 - as above
 
     change = c.difference.shown(100, "+.1f")

@@ -20,6 +20,7 @@ from fdllm.doctor.examine import examine, prefetch
 from fdllm.doctor.findings import Checkup, Finding, blocking
 from fdllm.plain import one_line
 from fdllm.record.paths import find_root
+from fdllm.report.columns import Fitted
 from fdllm.runs import Run
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -132,7 +133,7 @@ def _show(findings: Sequence[Finding], *, as_json: bool) -> int:
         table.add_row(
             one_line(finding.name), state, one_line(finding.found), one_line(finding.remedy)
         )
-    console(200).print(table)
+    console(200).print(Fitted(table))
     warned = sum(finding.state == "warn" for finding in findings)
     warnings = f", {warned} to keep in mind" if warned else ""
     if failed:

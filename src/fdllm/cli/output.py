@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -58,20 +59,35 @@ class _Console(Console):
     def __init__(self, *, width: int | None, stderr: bool) -> None:
         super().__init__(width=width, stderr=stderr, markup=False, emoji=False, highlight=False)
 
+    def print(self, *objects: Any, **words: Any) -> None:  # noqa: ANN401 - as rich has it
+        """As rich does; a word that is longer than a line, a path say, is left whole."""
+        super().print(*objects, **{"crop": False, **words})
+
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         # Ahead of where its lines are folded; what is drawn otherwise is seen to below.
         if isinstance(renderable, Text) and renderable.plain != (plain := shown(renderable.plain)):
             renderable = renderable.blank_copy(plain)
+        options = options or self.options
+        if isinstance(renderable, Text) and not options.overflow:  # in no column of a table
+            whole = renderable.copy()
+            whole.overflow = "ignore"
+            renderable = Text("\n", overflow="ignore", end=whole.end).join(
+                whole.wrap(self, options.max_width)
+            )
         for one in super().render(renderable, options):
             yield one if one.control else one._replace(text=shown(one.text))
 
 
 def console(at_least: int = 150, *, stderr: bool = False) -> Console:
-    """A stream for tables and bars; a log, which folds nothing, is ``at_least`` so many columns."""
+    """A stream for tables and bars; a log, which folds nothing, is ``at_least`` so many columns.
+
+    COLUMNS says how many, where it is set.
+    """
     found = _Console(width=None, stderr=stderr)
-    return found if found.is_terminal else _Console(width=max(at_least, found.width), stderr=stderr)
+    is_told = found.is_terminal or "COLUMNS" in os.environ
+    return found if is_told else _Console(width=max(at_least, found.width), stderr=stderr)
 
 
 def show_every_character() -> None:

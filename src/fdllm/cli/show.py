@@ -188,10 +188,10 @@ def remarks(cells: Sequence[CellState], criteria: Criteria | None) -> list[str]:
     return [text for text in (few, lock_words(criteria, done)) if text]
 
 
-def elsewhere(request: SweepRequest) -> None:
-    """Point at records that this selection does not cover."""
-    sweep, layout = request.sweep, request.planner.layout
-    covered = {str(TaskFolder.of(run)) for run in request.runs}
+def elsewhere(requests: Sequence[SweepRequest]) -> None:
+    """Point at records that these selections do not cover."""
+    sweep, layout = requests[0].sweep, requests[0].planner.layout
+    covered = {str(TaskFolder.of(run)) for request in requests for run in request.runs}
     hints = []
     for folder in layout.task_folders(sweep.experiment):
         limit = "" if folder.limit is None else f" --limit {folder.limit}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -20,12 +21,21 @@ from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cluster.queue import SlurmError
 from fdllm.criteria import Criteria
 from fdllm.errors import UsageError
+from fdllm.evaluate.tasks import TASKS
 from fdllm.plain import one_line
-from fdllm.plan import CellState, JobFacts
-from fdllm.report.table import heading, requests_text, state_text
+from fdllm.plan import RECORDED, CellState, JobFacts, State
+from fdllm.record.paths import TaskFolder
+from fdllm.report.columns import Fitted
+from fdllm.report.table import heading, named_text, requests_text, with_interval
+from fdllm.runs import home_model
 from fdllm.timing.wanted import study_state, study_words, want_studies
 
 _EVERY_S = 5.0
+_UNBEGUN = frozenset({State.PENDING, State.NOT_APPLICABLE})
+_WORDS = ("job", "node")
+_AT_WORK = ("tokens/s", "elapsed", "work left", "limit left", *_WORDS)
+_LESSER = ("node", "tokens/s", "limit left", "elapsed", "requests", "job")
+"""Columns that a narrow terminal may lack, the first to go first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +64,41 @@ class StatusCommand(Selection):
         request = read_request(self)
         show.overlaps(request, quiet=self.json)
         if self.watch is not None:
-            _watch(request, self.watch)
+            _watch(with_what_there_is(self, request), self.watch)
         else:
-            show_status(request, as_json=self.json)
+            show_status(with_what_there_is(self, request), as_json=self.json)
         return 0
 
 
-def show_status(request: SweepRequest, *, as_json: bool) -> None:
+def with_what_there_is(options: Selection, request: SweepRequest) -> list[SweepRequest]:
+    """What was asked for; where nothing was, the usual grid and then whatever has records."""
+    asked = (options.task, options.model, options.limit, options.preset, options.include_path)
+    if any(one is not None for one in asked) or "FDLLM_MODEL" in os.environ:
+        return [request]
+    covered = {TaskFolder.of(run) for run in request.runs}
+    others = dict[tuple[str, int | None], list[str]]()
+    for one in request.planner.layout.task_folders(options.experiment):
+        if one not in covered and one.task in TASKS and one.model is None and one.preset is None:
+            others.setdefault((home_model(one.task), one.limit), []).append(one.task)
+    return [
+        request,
+        *(
+            read_request(replace(options, task=tuple(tasks), model=model, limit=limit))
+            for (model, limit), tasks in others.items()
+        ),
+    ]
+
+
+def show_status(requests: Sequence[SweepRequest], *, as_json: bool) -> None:
     """State and reason of every cell, of those at work what the queue says, and other records."""
-    cells, timed = _states(request)
+    found = [_states(request) for request in requests]
     if as_json:
-        show.print_json(cells, timed)
+        show.print_json(
+            [c for cells, _ in found for c in cells], [t for _, ts in found for t in ts]
+        )
         return
-    console().print(_view(cells, timed, request.criteria))
-    show.elsewhere(request)
+    console().print(_view(requests, found))
+    show.elsewhere(requests)
 
 
 def _states(request: SweepRequest) -> tuple[list[CellState], list[CellState]]:
@@ -83,37 +114,74 @@ def _states(request: SweepRequest) -> tuple[list[CellState], list[CellState]]:
 
 
 def _view(
-    cells: Sequence[CellState], timed: Sequence[CellState], criteria: Criteria | None
+    requests: Sequence[SweepRequest],
+    found: Sequence[tuple[Sequence[CellState], Sequence[CellState]]],
 ) -> Group:
-    """Tables of all tasks, what rows cannot decide, the studies, and how many cells are done."""
-    tables: list[RenderableType] = []
-    for group in show.by_task(cells):
-        tables += [Text(heading(group), style="bold"), status_table(group)]
-        tables += [Text(f"! {text}", style="yellow") for text in show.remarks(group, criteria)]
-        tables += [Text(study_words(one)) for one in timed if one.run.task == group[0].run.task]
-    return Group(*tables, Text(show.tally(cells)))
+    """Tables of all tasks and how many cells are done; beside others, tasks without any by name."""
+    begun, views = list[CellState](), list[RenderableType]()
+    unbegun = dict[str, list[str]]()
+    for request, (cells, timed) in zip(requests, found, strict=True):
+        for group in show.by_task(cells):
+            if len(requests) > 1 and all(cell.state in _UNBEGUN for cell in group):
+                unbegun.setdefault(request.sweep.model.name, []).append(group[0].run.task)
+            else:
+                begun += group
+                views += _task_view(group, timed, request.criteria)
+    nothing = (f"nothing yet on {model}: {', '.join(names)}" for model, names in unbegun.items())
+    return Group(*views, *map(Text, nothing), Text(show.tally(begun)))
 
 
-def status_table(cells: Sequence[CellState]) -> Table:
-    """State, progress and reason of each cell of one task; where one is at work, how fast."""
+def _task_view(
+    group: Sequence[CellState], timed: Sequence[CellState], criteria: Criteria | None
+) -> list[RenderableType]:
+    """A task's table, why cells are not done, what rows cannot decide, and the study."""
+    num_done = sum(cell.state is State.DONE for cell in group)
+    num = len(group) - sum(cell.state is State.NOT_APPLICABLE for cell in group)
+    return [
+        Text(heading(group), style="bold"),
+        status_table(group),
+        *reasons(group),
+        *(Text(f"! {text}", style="yellow") for text in show.remarks(group, criteria)),
+        *(Text(study_words(one)) for one in timed if one.run.task == group[0].run.task),
+        Text(f"Completed: {num_done} / {num}\n"),
+    ]
+
+
+def status_table(cells: Sequence[CellState]) -> Fitted:
+    """State, progress and accuracy of each cell of one task; where one is at work, how fast."""
     at_work = any(cell.job is not None for cell in cells)
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("config", "state", "requests"):
-        table.add_column(name, overflow="fold")
-    for name in ("tokens/s", "elapsed", "work left", "limit left") if at_work else ():
-        table.add_column(name, justify="right")
-    for name in ("job", "node", "reason") if at_work else ("reason",):
-        table.add_column(name, overflow="fold")
+    for name in ("config", "state", "requests", "accuracy [95 %]"):
+        table.add_column(name, no_wrap=True)
+    for name in _AT_WORK if at_work else ():
+        table.add_column(name, justify="left" if name in _WORDS else "right", overflow="fold")
+    for cell in cells:
+        table.add_row(
+            named_text(cell),
+            cell.state.value,
+            requests_text(cell),
+            with_interval(cell.summary.headline)
+            if cell.summary is not None and cell.state in RECORDED
+            else "",
+            *(_queue_texts(cell.job or JobFacts(job_id=None)) if at_work else ()),
+        )
+    return Fitted(table, _LESSER)
+
+
+def reasons(cells: Sequence[CellState]) -> list[Text]:
+    """Why cells are not done, a line for all that have one reason; a log's path stays whole."""
+    found = dict[str, list[CellState]]()
     for cell in cells:
         reason = cell.reason + (f" (log: {cell.log})" if cell.log else "")
-        table.add_row(
-            cell.run.cell.name,
-            state_text(cell.state),
-            requests_text(cell),
-            *(_queue_texts(cell.job or JobFacts(job_id=None)) if at_work else ()),
-            Text(one_line(reason)),
-        )
-    return table
+        if reason:
+            found.setdefault(f"{cell.state.value}, {one_line(reason)}", []).append(cell)
+    lines = []
+    for reason, group in found.items():
+        names = [cell.run.cell.name for cell in group]
+        all_alike = len(names) == len(cells) > 1
+        shown = f"all {len(names)}" if all_alike else ", ".join(names)
+        lines.append(Text(f"  {shown}: {reason}"))
+    return lines
 
 
 def _queue_texts(job: JobFacts) -> tuple[str, ...]:
@@ -123,13 +191,13 @@ def _queue_texts(job: JobFacts) -> tuple[str, ...]:
     return (speed, *spent, job.job_id or "", job.node or "")
 
 
-def _watch(request: SweepRequest, every_s: float) -> None:
+def _watch(requests: Sequence[SweepRequest], every_s: float) -> None:
     """Show the states until somebody leaves; a log gets them one below the other."""
     out = console()
     try:
         with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
             while True:
-                view = _view(*_states(request), request.criteria)
+                view = _view(requests, [_states(request) for request in requests])
                 if out.is_terminal:
                     live.update(view, refresh=True)
                 else:

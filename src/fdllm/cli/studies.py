@@ -19,6 +19,7 @@ from fdllm.plan import ENDED, RECORDED, CellState, Planner
 from fdllm.record.journal import write_failure
 from fdllm.record.lock import LockedError, locked
 from fdllm.record.study import Study
+from fdllm.report.columns import Fitted
 from fdllm.runs import ModelChoice
 from fdllm.timing.wanted import (
     WantedStudy,
@@ -175,12 +176,12 @@ def print_study(study: Study) -> None:
     say(f"{study.experiment} / {study.task}, times on {where}, {study.dtype}")
     say(f"{len(study.documents)} documents, {study.repeats} times each, {study.seconds:.0f} s")
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("config", overflow="fold")
+    table.add_column("config", no_wrap=True)
     table.add_column(Text(f"time by {study.baseline}'s [95 % interval]"), justify="right")
     table.add_column("claim")
     for pair in sorted(found.pairs, key=lambda pair: not pair.twins):
         table.add_row(pair.b, Text(shown(pair.ratio)), _claim(pair))
-    console(at_least=80).print(table)
+    console(at_least=80).print(Fitted(table))
     say(noise_words(found))
     agreed = [one.agrees for one in study.configs.values() if one.agrees is not None]
     compared, equal = sum(one.compared for one in agreed), sum(one.equal for one in agreed)

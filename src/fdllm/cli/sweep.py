@@ -18,9 +18,10 @@ from fdllm.cli import early, show, studies
 from fdllm.cli.doctor import checkup_of
 from fdllm.cli.options import Computing, flag, number
 from fdllm.cli.output import complain, console, say
+from fdllm.cli.pace import check_pace
 from fdllm.cli.progress import GridProgress
 from fdllm.cli.request import SweepRequest, read_request
-from fdllm.cli.status_table import show_status
+from fdllm.cli.status_table import show_status, with_what_there_is
 from fdllm.cli.work import PlannedCell, choose_work
 from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import plan_submissions
@@ -121,7 +122,7 @@ class SweepCommand(Computing):
         show.overlaps(request)
         show.terms(request)
         if self.status:
-            show_status(request, as_json=self.json)
+            show_status(with_what_there_is(self, request), as_json=self.json)
             return 0
         if _choose_executor(self) == "slurm":
             return _submit(request, self)
@@ -166,6 +167,7 @@ def _compute(
     _check_device(options.device)
     if not work:
         show.nothing_to_do(request.states(), as_json=options.json)
+    check_pace(request, [one.cell.run for one in work], request.sweep.limit)
     load = cache(lambda choice: load_model(choice, options.threads))
     outcomes = _execute(request.planner, work, load)
     cells, timed = request.states(), list[CellState]()

@@ -18,6 +18,10 @@ from fdllm.evaluate.task_definition import define
 from fdllm.evaluate.task_index import Index, harness_index, own_index
 from fdllm.evaluate.tasks import TASKS, TaskInfo, info_of
 from fdllm.plain import one_line
+from fdllm.report.columns import Fitted
+
+_LESSER = ("asks", "documents", "of", "headline")
+"""Columns that a narrow terminal may lack, the first to go first."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,8 @@ def _embedded(info: TaskInfo) -> Listed:
 def _show(listed: list[Listed]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("task", "of", "asks", "documents", "headline", "needs"):
-        table.add_column(column, justify="right" if column == "of" else "left", overflow="fold")
+        whole, side = column != "needs", "right" if column == "of" else "left"
+        table.add_column(column, justify=side, no_wrap=whole, overflow="fold")  # type: ignore[arg-type]
     for one in listed:
         more = f" and {len(one.datasets) - 1} more" if len(one.datasets) > 1 else ""
         cells = (
@@ -150,4 +155,4 @@ def _show(listed: list[Listed]) -> None:
             one.words,
         )
         table.add_row(*(Text(one_line(cell)) for cell in cells))
-    console().print(table)
+    console(200).print(Fitted(table, _LESSER))

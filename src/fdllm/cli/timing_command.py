@@ -8,6 +8,7 @@ from functools import cache
 from fdllm.cli import studies, sweep
 from fdllm.cli.options import Placed, Selection, flag
 from fdllm.cli.output import say, say_json
+from fdllm.cli.pace import check_pace
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
 from fdllm.record.study import Study
@@ -44,6 +45,8 @@ class TimingCommand(Placed, Selection):
                 "says why each is not applicable"
             )
 
+        for one in wanted:
+            check_pace(request, [*one.runs.values()] * one.repeats, one.number)
         load = cache(lambda choice: sweep.load_model(choice, self.threads))
         taken = list[Study]()
         for one in wanted:

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from fdllm.plain import escaped, one_line
+
+_ENDLESS = 10_000  # characters; no terminal is wider
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,11 @@ class Table:
         )
         return list(zip(*cells, strict=True))
 
-    def terminal(self) -> TerminalTable:
-        """For a terminal; a caption is a warning there."""
+    def terminal(self) -> Fitted:
+        """For a terminal; a caption is a warning there.
+
+        Where it is narrow, figures are left out from the right, the first one and words last.
+        """
         table = TerminalTable(box=box.SIMPLE_HEAD, caption=self.caption, caption_style="red")
         for one in self.columns:
             head, side = one.name, "left" if one.is_words else "right"
@@ -48,10 +55,12 @@ class Table:
                 head = head[0].lower() + head[1:]
             # Two lines of head leave room for what stands below.
             head = head.replace(" by ", "\nby ").replace(" (", "\n(")
-            table.add_column(head, justify=side, overflow="fold")  # type: ignore[arg-type]
+            whole = one is self.columns[0] or not one.is_words
+            table.add_column(head, justify=side, overflow="fold", no_wrap=whole)  # type: ignore[arg-type]
         for row in self.rows:
             table.add_row(*(Text(one_line(text), style) for _, text, style in row))
-        return table
+        figures = [at for at, one in enumerate(self.columns) if at and not one.is_words]
+        return Fitted(table, [table.columns[at].header for at in reversed(figures[1:])])
 
     def markdown(self) -> list[str]:
         """The lines of a Markdown table."""
@@ -61,6 +70,59 @@ class Table:
             *([escaped(text) for _, text, _ in row] for row in self.rows),
         ]
         return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+class Fitted:
+    """A terminal's table, without its lesser columns where all of them have no room.
+
+    Args:
+        table: what is drawn; a column that is not wrapped keeps its texts whole.
+        spare: heads of the columns that may be left out, the first to go first.
+    """
+
+    def __init__(self, table: TerminalTable, spare: Sequence[RenderableType] = ()) -> None:
+        self.table, self.spare = table, spare
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterable[RenderableType]:
+        """The table, and below it the names of what was left out."""
+        endless = options.update(width=_ENDLESS)
+        for one in self.table.columns:
+            texts = [Measurement.get(console, endless, text) for text in (one.header, *one.cells)]
+            one.min_width = max(text.maximum if one.no_wrap else text.minimum for text in texts)
+        left_out = list[str]()
+        kept = self.table
+        for head in self.spare:
+            if Measurement.get(console, endless, kept).minimum <= options.max_width:
+                break
+            kept = _without(kept, head)
+            left_out.append(" ".join(str(head).split()))
+        yield kept
+        if left_out:
+            names = ", ".join(left_out)
+            yield Text(f"left out for room: {names}; in a wider terminal, or by --json", "dim")
+
+
+def _without(table: TerminalTable, head: RenderableType) -> TerminalTable:
+    kept = [one for one in table.columns if one.header is not head]
+    rest = TerminalTable(
+        box=table.box,
+        caption=table.caption,
+        caption_style=table.caption_style,
+        pad_edge=table.pad_edge,
+    )
+    for one in kept:
+        rest.add_column(
+            one.header,
+            justify=one.justify,
+            overflow=one.overflow,
+            no_wrap=one.no_wrap,
+            min_width=one.min_width,
+        )
+    for row in zip(*(one.cells for one in kept), strict=True):
+        rest.add_row(*row)
+    return rest
 
 
 def _styles(column: Column) -> Iterable[str]:

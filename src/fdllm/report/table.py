@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from fdllm.plan import RECORDED, CellState, State
 from fdllm.record.summary import Headline, Summary
-from fdllm.report.columns import Column, Table
+from fdllm.report.columns import Column, Fitted, Table
 from fdllm.report.grid import GridFinding, checks, choose_baseline, mixtures
 from fdllm.report.made import made_by
 from fdllm.report.records import Record, finished
@@ -52,6 +51,12 @@ def state_text(state: State) -> Text:
     """A state with its mark."""
     mark, style = _STYLE[state]
     return Text(f"{mark} {state.value}", style=style)
+
+
+def named_text(cell: CellState) -> Text:
+    """A config behind its state's mark."""
+    mark, style = _STYLE[cell.state]
+    return Text.assemble((mark, style), f" {cell.run.cell.name}")
 
 
 def requests_text(cell: CellState) -> str:
@@ -120,7 +125,7 @@ def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Colu
     ]
 
 
-def figures_table(cells: Sequence[CellState], baseline: str | None = None) -> RichTable:
+def figures_table(cells: Sequence[CellState], baseline: str | None = None) -> Fitted:
     """Figures of each cell of one task.
 
     Args:
