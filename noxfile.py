@@ -26,8 +26,8 @@ nox.options.default_venv_backend = "none"  # `Environment` below is shared; nox'
 nox.options.error_on_external_run = False
 
 LOCK = Path("requirements.lock")
-IMAGE_LOCK = Path("requirements.image.lock")
-HAND_OFF = "# Written by `nox -s lock`; do not edit."
+HASHES = Path("requirements.hashes.lock")
+PYLOCK = Path("pylock.toml")
 CODE = ("src", "tests", "noxfile.py")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 # pdoc sees only what has been imported, and `import fdllm` leaves torch's half for later.
@@ -160,7 +160,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def lock(session: nox.Session) -> None:
-    """Resolve pyproject.toml anew in a clean environment and write ``requirements.lock``.
+    """Resolve pyproject.toml anew in a clean environment and write both ``requirements`` locks.
 
     Local labels (``+cpu``) and what only a CUDA build of torch brings are left out, so that one
     file serves machines with and without a GPU.
@@ -171,23 +171,50 @@ def lock(session: nox.Session) -> None:
     pins = [line.partition("+")[0] for line in frozen if not GPU_ONLY.match(line)]
     header = "# Versions of everything that a run imports. Written by `nox -s lock`; do not edit."
     LOCK.write_text("\n".join([header, *pins]) + "\n", encoding="utf-8")
-    _lock_image(clean, pins)
+    _write_hashes(session)
 
 
-def _lock_image(clean: Environment, pins: list[str]) -> None:
-    """Write the image's lock: the hash of each package but torch, whose builds differ."""
-    rest = [pin for pin in pins if not pin.startswith("torch==")]
-    options = ("--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-")
-    report = json.loads(clean.pip("install", *options, *rest))
-    hashes = {
-        _plain(one["metadata"]["name"]): one["download_info"]["archive_info"]["hashes"]["sha256"]
-        for one in report["install"]
-    }
+@nox.session
+def pylock(session: nox.Session) -> None:
+    """Write ``pylock.toml`` (PEP 751): ``requirements.lock`` by hash, with torch and its CUDA."""
+    resolve = ("pyproject.toml", "--constraint", LOCK.name, "--format", "pylock.toml")
+    _compile(session, *resolve, "--output-file", PYLOCK.name)
+    locked = {one["name"]: one["version"] for one in load_toml(PYLOCK)["packages"]}
+    pins = _pinned(LOCK.read_text(encoding="utf-8"))
+    if wrong := sorted(name for name, version in pins.items() if locked.get(name) != version):
+        session.error(f"{PYLOCK} and {LOCK} differ in {', '.join(wrong)}: run nox -s lock")
+
+
+@nox.session
+def sbom(session: nox.Session) -> None:
+    """Write ``fdllm.cdx.json``: what a run imports as a CycloneDX bill of materials."""
+    tools = Environment(session, "bundle").install("bundle")
+    options = ("--pyproject", "pyproject.toml", "--output-reproducible", "-o", "fdllm.cdx.json")
+    tools.run("cyclonedx-py", "requirements", LOCK.name, *options, *session.posargs)
+
+
+def _write_hashes(session: nox.Session) -> None:
+    """Pin each package of the lock by its files' hashes, but torch, whose builds differ."""
+    options = ("--no-deps", "--generate-hashes", "--no-header", "--no-emit-package", "torch")
+    lines = _compile(session, LOCK.name, *options, "--no-annotate")
     header = (
-        "# requirements.lock without torch, by hash, for Linux x86_64 and Python 3.11: the image."
+        "# requirements.lock without torch, by hash, for every system and Python from 3.11 on.\n"
+        "# Written by `nox -s lock`; do not edit."
     )
-    lines = [f"{pin} --hash=sha256:{hashes[_plain(pin.partition('==')[0])]}" for pin in rest]
-    IMAGE_LOCK.write_text("\n".join([header, HAND_OFF, *lines]) + "\n", encoding="utf-8")
+    HASHES.write_text(f"{header}\n{lines.strip()}\n", encoding="utf-8")
+
+
+def _compile(session: nox.Session, *arguments: str) -> str:
+    """Have uv resolve for every system at once; what it printed comes back."""
+    tools = Environment(session, "bundle").install("bundle")
+    everywhere = ("--universal", "--python-version", "3.11", "--no-config", "--quiet")
+    return str(tools.run("uv", "pip", "compile", *everywhere, *arguments, silent=True))
+
+
+def _pinned(lock: str) -> dict[str, str]:
+    """Versions by normalized name."""
+    pins = (line.split("==") for line in lock.splitlines() if "==" in line)
+    return {_plain(name): version for name, version in pins}
 
 
 def _plain(name: str) -> str:
@@ -222,9 +249,28 @@ class Environment:
                 if stamp.exists() and stamp.read_text(encoding="utf-8") == _pins():
                     continue
                 self.session.log(f"installing '{part}' into {self.folder}: once, perhaps minutes")
-                self.pip("install", "--constraint", str(LOCK), *_requirements(part))
+                self._fetch(part)
                 stamp.write_text(_pins(), encoding="utf-8")
         return self
+
+    def _fetch(self, part: str) -> None:
+        """Install a part, by uv where there is one; what a run imports by hash, but for torch."""
+        uv = shutil.which("uv")
+        told = ("--python", str(self.folder / "bin" / "python"))
+
+        def install(*arguments: str) -> None:
+            if uv:
+                self.session.run(
+                    uv, "pip", "install", *told, *arguments, env=INTO, silent=True, external=True
+                )
+            else:
+                self.pip("install", *arguments)
+
+        if part == "project":
+            install("--no-deps", "--require-hashes", "--requirement", str(HASHES))
+        # The tools of a folder of their own may need other versions than a run.
+        pins = () if part == "bundle" else ("--constraint", str(LOCK))
+        install(*pins, *_requirements(part))
 
     def pip(self, *arguments: str) -> str:
         """Run pip; what it printed is returned, and shown only where it failed."""

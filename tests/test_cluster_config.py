@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from command import Command
+from fake_slurm import FakeSlurm
 from fdllm.cluster.cluster_config import ClusterConfig, Resources, load_cluster_config
 from fdllm.errors import UsageError
 from fdllm.runs import Cell, ModelChoice, Run
@@ -52,6 +54,39 @@ def test_every_key_of_the_example_is_one() -> None:
     assert set(data["resources"]) == set(Resources.model_fields)
     assert site.resources_of(run("mmlu")).time_min == 2880
     assert site.resources_of(run("gsm8k")).time_min == 1440
+
+
+def sites() -> list[str]:
+    """The example's blocks of sites, as a person copies them."""
+    blocks = re.findall(r"(?m)(?:^#   .*\n)+", EXAMPLE.read_text().partition("# --- sites")[2])
+    return [re.sub(r"(?m)^#   ", "", block) for block in blocks]
+
+
+@pytest.mark.parametrize("text", sites(), ids=["snellius", "jean-zay", "perlmutter", "narval"])
+def test_a_sites_block_is_what_sbatch_is_asked_for(
+    text: str, fdllm: Command, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the block to the ``sbatch`` that it becomes."""
+    (fdllm.root / "fdllm.toml").write_text(text)
+    monkeypatch.delenv("FDLLM_SITE", raising=False)
+    options = (
+        "--task",
+        "tiny_arithmetic",
+        "--config",
+        "k1_first",
+        "--executor",
+        "slurm",
+        "--no-doctor",
+    )
+    assert fdllm("sweep", *options, "--timing", "0") == 0, fdllm.err
+    asked = slurm.asked("101")
+    said = tomllib.loads(text)["resources"]
+    assert f"--time={said['time_min']}" in asked
+    assert f"--cpus-per-task={said['cpus']}" in asked
+    assert [one for one in asked if re.fullmatch(r"--gres=gpu(:\w+)?:1", one)]
+    for name in ("partition", "account", "qos", "constraint"):
+        assert (f"--{name}={said.get(name)}" in asked) == (name in said), name
+    assert set(said.get("extra", [])) <= set(asked)
 
 
 @pytest.mark.parametrize(

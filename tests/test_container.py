@@ -93,17 +93,22 @@ def test_definition_copies_named_sources_only() -> None:
     files = DEFINITION.split("%files")[1].split("%post")[0].split("\n")
     sources = {line.split()[0] for line in files if line.strip()}
     assert sources == {
-        *("src", "pyproject.toml", "requirements.lock", "requirements.image.lock"),
+        *("src", "pyproject.toml", "requirements.lock", "requirements.hashes.lock"),
         *("README.md", "LICENSE", "experiments/_template"),
     }
 
 
-def test_image_lock_is_the_lock_by_hash() -> None:
-    def lines(name: str) -> list[str]:
-        text = (ROOT / name).read_text(encoding="utf-8")
-        return [line for line in text.splitlines() if not line.startswith("#")]
+def test_hashes_are_those_of_the_lock_but_torch() -> None:
+    """For every system: the one file that nox, an installation by hand and the image read."""
 
-    image = lines("requirements.image.lock")
-    assert all(re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in image)
-    pins = [line for line in lines("requirements.lock") if not line.startswith("torch==")]
-    assert [line.split()[0] for line in image] == pins
+    def pins(name: str) -> dict[str, str]:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found = re.findall(r"^(\S+)==(\S+)", text, re.MULTILINE)
+        return {re.sub(r"[-_.]+", "-", one).lower(): version for one, version in found}
+
+    text = (ROOT / "requirements.hashes.lock").read_text(encoding="utf-8")
+    packages = re.split(r"\n(?=\S)", text.partition("edit.\n")[2].strip())
+    assert all(re.fullmatch(r"\S+( \\\n +--hash=sha256:[0-9a-f]{64})+", one) for one in packages)
+    locked = pins("requirements.lock")
+    assert locked.pop("torch")
+    assert pins("requirements.hashes.lock") == locked

@@ -27,6 +27,9 @@ class Session:
 
     def log(self, _: str) -> None: ...
 
+    def error(self, text: str) -> None:
+        raise RuntimeError(text)
+
 
 def test_what_a_user_set_for_pip_leads_into_no_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -43,6 +46,54 @@ def test_what_a_user_set_for_pip_leads_into_no_environment(
     assert env is not None
     assert env["PIP_USER"] == "0"
     assert not env["PIP_TARGET"] + env["PIP_PREFIX"] + env["PIP_ROOT"] + env["PYTHONPATH"]
+
+
+@pytest.mark.parametrize("uv", [None, "/bin/uv"])
+def test_the_project_is_installed_by_hash_and_by_uv_where_there_is_one(
+    uv: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("shutil.which", lambda name: uv if name == "uv" else None)
+    session = Session()
+    environment = NOXFILE["Environment"].__new__(NOXFILE["Environment"])
+    environment.session, environment.folder = session, tmp_path
+    environment.install("project", "lint", "bundle")
+    hashed, project, lint, tools = (command for command, _ in session.ran)
+    for command, env in session.ran:
+        python = ["--python", str(tmp_path / "bin/python")]
+        assert command[1:5] == (
+            ["pip", "install", *python] if uv else ["-m", "pip", "install", command[4]]
+        )
+        assert env is not None
+        assert not env["PYTHONPATH"]
+    assert hashed[-4:] == [
+        "--no-deps",
+        "--require-hashes",
+        "--requirement",
+        "requirements.hashes.lock",
+    ]
+    assert project[-4:] == ["--constraint", "requirements.lock", "--editable", "."]
+    assert "--constraint" in lint
+    assert "--constraint" not in tools, "a tool's own dependencies are no run's"
+    session.ran.clear()
+    environment.install("project", "lint", "bundle")
+    assert not session.ran
+
+
+def test_pylock_is_refused_where_it_pins_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's packages and those of other systems may be more; no pin may be missing or differ."""
+    monkeypatch.chdir(tmp_path)
+    Path("requirements.lock").write_text("# made\nJinja2==3.1.6\ntorch==2.13.0\n")
+    monkeypatch.setitem(NOXFILE["pylock"].func.__globals__, "_compile", lambda *_: "")
+    package = '[[packages]]\nname = "{}"\nversion = "{}"\n'
+    whole = [("jinja2", "3.1.6"), ("torch", "2.13.0"), ("triton", "3.7.1")]
+    Path("pylock.toml").write_text("".join(package.format(*one) for one in whole))
+    NOXFILE["pylock"].func(Session())
+    Path("pylock.toml").write_text(package.format("jinja2", "3.1.5"))
+    with pytest.raises(RuntimeError, match=r"differ in jinja2, torch: run nox -s lock"):
+        NOXFILE["pylock"].func(Session())
 
 
 @pytest.mark.parametrize(("there", "commit"), [(("git",), "c" * 40), ((), "unknown")])
