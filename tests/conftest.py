@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"
 # A sweep of a test is computed here unless it says otherwise, whether or not there is an sbatch.
 os.environ["FDLLM_EXECUTOR"] = "local"
-# Tables are as wide as in a log, however wide the terminal is that the tests are started in.
-os.environ.pop("COLUMNS", None)
 # In the background of a script a process ignores SIGINT, and so would all that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

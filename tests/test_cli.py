@@ -15,7 +15,7 @@ import torch
 
 from command import Command
 from fdllm import __version__
-from fdllm.cli import main_eval
+from fdllm.cli import main_eval, output
 from fdllm.cli.request import choose_model
 from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import State
@@ -169,7 +169,9 @@ def test_tables_fit_the_terminal(
     fdllm: Command, monkeypatch: pytest.MonkeyPatch, command: str, columns: int
 ) -> None:
     fdllm("sweep", *TASK)
-    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = output._Console(width=columns, stderr=False)  # noqa: SLF001 - the one that is drawn on
+    for module in ("show", "status_table"):
+        monkeypatch.setattr(f"fdllm.cli.{module}.console", lambda: terminal)
     assert fdllm(command, *TASK) == 0
     table = [line for line in fdllm.out.splitlines() if re.search("k[123]_(first|middle)  ", line)]
     assert len(table) == 6

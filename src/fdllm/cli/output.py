@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable
@@ -81,13 +80,9 @@ class _Console(Console):
 
 
 def console(at_least: int = 150, *, stderr: bool = False) -> Console:
-    """A stream for tables and bars; a log, which folds nothing, is ``at_least`` so many columns.
-
-    COLUMNS says how many, where it is set.
-    """
+    """A stream for tables and bars; a log, which folds nothing, is ``at_least`` so many columns."""
     found = _Console(width=None, stderr=stderr)
-    is_told = found.is_terminal or "COLUMNS" in os.environ
-    return found if is_told else _Console(width=max(at_least, found.width), stderr=stderr)
+    return found if found.is_terminal else _Console(width=max(at_least, found.width), stderr=stderr)
 
 
 def show_every_character() -> None:
