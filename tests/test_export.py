@@ -222,16 +222,26 @@ def test_crate_is_read_by_its_library(fdllm_command: Command, tmp_path: Path) ->
     out = tmp_path / "release"
     assert export(fdllm_command, out) == 0
     crate = ROCrate(out)
-    files = {unquote(entity.id) for entity in crate.get_entities() if entity.type == "File"}
+    files = {unquote(one.id) for one in crate.data_entities if one.id != "./"}
     on_disk = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     assert files == on_disk - {"SHA256SUMS", "ro-crate-metadata.json"}
     runs = [one for one in crate.get_entities() if one.type == "CreateAction"]
     assert len(runs) == len(CONFIGS)
     for run in runs:
-        assert run["instrument"].id == "#fdllm"
+        assert (
+            run["instrument"].id == crate.mainEntity.id == "experiments/00_baseline/experiment.toml"
+        )
+        given = {one["name"]: one for one in run["object"] if one.type == "PropertyValue"}
+        assert given["config"]["value"] in CONFIGS
+        assert {one["exampleOfWork"].id for one in given.values()} == {
+            one.id for one in crate.mainEntity["input"]
+        }
         names = {one.id.rpartition("/")[2] for one in run["result"]}
         assert {"summary.json", "samples.jsonl", "results.json", "columns.json.xz"} <= names
         assert run["startTime"] <= run["endTime"]
+    assert "ComputationalWorkflow" in crate.mainEntity.type
+    profiles = {one.id.partition("ro/")[2] for one in crate.root_dataset["conformsTo"]}
+    assert {"wfrun/process/0.5", "wfrun/workflow/0.5"} <= profiles
 
 
 def test_nothing_of_the_machine(fdllm_command: Command, tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def _describe(draft: Path, experiment: str, remarks: Sequence[str], version: str
         draft,
         names_in(draft),
         runs,
+        experiment=experiment,
         title=f"fdllm {experiment}: records",
         description=f"{len(runs)} finished runs of {experiment}, sample by sample, with the code, "
         "settings and versions behind them",
