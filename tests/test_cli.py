@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -245,6 +247,22 @@ def test_the_version_of_the_package(fdllm: Command) -> None:
     told = (sys.executable, "-m", "fdllm", "--version")
     said = subprocess.run(told, check=True, capture_output=True, text=True)
     assert said.stdout == fdllm.out == f"fdllm {__version__}\n"
+
+
+def test_a_completion_script_is_made_of_every_flag(
+    fdllm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert fdllm.raw("completion", "bash") == 2
+    assert "pip install shtab" in fdllm.err
+
+    def complete(parser: argparse.ArgumentParser, shell: str) -> str:
+        return f"{shell}: {parser.format_help()}"
+
+    monkeypatch.setitem(sys.modules, "shtab", SimpleNamespace(complete=complete))
+    assert fdllm.raw("completion", "zsh") == 0
+    assert fdllm.out.startswith("zsh: Usage: fdllm")
+    assert "sweep" in fdllm.out
 
 
 # --- what makes no sense ------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -22,8 +23,8 @@ from fdllm.cli.export import ExportCommand
 from fdllm.cli.grade import GradeCommand
 from fdllm.cli.job import JobCommand
 from fdllm.cli.new import NewCommand
-from fdllm.cli.options import Command
-from fdllm.cli.output import complain, show_every_character
+from fdllm.cli.options import Command, flag
+from fdllm.cli.output import complain, say, show_every_character
 from fdllm.cli.profile import ProfileCommand
 from fdllm.cli.prompts import PromptsCommand
 from fdllm.cli.report import ReportCommand
@@ -34,7 +35,7 @@ from fdllm.cli.tasks_command import TasksCommand
 from fdllm.cli.timing_command import TimingCommand
 from fdllm.cli.trace import TraceCommand
 from fdllm.cluster.signals import Terminated
-from fdllm.errors import FdllmError, did_you_mean, first_line
+from fdllm.errors import FdllmError, UsageError, did_you_mean, first_line
 from fdllm.plain import one_line
 
 INTERRUPTED = 130
@@ -63,6 +64,30 @@ examples:
   fdllm new adaptive_skip --from 00_baseline         the next experiment
 """
 
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionCommand(Command):
+    """Print a shell's completion script; needs shtab, which nothing else does."""
+
+    shell: str = flag("the shell", flags=("shell",), choices=("bash", "zsh", "tcsh"))
+
+    def run(self) -> int:
+        """Written once by shtab: at a Tab nothing is started, and no library loaded.
+
+        Raises:
+            UsageError: shtab is not installed.
+        """
+        try:
+            shtab = import_module("shtab")
+        except ModuleNotFoundError:
+            raise UsageError(
+                "the script is made by shtab, which is not installed: pip install shtab, then "
+                f"fdllm completion {self.shell} again"
+            ) from None
+        say(shtab.complete(build_parser(commands()), shell=self.shell))
+        return 0
+
+
 _COMMANDS: Mapping[str, type[Command] | None] = {
     "eval": EvalCommand,
     "sweep": SweepCommand,
@@ -83,6 +108,7 @@ _COMMANDS: Mapping[str, type[Command] | None] = {
     "compare": CompareCommand,
     "calibrate": CalibrateCommand,
     "new": NewCommand,
+    "completion": CompletionCommand,
     "job": JobCommand,
 }
 
