@@ -5,16 +5,19 @@ Records are edited where a figure would come out equal in two columns.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from fdllm.cli.status_table import reasons, status_table
 from fdllm.errors import FdllmError
-from fdllm.plan import CellState
+from fdllm.plan import CellState, JobFacts, State
 from fdllm.report.build import Report, make_report
 from fdllm.report.results_md import render_results, render_section
 from fdllm.report.table import (
@@ -307,6 +310,20 @@ def test_states_in_the_terminal(root: Path) -> None:
     }
     [why] = [str(line) for line in reasons(states(root)) if "k3_first" in str(line)]
     assert why.startswith("  k3_first: failed, OSError: gone (log: ")
+
+
+@pytest.mark.parametrize("width", [50, 60, 79, 80, 100, 120])
+def test_a_job_fits_the_terminal(root: Path, width: int) -> None:
+    job = JobFacts("4711021_3", "gpu-node-017", 40_000, 46_400, 99_000, 81.25)
+    one, *rest = states(root)
+    one = replace(one, state=State.RUNNING, done=1319, total=14042, job=job)
+    terminal = Console(width=width, file=io.StringIO())
+    with terminal.capture() as drawn:
+        terminal.print(status_table([one, *rest]))
+    assert max(map(len, drawn.get().splitlines())) <= width
+    assert "▶ k1_first " in drawn.get()
+    assert "27.5 h" in drawn.get()
+    assert "left out for room: node" in drawn.get()
 
 
 def test_twins_that_differ_fail_the_check(root: Path) -> None:

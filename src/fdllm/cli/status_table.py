@@ -34,7 +34,7 @@ _EVERY_S = 5.0
 _UNBEGUN = frozenset({State.PENDING, State.NOT_APPLICABLE})
 _WORDS = ("job", "node")
 _AT_WORK = ("tokens/s", "elapsed", "work left", "limit left", *_WORDS)
-_LESSER = ("node", "tokens/s", "limit left", "elapsed", "requests", "job")
+_LESSER = ("node", "tokens/s", "limit left", "elapsed", "accuracy [95 %]", "job", "requests")
 """Columns that a narrow terminal may lack, the first to go first."""
 
 
@@ -154,7 +154,7 @@ def status_table(cells: Sequence[CellState]) -> Fitted:
     for name in ("config", "state", "requests", "accuracy [95 %]"):
         table.add_column(name, no_wrap=True)
     for name in _AT_WORK if at_work else ():
-        table.add_column(name, justify="left" if name in _WORDS else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
     for cell in cells:
         table.add_row(
             named_text(cell),
