@@ -1,9 +1,13 @@
-"""``fdllm export``: a folder with everything that a reader needs to check an experiment."""
+"""``fdllm export``: a folder with everything that a reader needs to check an experiment.
+
+Or the same records in the forms that other tools of the field read.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from fdllm.cli.options import Selection, flag
 from fdllm.cli.output import complain, say
@@ -14,12 +18,23 @@ from fdllm.record.paths import TaskFolder
 from fdllm.record.provenance import versions
 from fdllm.release.choose import ALLOWANCES, Allowance
 
+Format = Literal["release", "lm-eval"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCommand(Selection):
     """Write a folder that stands by itself: records, report, versions."""
 
-    out: Path | None = flag("folder to make (release/EXPERIMENT); it must not exist", metavar="DIR")
+    format: Format = flag(
+        "release (default), or the records in the form of another tool: results_TIME.json and "
+        "samples_TASK_TIME.jsonl of lm-eval (docs/records.md 6)",
+        default="release",
+        choices=get_args(Format),
+    )
+    out: Path | None = flag(
+        "folder to make (release/EXPERIMENT, with -FORMAT for another form); it must not exist",
+        metavar="DIR",
+    )
     allow: tuple[Allowance, ...] = flag(
         "take what would be refused: stale or mixed records as they are, without the invalid ones, "
         "texts that name places of this machine. The release says so",
@@ -32,12 +47,19 @@ class ExportCommand(Selection):
 
     smoke_tests: bool = flag("with the tables that a limit has cut", default=False)
 
+    allow_code_execution: bool | None = flag(
+        "let humaneval and mbpp run their programs once more, confined, where a form of another "
+        "tool wants their verdicts",
+        action="store_true",
+    )
+
     def run(self) -> int:
-        """Write a release of an experiment's records.
+        """Write a release of an experiment's records, or their form for another tool.
 
         Raises:
             FdllmError: there are none, or something in them must not be released.
         """
+        from fdllm.release.formats import export_format  # noqa: PLC0415
         from fdllm.release.release import export  # noqa: PLC0415
 
         planner = make_planner(self)
@@ -53,20 +75,20 @@ class ExportCommand(Selection):
         covered = {str(TaskFolder.of(planner.runs(sweep)[0])) for sweep in found}
         folders = map(str, planner.layout.task_folders(self.experiment))
         others = [name for name in folders if name not in covered]
-        out = self.out or Path("release", self.experiment).absolute()
-        release = export(
-            planner,
-            sweeps,
-            out,
-            version=versions()["fdllm"],
-            selection=selection_words(self),
-            allowed=frozenset(self.allow),
-        )
+        whole, allowed = self.format == "release", frozenset(self.allow)
+        name = self.experiment if whole else f"{self.experiment}-{self.format}"
+        out = self.out or Path("release", name).absolute()
+        if whole:
+            own, words = versions()["fdllm"], selection_words(self)
+            release = export(planner, sweeps, out, version=own, selection=words, allowed=allowed)
+        else:
+            release = export_format(planner, sweeps, out, name=self.format, allowed=allowed)
         for remark in release.remarks:
             complain(f"note: {remark}")
         if others:
             complain(
                 f"note: not part of this selection: {', '.join(others)} (--task, --model, --limit)"
             )
-        say(f"wrote {release.folder}: {release.num_cells} records; see its README.md")
+        see = "see its README.md" if whole else f"as {self.format} has them"
+        say(f"wrote {release.folder}: {release.num_cells} records; {see}")
         return 0

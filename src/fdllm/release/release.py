@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fdllm.errors import FdllmError, UsageError
+from fdllm.errors import FdllmError
 from fdllm.outside import read_text
 from fdllm.plain import escaped
 from fdllm.plan import Planner
-from fdllm.record.atomic import explained, write_text
+from fdllm.record.atomic import write_text
 from fdllm.record.paths import TIMING, Layout
 from fdllm.record.per_document import MOST
 from fdllm.record.summary import Summary, is_published
-from fdllm.release.choose import SHOWN, Allowance, Chosen, and_more, choose
+from fdllm.release.choose import Allowance
 from fdllm.release.crate import write_metadata
-from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename, text_of
-from fdllm.release.scrub import check_texts, places
+from fdllm.release.draft import choose_checked, drafted, refuse_used
+from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename
 from fdllm.report.alternative import CONTROLS
 from fdllm.report.build import make_report
 from fdllm.report.html import render_html
-from fdllm.report.recheck import recheck_records
 from fdllm.report.records import html_path, record_folders
 from fdllm.report.results_md import render_results
-from fdllm.report.sums import check_studies
 from fdllm.runs import Sweep
 
 _HOUSE = ("requirements.lock", "CITATION.cff", "LICENSE")
@@ -69,45 +65,13 @@ def export(
         FdllmError: a record is damaged, :func:`choose` or :func:`check_texts` refuses, or the disk
             is full.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists already; name another folder with --out, or move it away")
-    tables = [[planner.state(run) for run in planner.runs(sweep)] for sweep in sweeps]
-    chosen = choose(tables, allowed)
-    _check(planner, chosen)
+    refuse_used(out)
+    chosen = choose_checked(planner, sweeps, allowed)
     folders = [cell.paths.folder for cell, _ in chosen.records]
-    with explained(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-        try:
-            remarks = [*chosen.remarks, *_fill(draft, planner, sweeps, folders, selection)]
-            _describe(draft, sweeps[0].experiment, remarks, version)
-            forbidden = places(planner.root, planner.layout.results, out.parent)
-            check_texts(
-                ((name, text_of(draft / name)) for name in names_in(draft)),
-                forbidden,
-                allow_places="places" in allowed,
-            )
-            draft.chmod(0o755)
-            if out.exists():
-                out.rmdir()
-            draft.rename(out)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+    with drafted(planner, out, allowed) as draft:
+        remarks = [*chosen.remarks, *_fill(draft, planner, sweeps, folders, selection)]
+        _describe(draft, sweeps[0].experiment, remarks, version)
     return Release(out, len(folders), tuple(remarks))
-
-
-def _check(planner: Planner, chosen: Chosen) -> None:
-    """Compute what is to be released anew, with the timing studies beside it."""
-    folders = [cell.paths.folder for cell, _ in chosen.records]
-    found = check_studies(planner.layout, folders)
-    found += recheck_records(planner, folders, [cell.run for cell, _ in chosen.records])
-    if found.differences:
-        told = "; ".join(map(str, found.differences[:SHOWN]))
-        raise FdllmError(
-            f"not exported: {told}{and_more(found.differences)}. fdllm report --check shows them; "
-            "fdllm sweep --force CONFIG computes a cell anew"
-        )
 
 
 def _fill(

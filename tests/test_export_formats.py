@@ -1,0 +1,127 @@
+"""Records in the forms of other tools: what those write and read, from the record alone."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval import evaluator, result_schema
+from lm_eval.loggers import EvaluationTracker
+
+from fdllm.cli import main
+from fdllm.cli.report import ReportCommand
+from fdllm.cli.request import read_request
+from fdllm.errors import FdllmError
+from fdllm.evaluate.again import prepare
+from fdllm.evaluate.attempt import Known
+from fdllm.record.journal import read_journal
+from fdllm.release.harness_log import harness_log
+from fdllm.report.records import load_record
+from fdllm.runs import Run
+
+TASKS = ("tiny_arithmetic", "tiny_choice")
+FLAGS = ("--model", "tiny", "--config", "k2_middle", "--limit", "3")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of a task of each kind, on the embedded model."""
+    folder = tmp_path_factory.mktemp("results")
+    for task in TASKS:
+        assert main(["eval", "--task", task, *FLAGS, "--results", str(folder)]) == 0
+    return folder
+
+
+def export(results: Path, out: Path, form: str, *tasks: str) -> int:
+    flags = ("--task", *(tasks or TASKS), "--results", str(results), "--out", str(out))
+    return main(["export", *FLAGS, *flags, "--format", form])
+
+
+def run_of(results: Path, task: str) -> tuple[Run, Path]:
+    """A record's run, and its folder."""
+    parser = ArgumentParser()
+    ReportCommand.add_flags(parser)
+    flags = [*FLAGS, "--task", task, "--results", str(results)]
+    request = read_request(ReportCommand.read(parser.parse_args(flags)))
+    (run,) = request.runs
+    return run, request.planner.layout.run(run).folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def as_lm_eval(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "lm-eval"
+    assert export(results, out, "lm-eval") == 0
+    return out
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_files_are_those_that_lm_eval_writes(
+    results: Path, as_lm_eval: Path, tmp_path: Path, task: str
+) -> None:
+    """Its own tracker writes the same, of the same answers."""
+    run, folder = run_of(results, task)
+    lm, loaded = prepare(run)
+    lm.store = Known(read_journal(folder / "journal.jsonl").entries)
+    found = evaluator.evaluate(lm=lm, task_dict={"tasks": loaded.leaves}, limit=3,
+                               apply_chat_template=True, fewshot_as_multiturn=True)  # fmt: skip
+    samples = found.pop("samples")
+    tracker = EvaluationTracker(output_path=str(tmp_path))
+    template = lm.tokenizer.chat_template
+    tracker.general_config_tracker.log_experiment_args(
+        "fdllm", "pretrained=fdllm/tiny", None, template, fewshot_as_multiturn=True
+    )
+    tracker.save_results_aggregated(found, samples)
+    tracker.save_results_samples(task, samples[task])
+    ours, theirs = as_lm_eval / f"{task}_limit_3" / "k2_middle" / "fdllm__tiny", tmp_path
+    (written,), (expected,) = ours.glob("results_*.json"), theirs.rglob("results_*.json")
+    assert expected.parent.name == ours.name
+    here, there = json.loads(written.read_text()), json.loads(expected.read_text())
+    del there["total_evaluation_time_seconds"]  # of the grading, not of the run
+    assert {name: here[name] for name in there} == there
+    assert set(here) <= set(result_schema.EvalResults.__annotations__)
+    (written,), (expected,) = ours.glob("samples_*.jsonl"), theirs.rglob("samples_*.jsonl")
+    assert lines(written) == lines(expected)
+    time = written.name.removeprefix(f"samples_{task}_").removesuffix(".jsonl")
+    assert (ours / f"results_{time}.json").is_file()
+
+
+def test_what_makes_a_cell_stands_among_the_models_arguments(as_lm_eval: Path) -> None:
+    (written,) = as_lm_eval.glob("tiny_choice*/*/*/results_*.json")
+    data = json.loads(written.read_text())
+    assert data["config"]["limit"] == 3
+    arguments = data["config"]["model_args"]
+    assert arguments["pretrained"] == data["model_name"] == "fdllm/tiny"
+    assert (arguments["config"], arguments["layers"]) == ("k2_middle", "4 5 6 7")
+    assert data["results"]["tiny_choice"]["acc_stderr,none"] > 0
+    assert data["lm_eval_version"] == "0.4.13"
+    assert data["date"] > 1.7e9
+
+
+def test_no_answers_no_form(results: Path) -> None:
+    """A clone has no answers, and nothing is made up."""
+    run, folder = run_of(results, "tiny_choice")
+    published = load_record(results / "artifacts" / folder.relative_to(results))
+    with pytest.raises(FdllmError, match="holds no journal.jsonl"):
+        harness_log(published, run)
+
+
+def test_damage_is_refused(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = run_of(results, "tiny_choice")
+    path = folder / "summary.json"
+    kept = path.read_text()
+    try:
+        path.write_text(kept.replace('"num_requests": 12', '"num_requests": 13'))
+        assert export(results, tmp_path / "out", "lm-eval", "tiny_choice") == 1
+    finally:
+        path.write_text(kept)
+    assert "num_requests is 13; computed anew it is 12" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
