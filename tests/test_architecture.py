@@ -23,7 +23,7 @@ from imports import imports, modules
 # From the top down. A module belongs to the longest name that it starts with.
 LAYERS = (
     {"cli", "__main__"},
-    {"calibrate"},
+    {"calibrate", "reproduce"},
     {
         "report",
         "cluster",
@@ -68,6 +68,7 @@ LIGHT = (
     "calibrate",
     "report",
     "release",
+    "reproduce",
     "profiling.record",
     "plan",
     "until_decided",

@@ -28,6 +28,7 @@ from fdllm.cli.output import complain, say, show_every_character
 from fdllm.cli.profile import ProfileCommand
 from fdllm.cli.prompts import PromptsCommand
 from fdllm.cli.report import ReportCommand
+from fdllm.cli.reproduce import ReproduceCommand
 from fdllm.cli.selftest import SelftestCommand
 from fdllm.cli.status_table import StatusCommand
 from fdllm.cli.sweep import EvalCommand, SweepCommand, ValidateCommand
@@ -58,6 +59,7 @@ examples:
   fdllm timing --task gsm8k --docs 100               how much time each config takes
   fdllm calibrate --strategy 05_threshold --task T    the setting that loses at most 1 point
   fdllm profile --task tiny_arithmetic               which layers could be reused
+  fdllm reproduce --from-records                     does what was learnt hold?
   fdllm trace --task tiny_choice --config k3_last    watch a document being decoded
   fdllm export --experiment 00_baseline              a folder to share
   fdllm bench step --shape tiny --shape 28x512       how close to the machine's limit it is
@@ -107,6 +109,7 @@ _COMMANDS: Mapping[str, type[Command] | None] = {
     "bench": None,  # as the checkout has it
     "compare": CompareCommand,
     "calibrate": CalibrateCommand,
+    "reproduce": ReproduceCommand,
     "new": NewCommand,
     "completion": CompletionCommand,
     "job": JobCommand,

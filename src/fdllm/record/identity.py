@@ -47,6 +47,7 @@ _OUTSIDE = (
     "profiling",
     "record",
     "release",
+    "reproduce",
     "selftest",
     "timing",
     "tiny",
