@@ -1,18 +1,12 @@
-"""The report in a real headless browser: quiet, fast, usable by keyboard, readable on a phone.
-
-Skipped where there is no Chromium: ``apt-get install chromium chromium-driver``.
-"""
+"""The report in a real headless browser: quiet, fast, usable by keyboard, readable on a phone."""
 
 from __future__ import annotations
 
+import csv
 import json
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -21,54 +15,10 @@ from fdllm.record.paths import Layout
 from fdllm.report.build import Section, build_report
 from fdllm.report.html import render_html
 from fdllm.report.records import load_record
+from in_browser import Driver, browser, choose, open_page, text_of, wait
 from made_up import Invented, baseline_grid, write_grid
 
 pytestmark = pytest.mark.slow
-
-REQUIRE_BROWSER = "FDLLM_REQUIRE_BROWSER"
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
-
-Driver = Any  # selenium's, which is imported where a browser is there
-
-
-def _need(what: str) -> None:
-    reason = f"needs {what}: apt-get install chromium chromium-driver, pip install selenium"
-    if os.environ.get(REQUIRE_BROWSER) == "1":
-        pytest.fail(f"{reason}; {REQUIRE_BROWSER}=1 forbids skipping")
-    pytest.skip(reason)
-
-
-@contextmanager
-def browser(profile: Path) -> Iterator[Driver]:
-    """A headless Chromium; skips the test where none is installed."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    chromedriver = shutil.which("chromedriver")
-    if chromium is None or chromedriver is None:
-        _need("Chromium and chromedriver")
-    try:
-        from selenium import webdriver  # noqa: PLC0415 - not everywhere
-    except ImportError:
-        _need("selenium")
-        return
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(chromium)
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=str(chromedriver))
-    driver = webdriver.Chrome(options=options, service=service)
-    try:
-        yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -97,41 +47,6 @@ def write_page(folder: Path, num_docs: int, *, smoke: bool = True) -> Path:
 @pytest.fixture(scope="module")
 def path(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001 - skips
     return write_page(tmp_path_factory.mktemp("page"), 60)
-
-
-def open_page(driver: Driver, path: Path, width: int = 1280, scheme: str = "light") -> None:
-    """Open a page as it would be on a screen of that width, and wait until its flips are there."""
-    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme_feature]})
-    driver.get(path.as_uri())
-    driver.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
-    wait(lambda: "flips" in text_of(driver, "output"))
-    # What an earlier test chose must not show here.
-    driver.execute_script("localStorage.clear(); delete document.documentElement.dataset.theme")
-
-
-def wait(holds: Callable[[], Any], seconds: float = 120.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < end, "the page never got there"
-        time.sleep(0.05)
-    return found
-
-
-def text_of(driver: Driver, selector: str) -> str:
-    return str(driver.find_element("css selector", selector).text)
-
-
-def choose(driver: Driver, kind: str, value: str) -> None:
-    driver.execute_script(
-        "const field = document.querySelector(`[data-filter=${arguments[0]}]`);"
-        "field.value = arguments[1];"
-        "field.dispatchEvent(new Event(field.tagName === 'INPUT' ? 'input' : 'change'));",
-        kind,
-        value,
-    )
 
 
 def rows(driver: Driver) -> list[list[str]]:
@@ -249,6 +164,138 @@ def test_flips_open_side_by_side(driver: Driver, path: Path) -> None:
     assert left.location["y"] == right.location["y"]
     assert "<b>&" in left.text, "markup in an answer is text"
     assert "Question" in flip.find_element("css selector", ".asked pre").text
+
+
+def open_link(driver: Driver, path: Path, target: str) -> str:
+    """Follow a link to a sample; what the page then says it lists."""
+    driver.get("about:blank")  # or the browser would stay on the page
+    driver.get(f"{path.as_uri()}#{target}")
+    return str(wait(lambda: text_of(driver, "[data-folder=gsm8k] output")))
+
+
+def test_every_answer_is_there_and_has_a_link_of_its_own(driver: Driver, path: Path) -> None:
+    open_page(driver, path)
+    choose(driver, "direction", "all")
+    assert text_of(driver, "output") == "540 samples, 40 listed"
+    choose(driver, "config", "k1_first")
+    assert {direction for _, direction in rows(driver)} == {"right", "wrong"}
+    flip = driver.find_element("css selector", ".flip")
+    driver.execute_script("arguments[0].open = true", flip)
+    link = wait(lambda: flip.find_elements("css selector", "a"))[0].get_attribute("href")
+    assert link.endswith("#gsm8k/k1_first/0")
+    assert open_link(driver, path, "gsm8k/k2_middle/7") == "1 samples, 1 listed"
+    (flip,) = driver.find_elements("css selector", ".flip[open]")
+    wait(lambda: flip.find_elements("css selector", ".sides"))
+    assert flip.text.startswith("gsm8k #7\nk2_middle\n")
+    assert flip.location["y"] > 0
+    trace = "fdllm trace --experiment 00_baseline --task gsm8k --config k2_middle --doc 7"
+    assert trace in flip.text
+    assert "document 99 of k2_middle is not in" in open_link(driver, path, "gsm8k/k2_middle/99")
+
+
+def test_a_point_says_its_figures_where_the_keyboard_is(driver: Driver, path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys  # noqa: PLC0415 - not everywhere
+
+    open_page(driver, path)
+    tip = driver.find_element("css selector", "#tip")
+    assert not tip.is_displayed()
+    driver.execute_script("document.querySelector('.wide .point[aria-label^=k2_middle]').focus()")
+    assert tip.text.startswith("k2_middle: ")
+    assert " points [" in tip.text
+    driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not tip.is_displayed()
+
+
+def column(driver: Driver, number: int) -> list[str]:
+    """What is shown of a column of the main table, from above to below."""
+    return list(
+        driver.execute_script(
+            "const table = document.querySelector('[aria-labelledby=t0-figures] table');"
+            "return [...table.tBodies[0].rows].filter(row => !row.hidden)"
+            ".map(row => row.cells[arguments[0]].textContent)",
+            number,
+        )
+    )
+
+
+def test_the_main_table_sorts_and_filters(driver: Driver, path: Path) -> None:
+    open_page(driver, path)
+    names, shares = column(driver, 0), column(driver, 1)
+    heads = driver.find_elements("css selector", "[aria-labelledby=t0-figures] .sort")
+
+    def press(number: int) -> None:
+        driver.execute_script("arguments[0].click()", heads[number])
+
+    press(1)
+    found = [float(one.split()[0]) for one in column(driver, 1)]
+    assert found == sorted(found)
+    assert found != [float(one.split()[0]) for one in shares]
+    press(1)
+    assert [float(one.split()[0]) for one in column(driver, 1)] == sorted(found, reverse=True)
+    press(1)
+    assert column(driver, 0) == names, "as it was"
+    press(3)
+    assert column(driver, 3)[-1] == "", "what has no figure goes last"
+    press(3)
+    assert column(driver, 3)[-1] == ""
+    driver.execute_script(
+        "const field = arguments[0]; field.value = 'k3 COLLAPSED';"
+        "field.dispatchEvent(new Event('input'))",
+        driver.find_element("css selector", "#t0 .tools input"),
+    )
+    assert column(driver, 0)
+    assert all(one.startswith("k3") for one in column(driver, 0))
+
+
+def test_tables_and_figures_can_be_taken_away(driver: Driver, path: Path) -> None:
+    open_page(driver, path)
+    driver.execute_script(
+        "window.saved = []; URL.createObjectURL = (blob) => { saved.push(blob); return 'data:,'; };"
+        "HTMLAnchorElement.prototype.click = function () { saved.at(-1).file = this.download; };"
+        "for (const label of arguments[0])"
+        " [...document.querySelectorAll('#verdict .tools button, #t0 .tools button')]"
+        ".find(one => one.getAttribute('aria-label').includes(label)).click()",
+        ["CSV", "as SVG", "as PNG"],
+    )
+    wait(lambda: driver.execute_script("return saved.length === 3 && saved[2].file"))
+    files = driver.execute_script("return saved.map(one => [one.file, one.type, one.size])")
+    assert [kind for _, kind, _ in files] == ["text/csv", "image/svg+xml", "image/png"]
+    assert files[0][0].endswith("_t0-figures.csv")
+    assert files[2][2] > 10_000
+    table, drawing = (
+        driver.execute_async_script("saved[arguments[0]].text().then(arguments[1])", number)
+        for number in (0, 1)
+    )
+    head, first, *_ = csv.reader(table.splitlines())
+    assert head[:4] == ["Config", "Accuracy, %", "Accuracy, %, low", "Accuracy, %, high"]
+    assert first[0] == "k1_first"
+    assert all(len(line) == len(head) for line in csv.reader(table.splitlines()))
+    assert "--paper" in drawing
+    assert ET.fromstring(drawing).attrib["data-theme"] == "light"  # noqa: S314 - our own text
+
+
+def test_the_verdict_and_its_picture_are_the_first_screen_of_a_phone(
+    driver: Driver, path: Path
+) -> None:
+    open_page(driver, path, 390)
+    box = driver.execute_script(
+        "return document.querySelector('#verdict .narrow svg').getBoundingClientRect()"
+    )
+    assert box["bottom"] < 844
+    assert box["width"] > 300
+
+
+def test_what_is_folded_is_printed_but_for_the_samples(driver: Driver, path: Path) -> None:
+    driver.get("about:blank")
+    driver.get(path.as_uri())
+    opened = (
+        "return [...document.querySelectorAll('details')].map(one => [one.className, one.open])"
+    )
+    assert not any(is_open for _, is_open in driver.execute_script(opened))
+    driver.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert all(is_open == (kind == "") for kind, is_open in driver.execute_script(opened))
+    driver.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert not any(is_open for _, is_open in driver.execute_script(opened))
 
 
 def test_flips_stack_on_a_phone(driver: Driver, path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,9 @@ from fdllm.report.alternative import (
 from fdllm.report.build import Section, TablePage
 from fdllm.report.compare import compare
 from fdllm.report.compare_text import Comparison, describe, points, smoke_mark
-from fdllm.report.flips import embed
 from fdllm.report.made import Made
 from fdllm.report.origin import origin
+from fdllm.report.page_samples import PageTexts, embed
 from fdllm.report.records import Record, load_record
 from fdllm.report.speed import TimedPair
 from fdllm.report.stats import Estimate
@@ -304,49 +306,55 @@ def test_why_thresholds_are_not_compared(
 # --- flips ----------------------------------------------------------------------------------------
 
 
-def flips(base: Record, other: Record, budget: int) -> dict[str, Any]:
+def texts(base: Record, other: Record, budget: int) -> PageTexts:
     values: dict[str, Any] = dict.fromkeys(TablePage.__dataclass_fields__)
     against = {other.name: compare(base, other)}
     values |= {"key": "t0", "baseline": base.name, "against": against}
+    values |= {"folder": "gsm8k_limit_9@tiny", "task": "gsm8k", "model": "tiny", "limit": 9}
     section = Section((base, other), table=TablePage(**values))
-    found: dict[str, Any] = embed([section], budget)["t0"]
-    return found
+    return embed([section], "00_baseline", budget)["t0"]
 
 
-def test_flips_stand_side_by_side_and_long_texts_are_cut() -> None:
+def test_answers_stand_side_by_side_and_long_texts_are_cut() -> None:
     outputs = [f"x{i}" * 4000 for i in range(6)]
     base = make_cell("k1_first", share(6, 3), outputs=[f"base {i}" for i in range(6)])
     other = make_cell("k2_last", [0, 1, 1, 1, 0, 0], outputs=outputs)
-    whole = flips(base, other, 10**6)
-    assert (whole["baseline"], whole["cells"]) == ("k1_first", ["k2_last"])
-    assert whole["flips"] == [(0, 0, 0), (1, 0, 1)]
-    assert [doc["id"] for doc in whole["docs"]] == ["gsm8k #0", "gsm8k #3"]
-    assert whole["docs"][1]["base"]["text"] == "base 3"
-    assert whole["docs"][1]["target"] == "target 3"
-    shown = whole["docs"][0]["answers"][0]
+    whole = texts(base, other, 10**6)
+    assert whole.data["cells"] == ["k1_first", "k2_last"]
+    assert whole.data["baseline"] == 0
+    assert whole.data["trace"] == (
+        "fdllm trace --experiment 00_baseline --task gsm8k --model tiny --limit 9"
+    )
+    docs = whole.data["docs"]
+    assert [(doc["id"], doc["name"]) for doc in docs] == [(f"gsm8k #{i}", f"{i}") for i in range(6)]
+    assert [[one["value"] for one in doc["answers"]] for doc in docs[:2]] == [[1, 0], [1, 1]]
+    assert docs[3]["answers"][0]["text"] == "base 3"
+    assert docs[3]["target"] == "target 3"
+    shown = docs[0]["answers"][1]
     assert shown["text"] == f"{outputs[0][:6000]}\n[… 2,000 characters more, in samples.jsonl]"
-    assert (whole["cut"], whole["left_out"]) == (2, 0)
-    small = flips(base, other, 3000)
-    assert small["docs"][0]["answers"][0]["text"].startswith(outputs[0][:800] + "\n[… 7,200 ")
+    assert (whole.num_cut, whole.num_same, whole.num_flips) == (6, 0, 0)
+    assert json.loads(zlib.decompress(base64.b64decode(whole.packed))) == whole.data
+    small = texts(base, other, 100).data["docs"]
+    assert [doc["name"] for doc in small] == ["0", "3"], "what no config flips goes first"
+    assert small[0]["answers"][1]["text"].startswith(outputs[0][:300] + "\n[… 7,700 ")
 
 
-def test_flips_are_left_out_where_cutting_is_not_enough() -> None:
-    right = [0.0] * 400
-    base = make_cell("k1_first", share(400, 400), outputs=["a" * 900] * 400)
-    other = make_cell("k2_last", right, outputs=["b" * 900] * 400)
-    assert flips(base, other, 10**7)["left_out"] == 0
-    few = flips(base, other, 100)
-    assert len(few["flips"]) == 50
-    assert few["left_out"] == 350
+def test_documents_are_left_out_where_cutting_is_not_enough() -> None:
+    base = make_cell("k1_first", share(500, 400), outputs=["a" * 900] * 500)
+    other = make_cell("k2_last", [0.0] * 500, outputs=["b" * 900] * 500)
+    whole = texts(base, other, 10**7)
+    assert (len(whole.data["docs"]), whole.num_same, whole.num_flips) == (500, 0, 0)
+    few = texts(base, other, 100)
+    assert (len(few.data["docs"]), few.num_same, few.num_flips) == (50, 100, 350)
 
 
 def test_a_scored_flip_shows_every_choice_and_the_one_that_was_taken() -> None:
     outputs = [[-2.0, -1.0, -3.0]] * 6
     base = make_cell("k1_first", share(6, 6), outputs=[[-0.5, -1.0, -3.0]] * 6, task="tiny_choice")
     other = make_cell("k2_last", share(6, 5), outputs=outputs, task="tiny_choice")
-    (doc,) = flips(base, other, 10**6)["docs"]
-    assert doc["base"]["text"].splitlines()[0] == "choice 1: log-likelihood -0.5000  ← chosen"
-    assert doc["answers"][0]["text"].splitlines() == [
+    first, second = texts(base, other, 10**6).data["docs"][5]["answers"]
+    assert first["text"].splitlines()[0] == "choice 1: log-likelihood -0.5000  ← chosen"
+    assert second["text"].splitlines() == [
         "choice 1: log-likelihood -2.0000",
         "choice 2: log-likelihood -1.0000  ← chosen",
         "choice 3: log-likelihood -3.0000",

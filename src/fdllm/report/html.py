@@ -13,13 +13,13 @@ from markupsafe import Markup
 from fdllm.plain import shown
 from fdllm.report import report_text
 from fdllm.report.build import Report, Section, TablePage
-from fdllm.report.flips import embed
+from fdllm.report.page_samples import PageTexts, embed, selection
 from fdllm.report.page_tables import criteria_table, page_tables
 from fdllm.report.scatter import Aim, legend, make_scatter
 from fdllm.report.svg import FIGURE_STYLE
 
-FLIP_BUDGET = 3_600_000
-"""Bytes of JSON that texts may take: a whole page stays under five megabytes."""
+TEXT_BUDGET = 3_600_000
+"""Bytes that packed texts may take: a whole page stays under five megabytes."""
 _TEMPLATES = FIGURE_STYLE.parent
 _CLASSES = {"confirmed": "confirmed", "refuted": "refuted", "cannot tell": "unsure"}
 
@@ -33,22 +33,25 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["style"] = _own(FIGURE_STYLE) + _own(_TEMPLATES / "style.css")
+    environment.globals |= {
+        "figure_style": _own(FIGURE_STYLE),
+        "style": _own(_TEMPLATES / "style.css"),
+        "page_script": _own(_TEMPLATES / "page.js"),
+    }
     return environment.get_template(name)
 
 
 def render_html(report: Report) -> str:
     """The whole file."""
-    flips = embed(report.sections, FLIP_BUDGET)
+    texts = embed(report.sections, report.experiment, TEXT_BUDGET)
     page = page_template("report.html.j2").render(
         report=report,
         verdict_class=_CLASSES.get(report.verdict.word, ""),
         criteria=criteria_table(report.verdict),
         views=[
-            _view(report, one, one.table, flips) for one in report.sections if one.table is not None
+            _view(report, one, one.table, texts) for one in report.sections if one.table is not None
         ],
         figures_json=script_json(report.figures()),
-        flips_json=script_json(flips),
         script=_own(_TEMPLATES / "report.js"),
     )
     return shown(page)
@@ -59,10 +62,10 @@ def _own(path: Path) -> Markup:
 
 
 def _view(
-    report: Report, section: Section, table: TablePage, flips: Mapping[str, Any]
+    report: Report, section: Section, table: TablePage, texts: Mapping[str, PageTexts]
 ) -> dict[str, Any]:
     """What the page shows of one task."""
-    own, notices = flips.get(table.key), report_text.notices(table, section.overlap)
+    notices = report_text.notices(table, section.overlap)
     sizes = {"wide": (860, 400), "narrow": (360, 340)}
     drawn = {n: make_scatter(table, report.criteria, *size, n) for n, size in sizes.items()}
     wide = drawn["wide"]
@@ -76,8 +79,8 @@ def _view(
         "scatter": {name: None if one is None else one.render() for name, one in drawn.items()},
         "aim": Aim.of(report.criteria, table.task) != Aim(None, None),
         "legend": legend(table, [] if wide is None else wide.outside),
-        "flips": own if own and own["flips"] else None,
-        "published": any(record.is_published for record in section.records),
+        "texts": texts.get(table.key),
+        "selection": selection(report.experiment, table),
     }
 
 

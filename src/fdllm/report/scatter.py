@@ -138,7 +138,8 @@ class Scatter:
         for cross in laid.crosses:
             drawing.line(*cross, "whisker")
         for one, place in laid.at.items():
-            drawing.mark(*place, one.shape, one.kind)
+            with drawing.point(*place, one.words):
+                drawing.mark(*place, one.shape, one.kind)
         for one, (x, base, anchor) in laid.labels.items():
             drawing.text(x, base, one.name, "label halo", anchor)
         self._column(drawing, laid)

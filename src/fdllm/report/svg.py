@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Drawing:
         self.width, self.height = width, height
         self.title, self.description = title, description
         self._parts: list[Markup] = []
+        self._has_points = False
 
     def _add(self, tag: str, kind: str, content: str | None = None, **values: str | float) -> None:
         """An element of a class; the text of its attributes is escaped."""
@@ -84,14 +86,25 @@ class Drawing:
                 "polygon", kind, points=" ".join(f"{number(a)},{number(b)}" for a, b in corners)
             )
 
+    @contextmanager
+    def point(self, x: float, y: float, words: str) -> Iterator[None]:
+        """What is drawn meanwhile can be pointed at, by keyboard too, and then says these words."""
+        self._has_points = True
+        head = '<g class="point" tabindex="0" role="img" aria-label="{0}"><title>{0}</title>'
+        self._parts.append(Markup(head).format(words))  # noqa: S704 - ours
+        self._add("circle", "hit", cx=x, cy=y, r=10)
+        yield
+        self._parts.append(Markup("</g>"))
+
     def render(self) -> Markup:
         """The element."""
         frame = Markup(
-            '<svg id="{key}" class="figure" viewBox="0 0 {width} {height}" role="img" '
+            '<svg id="{key}" class="figure" viewBox="0 0 {width} {height}" role="{role}" '
             'aria-labelledby="{key}-title {key}-text" style="max-width:{room}px">'
             '<title id="{key}-title">{title}</title><desc id="{key}-text">{text}</desc>'
         ).format(
             key=self.key,
+            role="group" if self._has_points else "img",
             width=number(self.width),
             height=number(self.height),
             room=number(self.width * 1.18),

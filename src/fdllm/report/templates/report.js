@@ -1,33 +1,14 @@
-"use strict";
+/** Samples: unpacked when first looked at, drawn some at a time; each has a link of its own. */
 (() => {
   const PAGE = 40;
-  const make = (name, props = {}, ...children) => {
-    const element = Object.assign(document.createElement(name), props);
-    element.append(...children);
-    return element;
+  const ways = { lost: -1, gained: 1 };
+
+  const unpack = async (section) => {
+    const packed = section.querySelector("script").textContent;
+    const bytes = Uint8Array.from(atob(packed), (one) => one.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return new Response(stream).json();
   };
-
-  // --- theme: the system's, until somebody chooses --------------------------------------------
-  const root = document.documentElement;
-  const theme = document.getElementById("theme");
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const remember = (value) => { try { localStorage.setItem("fdllm-theme", value); } catch { /* file: */ } };
-  const recall = () => { try { return localStorage.getItem("fdllm-theme"); } catch { return null; } };
-  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
-  const name = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
-  const known = recall();
-  if (known === "light" || known === "dark") root.dataset.theme = known;
-  theme.addEventListener("click", () => {
-    root.dataset.theme = isDark() ? "light" : "dark";
-    remember(root.dataset.theme);
-    name();
-  });
-  dark.addEventListener("change", name);
-  name();
-
-  // --- flips: parsed when first looked at, drawn a page at a time -----------------------------
-  let parsed = null;
-  const data = () => (parsed ??= JSON.parse(document.getElementById("flips").textContent));
 
   /** The text, with what follows the first difference marked. */
   const marked = (text, other) => {
@@ -40,86 +21,95 @@
     return pre;
   };
 
-  const side = (title, answer, other, right) => {
+  const judged = (value) => {
+    const word = { 0: "wrong", 1: "right" }[value] || value.toFixed(2);
+    return make("span", { className: value === 1 ? "met" : value === 0 ? "missed" : "" }, word);
+  };
+
+  const side = (title, answer, other) => {
     const facts = [`${answer.tokens} tokens`];
     if (answer.finish === "length") facts.push("truncated");
     const box = make("div", {},
-      make("h4", {}, title, " ",
-        make("span", { className: right ? "met" : "missed" }, right ? "right" : "wrong"), " ",
+      make("h4", {}, title, " ", judged(answer.value), " ",
         make("span", { className: "soft" }, facts.join(", "))),
       // Log-likelihoods differ everywhere; a mark would say nothing.
-      answer.finish === null
+      answer.finish === null || !other
         ? make("pre", { tabIndex: 0 }, answer.text) : marked(answer.text, other.text));
     if (answer.read) box.append(make("p", { className: "small" }, "read as: ", make("code", {}, answer.read)));
     return box;
   };
 
-  const fill = (details, table, [number, cell, gained]) => {
-    const doc = table.docs[number];
-    const answer = doc.answers[cell];
-    details.append(
-      make("div", { className: "sides" },
-        side(table.baseline, doc.base, answer, !gained),
-        side(table.cells[cell], answer, doc.base, Boolean(gained))),
-      make("div", { className: "asked" },
-        make("p", { className: "small" }, "target: ", make("code", {}, doc.target)),
-        make("h4", {}, "prompt"),
-        make("pre", { tabIndex: 0 }, doc.prompt)),
-      make("p"));
-  };
-
-  const draw = (table, flip) => {
-    const [number, cell, gained] = flip;
-    const doc = table.docs[number];
-    const gist = doc.prompt.replace(/\s+/g, " ").slice(-160);
-    const details = make("details", { className: "flip" },
-      make("summary", {},
-        make("span", {}, doc.id),
-        make("span", {}, table.cells[cell]),
-        make("span", { className: gained ? "met" : "missed" }, gained ? "gained" : "lost"),
-        make("span", { className: "gist" }, gist)));
-    details.addEventListener("toggle", () => {
-      if (details.open && !details.dataset.filled) {
-        details.dataset.filled = "1";
-        fill(details, table, flip);
-      }
-    });
-    return details;
-  };
-
-  const setUp = (section) => {
+  const setUp = (section, table) => {
     const field = (kind) => section.querySelector(`[data-filter="${kind}"]`);
     const list = section.querySelector(".flips");
     const count = section.querySelector("output");
     const more = section.querySelector(".more");
+    const samples = table.docs.flatMap((doc) => doc.answers.flatMap((answer, cell) => {
+      const base = cell === table.baseline ? null : doc.answers[table.baseline];
+      return answer ? [{ doc, cell, answer, base, way: base ? Math.sign(answer.value - base.value) : 0 }] : [];
+    }));
+    const link = ({ doc, cell }) => `#${section.dataset.folder}/${table.cells[cell]}/${doc.name}`;
     let found = [];
     let shown = 0;
-    const table = () => data()[section.dataset.table];
 
+    const fill = (details, one) => {
+      const { doc, cell, answer, base } = one;
+      const config = table.cells[cell];
+      const sides = [side(config, answer, base)];
+      if (base) sides.unshift(side(table.cells[table.baseline], base, answer));
+      const trace = `${table.trace} --config ${config} --doc ${doc.name} --html trace.html`;
+      details.append(
+        make("div", { className: base ? "sides" : "sides one" }, ...sides),
+        make("div", { className: "asked" },
+          make("p", { className: "small" }, "target: ", make("code", {}, doc.target)),
+          make("h4", {}, "prompt"),
+          make("pre", { tabIndex: 0 }, doc.prompt)),
+        make("p", { className: "small" },
+          make("a", { href: link(one) }, "Link to this sample"), ". Step by step: ", make("code", {}, trace)));
+    };
+    const draw = (one) => {
+      const gist = one.doc.prompt.replace(/\s+/g, " ").slice(-160);
+      const word = one.way
+        ? make("span", { className: one.way > 0 ? "met" : "missed" }, one.way > 0 ? "gained" : "lost")
+        : judged(one.answer.value);
+      const details = make("details", { className: "flip" },
+        make("summary", {},
+          make("span", {}, one.doc.id), make("span", {}, table.cells[one.cell]), word,
+          make("span", { className: "gist" }, gist)));
+      details.addEventListener("toggle", () => {
+        if (details.open && !details.dataset.filled) {
+          details.dataset.filled = "1";
+          fill(details, one);
+        }
+      });
+      return details;
+    };
     const showMore = () => {
-      const next = found.slice(shown, shown + PAGE).map((flip) => draw(table(), flip));
+      const next = found.slice(shown, shown + PAGE).map(draw);
       list.append(...next);
       shown += next.length;
       more.hidden = shown >= found.length;
-      count.textContent = `${found.length} flips, ${shown} listed`;
+      const what = field("direction").value === "all" ? "samples" : "flips";
+      count.textContent = `${found.length} ${what}, ${shown} listed`;
       return next[0];
+    };
+    const listOnly = (some) => {
+      found = some;
+      list.replaceChildren();
+      shown = 0;
+      return showMore();
     };
     const filter = () => {
       const config = field("config").value;
       const direction = field("direction").value;
       const subject = field("subject") ? field("subject").value : "";
       const words = field("text").value.toLowerCase();
-      found = table().flips.filter(([number, cell, gained]) => {
-        const doc = table().docs[number];
-        return (!config || table().cells[cell] === config)
-          && (!direction || (direction === "gained") === Boolean(gained))
+      listOnly(samples.filter(({ doc, cell, answer, base, way }) =>
+        (!config || table.cells[cell] === config)
+          && (direction === "all" || (direction ? way === ways[direction] : way))
           && (!subject || doc.subject === subject)
-          && (!words || [doc.id, doc.prompt, doc.target, doc.base.text, doc.answers[cell].text]
-            .some((text) => text.toLowerCase().includes(words)));
-      });
-      list.replaceChildren();
-      shown = 0;
-      showMore();
+          && (!words || [doc.id, doc.prompt, doc.target, answer.text, base ? base.text : ""]
+            .some((text) => text.toLowerCase().includes(words)))));
     };
     for (const input of section.querySelectorAll("[data-filter]")) {
       input.addEventListener(input.tagName === "INPUT" ? "input" : "change", filter);
@@ -129,10 +119,47 @@
       if (first) first.querySelector("summary").focus();
     });
     filter();
+    /** Show the sample that a link names, alone. */
+    return (config, name) => {
+      for (const input of section.querySelectorAll("[data-filter]")) input.value = "";
+      field("direction").value = "all";
+      const cell = table.cells.indexOf(config);
+      field("config").value = cell < 0 ? "" : config;
+      const first = listOnly(samples.filter((one) => one.cell === cell && one.doc.name === name));
+      if (first) {
+        first.open = true;
+        first.scrollIntoView();
+        first.querySelector("summary").focus();
+      } else {
+        count.textContent = `document ${name} of ${config} is not in this page`;
+        section.scrollIntoView();
+      }
+    };
   };
 
-  // Behind the first paint: the figures come first, the texts when there is time.
-  window.addEventListener("load", () => setTimeout(() => {
-    for (const section of document.querySelectorAll("[data-table]")) setUp(section);
-  }));
+  const ready = new Map();
+  const begin = (section) => {
+    if (!ready.has(section)) {
+      const count = section.querySelector("output");
+      ready.set(section, unpack(section).then((table) => setUp(section, table), (error) => {
+        count.textContent = `the samples cannot be unpacked: ${error.message}; a browser of 2023 or later can`;
+        throw error;
+      }));
+    }
+    return ready.get(section);
+  };
+  const sections = [...document.querySelectorAll("[data-folder]")];
+  for (const section of sections) {
+    section.closest("details").addEventListener("toggle", () => begin(section).catch(() => {}));
+  }
+  const follow = () => {
+    let parts = [];
+    try { parts = decodeURIComponent(location.hash.slice(1)).split("/"); } catch { /* no link of ours */ }
+    const section = sections.find((one) => one.dataset.folder === parts[0]);
+    if (parts.length !== 3 || !section) return;
+    section.closest("details").open = true;
+    begin(section).then((open) => open(parts[1], parts[2]), () => {});
+  };
+  addEventListener("hashchange", follow);
+  follow();
 })();
