@@ -23,6 +23,7 @@ from fdllm.cli.export import ExportCommand
 from fdllm.cli.grade import GradeCommand
 from fdllm.cli.job import JobCommand
 from fdllm.cli.new import NewCommand
+from fdllm.cli.open_command import OpenCommand
 from fdllm.cli.options import Command, flag
 from fdllm.cli.output import complain, say, show_every_character
 from fdllm.cli.profile import ProfileCommand
@@ -50,6 +51,7 @@ examples:
   fdllm sweep --task mmlu --force k2_middle          this config again
   fdllm eval --task tiny_choice --config k3_last     one run
   fdllm status --json                                every cell's state
+  fdllm open 00_baseline                             its report, in the browser
   fdllm doctor --task gsm8k                          is everything there that it needs?
   fdllm selftest                                     is this device's arithmetic right?
   fdllm prefetch --task gsm8k                        fetch it, for nodes without a network
@@ -96,6 +98,7 @@ _COMMANDS: Mapping[str, type[Command] | None] = {
     "validate": ValidateCommand,
     "status": StatusCommand,
     "report": ReportCommand,
+    "open": OpenCommand,
     "export": ExportCommand,
     "doctor": DoctorCommand,
     "prefetch": PrefetchCommand,

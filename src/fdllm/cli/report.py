@@ -6,6 +6,7 @@ import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -118,6 +119,35 @@ def _places(planner: Planner, options: ReportCommand) -> tuple[Path, Path]:
     own = planner.experiment(options.experiment).folder
     folder = own if options.results is None else planner.layout.results / options.experiment
     return folder / "results.md", options.html or html_path(planner.layout, options.experiment)
+
+
+def page_of(planner: Planner, options: ReportCommand) -> Path:
+    """Where the HTML page of a selection lies; a page that is not there is written.
+
+    Raises:
+        FdllmError: there are no records, or they must not share a table.
+    """
+    from fdllm.report.html import render_html  # noqa: PLC0415 - as above
+    from fdllm.report.referee_page import INDEX  # noqa: PLC0415 - as above
+
+    if options.all:
+        page = planner.layout.results / INDEX
+        for name in _sweeps_of_all(planner, options):  # it links to them
+            with suppress(FdllmError):  # of nothing finished there is no page
+                page_of(planner, replace(options, all=False, experiment=name))
+    else:
+        page = html_path(planner.layout, options.experiment)
+    if not page.exists():
+        if options.all:
+            write_text(page, _render_all(planner, options, page)[page])
+        else:
+            report = _render(planner, options)[0]
+            if not report.tables:  # an empty page would stay
+                name = options.experiment
+                raise FdllmError(f"'{name}' has no finished cell to show; fdllm status says why")
+            write_text(page, render_html(report))
+        complain(f"wrote {page}")
+    return page
 
 
 def report_sweeps(planner: Planner, options: Selection) -> Iterator[Sweep]:
