@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from argparse import ArgumentParser
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,11 @@ from fdllm.errors import FdllmError
 from fdllm.evaluate.again import prepare
 from fdllm.evaluate.attempt import Known
 from fdllm.record.journal import read_journal
-from fdllm.release.harness_log import harness_log
-from fdllm.report.records import load_record
+from fdllm.release.every_eval import every_eval, every_eval_samples, write_every_eval
+from fdllm.release.harness_log import HarnessLog, harness_log
+from fdllm.release.hub_eval_results import HUB_ID, hub_entry
+from fdllm.release.inspect_log import inspect_log
+from fdllm.report.records import Record, load_record
 from fdllm.runs import Run
 
 TASKS = ("tiny_arithmetic", "tiny_choice")
@@ -125,3 +131,93 @@ def test_damage_is_refused(
         path.write_text(kept)
     assert "num_requests is 13; computed anew it is 12" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def logs(results: Path) -> list[HarnessLog]:
+    runs = [run_of(results, task) for task in TASKS]
+    return [harness_log(load_record(folder), run) for run, folder in runs]
+
+
+def test_every_eval_ever_keeps_to_its_schema(logs: list[HarnessLog], tmp_path: Path) -> None:
+    """Fields of its eval.schema.json and instance_level_eval.schema.json, 0.3.0."""
+    needed = {"schema_version", "evaluation_id", "retrieved_timestamp", "source_metadata",
+              "eval_library", "model_info", "evaluation_results"}  # fmt: skip
+    each = {"schema_version", "evaluation_id", "model_id", "evaluation_name", "sample_id",
+            "interaction_type", "input", "answer_attribution", "evaluation"}  # fmt: skip
+    may = {"evaluation_result_id", "sample_hash", "output", "messages", "performance", "metadata"}
+    for log in logs:
+        whole, samples = every_eval(log, "own"), every_eval_samples(log, "own")
+        assert set(whole) == needed | {"evaluation_timestamp"}
+        assert whole["retrieved_timestamp"].isdigit()
+        (found,) = whole["evaluation_results"]
+        assert found["score_details"]["score"] == log.record.summary.headline.value
+        assert found["score_details"]["uncertainty"]["num_samples"] == 3
+        details = found["generation_config"]["additional_details"]
+        assert details["config"] == "k2_middle"
+        assert all(isinstance(value, str) for value in details.values())
+        assert len(samples) == 3
+        for one in samples:
+            assert each <= set(one) <= each | may
+            assert one["evaluation_result_id"] == found["evaluation_result_id"]
+            chosen, choices = one["output"]["raw"][0], one["input"]["choices"]
+            assert (
+                choices is None
+                or (chosen == choices[int(one["input"]["reference"][0])])
+                == (one["evaluation"]["is_correct"])
+            )
+        mean = sum(one["evaluation"]["score"] for one in samples) / 3
+        assert mean == pytest.approx(found["score_details"]["score"])
+        write_every_eval(log, tmp_path)
+    for path in tmp_path.rglob("*.json"):
+        detailed = json.loads(path.read_text())["detailed_evaluation_results"]
+        beside = tmp_path / detailed["file_path"]
+        assert beside == path.with_name(f"{path.stem}_samples.jsonl")
+        assert detailed["checksum"] == hashlib.sha256(beside.read_bytes()).hexdigest()
+
+
+def test_inspect_s_log_has_what_version_2_asks_for(logs: list[HarnessLog]) -> None:
+    """Fields without a default in inspect_ai.log: EvalLog, EvalSpec, EvalScore, EvalSample."""
+    for log in logs:
+        data = inspect_log(log)
+        assert list(data)[:3] == ["version", "status", "eval"]  # their order is part of the format
+        assert (data["version"], data["status"]) == (2, "success")
+        assert {"created", "task", "dataset", "model", "config"} <= set(data["eval"])
+        assert datetime.fromisoformat(data["eval"]["created"]).tzinfo is not None
+        (score,) = data["results"]["scores"]
+        assert {"name", "scorer"} <= set(score)
+        assert score["metrics"]["mean"]["value"] == log.record.summary.headline.value
+        assert data["results"]["total_samples"] == len(data["samples"]) == 3
+        for one in data["samples"]:
+            assert {"id", "epoch", "input", "target"} <= set(one)
+            assert set(one["scores"]) == {score["name"]}
+            assert one["messages"][-1]["content"] == one["output"]["completion"]
+
+
+def test_the_hub_takes_whole_tasks_of_its_own_models_and_data(
+    results: Path, tmp_path: Path
+) -> None:
+    """https://huggingface.co/docs/hub/eval-results: data set, task and value are required."""
+    record = load_record(run_of(results, "tiny_arithmetic")[1])
+
+    def changed(**values: Any) -> Record:
+        return replace(record, folder=tmp_path, summary=record.summary.model_copy(update=values))
+
+    def results_of(dataset: str) -> None:
+        data = {"configs": {"tiny_arithmetic": {"dataset_path": dataset}}}
+        (tmp_path / "results.json").write_text(json.dumps(data))
+
+    results_of("openai/gsm8k")
+    entry = hub_entry(changed(model="some/model", limit=None))
+    assert set(entry) == {"dataset", "value", "date", "notes"}
+    assert entry["dataset"] == {"id": "openai/gsm8k", "task_id": "tiny_arithmetic"}
+    assert HUB_ID.fullmatch(entry["dataset"]["id"])
+    assert entry["value"] == pytest.approx(100 * record.summary.headline.value, abs=1e-3)
+    assert "k2_middle" in entry["notes"]
+    with pytest.raises(FdllmError, match="no repository on the Hub"):
+        hub_entry(changed(limit=None))
+    with pytest.raises(FdllmError, match="a part of the task's documents"):
+        hub_entry(changed(model="some/model"))
+    results_of("json")
+    with pytest.raises(FdllmError, match="no data set of the Hub"):
+        hub_entry(changed(model="some/model", limit=None))

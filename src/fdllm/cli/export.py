@@ -18,7 +18,7 @@ from fdllm.record.paths import TaskFolder
 from fdllm.record.provenance import versions
 from fdllm.release.choose import ALLOWANCES, Allowance
 
-Format = Literal["release", "lm-eval"]
+Format = Literal["release", "lm-eval", "every-eval-ever", "hub-eval-results", "inspect"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class ExportCommand(Selection):
     """Write a folder that stands by itself: records, report, versions."""
 
     format: Format = flag(
-        "release (default), or the records in the form of another tool: results_TIME.json and "
-        "samples_TASK_TIME.jsonl of lm-eval (docs/records.md 6)",
+        "release (default), or the records in another tool's form: lm-eval's own files, the schema "
+        "Every Eval Ever, .eval_results of a model on the Hub, Inspect's log (docs/records.md 6)",
         default="release",
         choices=get_args(Format),
     )

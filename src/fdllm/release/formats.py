@@ -8,7 +8,10 @@ from pathlib import Path
 from fdllm.plan import Planner
 from fdllm.release.choose import Allowance
 from fdllm.release.draft import choose_checked, drafted, refuse_used
-from fdllm.release.harness_log import harness_log, write_lm_eval
+from fdllm.release.every_eval import write_every_eval
+from fdllm.release.harness_log import HarnessLog, harness_log, write_lm_eval
+from fdllm.release.hub_eval_results import write_hub_eval_results
+from fdllm.release.inspect_log import write_inspect
 from fdllm.release.release import Release
 from fdllm.report.records import Record, load_record
 from fdllm.runs import Run, Sweep
@@ -17,11 +20,16 @@ Writer = Callable[[Record, Run, Path], None]
 """Writes a record into the folder of a draft that is the cell's own."""
 
 
-def _lm_eval(record: Record, run: Run, folder: Path) -> None:
-    write_lm_eval(harness_log(record, run), folder)
+def _logged(write: Callable[[HarnessLog, Path], None]) -> Writer:
+    return lambda record, run, folder: write(harness_log(record, run), folder)
 
 
-WRITERS: Mapping[str, Writer] = {"lm-eval": _lm_eval}
+WRITERS: Mapping[str, Writer] = {
+    "lm-eval": _logged(write_lm_eval),
+    "every-eval-ever": _logged(write_every_eval),
+    "hub-eval-results": lambda record, _, folder: write_hub_eval_results(record, folder),
+    "inspect": _logged(write_inspect),
+}
 
 
 def export_format(

@@ -1,0 +1,205 @@
+"""A record as the schema "Every Eval Ever" 0.3.0 has it: one JSON a task, one line a sample.
+
+https://github.com/evaleval/every_eval_ever: ``data/<collection>/<developer>/<model>/<UUID>.json``
+and ``<UUID>_samples.jsonl`` beside it. Unlike in what its converter makes of lm-eval's files, cell,
+layers and what was saved stand in fields of their own, and so do tokens and time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import uuid
+from pathlib import Path
+from typing import Any
+
+from fdllm import strictjson
+from fdllm.record.atomic import write_text
+from fdllm.release.harness_log import HarnessLog
+
+SCHEMA = "0.3.0"
+_IDS = {
+    "acc": "accuracy",
+    "exact_match": "exact-match",
+}  # of its registry; the rest is the harness's
+_SHARES = ("acc", "acc_norm", "exact_match", "pass@1", "pass_at_1")  # metrics in [0, 1], by name
+
+
+def _result_id(metric: str, name: str) -> str:
+    return metric if name == "none" else f"{metric}:{name}"
+
+
+def every_eval(log: HarnessLog, identity: str) -> dict[str, Any]:
+    """The aggregate file, all but what it says of the samples.
+
+    Args:
+        log: the record.
+        identity: of this evaluation.
+    """
+    summary, results = log.record.summary, log.results
+    started, finished = (str(int(t.timestamp())) for t in (log.started, log.finished))
+    figures = results["results"][summary.task]
+    config = results["configs"].get(summary.task, {})
+    data: dict[str, Any] = {"dataset_name": summary.task, "source_type": "other"}
+    if "/" in str(config.get("dataset_path") or ""):
+        data |= {"source_type": "hf_dataset", "hf_repo": config["dataset_path"]}
+    calls = summary.layer_calls
+    generation = {"max_tokens": (config.get("generation_kwargs") or {}).get("max_gen_toks")}
+    settings = results["config"]["model_args"] | {
+        "num_fewshot": summary.fingerprint.fields.get("num_fewshot"),
+        "limit": summary.limit,
+        "layer_calls_made": calls.made,
+        "layer_calls_saved_share": calls.saved_share,
+        "tokens_per_forward": summary.throughput.tokens_per_forward,
+    }
+    found = []
+    for key, value in figures.items():
+        metric, comma, name = key.partition(",")
+        if not comma or metric.endswith("_stderr"):
+            continue
+        spread = figures.get(f"{metric}_stderr,{name}")
+        share = metric in _SHARES
+        higher = results["higher_is_better"].get(summary.task, {}).get(metric)
+        found.append(
+            {
+                "evaluation_result_id": _result_id(metric, name),
+                "evaluation_name": summary.task if name == "none" else f"{summary.task}/{name}",
+                "source_data": data,
+                "evaluation_timestamp": started,
+                "metric_config": {
+                    "metric_id": _IDS.get(metric, f"lm-evaluation-harness.{metric}"),
+                    "metric_name": metric,
+                    "lower_is_better": higher is False,
+                    "score_type": "continuous",
+                    **({"min_score": 0.0, "max_score": 1.0} if share else {}),
+                },
+                "score_details": {
+                    "score": value,
+                    "uncertainty": {
+                        **(
+                            {"standard_error": {"value": spread}}
+                            if isinstance(spread, float)
+                            else {}
+                        ),
+                        "num_samples": summary.headline.num_samples,
+                    },
+                },
+                "generation_config": {
+                    "generation_args": {n: v for n, v in generation.items() if v is not None},
+                    "additional_details": _words(settings),
+                },
+            }
+        )
+    return {
+        "schema_version": SCHEMA,
+        "evaluation_id": identity,
+        "evaluation_timestamp": started,
+        "retrieved_timestamp": finished,
+        "source_metadata": {
+            "source_name": f"fdllm {summary.experiment}",
+            "source_type": "evaluation_run",
+            "source_organization_name": "fdllm",
+            "evaluator_relationship": "third_party",
+        },
+        "eval_library": {"name": "lm_eval", "version": str(results["lm_eval_version"])},
+        "model_info": {
+            "name": log.model,
+            "id": log.model,
+            "developer": log.model.partition("/")[0],
+            "inference_engine": {
+                "name": "fdllm",
+                "version": str(log.session.get("packages", {}).get("fdllm", "unknown")),
+            },
+            "additional_details": {
+                "deployment_type": "self_deployed",
+                "model_availability": "open_weights",
+                **_words({"dtype": log.session.get("dtype"), "device": log.session.get("device")}),
+            },
+        },
+        "evaluation_results": found,
+    }
+
+
+def _words(values: dict[str, Any]) -> dict[str, str]:
+    """Details as the schema wants them: texts; what is not known is absent."""
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def every_eval_samples(log: HarnessLog, identity: str) -> list[dict[str, Any]]:
+    """One line a document, filter and metric."""
+    lines = []
+    for task, samples in log.samples.items():
+        for sample in samples:
+            own = log.record.by_key[task, int(sample["doc_id"])]
+            lines += [
+                _instance(log, sample, metric, own, identity)
+                for metric in sample["metrics"]
+                if isinstance(sample[metric], (int, float))
+            ]
+    return lines
+
+
+def _instance(
+    log: HarnessLog, sample: dict[str, Any], metric: str, own: dict[str, Any], identity: str
+) -> dict[str, Any]:
+    task, name, asked = str(own["task"]), sample["filter"], sample["arguments"]
+    prompt, target = str(asked["gen_args_0"]["arg_0"]), sample["target"]
+    choices = [str(one["arg_1"]) for one in asked.values()] if len(asked) > 1 else None
+    if choices is None:
+        answers, extracted = [str(sample["resps"][0][0])], str(sample["filtered_resps"][0])
+    else:
+        scores = [float(one[0]) for one in sample["filtered_resps"]]
+        answers = [choices[scores.index(max(scores))]]
+        extracted = answers[0]
+    raw = strictjson.dumps({"raw": prompt, "reference": target})
+    return {
+        "schema_version": SCHEMA,
+        "evaluation_id": identity,
+        "model_id": log.model,
+        "evaluation_name": task if name == "none" else f"{task}/{name}",
+        "evaluation_result_id": _result_id(metric, name),
+        "sample_id": f"{sample['doc_id']}",
+        "sample_hash": hashlib.sha256(raw.encode()).hexdigest(),
+        "interaction_type": "single_turn",
+        "input": {"raw": prompt, "reference": [target], "choices": choices},
+        "output": {"raw": answers},
+        "messages": None,
+        "answer_attribution": [
+            {
+                "turn_idx": 0,
+                "source": "output.raw",
+                "extracted_value": extracted,
+                "extraction_method": name,
+                "is_terminal": True,
+            }
+        ],
+        "evaluation": {"score": float(sample[metric]), "is_correct": sample[metric] == 1},
+        "performance": {"generation_time_ms": 1000 * own["seconds"]},
+        "metadata": {"doc_hash": sample["doc_hash"], "tokens": str(own["tokens"])},
+    }
+
+
+def write_every_eval(log: HarnessLog, folder: Path) -> None:
+    """Write ``data/TASK/DEVELOPER/MODEL/UUID.json`` and the samples beside it.
+
+    The UUID follows from the record: the same record, the same files.
+    """
+    summary = log.record.summary
+    seed = f"{summary.fingerprint.digest} {log.finished.isoformat()}"
+    name = uuid.UUID(int=random.Random(seed).getrandbits(128), version=4)
+    identity = f"{summary.task}/{log.model}/{summary.experiment}/{summary.config}/{name}"
+    place = Path("data", summary.task, *log.model.split("/", 1))
+    lines = every_eval_samples(log, identity)
+    text = "".join(strictjson.dumps(line) + "\n" for line in lines)
+    samples = place / f"{name}_samples.jsonl"
+    whole = every_eval(log, identity) | {
+        "detailed_evaluation_results": {
+            "format": "jsonl",
+            "file_path": samples.as_posix(),
+            "hash_algorithm": "sha256",
+            "checksum": hashlib.sha256(text.encode()).hexdigest(),
+            "total_rows": len(lines),
+        }
+    }
+    write_text(folder / samples, text)
+    write_text(folder / place / f"{name}.json", strictjson.dumps(whole, indent=2))
