@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import venv
@@ -111,12 +112,22 @@ def container(session: nox.Session) -> None:
             "the image needs Apptainer 1.2 or later on Linux, and there is no 'apptainer' on the "
             "PATH; load the site's module, or install it (Debian: sudo .ci/apptainer.sh install)"
         )
-    told = ("rev-parse", "HEAD")  # 128: this is no clone
-    commit = shutil.which("git") and session.run(
-        "git", *told, silent=True, external=True, success_codes=[0, 128]
+    said = (
+        session.run(  # 128: this is no clone
+            *("git", "log", "-1", "--format=%H %ct"),
+            silent=True,
+            external=True,
+            success_codes=[0, 128],
+        )
+        if shutil.which("git")
+        else ""
     )
-    known = str(commit).strip() if re.fullmatch(r"[0-9a-f]{40}\s*", str(commit)) else "unknown"
-    labels = {"version": load_toml("pyproject.toml")["project"]["version"], "commit": known}
+    known = re.fullmatch(r"([0-9a-f]{40}) (\d+)\s*", str(said))
+    commit, time = known.groups() if known else ("unknown", "315532800")
+    # From Apptainer 1.5 on the image bears this time, and two builds of a commit are equal.
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", time)
+    version = load_toml("pyproject.toml")["project"]["version"]
+    labels = {"version": version, "commit": commit, "epoch": epoch}
     given = (f"--build-arg={name}={value}" for name, value in labels.items())
     session.run(
         apptainer,
@@ -126,6 +137,7 @@ def container(session: nox.Session) -> None:
         *session.posargs,
         "fdllm.sif",
         "Apptainer.def",
+        env={"SOURCE_DATE_EPOCH": epoch},
         external=True,
     )
 

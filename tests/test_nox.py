@@ -23,7 +23,7 @@ class Session:
 
     def run(self, *command: str, env: dict[str, str] | None = None, **_: Any) -> str:
         self.ran.append(([str(part) for part in command], env))
-        return "c" * 40
+        return f"{'c' * 40} 1700000000\n"
 
     def log(self, _: str) -> None: ...
 
@@ -96,15 +96,23 @@ def test_pylock_is_refused_where_it_pins_another_version(
         NOXFILE["pylock"].func(Session())
 
 
-@pytest.mark.parametrize(("there", "commit"), [(("git",), "c" * 40), ((), "unknown")])
-def test_an_image_is_built_where_there_is_no_git(
-    there: tuple[str, ...], commit: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("there", "commit", "epoch"), [(("git",), "c" * 40, "1700000000"), ((), "unknown", "315532800")]
+)
+def test_an_image_bears_its_commit_and_the_commits_time_where_there_is_git(
+    there: tuple[str, ...], commit: str, epoch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     programs = {"apptainer", *there}
     monkeypatch.setattr("shutil.which", lambda name: name if name in programs else None)
     session = Session()
     NOXFILE["container"].func(session)
-    command, _ = session.ran[-1]
+    command, env = session.ran[-1]
     assert command[:2] == ["apptainer", "build"]
     assert f"--build-arg=commit={commit}" in command
+    assert f"--build-arg=epoch={epoch}" in command
+    assert env == {"SOURCE_DATE_EPOCH": epoch}
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "7")
+    NOXFILE["container"].func(session)
+    assert session.ran[-1][1] == {"SOURCE_DATE_EPOCH": "7"}
