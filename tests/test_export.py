@@ -242,6 +242,7 @@ def test_crate_is_read_by_its_library(fdllm_command: Command, tmp_path: Path) ->
     assert "ComputationalWorkflow" in crate.mainEntity.type
     profiles = {one.id.partition("ro/")[2] for one in crate.root_dataset["conformsTo"]}
     assert {"wfrun/process/0.5", "wfrun/workflow/0.5"} <= profiles
+    assert {"@id": "https://w3id.org/ro/crate/1.1"} in crate.metadata.properties()["conformsTo"]
 
 
 def test_nothing_of_the_machine(fdllm_command: Command, tmp_path: Path) -> None:
