@@ -233,3 +233,24 @@ def test_an_unknown_experiment_is_refused(finished: Command, name: str) -> None:
     write(finished.root)
     assert finished.raw("reproduce", "--experiment", name) == 2
     assert "00_baseline" in finished.err
+
+
+@pytest.mark.parametrize(
+    ("form", "heads"),
+    [
+        (
+            "acm",
+            ["A.2 Artifact check-list (meta-information)", "A.5 Experiment workflow"],
+        ),
+        ("usenix", ["A.2 Description & Requirements", "A.3 Set-up", "A.4.1 Major Claims"]),
+    ],
+)
+def test_the_appendix_has_the_venue_s_headings_and_every_figure(
+    finished: Command, form: str, heads: list[str]
+) -> None:
+    write(finished.root)
+    assert finished.raw("reproduce", "--from-records", "--appendix", form) == 1  # 0.5 is not so
+    assert all(f" {head}\n" in finished.out for head in heads)
+    assert "- (C1) of which 5 are the baseline's. Borne out by E1: 3 holds." in finished.out
+    assert "- (E1) 00_baseline, tiny_arithmetic [1 human-minute" in finished.out
+    assert finished.out.count("| E1 |") == 4

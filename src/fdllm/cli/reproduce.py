@@ -33,6 +33,7 @@ exit code: 0  every figure holds
 examples:
   fdllm reproduce --experiment 00_baseline     compute what it lacks, and compare
   fdllm reproduce --from-records --exact       does the page say what the records here have?
+  fdllm reproduce --from-records --appendix usenix > ARTIFACT.md
 """
 _DIFFERS, _CANNOT_TELL = 1, 2
 _STYLES = {"holds": "green", "differs": "red", "cannot tell": "yellow"}
@@ -48,6 +49,10 @@ class ReproduceCommand(Command):
     from_records: bool = flag("compute nothing: what the records here have", default=False)
     exact: bool = flag(
         "no tolerance but rounding, for the records that the page was written from", default=False
+    )
+    appendix: str | None = flag(
+        "print the artifact appendix in the form of ACM or USENIX, as Markdown",
+        choices=("acm", "usenix"),
     )
     json: bool = flag("print JSON", default=False)
     results: Path | None = flag("folder of the records (results/)", metavar="DIR")
@@ -83,6 +88,10 @@ class ReproduceCommand(Command):
         if self.json:
             found = {"unclaimed": lacking, "absent": gone}
             say_json({"claims": [one.as_dict() for one in claims], **found})
+        elif self.appendix is not None:
+            from fdllm.reproduce.appendix import appendix  # noqa: PLC0415 - as above
+
+            say(appendix(self.appendix, claims, places(pairs), figures, statements.model))
         else:
             _print(claims)
         for one in lacking:
