@@ -69,7 +69,7 @@ def open_page(driver: Driver, path: Path, width: int = 1280, scheme: str = "ligh
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme_feature]})
     driver.get(path.as_uri())
     driver.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
-    wait(lambda: "flips" in text_of(driver, "output"))
+    wait(lambda: "flip" in text_of(driver, "output"))
     # What an earlier test chose must not show here.
     driver.execute_script("localStorage.clear(); delete document.documentElement.dataset.theme")
 

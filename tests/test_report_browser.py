@@ -183,7 +183,7 @@ def test_every_answer_is_there_and_has_a_link_of_its_own(driver: Driver, path: P
     driver.execute_script("arguments[0].open = true", flip)
     link = wait(lambda: flip.find_elements("css selector", "a"))[0].get_attribute("href")
     assert link.endswith("#gsm8k/k1_first/0")
-    assert open_link(driver, path, "gsm8k/k2_middle/7") == "1 samples, 1 listed"
+    assert open_link(driver, path, "gsm8k/k2_middle/7") == "1 sample, 1 listed"
     (flip,) = driver.find_elements("css selector", ".flip[open]")
     wait(lambda: flip.find_elements("css selector", ".sides"))
     assert flip.text.startswith("gsm8k #7\nk2_middle\n")

@@ -155,9 +155,9 @@ def verdicts_table(reports: Sequence[Report]) -> Table:
     return Table(
         [
             Column("Experiment", [one.experiment for one in reports], is_words=True),
-            Column("Title", [one.title for one in reports], is_words=True),
             Column("Verdict", [one.verdict.word for one in reports], is_words=True),
             Column("Why", [one.verdict.sentence for one in reports], is_words=True),
+            Column("Title", [one.title for one in reports], is_words=True),
         ],
         "Each experiment by the criteria that were locked before its first row.",
     )

@@ -89,8 +89,8 @@
       list.append(...next);
       shown += next.length;
       more.hidden = shown >= found.length;
-      const what = field("direction").value === "all" ? "samples" : "flips";
-      count.textContent = `${found.length} ${what}, ${shown} listed`;
+      const what = field("direction").value === "all" ? "sample" : "flip";
+      count.textContent = `${found.length} ${what}${found.length === 1 ? "" : "s"}, ${shown} listed`;
       return next[0];
     };
     const listOnly = (some) => {
