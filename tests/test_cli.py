@@ -177,7 +177,9 @@ def test_tables_fit_the_terminal(
     assert fdllm(command, *TASK) == 0
     table = [line for line in fdllm.out.splitlines() if re.search("k[123]_(first|middle)  ", line)]
     assert len(table) == 6
-    assert max(map(len, fdllm.out.splitlines())) <= columns
+    # A path is never broken, and a temporary folder may have any length.
+    drawn = [line for line in fdllm.out.splitlines() if not line.startswith("/")]
+    assert max(map(len, drawn)) <= columns
     assert all("40.0 % [" in line and "done" in line for line in table)
     if command == "sweep":
         told = "left out for room: repetitive, truncated"

@@ -263,7 +263,8 @@ def halves(
 
 def _foreseeable(run: Run) -> bool:
     """Whether an oracle can look ahead: text is generated, and no token drawn."""
-    return task_info(run.task).kind == "generate" and run.decoding.temperature == 0.0
+    info = task_info(run.task, run.include)
+    return info.kind == "generate" and run.decoding.temperature == 0.0
 
 
 def _oracle(asking: _Asking, walked: _WalkingLM) -> OracleSaving | None:
