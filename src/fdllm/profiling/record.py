@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from fdllm import strictjson
 from fdllm.core.reuse import Target
-from fdllm.outside import AbsentError, OutsideError, parse_json, read_text
-from fdllm.record.atomic import write_text
+from fdllm.record.one_file import OneFile
 from fdllm.record.paths import Layout, TaskFolder
-from fdllm.record.summary import InvalidRecordError
 from fdllm.runs import Run
-from fdllm.spec import Spec, first_problem
+from fdllm.spec import Spec
 
 VERSION: Literal[1] = 1
 BINS = 4
@@ -74,7 +70,7 @@ class Half(Spec):
     map: dict[str, PhaseMap]  # by phase: ``refresh`` and ``denoise``
 
 
-class Profile(Spec):
+class Profile(OneFile):
     """A model's layers on a task."""
 
     version: Literal[1] = VERSION  # of this schema
@@ -143,16 +139,6 @@ class Profile(Spec):
             if fields.get(name) is not None and fields[name] != self.fingerprint.get(name)
         ]
 
-    def write(self, *paths: Path) -> None:
-        """Write the file, and its copies.
-
-        Raises:
-            FdllmError: a place cannot be written.
-        """
-        text = strictjson.dumps(self.model_dump(mode="json")) + "\n"
-        for path in paths:
-            write_text(path, text)
-
 
 def read(layout: Layout, run: Run) -> Profile | None:
     """The profile of a run's task, limit, protocol and model; None where there is none.
@@ -173,20 +159,7 @@ def read_beside(layout: Layout, task_folder: str) -> Profile | None:
         InvalidRecordError: the file is no profile.
     """
     for path in layout.profile_beside(task_folder):
-        found = _read(path)
+        found = Profile.read_file(path, most=_MOST)
         if found is not None:
             return found
     return None
-
-
-def _read(path: Path) -> Profile | None:
-    try:
-        text = read_text(path, most=_MOST)
-        parse_json(text, path)
-        return Profile.model_validate_json(text, strict=True)
-    except AbsentError:
-        return None
-    except OutsideError as error:
-        raise InvalidRecordError(f"{path.name} {error.wrong}") from None
-    except ValidationError as error:
-        raise InvalidRecordError(f"{path.name}: {first_problem(error)}") from None

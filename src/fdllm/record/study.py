@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from fdllm import strictjson
-from fdllm.outside import AbsentError, OutsideError, parse_json, read_text
-from fdllm.record.atomic import write_text
-from fdllm.record.summary import InvalidRecordError
-from fdllm.spec import Spec, first_problem
+from fdllm.record.one_file import OneFile
+from fdllm.spec import Spec
 
 VERSION: Literal[1] = 1
 _MOST = 256 << 20  # bytes; a study of 1,000 documents has 1 million
@@ -46,7 +43,7 @@ class Conditions(Spec):
     temperature_c: float | None = None  # the warmest sensor of the processor, or of the GPU
 
 
-class Study(Spec):
+class Study(OneFile):
     """Every compared config on the same documents, in turn."""
 
     version: Literal[1] = VERSION  # of this schema
@@ -96,16 +93,6 @@ class Study(Spec):
             )
         )
 
-    def write(self, *paths: Path) -> None:
-        """Write the file, and its copies.
-
-        Raises:
-            FdllmError: a place cannot be written.
-        """
-        text = strictjson.dumps(self.model_dump(mode="json")) + "\n"
-        for path in paths:
-            write_text(path, text)
-
 
 def read_study(path: Path) -> Study | None:
     """Read a study; None where there is none.
@@ -113,13 +100,4 @@ def read_study(path: Path) -> Study | None:
     Raises:
         InvalidRecordError: the file is no study.
     """
-    try:
-        text = read_text(path, most=_MOST)
-        parse_json(text, path)
-        return Study.model_validate_json(text, strict=True)
-    except AbsentError:
-        return None
-    except OutsideError as error:
-        raise InvalidRecordError(f"{path.name} {error.wrong}") from None
-    except ValidationError as error:
-        raise InvalidRecordError(f"{path.name}: {first_problem(error)}") from None
+    return Study.read_file(path, most=_MOST)
