@@ -66,21 +66,20 @@ def sites() -> list[str]:
 def test_a_sites_block_is_what_sbatch_is_asked_for(
     text: str, fdllm: Command, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the block to the ``sbatch`` that it becomes."""
+    """From the block to the ``sbatch`` that it becomes, shown and done."""
     (fdllm.root / "fdllm.toml").write_text(text)
     monkeypatch.delenv("FDLLM_SITE", raising=False)
-    options = (
-        "--task",
-        "tiny_arithmetic",
-        "--config",
-        "k1_first",
-        "--executor",
-        "slurm",
-        "--no-doctor",
+    data = tomllib.loads(text)
+    said = data["resources"]
+    command = (
+        "sweep --task tiny_arithmetic --config k1_first --executor slurm --no-doctor --timing 0"
     )
-    assert fdllm("sweep", *options, "--timing", "0") == 0, fdllm.err
+    assert fdllm(*command.split(), "--dry-run") == 0, fdllm.err
+    lines = fdllm.out.splitlines()
+    assert f"#SBATCH --time={said['time_min']}" in lines
+    assert set(data.get("setup", [])) <= set(lines)
+    assert fdllm(*command.split()) == 0, fdllm.err
     asked = slurm.asked("101")
-    said = tomllib.loads(text)["resources"]
     assert f"--time={said['time_min']}" in asked
     assert f"--cpus-per-task={said['cpus']}" in asked
     assert [one for one in asked if re.fullmatch(r"--gres=gpu(:\w+)?:1", one)]
@@ -162,6 +161,14 @@ def test_a_gpu_is_asked_for_unless_the_model_is_the_embedded_one() -> None:
     assert ClusterConfig().resources_of(run("tiny_choice", "tiny")).gres is None
     none = ClusterConfig.read({"resources": {"gres": ""}}, "site")
     assert none.resources_of(run()).gres == ""
+    assert not none.resources_of(run()).has_gpu
+
+
+@pytest.mark.parametrize("option", ["--gpus=1", "--gpus-per-node=a100:1", "-G 1"])
+def test_a_gpu_may_be_asked_for_as_the_site_has_it(option: str) -> None:
+    """So an image is given the driver (``--nv``) there too."""
+    site = ClusterConfig.read({"resources": {"gres": "", "extra": [option]}}, "site")
+    assert site.resources_of(run()).has_gpu
 
 
 @pytest.mark.parametrize(

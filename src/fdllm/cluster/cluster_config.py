@@ -43,7 +43,10 @@ def clusters_of(options: Iterable[str]) -> str | None:
 
 
 class Resources(Spec):
-    """What one array task asks SLURM for; an empty text asks for nothing of the kind."""
+    """What one array task asks SLURM for; an empty text asks for nothing of the kind.
+
+    GPUs may be asked for by ``extra`` instead of ``gres``: ``gres = ""`` and ``--gpus-per-node=1``.
+    """
 
     partition: str | None = None  # None takes the cluster's default
     account: str | None = None  # who pays
@@ -57,6 +60,11 @@ class Resources(Spec):
     constraint: str | None = None  # features a node must have
     # options of ``sbatch`` as they are, ``--exclude=node7``: a line each
     extra: tuple[str, ...] = ()
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether a task has a GPU, whose driver an image must see."""
+        return bool(self.gres) or any(line.startswith(("--gpus", "-G")) for line in self.extra)
 
     @field_validator("partition", "account", "qos", "gres", "constraint")
     @classmethod

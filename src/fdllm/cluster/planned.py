@@ -111,7 +111,7 @@ def _scripts(
             cluster.image,
             ["fdllm", *job],
             binds=[*binds(planner, cluster, run, workdir), *cluster.binds],
-            gpu=bool(resources.gres),
+            gpu=resources.has_gpu,
             program=cluster.apptainer,
         )
 
