@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import fdllm
+from fdllm.core.cost import Cost
+from fdllm.core.counts import Counts
 from fdllm.core.reuse import (
     LayerPlan,
     LayerRun,
@@ -17,8 +19,8 @@ from fdllm.core.reuse import (
     PeriodicReuse,
     ReuseStrategy,
 )
-from fdllm.core.sampler import GenerationRequest
-from fdllm.core.schedule import Step
+from fdllm.core.sampler import Generation, GenerationRequest
+from fdllm.core.schedule import Phase, Step
 from fdllm.core.unmask import by_threshold, choose_greedy, choose_sampled, most_confident
 from fdllm.errors import FdllmError, UsageError
 from models import MASK, STOP, VOCAB, random_model, random_prompt
@@ -264,3 +266,28 @@ def test_a_text_without_an_end_is_refused_unless_the_caller_names_one() -> None:
 def test_a_subset_outside_the_model_is_refused() -> None:
     with pytest.raises(UsageError, match=r"layers 5\.\.8 do not fit a model of 6 layers"):
         fdllm.generate(random_model(3), [[5]], DECODING, PeriodicReuse(2, 5, 9))
+
+
+def counted() -> Counts:
+    counts = Counts()
+    counts.add(Phase.DENOISE, LayerPlan(3), 4, Cost(100, 20, 3, 1))
+    return counts
+
+
+def test_an_answer_shows_as_one_short_line() -> None:
+    text, steps = "a\n\x1b b " * 900, (3,) * 300
+    shown = repr(Generation([7] * 900, counted(), 12.3456, "length", text, steps))
+    assert len(shown) < 140
+    assert shown.isprintable()
+    told = "900 tokens, length, 12.3 s, 300 steps, text='a \\u001b b a"
+    assert shown.startswith(f"<Generation: {told}")
+    assert shown.endswith("…'>")
+    empty = repr(Generation([], Counts(), 0.0, "stop"))
+    assert empty == "<Generation: 0 tokens, stop, 0 s, 0 steps>"
+
+
+def test_counts_show_what_is_not_zero() -> None:
+    cost = "flops=100, weight_bytes=20, kv_bytes=3, stored_bytes=1"
+    figures = f"forwards=1, computed=3, tokens=4, {cost}"
+    assert repr(counted()) == f"Counts(denoise=({figures}))"
+    assert repr(Counts()) == "Counts()"

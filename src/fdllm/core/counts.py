@@ -48,6 +48,10 @@ class PhaseCount:
     def __add__(self, other: PhaseCount) -> PhaseCount:
         return PhaseCount(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value:.6g}" for name, value in asdict(self).items() if value)
+        return f"PhaseCount({told})"
+
 
 def _zero() -> dict[Phase, PhaseCount]:
     return {phase: PhaseCount() for phase in Phase}
@@ -93,6 +97,10 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         return Counts({phase: self[phase] + other[phase] for phase in Phase})
+
+    def __repr__(self) -> str:
+        told = [f"{p.value}={self[p]}" for p in Phase if self[p] != PhaseCount()]
+        return f"Counts({', '.join(told)})".replace("PhaseCount", "")
 
     @property
     def forwards(self) -> int:

@@ -28,6 +28,7 @@ from fdllm.core.row_task import (
 from fdllm.core.schedule import Phase, Step, next_step_index, num_full_blocks
 from fdllm.core.unmask import by_threshold, observation
 from fdllm.errors import UsageError
+from fdllm.plain import one_line
 
 Finish = Literal["stop", "length", "until"]
 Guesses = dict[int, tuple[int, float]]
@@ -73,6 +74,12 @@ class Generation:
     finish: Finish
     text: str | None = None
     steps: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        folded = one_line(" ".join((self.text or "").split()))
+        text = "" if self.text is None else f", text='{folded:.60}{'…' * bool(folded[60:])}'"
+        told = f"{len(self.tokens)} tokens, {self.finish}, {self.seconds:.3g} s"
+        return f"<Generation: {told}, {len(self.steps)} steps{text}>"
 
 
 def generate(
