@@ -39,6 +39,20 @@ class RowForward:
         """What runs have stored."""
         return self.backend.cache.outputs
 
+    def begin(self, layers: int = 0) -> Tensor:
+        """Hidden states behind the first ``layers``, [columns, hidden]."""
+        self.backend.prepare(self.batch)
+        return self.loop.compute(self.loop.embed(self.ids), 0, layers, self.backend)
+
+    def finish(
+        self, x: Tensor, carried: LayerPlan, layer: int, change: float | None = None
+    ) -> Forwarded:
+        """Carry out what is left of ``carried`` from ``layer`` on, at all columns."""
+        steps = plan_steps(carried, layer)
+        self.outputs.book(steps, self.batch)
+        hidden = self.loop.run(x, steps, self.backend, self.batch, self.read)
+        return Forwarded(self.loop.norm(hidden), carried, change)
+
 
 @singledispatch
 def carry_out(plan: GuidedPlan, _: RowForward) -> Forwarded:
@@ -55,11 +69,10 @@ def carry_out(plan: GuidedPlan, _: RowForward) -> Forwarded:
 
 @carry_out.register
 def _probe(plan: ProbePlan, at: RowForward) -> Forwarded:
-    loop, outputs, window = at.loop, at.outputs, at.window
+    outputs, window = at.outputs, at.window
     outputs.check(plan.run, window.rows, window.columns)
-    at.backend.prepare(at.batch)
-    before = loop.compute(loop.embed(at.ids), 0, plan.layer, at.backend)
-    x = loop.layers[plan.layer](before, at.backend)
+    before = at.begin(plan.layer)
+    x = at.loop.layers[plan.layer](before, at.backend)
     fresh = (x - before)[None]  # [rows, columns, hidden]
     stored = outputs.read(plan.run, window.rows, window.columns)
     change = float((fresh - stored).norm() / stored.norm())
@@ -67,17 +80,13 @@ def _probe(plan: ProbePlan, at: RowForward) -> Forwarded:
     if chosen is plan.otherwise:
         outputs.note(plan.run, window.rows, window.columns)
         outputs.write(plan.run, window.rows, window.columns, fresh)
-    steps = plan_steps(chosen, plan.ahead)
-    outputs.book(steps, at.batch)
-    hidden = loop.run(x, steps, at.backend, at.batch, at.read)
-    return Forwarded(loop.norm(hidden), chosen, change)
+    return at.finish(x, chosen, plan.ahead, change)
 
 
 @carry_out.register
 def _salient(plan: SalientPlan, at: RowForward) -> Forwarded:
-    loop, outputs, window, part = at.loop, at.outputs, at.window, list[LayerRun]()
-    at.backend.prepare(at.batch)
-    x = loop.compute(loop.embed(at.ids), 0, plan.ahead, at.backend)
+    outputs, window, part = at.outputs, at.window, list[LayerRun]()
+    x = at.begin(plan.ahead)
     for run in plan.runs:
         [attention] = run.watched
         outputs.check(attention, window.rows, window.columns)
@@ -91,19 +100,15 @@ def _salient(plan: SalientPlan, at: RowForward) -> Forwarded:
             outputs.book([PlanStep("partial", run.start, run.stop, part[-1])], at.batch)
             return columns
 
-        x = loop.feed_in_part(x, run, at.backend, at.batch, choose)
-    carried = LayerPlan(plan.n_layers, partial=tuple(part))
-    steps = plan_steps(carried, plan.stop)
-    hidden = loop.run(x, steps, at.backend, at.batch, at.read)
-    return Forwarded(loop.norm(hidden), carried)
+        x = at.loop.feed_in_part(x, run, at.backend, at.batch, choose)
+    return at.finish(x, LayerPlan(plan.n_layers, partial=tuple(part)), plan.stop)
 
 
 @carry_out.register
 def _drift(plan: DriftPlan, at: RowForward) -> Forwarded:
-    loop, outputs, window = at.loop, at.outputs, at.window
-    rows, first, tested = window.rows, window.first_columns[0], 0
-    at.backend.prepare(at.batch)
-    x = loop.compute(loop.embed(at.ids), 0, plan.ahead, at.backend)
+    outputs, window, tested = at.outputs, at.window, 0
+    rows, first = window.rows, window.first_columns[0]
+    x = at.begin(plan.ahead)
     attended = [plan.candidates[i] for i in _most_attended(plan, at)]
     columns = tuple(sorted({*plan.columns, *attended, *(first + i for i in at.read)}))
     few = x[[column - first for column in columns]]
@@ -115,7 +120,7 @@ def _drift(plan: DriftPlan, at: RowForward) -> Forwarded:
         last = outputs.read(attention, rows, [[column]])  # a copy, as of any list of columns
         step = PlanStep("partial", run.start, run.stop, replace(run, columns=columns))
         outputs.book([step], at.batch)
-        _, few = loop.compute_run(few, run, at.backend, part)
+        _, few = at.loop.compute_run(few, run, at.backend, part)
         outputs.write(run, rows, [columns], few[None])
         tested += 1
         now = outputs.read(attention, rows, [[column]])
@@ -124,11 +129,7 @@ def _drift(plan: DriftPlan, at: RowForward) -> Forwarded:
     at.backend.prepare(at.batch)
     if tested:
         x = outputs.read(plan.runs[tested - 1], rows, window.columns)[0]
-    carried = plan.carried(columns, tested)
-    steps = plan_steps(carried, plan.ahead + tested)
-    outputs.book(steps, at.batch)
-    hidden = loop.run(x, steps, at.backend, at.batch, at.read)
-    return Forwarded(loop.norm(hidden), carried)
+    return at.finish(x, plan.carried(columns, tested), plan.ahead + tested)
 
 
 def _most_attended(plan: DriftPlan, at: RowForward) -> list[int]:
@@ -143,8 +144,7 @@ def _most_attended(plan: DriftPlan, at: RowForward) -> list[int]:
 
 @carry_out.register
 def _gate(plan: GatePlan, at: RowForward) -> Forwarded:
-    at.backend.prepare(at.batch)
-    x = before = at.loop.embed(at.ids)
+    x = before = at.begin()
     skipped, in_a_row, read = list[LayerRun](), 0, at.read
     for layer in range(plan.n_layers):
         gated = layer >= plan.first and in_a_row < plan.most
@@ -171,8 +171,7 @@ def _score(plan: ScorePlan, at: RowForward) -> Forwarded:
     outputs, window, runs = at.outputs, at.window, plan.runs
     for run in runs:
         outputs.check(run, window.rows, window.columns)
-    at.backend.prepare(at.batch)
-    x, here, done = at.loop.embed(at.ids), tuple(range(window.width)), list[LayerRun]()
+    x, here, done = at.begin(), tuple(range(window.width)), list[LayerRun]()
     for stage, run in enumerate(runs):
         if stage:
             at.backend.prepare(ForwardBatch((replace(window, only=here),)))
