@@ -19,7 +19,7 @@ from fdllm.errors import FdllmError
 from fdllm.evaluate import adapter
 from fdllm.evaluate.adapter import OnDone, RequestLM
 from fdllm.evaluate.attempt import Reporter, Store
-from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_task
+from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_run
 from fdllm.evaluate.recording import Evaluation
 from fdllm.evaluate.requests import EvalRequest
 from fdllm.evaluate.tasks import task_info
@@ -147,14 +147,14 @@ def evaluated(
         progress: told how far it is.
     """
 
-    def load(*arguments: Any, **named: Any) -> LoadedTask:
-        loaded = load_task(*arguments, **named)
+    def load(run: Run) -> LoadedTask:
+        loaded = load_run(run)
         if oracle is not None:
             oracle.tasks = loaded.leaves
         return loaded
 
     lm = AnsweredLM(answer, run, model.tokenizer, model.spec.max_positions)
-    with patch.object(adapter, "load_task", load):
+    with patch.object(adapter, "load_run", load):
         return adapter.evaluate(lm, store or MemoryStore(), progress or Tally())
 
 

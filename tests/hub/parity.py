@@ -34,10 +34,10 @@ from fdllm.core.reuse import NoReuse
 from fdllm.evaluate import adapter
 from fdllm.evaluate.adapter import LoadedModel
 from fdllm.evaluate.boxed import METRIC
-from fdllm.evaluate.documents import LoadedTask, load_task, muted, quiet
+from fdllm.evaluate.documents import LoadedTask, load_run, load_task, muted, quiet
 from fdllm.evaluate.samples import plain
 from fdllm.evaluate.tasks import definition_paths
-from fdllm.runs import Evaluating, Instruction
+from fdllm.runs import Evaluating, Instruction, Run
 from helpers import shared_folder
 from hub.checkpoint import MemoryStore, Tally
 from hub.lm import run_of
@@ -137,11 +137,11 @@ class Sides:
         if until is not None:
             changes["until"] = until
 
-        def load(name: str, asked: Evaluating, **consent: Any) -> LoadedTask:
-            loaded = whole_mmlu() if name == "mmlu" else load_task(name, asked, **consent)
+        def load(run: Run) -> LoadedTask:
+            loaded = whole_mmlu() if run.task == "mmlu" else load_run(run)
             kept = {k: v for k, v in loaded.leaves.items() if leaves is None or k in leaves}
             for leaf in kept.values():
-                leaf.set_config("num_fewshot", asked.num_fewshot)
+                leaf.set_config("num_fewshot", run.evaluating.num_fewshot)
                 if leaf.OUTPUT_TYPE == "generate_until":
                     leaf.set_config("generation_kwargs", changes, update=True)
             return replace(loaded, leaves=kept)
@@ -157,7 +157,7 @@ class Sides:
             batch_size=2,
         )
         asked = run.evaluating
-        with patch.object(adapter, "load_task", load):
+        with patch.object(adapter, "load_run", load):
             ours = LoadedModel(self.ours).evaluate(run, MemoryStore(), Tally(), strategy=NoReuse())
         settings: dict[str, Any] = {
             "limit": limit,
@@ -167,7 +167,7 @@ class Sides:
         }
         with quiet(), muted():
             if instruction != "none":
-                loaded = load(task, asked)
+                loaded = load(run)
                 tasks = {"tasks": loaded.leaves, "groups": loaded.groups}
                 theirs = evaluator.evaluate(lm=self.theirs, task_dict=tasks, **settings)
             else:

@@ -30,13 +30,11 @@ from fdllm.core.scorer import score
 from fdllm.core.unmask import by_threshold
 from fdllm.errors import FdllmError
 from fdllm.evaluate.attempt import NOWHERE, WHOLE, EndedEarly, Part, Reporter, ShardAnswered, Store
-from fdllm.evaluate.documents import LoadedTask, load_task, quiet
-from fdllm.evaluate.humaneval import check_consent
+from fdllm.evaluate.documents import LoadedTask, load_run, quiet
 from fdllm.evaluate.looks import take_looks
 from fdllm.evaluate.recording import Evaluation
 from fdllm.evaluate.requests import EvalRequest, check_first_tokens
 from fdllm.evaluate.samples import evaluation_of
-from fdllm.evaluate.tasks import task_info
 from fdllm.evaluate.tokenizing import TokenizingLM
 from fdllm.fast.accelerators import accelerator_on, load_model
 from fdllm.record import selftested
@@ -353,13 +351,9 @@ class LoadedModel:
 def evaluate(lm: RequestLM, store: Store, progress: Reporter, part: Part = WHOLE) -> Evaluation:
     """Put its run's task to an lm-eval model; as :meth:`LoadedModel.evaluate`, whoever answers."""
     run = lm.run
-    check_consent(task_info(run.task, run.include), run.code_execution)
     lm.store, lm.progress, lm.part = store, progress, part
     with quiet():
-        loaded = load_task(
-            run.task, run.evaluating, code_execution=run.code_execution, include=run.include
-        )
-        loaded.prove_confinement()
+        loaded = load_run(run)
         loaded, decided = take_looks(lm, loaded, RequestLM, ask)
         found = ask(lm, loaded, run.evaluating, limit=run.limit)
         return replace(evaluation_of(found, loaded, lm.entries, run), decided=decided)

@@ -12,12 +12,10 @@ from fdllm.core.sampler import text_of
 from fdllm.errors import FdllmError
 from fdllm.evaluate.adapter import OnDone, RequestLM, ask
 from fdllm.evaluate.attempt import Known
-from fdllm.evaluate.documents import LoadedTask, load_task, quiet
-from fdllm.evaluate.humaneval import check_consent
+from fdllm.evaluate.documents import LoadedTask, load_run, quiet
 from fdllm.evaluate.recording import Evaluation
 from fdllm.evaluate.requests import EvalRequest
 from fdllm.evaluate.samples import evaluation_of
-from fdllm.evaluate.tasks import task_info
 from fdllm.runs import Run
 
 if TYPE_CHECKING:
@@ -82,12 +80,7 @@ def prepare(run: Run) -> tuple[KeptLM, LoadedTask]:
         UsageError: its programs may not be run.
         FdllmError: documents or the tokenizer cannot be had, or programs not be confined.
     """
-    check_consent(task_info(run.task, run.include), run.code_execution)
-    with quiet():
-        loaded = load_task(
-            run.task, run.evaluating, code_execution=run.code_execution, include=run.include
-        )
-        loaded.prove_confinement()
+    loaded = load_run(run)
     return make_lm(run, KeptLM), loaded
 
 

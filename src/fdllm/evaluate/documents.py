@@ -32,17 +32,12 @@ from fdllm.caches import check_token
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate import boxed
 from fdllm.evaluate.hub_errors import explain_access, without_token
-from fdllm.evaluate.humaneval import Programs
+from fdllm.evaluate.humaneval import Programs, check_consent
 from fdllm.evaluate.nltk_data import require_sentences
 from fdllm.evaluate.task_definition import placed_rows
 from fdllm.evaluate.task_manager import manager_of
-from fdllm.evaluate.tasks import (
-    TaskInfo,
-    definition_of,
-    prompt_rule,
-    task_info,
-)
-from fdllm.runs import CodeExecution, Evaluating
+from fdllm.evaluate.tasks import TaskInfo, definition_of, prompt_rule, task_info
+from fdllm.runs import CodeExecution, Evaluating, Run
 from fdllm.sandbox.confinement import Sandbox
 
 _ENCLOSING = "fdllm"
@@ -317,15 +312,23 @@ class LoadedTask:
         every = {name: len(leaf.eval_docs) for name, leaf in self.leaves.items()}
         return {n: size if limit is None else min(size, limit) for n, size in every.items()}
 
-    def prove_confinement(self) -> None:
-        """Try the sandbox of a task that runs programs, ahead of answers that it could not score.
 
-        Raises:
-            FdllmError: programs cannot be confined on this machine.
-        """
-        for leaf in self.leaves.values():
-            if leaf.programs is not None:
-                leaf.programs.check()
+def load_run(run: Run) -> LoadedTask:
+    """A run's task; the sandbox is tried out ahead of answers that it could not score.
+
+    Raises:
+        UsageError: nobody agreed to run its programs, or as :func:`load_task`.
+        FdllmError: they cannot be confined on this machine, or as :func:`load_task`.
+    """
+    check_consent(task_info(run.task, run.include), run.code_execution)
+    with quiet():
+        loaded = load_task(
+            run.task, run.evaluating, code_execution=run.code_execution, include=run.include
+        )
+    for leaf in loaded.leaves.values():
+        if leaf.programs is not None:
+            leaf.programs.check()
+    return loaded
 
 
 def load_task(

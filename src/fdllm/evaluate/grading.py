@@ -13,8 +13,7 @@ from lm_eval.api.model import LM
 from fdllm import strictjson
 from fdllm.errors import UsageError
 from fdllm.evaluate.adapter import ask
-from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_task, quiet
-from fdllm.evaluate.humaneval import check_consent
+from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_run, quiet
 from fdllm.evaluate.requests import until_strings
 from fdllm.evaluate.samples import metrics_of, plain
 from fdllm.evaluate.tasks import task_info
@@ -82,14 +81,12 @@ def grade(run: Run, path: Path) -> Grade:
             f"task '{run.task}' is multiple choice: choices are ranked by their likelihood, and "
             "there is no text to grade; use fdllm eval"
         )
-    check_consent(info, run.code_execution)
     lines = _read_lines(path)
     # Worked examples change no grade, and the prompt is not looked at.
     asked = run.evaluating.model_copy(update={"num_fewshot": 0})
     with quiet():
-        loaded = load_task(run.task, asked, code_execution=run.code_execution, include=run.include)
+        loaded = load_run(run.model_copy(update={"evaluating": asked}))
         answers = _by_document(lines, loaded.leaves, path, run.limit)
-        loaded.prove_confinement()
         documents = {task: sorted(texts) for task, texts in answers.items()}
         named = LoadedTask({task: loaded.leaves[task] for task in documents}, loaded.groups)
         lm = _AnswersLM(answers, documents, ignore_until=asked.ignore_until)

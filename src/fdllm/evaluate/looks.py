@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from fdllm.evaluate.attempt import EndedEarly, Known, Part, Store
-from fdllm.evaluate.documents import LoadedTask, load_task
+from fdllm.evaluate.documents import LoadedTask, load_run
 from fdllm.evaluate.samples import evaluation_of
 from fdllm.record.deciding import (
     DocumentKey,
@@ -61,9 +61,7 @@ def take_looks(
         return loaded, None
     order = draw_order(loaded.sizes(run.limit))
     # The other run's programs are no part of this one's record.
-    again = load_task(
-        run.task, run.evaluating, code_execution=run.code_execution, include=run.include
-    )
+    again = load_run(run)
     base = asking(looks.against, lm.tokenizer, lm.max_positions)
     base.part = Part(go_on=lambda: False)
     cell, other = Merits(), Merits()

@@ -20,7 +20,7 @@ from fdllm.core.subsets import SUBSETS, subset_bounds
 from fdllm.core.unmask import by_threshold
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM, LoadedModel, OnDone, ask
-from fdllm.evaluate.documents import LoadedTask, load_task, quiet
+from fdllm.evaluate.documents import LoadedTask, load_run, quiet
 from fdllm.evaluate.humaneval import check_consent
 from fdllm.evaluate.looks import by_leaf
 from fdllm.evaluate.requests import EvalRequest
@@ -173,10 +173,7 @@ def take_profile(
     n_layers, unmask = model.n_layers, planner.experiment(run.experiment).unmask or by_threshold
     subsets = {n: range(*subset_bounds(n, n_layers, run.subset_size)) for n in SUBSETS}
     with quiet():
-        loaded = load_task(
-            run.task, run.evaluating, code_execution=run.code_execution, include=run.include
-        )
-        loaded.prove_confinement()
+        loaded = load_run(run)
         documents = draw_order(loaded.sizes(run.limit))[:number]
         passes = n_layers + 3 + len(subsets) + (_ORACLE if _foreseeable(run) else 0)
         asking = _Asking(model, run, loaded, unmask, watch, passes)

@@ -19,11 +19,9 @@ from fdllm.core.scorer import Score
 from fdllm.core.unmask import by_threshold
 from fdllm.errors import FdllmError, UsageError
 from fdllm.evaluate.adapter import EngineLM, OnDone, ask
-from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_task, quiet
-from fdllm.evaluate.humaneval import check_consent
+from fdllm.evaluate.documents import DeterministicTask, LoadedTask, load_run, quiet
 from fdllm.evaluate.requests import EvalRequest
 from fdllm.evaluate.samples import plain
-from fdllm.evaluate.tasks import task_info
 from fdllm.runs import Run
 from fdllm.trace.steps import RowTrace, Trace, tokens_in
 from fdllm.trace.watcher import Watcher, assemble
@@ -163,12 +161,8 @@ def trace_document(
         raise UsageError(
             f"config '{run.cell.name}' verifies drafts: its steps are those of k=1, so trace that"
         )
-    check_consent(task_info(run.task, run.include), run.code_execution)
     with quiet():
-        loaded = load_task(
-            run.task, run.evaluating, code_execution=run.code_execution, include=run.include
-        )
-        loaded.prove_confinement()
+        loaded = load_run(run)
         leaf = _leaf(loaded.leaves, document, run)
         name, number = str(leaf.task_name), document.number
         lm = TracingLM(run, model, strategy, unmask, number=number, staleness=staleness)
