@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fdllm.cli import bench, main
+from fdllm.errors import FdllmError
 from fdllm.record import identity
 from fdllm_bench import options
 from fdllm_bench.command import BenchCommand, busy_words
@@ -66,6 +67,28 @@ def test_a_busy_machine_is_told() -> None:
     told = busy_words(12.0, 2)
     assert told is not None
     assert "load 12.0 on 2 cores" in told
+
+
+def test_a_laptop_does_not_start_the_large_shapes_unasked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    made: list[str] = []
+
+    def refuse(name: str, *_: object) -> None:
+        made.append(name)
+        raise FdllmError("no room")
+
+    monkeypatch.setattr("fdllm_bench.run.make_model", refuse)
+    assert main(["bench", "reuse", "batch", "--shape", "28x1024", "7B"]) == 2
+    err = capsys.readouterr().err
+    assert "7B has 7.6 billion parameters and this machine no GPU: 19 hours on a CPU" in err
+    assert "try --shape 28x1024" in err
+    assert made == []
+    assert main(["bench", "step", "--shape", "7B"]) == 1  # minutes
+    assert main(["bench", "batch", "--shape", "7B", "--device", "cpu"]) == 1
+    assert made == ["7B", "7B"]
 
 
 def test_names_agree() -> None:

@@ -18,6 +18,7 @@ import torch
 from command import Command
 from fdllm import __version__
 from fdllm.cli import main_eval, output
+from fdllm.cli.main import commands
 from fdllm.cli.request import choose_model
 from fdllm.errors import FdllmError, UsageError
 from fdllm.plan import State
@@ -89,6 +90,9 @@ def test_a_laptop_does_not_start_the_published_model_unasked(
     assert "try --model tiny" in fdllm.err
     assert fdllm("timing", *TASK) == 2
     assert "days on a CPU" in fdllm.err
+    assert fdllm("profile", *TASK) == 2
+    assert "4 days on a CPU" in fdllm.err
+    assert "try --model tiny; --device cpu" in fdllm.err
     assert fdllm.loads == 0
     assert fdllm("sweep", *one, "--dry-run") == 0
     assert fdllm("sweep", *one, "--limit", "2") == 0  # minutes
@@ -244,6 +248,16 @@ def test_nothing_asked_is_helped(fdllm: Command) -> None:
     assert "one run: one task, one config" in fdllm.err
 
 
+@pytest.mark.parametrize("command", [(), *([name] for name in commands())])
+def test_help_fits_80_columns(
+    fdllm: Command, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert fdllm.raw(*command, "--help") == 0
+    assert "--help" in fdllm.out
+    assert max(map(len, fdllm.out.splitlines())) <= 80
+
+
 def test_the_version_of_the_package(fdllm: Command) -> None:
     assert fdllm.raw("--version") == 0
     told = (sys.executable, "-m", "fdllm", "--version")
@@ -282,6 +296,8 @@ def test_a_completion_script_is_made_of_every_flag(
         (("sweep", *TASK, "--limit", "0"), "must be a whole number, 1 or more; got '0'"),
         (("sweep", *TASK, "--limit", "ten"), "got 'ten'"),
         (("sweep", *TASK, "--lmit", "10"), "unknown argument '--lmit' (did you mean '--limit'?)"),
+        (("calibrate", "--taks", "x"), "unknown argument '--taks' (did you mean '--task'?)"),
+        (("calibrate", *TASK), "the following arguments are required: --strategy"),
         (("sweep", *TASK, "--scoring", "exact"), "invalid choice: 'exact'"),
         (("sweep", *TASK, "--dtype", "int8"), "invalid choice: 'int8'"),
         (("sweep", *TASK, "--executor", "pbs"), "invalid choice: 'pbs'"),

@@ -7,16 +7,18 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from fdllm.cli.output import complain, say_json
+from fdllm.cli.pace import refuse_days
 from fdllm.core.checkpoint import resolve_device
 from fdllm_bench.batch import bench_batch
 from fdllm_bench.growth import bench_growth
-from fdllm_bench.models import BenchModel, make_model
+from fdllm_bench.models import SHAPES, BenchModel, make_model
 from fdllm_bench.options import BenchOptions
 from fdllm_bench.profiling import PhaseProfile, profile_model
 from fdllm_bench.reuse import bench_reuse
@@ -42,6 +44,7 @@ def run(
     A profile of several shapes is as many traces: each adds its name to the file's.
     """
     device, used = resolve_device(given.device), "no"
+    check_pace_of(given, topics, shapes)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     console = Console(quiet=given.json)
@@ -75,6 +78,26 @@ def run(
             "profiles": [asdict(phase) for phase in profiles],
         }
         say_json(document)
+
+
+def check_pace_of(given: BenchOptions, topics: Sequence[str], shapes: Sequence[str]) -> None:
+    """Refuse shapes that a CPU would take hours for, ahead of the first.
+
+    Raises:
+        UsageError: there is one, and nobody named the CPU.
+    """
+    for shape in shapes:
+        if (spec := SHAPES[shape]) is not None:
+            size, forwards = spec.num_parameters, least_forwards(given, topics, spec.block_size)
+            refuse_days(shape, partial(float, size), forwards, given.device, "--shape 28x1024")
+
+
+def least_forwards(given: BenchOptions, topics: Sequence[str], block: int) -> int:
+    """Forwards of a whole model that the topics take at the least, their floors' included."""
+    steps = given.new_tokens // given.tokens_per_step  # of a generation
+    answers = given.requests * given.max_blocks // 2 * block // given.tokens_per_step
+    each = {"step": 3 * steps, "reuse": 18 * steps, "batch": 2 * answers, "growth": 400}
+    return given.repeats * sum(each[topic] for topic in topics)
 
 
 def machine(device: torch.device) -> dict[str, str | float]:

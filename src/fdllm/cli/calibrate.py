@@ -21,14 +21,14 @@ if TYPE_CHECKING:  # scipy and statsmodels come in where something is computed
     from fdllm.calibrate.calibration import By, Calibration, Candidate, Loss
 
 EPILOG = """\
-Nothing is run: the answers are those of records that a sweep left. Four fifths of the documents,
-drawn at random, choose; the others show how the promise did. docs/calibration.md says what is
-promised, and of what.
+Nothing is run: the answers are those of records that a sweep left. Four fifths
+of the documents, drawn at random, choose; the others show how the promise did.
+docs/calibration.md says what is promised, and of what.
 
-examples:
-  fdllm calibrate --strategy 05_threshold --task tiny_arithmetic --model tiny --loss 0.02
-  fdllm calibrate --strategy 01_adaptive_skip --task gsm8k --loss 0.01 --confidence 0.95 --json
-  fdllm calibrate --strategy 12_verified --task tiny_arithmetic --model tiny --by bytes
+examples, each with --task tiny_arithmetic --model tiny:
+  fdllm calibrate --strategy 05_threshold --loss 0.02
+  fdllm calibrate --strategy 01_adaptive_skip --confidence 0.95 --json
+  fdllm calibrate --strategy 12_verified --by bytes
 """
 
 

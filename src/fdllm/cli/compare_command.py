@@ -36,20 +36,22 @@ SAME_OR_BETTER, WORSE, CANNOT_TELL = 0, 1, 2
 JSON_VERSION = 1
 PUBLISHED = "published"
 EPILOG = """\
-A and B are configs of one experiment, or folders of records (of any experiment or code version).
-Without --task all tasks that both have are compared, with Holm's adjustment over them.
-B may be the word "published": the figure that was published for the protocol of preset published.
-It is refused for a record that was measured in any other way.
+A and B are configs of one experiment, or folders of records (of any experiment
+or code version). Without --task all tasks that both have are compared, with
+Holm's adjustment over them. B may be the word "published": the figure that was
+published for the protocol of preset published. It is refused for a record that
+was measured in any other way.
 
-exit code: 0  same or better: a loss of more than the margin is excluded, on every task
-           1  worse: a significant loss on a task; with --strict also whatever cannot be told
-           2  cannot tell: too few documents, or records that must not be compared
+exit code: 0  same or better: more than the margin is excluded on every task
+           1  worse: a significant loss; with --strict also what cannot be told
+           2  cannot tell: too few documents, or records that do not compare
 
 examples:
   fdllm compare k1_first k2_middle --task tiny_arithmetic
   fdllm compare k1_first k2_middle --experiment 02_residual --flips 5
   fdllm compare k1_first published --preset published --task gsm8k
-  fdllm compare results/00_baseline/gsm8k/k2_last results/02_residual/gsm8k/k2_last --strict
+  fdllm compare --strict results/00_baseline/gsm8k/k2_last \\
+                results/02_residual/gsm8k/k2_last
 """
 _STYLE = {"same-or-better": "green", "worse": "red", "cannot-tell": "yellow"}
 _SHOWN = 400  # characters of an answer: its end holds the result

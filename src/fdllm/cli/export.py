@@ -26,10 +26,12 @@ class ExportCommand(Selection):
     """Write a folder that stands by itself: records, report, versions."""
 
     format: Format = flag(
-        "release (default), or the records in another tool's form: lm-eval's own files, the schema "
-        "Every Eval Ever, .eval_results of a model on the Hub, Inspect's log (docs/records.md 6)",
+        "release (default), or the records in another tool's form: lm-eval (its own files), "
+        "every-eval-ever (that schema), hub-eval-results (.eval_results of a model on the Hub), "
+        "inspect (its log); docs/records.md 6",
         default="release",
         choices=get_args(Format),
+        metavar="FORMAT",
     )
     out: Path | None = flag(
         "folder to make (release/EXPERIMENT, with -FORMAT for another form); it must not exist",

@@ -45,27 +45,27 @@ TERMINATED = 143
 
 _EPILOG = """\
 examples:
-  fdllm validate                                     ten rows of each tiny task, all nine configs
-  fdllm sweep --model tiny                           the tiny tasks, all rows
-  fdllm sweep --task gsm8k --limit 10 --dry-run      what would run, and why
-  fdllm sweep --task mmlu --force k2_middle          this config again
-  fdllm eval --task tiny_choice --config k3_last     one run
-  fdllm status --json                                every cell's state
-  fdllm open 00_baseline                             its report, in the browser
-  fdllm doctor --task gsm8k                          is everything there that it needs?
-  fdllm selftest                                     is this device's arithmetic right?
-  fdllm prefetch --task gsm8k                        fetch it, for nodes without a network
-  fdllm tasks arc                                    which tasks there are, and what they need
-  fdllm prompts --task gsm8k --limit 2               what would be sent
-  fdllm grade --task gsm8k --answers FILE            anyone's answers, graded as a run's are
-  fdllm timing --task gsm8k --docs 100               how much time each config takes
-  fdllm calibrate --strategy 05_threshold --task T    the setting that loses at most 1 point
-  fdllm profile --task tiny_arithmetic               which layers could be reused
-  fdllm reproduce --from-records                     does what was learnt hold?
-  fdllm trace --task tiny_choice --config k3_last    watch a document being decoded
-  fdllm export --experiment 00_baseline              a folder to share
-  fdllm bench step --shape tiny --shape 28x512       how close to the machine's limit it is
-  fdllm new adaptive_skip --from 00_baseline         the next experiment
+  fdllm validate                                    ten rows of each tiny task
+  fdllm sweep --model tiny                          the tiny tasks, all rows
+  fdllm sweep --task gsm8k --limit 10 --dry-run     what would run, and why
+  fdllm sweep --task mmlu --force k2_middle         this config again
+  fdllm eval --task tiny_choice --config k3_last    one run
+  fdllm status --json                               every cell's state
+  fdllm open 00_baseline                            its report, in the browser
+  fdllm doctor --task gsm8k                         is all there that it needs?
+  fdllm selftest                                    is the arithmetic right?
+  fdllm prefetch --task gsm8k                       for nodes without a network
+  fdllm tasks arc                                   which there are, their needs
+  fdllm prompts --task gsm8k --limit 2              what would be sent
+  fdllm grade --task gsm8k --answers FILE           anyone's, graded as a run's
+  fdllm timing --task gsm8k --docs 100              what time each config takes
+  fdllm calibrate --strategy 05_threshold --task T  what loses at most a point
+  fdllm profile --task tiny_arithmetic              which layers can be reused
+  fdllm reproduce --from-records                    does what was learnt hold?
+  fdllm trace --task tiny_choice --config k3_last   a document being decoded
+  fdllm export --experiment 00_baseline             a folder to share
+  fdllm bench step --shape tiny --shape 28x512      how near to the limit it is
+  fdllm new adaptive_skip --from 00_baseline        the next experiment
 """
 
 
@@ -198,8 +198,19 @@ def _nearest_choice(found: re.Match[str]) -> str:
 class _Parser(argparse.ArgumentParser):
     """One line for a mistake, with the nearest name."""
 
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - argparse's
+        """As argparse's, which asks for a flag that is missing ahead of one that is misspelt."""
+        self._given = args or ()
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         told = _NO_CHOICE.sub(_nearest_choice, message)
+        own, named = self._option_string_actions, (one.partition("=")[0] for one in self._given)
+        strange = next((one for one in named if one.startswith("--") and one not in own), None)
+        if "are required" in message and strange is not None:
+            told = f"unknown argument '{strange}'{did_you_mean(strange, own)}"
         complain(f"{self.prog}: {one_line(told)}; see {self.prog} --help")
         sys.exit(2)
 

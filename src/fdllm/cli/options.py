@@ -109,7 +109,7 @@ class Command(ABC):
                 continue
             title = words.pop("group")
             if title not in groups:
-                groups[title] = parser.add_argument_group(*title.split("\n"))
+                groups[title] = parser.add_argument_group(*title.split("\n", 1))
             names = words.pop("flags", (f"--{one.name.replace('_', '-')}",))
             if names[0].startswith("-"):
                 words["dest"] = one.name

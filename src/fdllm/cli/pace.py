@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from fdllm.checkpoint.folder import read_json
@@ -23,35 +23,58 @@ _DOCUMENTS = 100  # of a task, where all are asked
 _LONG_S = 3600
 
 
-def check_pace(request: SweepRequest, runs: Sequence[Run], documents: int | None) -> None:
-    """Refuse what a CPU would take days for, unless a device is named; a job is never refused.
+_FEWER = ", or one config and a few rows (--config k1_first --limit 2)"
+
+
+def check_pace(
+    request: SweepRequest, runs: Sequence[Run], documents: int | None, *, fewer: str = _FEWER
+) -> None:
+    """Refuse runs that a CPU would take days for, as :func:`refuse_days` has it.
 
     Args:
         request: with the model and the device.
         runs: what would be computed here; a run that is repeated counts each time.
         documents: of each run at most; None is all.
+        fewer: what else to try than the embedded model.
+
+    Raises:
+        UsageError: they take more than an hour on a CPU, and this machine has no GPU.
+    """
+    forwards = sum(
+        (documents or _DOCUMENTS) * _FORWARDS[task_info(run.task, run.include).kind] for run in runs
+    )
+    model = request.sweep.model
+    tried = f"--model tiny{fewer}"
+    refuse_days(model.name, lambda: _num_parameters(request), forwards, model.device, tried)
+
+
+def refuse_days(
+    name: str, num_parameters: Callable[[], float], forwards: int, device: str, tried: str
+) -> None:
+    """Refuse what a CPU would take days for, unless a device is named; a job is never refused.
+
+    Args:
+        name: of the model.
+        num_parameters: of it; asked only where it matters.
+        forwards: with each of which all weights are read.
+        device: as asked for.
+        tried: what to try instead.
 
     Raises:
         UsageError: it takes more than an hour on a CPU, and this machine has no GPU.
     """
-    model, device = request.sweep.model.name, request.sweep.model.device
     if device != "auto" or "SLURM_JOB_ID" in os.environ:
         return
-    number = _num_parameters(request)
-    if number < _SMALL:
-        return
-    forwards = sum(
-        (documents or _DOCUMENTS) * _FORWARDS[task_info(run.task, run.include).kind] for run in runs
-    )
+    number = num_parameters()
     seconds = forwards * number * _BYTES / _BYTES_PER_S
-    if seconds < _LONG_S or _is_gpu_here():
+    if number < _SMALL or seconds < _LONG_S or _is_gpu_here():
         return
     days = seconds / 86_400
     long = f"{seconds / 3600:.0f} hours" if days < 2 else f"{days:.0f} days"  # noqa: PLR2004
     raise UsageError(
-        f"{model} has {number / 1e9:.1f} billion parameters and this machine no GPU: {long} on a "
-        "CPU at the least, by the weights that each forward reads; try --model tiny, or one config "
-        "and a few rows (--config k1_first --limit 2); --device cpu starts it all the same"
+        f"{name} has {number / 1e9:.1f} billion parameters and this machine no GPU: {long} on a "
+        f"CPU at the least, by the weights that each forward reads; try {tried}; --device cpu "
+        "starts it all the same"
     )
 
 

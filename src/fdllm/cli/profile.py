@@ -11,6 +11,7 @@ from rich.text import Text
 from fdllm.cli import sweep
 from fdllm.cli.options import Computing, flag, rows_at_once
 from fdllm.cli.output import complain, console, say, say_json
+from fdllm.cli.pace import check_pace
 from fdllm.cli.request import SweepRequest, read_request
 from fdllm.errors import UsageError
 from fdllm.record.atomic import write_text
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fdllm.profiling.record import Profile
 
 _DOCUMENTS = 100
+_PASSES = 20  # over the documents, at the least: one a layer, of a model that is large
 _ROWS = 16  # no time is measured, so rows share forwards
 
 
@@ -68,6 +70,7 @@ class ProfileCommand(Computing):
 
         check(run)
         number = self.docs or self.limit or _DOCUMENTS
+        check_pace(request, [run] * _PASSES, number, fewer="")
         complain(f"{run.task}: each layer on {number} documents at most; minutes")
         out = console(stderr=True)
         with Progress(

@@ -27,12 +27,12 @@ if TYPE_CHECKING:  # scipy and statsmodels come in where a report is made
 
 _EPILOG = """\
 exit code: 0  every figure holds
-           1  one differs, or the page states one that nothing says how to compute
-           2  none differs, and one cannot be told: its record is absent or stale
+           1  one differs, or nothing says how to compute one that is stated
+           2  none differs, one cannot be told: its record is absent or stale
 
 examples:
-  fdllm reproduce --experiment 00_baseline     compute what it lacks, and compare
-  fdllm reproduce --from-records --exact       does the page say what the records here have?
+  fdllm reproduce --experiment 00_baseline   compute what it lacks, and compare
+  fdllm reproduce --from-records --exact     does the page say what they have?
   fdllm reproduce --from-records --appendix usenix > ARTIFACT.md
 """
 _DIFFERS, _CANNOT_TELL = 1, 2

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from fdllm.evaluate.adapter import LoadedModel
 
 _PLACE = (
-    "where it is computed\nwhat stays the same from one sweep to the next stands in fdllm.toml "
-    "(fdllm.toml.example has all of it)"
+    "where it is computed\nwhat stays the same from one sweep to the next stands in fdllm.toml; "
+    "all of it\n  is in fdllm.toml.example"
 )
 _place = partial(flag, group=_PLACE)
 EXECUTORS = ("auto", "local", "slurm")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fdllm.cli.options import Computing, flag, new_file
 from fdllm.cli.output import complain, console, say
+from fdllm.cli.pace import check_pace
 from fdllm.cli.request import read_request
 from fdllm.errors import UsageError
 from fdllm.plan import RECORDED, CellState, Planner
@@ -51,6 +52,7 @@ class TraceCommand(Computing):
                 "the first-token estimator takes one forward, so there is nothing to watch; use "
                 "--scoring denoise"
             )
+        check_pace(request, [run], 1, fewer="")
         trace = self._decode(request.planner, run)
         from fdllm.trace.terminal import show  # noqa: PLC0415 - numpy
 
