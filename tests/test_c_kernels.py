@@ -308,7 +308,7 @@ def test_kernels_of_another_type_are_refused() -> None:
 
 def test_a_type_without_kernels() -> None:
     assert accelerator_on(CPU, torch.float16).name == "no"
-    with pytest.raises(UsageError, match="for float32 and bfloat16, not for torch.float16"):
+    with pytest.raises(UsageError, match="for float32 and bfloat16, not for float16"):
         accelerator_on(CPU, torch.float16, asked=True)
     with pytest.raises(UsageError, match="for a CPU or CUDA, and the model is on 'meta'"):
         accelerator_on(torch.device("meta"), torch.float32, asked=True)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import platform
 import re
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +19,7 @@ import fdllm
 from fdllm.errors import UsageError
 from fdllm.fast.accelerators import accelerator_on
 from fdllm.fast.compiler import CompilerError
-from fdllm.fast.kernels import load_kernels
+from fdllm.fast.kernels import Kernels, load_kernels
 from models import DECODING, random_model, random_prompt
 
 CPU = torch.device("cpu")
@@ -62,6 +67,48 @@ def test_a_cache_that_cannot_be_written(fresh: Path) -> None:
     fresh.parent.write_text("a file, no folder", encoding="utf-8")
     tokens, _ = load_kernels(torch.float32).choose(torch.eye(4), 0)
     assert tokens == [1, 1, 2, 3]
+
+
+# The loader's own choice among them, as where there is no compiler.
+CHOSEN = """
+import ctypes
+from fdllm.fast.compiler import load_library
+level = ctypes.c_char.in_dll(load_library("float32"), "built_for")
+print(ctypes.string_at(ctypes.addressof(level)).decode(), end="")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader of Linux chooses")
+def test_built_ahead(fresh: Path, tmp_path: Path) -> None:
+    built, machine = tmp_path / "built", platform.machine()
+    subprocess.run([sys.executable, "-m", "fdllm.fast.compiler", str(built)], check=True)
+    told = {**os.environ, "LD_LIBRARY_PATH": str(built), "CC": "/nowhere/cc"}
+    choose = [sys.executable, "-c", CHOSEN]
+    level = subprocess.run(choose, check=True, env=told, stdout=subprocess.PIPE, text=True).stdout
+    assert not fresh.exists()
+
+    paths = {path.parent.name: path for path in built.rglob("*float32*")}
+    paths[machine] = paths.pop("built")
+    assert len(paths) == (4 if machine == "x86_64" else 1)
+    # The plainest, the one chosen and one for this very processor are the same to the bit.
+    ahead = [Kernels(ctypes.PyDLL(str(paths[one])), torch.float32) for one in (machine, level)]
+    assert [one.name for one in ahead] == [f"C kernels for {one}" for one in (machine, level)]
+    here = load_kernels(torch.float32)
+    assert here.name == "C kernels"
+    assert told_by(ahead[0]) == told_by(ahead[1]) == told_by(here)
+
+
+def told_by(kernels: Kernels) -> list[object]:
+    """Numbers that go through every sum."""
+    model, torch_seed = random_model(3), torch.Generator().manual_seed(1)
+    model.accelerators = lambda *_: kernels
+    model.compile()
+    prompts = [random_prompt(n, n) for n in (7, 33)]
+    pairs = [(prompt, random_prompt(1, 9)) for prompt in prompts]
+    scored = fdllm.score(model, pairs, "denoise", DECODING, fdllm.NoReuse())
+    chosen = kernels.choose(torch.randn(40, 1003, generator=torch_seed) * 4, 2)
+    return [*(one.loglikelihood for one in scored), *chosen]
 
 
 NO_COMPILER = {

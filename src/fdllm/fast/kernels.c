@@ -1,10 +1,14 @@
-/* What a layer does between its matrix products, in few passes. fdllm/fast/build.py compiles
-   this for the machine that it runs on, once a type of weights; fdllm/fast/kernels.py calls it.
-   Threads share no sum, so their number changes no result. */
+/* What a layer does between its matrix products, in few passes. fdllm/fast/compiler.py compiles
+   this, once a type of weights; fdllm/fast/kernels.py calls it.
+   Threads share no sum, so their number changes no result; nor does the processor, as sums are taken
+   in one order whatever its vectors hold. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+/* The level of processors; nothing for the one that compiled it. */
+const char built_for[] = BUILT_FOR;
 
 #ifdef BFLOAT16
 typedef uint16_t element;
@@ -57,25 +61,6 @@ typedef float vector __attribute__((vector_size(4 * LANES / VECTORS), aligned(4)
 #define NUMBERS_FOR_A_TEAM (1 << 14)
 static inline int64_t tiles(const window *at) { return (at->width * at->group + LANES - 1) / LANES; }
 
-/* Root-mean-square norm: x * root / sqrt(sum(x^2) + least), times the scale where there is one. */
-void norm(const element *restrict x, const element *restrict scale, const buffers *at) {
-  const int64_t size = at->hidden;
-#pragma omp parallel for schedule(static) if (at->columns * size > NUMBERS_FOR_A_TEAM)
-  for (int64_t column = 0; column < at->columns; column++) {
-    const element *restrict from = x + column * size;
-    element *restrict to = at->normed + column * size;
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < size; i++) {
-      const float value = get(from[i]);
-      sum += value * value;
-    }
-    const float factor = at->root / sqrtf(sum + at->least);
-    for (int64_t i = 0; i < size; i++) to[i] = put(get(from[i]) * factor);
-    for (int64_t i = 0; scale && i < size; i++) to[i] = put(get(to[i]) * get(scale[i]));
-  }
-}
-
 /* exp by 2^whole * e^rest, |rest| <= log(2) / 2; the polynomial is that of Cephes' expf, whose
    error is below two units in the last place. */
 static inline float exponential(float x) {
@@ -96,6 +81,39 @@ static inline float exponential(float x) {
   return sum * power;
 }
 
+#define INLINED static inline __attribute__((always_inline))
+
+/* A term of each number, summed: each to one of LANES parts, and these by halves. */
+INLINED float sum(float (*term)(float, float), const element *x, int64_t size, float with) {
+  float parts[LANES] = {0};
+  const int64_t whole = size - size % LANES;
+  for (int64_t i = 0; i < whole; i += LANES)
+#pragma omp simd
+    for (int64_t lane = 0; lane < LANES; lane++) parts[lane] += term(get(x[i + lane]), with);
+  for (int64_t i = 0; i < size % LANES; i++) parts[i] += term(get(x[whole + i]), with);
+  for (int64_t half = LANES / 2; half; half /= 2)
+    for (int64_t i = 0; i < half; i++) parts[i] += parts[i + half];
+  return parts[0];
+}
+
+INLINED float square(float x, float unused) { return (void)unused, x * x; }
+
+/* Of a logit; x - x is 0, or NaN where x is NaN or infinite. */
+INLINED float weight(float x, float highest) { return exponential(x - highest) + (x - x); }
+
+/* Root-mean-square norm: x * root / sqrt(sum(x^2) + least), times the scale where there is one. */
+void norm(const element *restrict x, const element *restrict scale, const buffers *at) {
+  const int64_t size = at->hidden;
+#pragma omp parallel for schedule(static) if (at->columns * size > NUMBERS_FOR_A_TEAM)
+  for (int64_t column = 0; column < at->columns; column++) {
+    const element *restrict from = x + column * size;
+    element *restrict to = at->normed + column * size;
+    const float factor = at->root / sqrtf(sum(square, from, size, 0) + at->least);
+    for (int64_t i = 0; i < size; i++) to[i] = put(get(from[i]) * factor);
+    for (int64_t i = 0; scale && i < size; i++) to[i] = put(get(to[i]) * get(scale[i]));
+  }
+}
+
 /* SwiGLU's silu(gate) * up; both [columns, 2 * inner], the gates first. */
 void gate(const element *restrict both, const buffers *at) {
   const int64_t size = at->inner;
@@ -111,12 +129,13 @@ void gate(const element *restrict both, const buffers *at) {
   }
 }
 
-/* Rotary embedding: pairs of neighbours as complex numbers, times the factors. */
+/* Rotary embedding: pairs of neighbours as complex numbers, times the factors. Two sums, since GCC 12
+   fuses a difference and a sum with their products even where it is told not to. */
 static inline void turn(const element *restrict x, const float *restrict factors,
                         element *restrict to, int64_t dim) {
   for (int64_t i = 0; i < dim; i += 2) {
     const float left = get(x[i]), right = get(x[i + 1]);
-    to[i] = put(left * factors[i] - right * factors[i + 1]);
+    to[i] = put(left * factors[i] + -right * factors[i + 1]);
     to[i + 1] = put(left * factors[i + 1] + right * factors[i]);
   }
 }
@@ -159,8 +178,6 @@ static void load_queries(const element *x, const window *at, int64_t row, int64_
       }
     }
 }
-
-#define INLINED static inline __attribute__((always_inline))
 
 /* Scores of a few keys, [few, LANES]. */
 INLINED void score(const int64_t few, const vector *query, const float *keys, int64_t dim,
@@ -308,16 +325,9 @@ void choose(const element *logits, int64_t rows, int64_t size, int64_t barred, i
 #pragma omp simd reduction(max : best)
     for (int64_t i = barred + 1; i < size; i++) best = get(x[i]) > best ? get(x[i]) : best;
     const float highest = get(x[barred]) > best ? get(x[barred]) : best;
-    float sum = 0, odd = 0; /* x - x is 0, or NaN where x is NaN or infinite */
-#pragma omp simd reduction(+ : sum, odd)
-    for (int64_t i = 0; i < size; i++) {
-      const float value = get(x[i]);
-      sum += exponential(value - highest);
-      odd += value - value;
-    }
     int64_t at = 0;
     while (at < size && (at == barred || get(x[at]) != best)) at++;
     tokens[row] = at < size ? at : 0;
-    confidence[row] = exponential(best - highest) / sum + odd;
+    confidence[row] = exponential(best - highest) / sum(weight, x, size, highest);
   }
 }

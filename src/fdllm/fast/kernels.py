@@ -2,8 +2,9 @@
 
 For eight columns torch's fixed cost of a kernel is several times the kernel's work, and a layer has
 a dozen small ones. ``kernels.c`` holds five functions that need no more than a C compiler: where
-there is one they are compiled for this machine's processor, once. They are the same arithmetic in
-the same types; sums are taken in another order, as from one processor to the next. Attention reads
+there is one they are compiled for this machine's processor, once; an image has them built ahead.
+They are the same arithmetic in the same types; sums are taken in another order than torch's, in one
+order on every processor, so the functions give the same bits on all of them. Attention reads
 each row's keys where they lie in the cache, as far as the row goes: no mask, and no keys gathered.
 They serve forwards of every width, though a wide one gains nothing by them: where some forwards of
 a row went through torch's kernels, its tokens would depend on how many neighbours it has.
@@ -16,7 +17,6 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,15 +27,13 @@ from fdllm.core.cache import RowCache
 from fdllm.core.forward_batch import Window
 from fdllm.core.model_spec import ModelSpec
 from fdllm.core.torch_backend import Accelerator
-from fdllm.fast.compiler import CompilerError, load_library
+from fdllm.fast.compiler import load_library
 
 MOST_DIM = 256
 """Of a head, up to which attention has room; ``kernels.c`` has the same number, as of the next."""
 LANES = 16
 """Queries that attention takes together."""
-_SOURCE = Path(__file__).with_name("kernels.c")
 Mark = Callable[[str], AbstractContextManager[object]]
-_TYPES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 
 
 class _Buffers(ctypes.Structure):
@@ -65,16 +63,17 @@ class Kernels(Accelerator):
         mark: what each call stands in, by its name, so that a profiler sees it; None for nothing.
     """
 
-    name = "C kernels"
-
     def __init__(self, library: ctypes.PyDLL, dtype: torch.dtype, mark: Mark | None = None) -> None:
         self._library, self._dtype = library, dtype
+        # The level of processors, where they were not compiled for this very one.
+        level = ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(library, "built_for")))
+        self.name = f"C kernels for {level.decode()}" if level else "C kernels"
         pointer, number = ctypes.c_void_p, ctypes.c_int64
 
         def function(name: str, *arguments: type) -> Callable[..., None]:
             made = library[name]
             made.argtypes, made.restype = arguments, None
-            return made if mark is None else _marked(made, mark, f"{_SOURCE.stem}::{name}")
+            return made if mark is None else _marked(made, mark, f"kernels::{name}")
 
         self.norm = function("norm", pointer, pointer, pointer)
         self.gate = function("gate", pointer, pointer)
@@ -246,11 +245,9 @@ def _address(x: Tensor) -> int:
 
 @cache
 def load_kernels(dtype: torch.dtype) -> Kernels:
-    """The functions for a type of weights, compiled where no earlier process has done it.
+    """The functions for a type of weights; see :func:`fdllm.fast.compiler.load_library`.
 
     Raises:
         CompilerError: the type has none, or they cannot be compiled here.
     """
-    if dtype not in _TYPES:
-        raise CompilerError(f"there are compiled kernels for float32 and bfloat16, not for {dtype}")
-    return Kernels(load_library(_SOURCE, _TYPES[dtype]), dtype)
+    return Kernels(load_library(str(dtype).removeprefix("torch.")), dtype)
