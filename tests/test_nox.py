@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import runpy
+import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +102,14 @@ def test_pylock_is_refused_where_it_pins_another_version(
     ("there", "commit", "epoch"), [(("git",), "c" * 40, "1700000000"), ((), "unknown", "315532800")]
 )
 def test_an_image_bears_its_commit_and_the_commits_time_where_there_is_git(
-    there: tuple[str, ...], commit: str, epoch: str, monkeypatch: pytest.MonkeyPatch
+    there: tuple[str, ...],
+    commit: str,
+    epoch: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(ROOT)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     programs = {"apptainer", *there}
     monkeypatch.setattr("shutil.which", lambda name: name if name in programs else None)
@@ -116,3 +123,25 @@ def test_an_image_bears_its_commit_and_the_commits_time_where_there_is_git(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "7")
     NOXFILE["container"].func(session)
     assert session.ran[-1][1] == {"SOURCE_DATE_EPOCH": "7"}
+
+
+@pytest.mark.parametrize("version", ["01", "02"])
+def test_two_images_of_a_commit_are_equal(
+    version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "7")
+    monkeypatch.setattr("shutil.which", lambda name: name)
+
+    def built(time: int) -> bytes:
+        """As Apptainer 1.4 writes it: one descriptor of two, an id and times of its own."""
+        head = b"#!run".ljust(32, b"\0") + b"SIF_MAGIC\0" + version.encode() + b"\x0002\0"
+        head += bytes([time]) * 16 + struct.pack("<8q", time, time, 1, 2, 128, 1170, 1298, 4)
+        descriptors = bytes(41) + struct.pack("<2q", time, time) + bytes(528) + bytes(585)
+        Path("fdllm.sif").write_bytes(head + descriptors + b"data")
+        NOXFILE["container"].func(Session())
+        return Path("fdllm.sif").read_bytes()
+
+    assert (built(1) == built(2)) == (version == "01")
+    assert built(7)[128:] == bytes(41) + struct.pack("<2q", 7, 7) + bytes(528 + 585) + b"data"

@@ -46,6 +46,7 @@ def test_a_record_names_the_image(image: Image, place: Path) -> None:
     record: Any = json.loads(path.read_text())
     sessions = record["provenance"]["sessions"]
     assert [one["image_sha256"] for one in sessions] == [digest(image)]
+    assert re.fullmatch(r"C kernels for x86[-_]64(-v[234])?", sessions[0]["compile"])
     assert "hf_told" not in "".join(
         file.read_text(errors="replace") for file in place.rglob("*") if file.is_file()
     )
@@ -92,6 +93,7 @@ def test_no_token_and_no_machine_in_it(image: Image) -> None:
         env | grep -iE 'token|pip_' && echo FOUND-IN-ENVIRONMENT
         grep -rIlE 'hf_[a]_token_of_the_builder' \
             /opt/fdllm /etc "$home" /.singularity.d && echo FOUND-A-TOKEN
+        command -v cc gcc && echo FOUND-A-COMPILER
         ls -A /mnt | grep . && echo FOUND-WHAT-WAS-BOUND
         ls -Ad /opt/fdllm/source "$home/.cache" "$home/.config/pip" /etc/pip.conf 2>&1 |
             grep -v 'No such file' && echo FOUND-LEFTOVERS
