@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from fdllm.cluster.queue import JobId
 from fdllm.errors import FdllmError
@@ -26,10 +26,11 @@ from fdllm.record.atomic import make_folder, write_json
 from fdllm.record.paths import TIMING, Layout, RunPaths
 from fdllm.runs import Run
 from fdllm.shard import Shard
+from fdllm.spec import first_problem
 from fdllm.timing.wanted import WantedStudy
 from fdllm.until_decided import UntilDecided
 
-VERSION = 2
+VERSION = 3
 MAP = "map.json"
 JOBS = "jobs.json"
 _MOST = 64 << 20  # bytes of either
@@ -67,6 +68,9 @@ class Assignment:
         """The job script that does it: ``job.sh``, ``job-1001.sh`` of a second array."""
         kind = STUDY if self.study is not None else WORK if self.merge is None else MERGE
         return f"{kind}-{self.offset}.sh" if self.offset else f"{kind}.sh"
+
+
+_ASSIGNMENTS = TypeAdapter(tuple[Assignment, ...])
 
 
 @dataclass(frozen=True)
@@ -152,24 +156,10 @@ def submissions_folder(paths: RunPaths) -> Path:
 def write_map(submission: Submission) -> None:
     """Freeze what each array task does."""
     make_folder(submission.folder)
-    data = {
-        "version": VERSION,
-        "results": None if submission.results is None else str(submission.results),
-        "threads": submission.threads,
-        "assignments": [
-            {
-                "index": one.index,
-                "run": one.run.model_dump(mode="json"),
-                "shard": None if one.shard is None else [one.shard.index, one.shard.count],
-                "merge": one.merge,
-                "until": None if one.until is None else one.until.model_dump(mode="json"),
-                "study": None if one.study is None else one.study.as_dict(),
-                "offset": one.offset,
-            }
-            for one in submission.assignments
-        ],
-    }
-    write_json(submission.map, data)
+    assignments = _ASSIGNMENTS.dump_python(submission.assignments, mode="json")
+    results = None if submission.results is None else str(submission.results)
+    known = {"version": VERSION, "results": results, "threads": submission.threads}
+    write_json(submission.map, known | {"assignments": assignments})
 
 
 def write_jobs(submission: Submission) -> None:
@@ -192,18 +182,7 @@ def read_submission(folder: Path) -> Submission:
             raise FdllmError(
                 f"{folder / MAP} has version {data['version']}, this is {VERSION}; submit again"
             )
-        assignments = tuple(
-            Assignment(
-                int(one["index"]),
-                Run(**one["run"]),
-                None if one["shard"] is None else Shard(*one["shard"]),
-                one["merge"],
-                None if one.get("until") is None else UntilDecided(**one["until"]),
-                None if one["study"] is None else WantedStudy.read(one["study"]),
-                int(one.get("offset", 0)),
-            )
-            for one in data["assignments"]
-        )
+        assignments = _ASSIGNMENTS.validate_python(data["assignments"])
         return Submission(
             folder=folder,
             assignments=assignments,
@@ -213,8 +192,9 @@ def read_submission(folder: Path) -> Submission:
         )
     except OutsideError as error:
         raise FdllmError(f"{error}; submit again") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FdllmError(f"{folder / MAP} cannot be read: {error}; submit again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        told = first_problem(error) if isinstance(error, ValidationError) else error
+        raise FdllmError(f"{folder / MAP} cannot be read: {told}; submit again") from None
 
 
 def _read_jobs(path: Path, assignments: Sequence[Assignment]) -> dict[str, JobId | None]:

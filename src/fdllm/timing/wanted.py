@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from fdllm.errors import FdllmError
 from fdllm.plan import ANY_DEPTH, BUSY, CellState, Planner, State
@@ -38,17 +37,6 @@ class WantedStudy:
     def again(self) -> str | None:
         """The name under which the baseline is timed a second time; None where it has a twin."""
         return next((n for n, run in self.runs.items() if n != run.cell.name), None)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        runs = {name: run.model_dump(mode="json") for name, run in self.runs.items()}
-        return {"runs": runs, "number": self.number, "repeats": self.repeats}
-
-    @classmethod
-    def read(cls, data: Mapping[str, Any]) -> WantedStudy:
-        """From its JSON form."""
-        runs = {name: Run(**values) for name, values in data["runs"].items()}
-        return cls(runs, data["number"], data["repeats"])
 
     def __str__(self) -> str:
         return f"{self.baseline.experiment} / {TaskFolder.of(self.baseline)} / timing study"
