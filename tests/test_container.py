@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fdllm.cluster.container import container_command
+from fdllm.cluster.render import container_command
 from fdllm.errors import FdllmError
 from fdllm.record.image import image_digest, own_image_digest
 from helpers import ROOT

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.image import Image
-from fdllm.cluster.container import container_command
+from fdllm.cluster.render import container_command
 from helpers import ROOT
 
 pytestmark = pytest.mark.timeout(1500)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from fdllm.caches import OFFLINE, token_file
 from fdllm.cluster.cluster_config import ClusterConfig, clusters_of
-from fdllm.cluster.container import container_command
 from fdllm.cluster.queue import most_tasks
-from fdllm.cluster.render import Script, render
+from fdllm.cluster.render import Script, container_command, render
 from fdllm.cluster.submission import (
     Assignment,
     Submission,

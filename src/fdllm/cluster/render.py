@@ -1,4 +1,4 @@
-"""The text of a job script. Pure: the same submission and site give the same text."""
+"""The text of a job script, and the command line of its image. Pure: the same in, the same out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from fdllm.caches import OFFLINE
 from fdllm.cluster.cluster_config import ClusterConfig, Resources
-from fdllm.cluster.container import prefixes
 
 ENDED_EARLY = 75
 """Exit status of a task that was warned of its time limit and goes on in its next life."""
@@ -36,6 +35,7 @@ PASSED_ON = (
     "SLURM_ARRAY_TASK_ID",
     "SLURM_RESTART_COUNT",
 )
+_PREFIXES = {"apptainer": "APPTAINERENV_", "singularity": "SINGULARITYENV_"}
 
 
 @dataclass(frozen=True)
@@ -87,3 +87,39 @@ def render(script: Script) -> str:
         handed=[f'"{one}$name=${{!name}}"' for one in prefixes(script.cluster.apptainer)],
         ended_early=ENDED_EARLY,
     )
+
+
+def container_command(
+    image: Path,
+    argv: Sequence[str],
+    *,
+    binds: Sequence[str],
+    gpu: bool,
+    program: str = "apptainer",
+) -> list[str]:
+    """What starts ``argv`` inside an image, which sees only what it is given.
+
+    ``binds`` are ``/folder`` or ``/folder:/inside[:ro]``, each visible inside; ``gpu`` brings the
+    machine's driver in. Variables go in by the environment, see :func:`prefixes`, as everyone on
+    the machine reads command lines.
+    """
+    return [
+        program,
+        "exec",
+        *(["--nv"] if gpu else []),
+        "--cleanenv",
+        "--no-home",
+        *(part for bind in binds for part in ("--bind", bind)),
+        str(image),
+        *argv,
+    ]
+
+
+def prefixes(program: str) -> tuple[str, ...]:
+    """What is put ahead of a variable's name so that ``program`` hands it in.
+
+    SingularityCE reads its own alone. Apptainer reads both, and complains of the other's; a command
+    of another name may be either.
+    """
+    name = Path(program).name
+    return tuple(p for known, p in _PREFIXES.items() if known in name) or (*_PREFIXES.values(),)

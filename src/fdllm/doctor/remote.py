@@ -9,8 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from fdllm.caches import OFFLINE, TOKENS, hub_home
-from fdllm.cluster.container import container_command, prefixes
-from fdllm.cluster.render import PASSED_ON
+from fdllm.cluster.render import PASSED_ON, container_command, prefixes
 from fdllm.doctor.findings import CHECKUP, FINDINGS, Checkup, Finding, fail
 from fdllm.evaluate.hub_errors import hub_token, without_token
 from fdllm.record.identity import source_hashes
