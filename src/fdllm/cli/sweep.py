@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdllm.caches import OFFLINE
-from fdllm.cli import early, show, studies
+from fdllm.cli import show, studies
 from fdllm.cli.doctor import checkup_of
 from fdllm.cli.options import Computing, flag, number
 from fdllm.cli.output import complain, console, say
@@ -22,7 +22,7 @@ from fdllm.cli.pace import check_pace
 from fdllm.cli.progress import GridProgress
 from fdllm.cli.request import SweepRequest, read_request
 from fdllm.cli.status_table import show_status, with_what_there_is
-from fdllm.cli.work import PlannedCell, choose_work
+from fdllm.cli.work import PlannedCell, choose_work, ends_of, in_order, missing_configs
 from fdllm.cluster.cluster_config import ClusterConfig, load_cluster_config
 from fdllm.cluster.planned import plan_submissions
 from fdllm.cluster.queue import require_sbatch, why_no_cluster
@@ -117,7 +117,7 @@ class SweepCommand(Computing):
         # Configs named behind --force are the selection where there is no --config.
         request = read_request(self, self.force or ())
         if self.until_decided:
-            too = early.missing_configs(request, self.shards)
+            too = missing_configs(request, self.shards)
             request = read_request(self, (*(self.force or ()), *too))
         show.overlaps(request)
         show.terms(request)
@@ -138,8 +138,8 @@ class SweepCommand(Computing):
 
     def choose(self, request: SweepRequest, cells: Sequence[CellState]) -> list[PlannedCell]:
         """What is computed, and where each run ends."""
-        work = choose_work(cells, force=self.force, until_decided=self.until_decided)
-        return early.in_order(request, work) if self.until_decided else work
+        work = choose_work(cells, force=self.force, early=self.until_decided)
+        return in_order(request, work) if self.until_decided else work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +311,7 @@ def _submit(request: SweepRequest, options: SweepCommand) -> int:
         num_shards=options.shards or 1,
         results=options.results,
         threads=options.threads,
-        until=early.ends_of(request) if options.until_decided else None,
+        until=ends_of(request) if options.until_decided else None,
     )
     show.unknown([*cells, *timed])
     if options.dry_run:
