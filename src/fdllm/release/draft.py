@@ -19,7 +19,7 @@ from fdllm.report.sums import check_studies
 from fdllm.runs import Sweep
 
 
-def choose_checked(
+def _choose_checked(
     planner: Planner, sweeps: Sequence[Sweep], allowed: frozenset[Allowance]
 ) -> Chosen:
     """The records of some tables, each computed anew, with the timing studies beside them.
@@ -41,28 +41,31 @@ def choose_checked(
     return chosen
 
 
-def refuse_used(out: Path) -> None:
-    """Raise where a folder holds something already.
+@contextmanager
+def drafted(
+    planner: Planner, sweeps: Sequence[Sweep], out: Path, allowed: frozenset[Allowance]
+) -> Iterator[tuple[Path, Chosen]]:
+    """A folder to fill with checked records, which becomes ``out`` where all in it may leave.
+
+    Args:
+        planner: knows the checkout and the records.
+        sweeps: tables of one experiment, each of one task, limit and model.
+        out: the folder to make; it must not exist, or be empty.
+        allowed: defects to take as they are.
 
     Raises:
-        UsageError: it does.
+        UsageError: the folder is in use.
+        FdllmError: a record is damaged, :func:`choose` or :func:`check_texts` refuses, or the disk
+            is full; nothing is left.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already; name another folder with --out, or move it away")
-
-
-@contextmanager
-def drafted(planner: Planner, out: Path, allowed: frozenset[Allowance]) -> Iterator[Path]:
-    """A folder to fill, which becomes ``out`` where nothing in it must stay here.
-
-    Raises:
-        FdllmError: :func:`check_texts` refuses, or the disk is full; nothing is left.
-    """
+    chosen = _choose_checked(planner, sweeps, allowed)
     with explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
         try:
-            yield draft
+            yield draft, chosen
             check_texts(
                 ((name, text_of(draft / name)) for name in names_in(draft)),
                 places(planner.root, planner.layout.results, out.parent),

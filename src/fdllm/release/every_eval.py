@@ -15,7 +15,7 @@ from typing import Any
 
 from fdllm import strictjson
 from fdllm.record.atomic import write_text
-from fdllm.release.harness_log import HarnessLog
+from fdllm.release.harness_log import HarnessLog, answered
 
 SCHEMA = "0.3.0"
 _IDS = {
@@ -38,7 +38,6 @@ def every_eval(log: HarnessLog, identity: str) -> dict[str, Any]:
     """
     summary, results = log.record.summary, log.results
     started, finished = (str(int(t.timestamp())) for t in (log.started, log.finished))
-    figures = results["results"][summary.task]
     config = results["configs"].get(summary.task, {})
     data: dict[str, Any] = {"dataset_name": summary.task, "source_type": "other"}
     if "/" in str(config.get("dataset_path") or ""):
@@ -53,11 +52,7 @@ def every_eval(log: HarnessLog, identity: str) -> dict[str, Any]:
         "tokens_per_forward": summary.throughput.tokens_per_forward,
     }
     found = []
-    for key, value in figures.items():
-        metric, comma, name = key.partition(",")
-        if not comma or metric.endswith("_stderr"):
-            continue
-        spread = figures.get(f"{metric}_stderr,{name}")
+    for metric, name, value, spread in log.figures:
         share = metric in _SHARES
         higher = results["higher_is_better"].get(summary.task, {}).get(metric)
         found.append(
@@ -76,11 +71,7 @@ def every_eval(log: HarnessLog, identity: str) -> dict[str, Any]:
                 "score_details": {
                     "score": value,
                     "uncertainty": {
-                        **(
-                            {"standard_error": {"value": spread}}
-                            if isinstance(spread, float)
-                            else {}
-                        ),
+                        **({} if spread is None else {"standard_error": {"value": spread}}),
                         "num_samples": summary.headline.num_samples,
                     },
                 },
@@ -142,15 +133,8 @@ def every_eval_samples(log: HarnessLog, identity: str) -> list[dict[str, Any]]:
 def _instance(
     log: HarnessLog, sample: dict[str, Any], metric: str, own: dict[str, Any], identity: str
 ) -> dict[str, Any]:
-    task, name, asked = str(own["task"]), sample["filter"], sample["arguments"]
-    prompt, target = str(asked["gen_args_0"]["arg_0"]), sample["target"]
-    choices = [str(one["arg_1"]) for one in asked.values()] if len(asked) > 1 else None
-    if choices is None:
-        answers, extracted = [str(sample["resps"][0][0])], str(sample["filtered_resps"][0])
-    else:
-        scores = [float(one[0]) for one in sample["filtered_resps"]]
-        answers = [choices[scores.index(max(scores))]]
-        extracted = answers[0]
+    task, name, target = str(own["task"]), sample["filter"], sample["target"]
+    prompt, choices, answer, extracted = answered(sample)
     raw = strictjson.dumps({"raw": prompt, "reference": target})
     return {
         "schema_version": SCHEMA,
@@ -162,7 +146,7 @@ def _instance(
         "sample_hash": hashlib.sha256(raw.encode()).hexdigest(),
         "interaction_type": "single_turn",
         "input": {"raw": prompt, "reference": [target], "choices": choices},
-        "output": {"raw": answers},
+        "output": {"raw": [answer]},
         "messages": None,
         "answer_attribution": [
             {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fdllm.plan import Planner
 from fdllm.release.choose import Allowance
-from fdllm.release.draft import choose_checked, drafted, refuse_used
+from fdllm.release.draft import drafted
 from fdllm.release.every_eval import write_every_eval
 from fdllm.release.harness_log import HarnessLog, harness_log, write_lm_eval
 from fdllm.release.hub_eval_results import write_hub_eval_results
@@ -42,20 +42,13 @@ def export_format(
 ) -> Release:
     """Write an experiment's records in another tool's form, ``<task folder>/<config>/…``.
 
-    Args:
-        planner: knows the checkout and the records.
-        sweeps: tables of one experiment, each of one task, limit and model.
-        out: the folder to make; it must not exist, or be empty.
-        name: of the form, a key of :data:`WRITERS`.
-        allowed: defects to take as they are.
+    ``name`` is that of the form, a key of :data:`WRITERS`; the rest is :func:`drafted`'s.
 
     Raises:
         UsageError: the folder is in use, or programs may not be run.
         FdllmError: a record is damaged or refused, or lacks what the form asks for.
     """
-    refuse_used(out)
-    chosen = choose_checked(planner, sweeps, allowed)
-    with drafted(planner, out, allowed) as draft:
+    with drafted(planner, sweeps, out, allowed) as (draft, chosen):
         for cell, _ in chosen.records:
             folder = cell.paths.folder
             WRITERS[name](load_record(folder), cell.run, draft / folder.parent.name / folder.name)

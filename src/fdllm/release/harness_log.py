@@ -63,6 +63,28 @@ class HarnessLog:
         """
         return time_of(self.record, "sessions.started", self.session.get("started"))
 
+    @property
+    def figures(self) -> list[tuple[str, str, float, float | None]]:
+        """Metric, filter, value and standard error of the task's figures."""
+        found, figures = self.results["results"][self.record.summary.task], []
+        for key, value in found.items():
+            metric, comma, name = key.partition(",")
+            if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+                spread = found.get(f"{metric}_stderr,{name}")
+                figures.append((metric, name, value, spread if isinstance(spread, float) else None))
+        return figures
+
+
+def answered(sample: Mapping[str, Any]) -> tuple[str, list[str] | None, str, str]:
+    """A sample's prompt, choices where it has some, answer, and what its filter made of that."""
+    asked, filtered = list(sample["arguments"].values()), sample["filtered_resps"]
+    prompt = str(asked[0]["arg_0"])
+    if len(asked) == 1:
+        return prompt, None, str(sample["resps"][0][0]), str(filtered[0])
+    choices, scores = [str(one["arg_1"]) for one in asked], [float(one[0]) for one in filtered]
+    answer = choices[scores.index(max(scores))]
+    return prompt, choices, answer, answer
+
 
 def model_of(record: Record) -> str:
     """The model as ``organisation/name``, which readers take apart: its Hub id.
@@ -138,26 +160,22 @@ def harness_log(record: Record, run: Run) -> HarnessLog:
             f"not exported: {record.folder}: asked again, its answers do not give its {SAMPLES}: "
             "task, data or prompts are others by now; sweep again"
         )
-    model = model_of(record)
     del found["samples"]
-    results = plain(found) | {"config": _config(record, run, model)}
+    results = plain(found)
+    samples = {task: [_logged(plain(one)) for one in some] for task, some in logged.items()}
+    log = HarnessLog(record, model_of(record), results, samples)
+    results["config"] = _config(log, run)
     add_tokenizer_info(results, lm)
-    log = HarnessLog(
-        record,
-        model,
-        results,
-        {task: [_logged(plain(one)) for one in samples] for task, samples in logged.items()},
-    )
     results |= _environment(log) | _asked(log, run, lm)
     return log
 
 
-def _config(record: Record, run: Run, model: str) -> dict[str, Any]:
+def _config(log: HarnessLog, run: Run) -> dict[str, Any]:
     """lm-eval's ``config``; what makes the cell stands among the model's arguments."""
-    summary, fields = record.summary, record.summary.fingerprint.fields
-    session = (summary.provenance.get("sessions") or [{}])[0]
+    summary, session = log.record.summary, log.session
+    fields = summary.fingerprint.fields
     arguments = {
-        "pretrained": model,
+        "pretrained": log.model,
         "experiment": summary.experiment,
         "config": summary.config,
         "strategy": summary.strategy.text,

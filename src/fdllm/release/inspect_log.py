@@ -11,7 +11,7 @@ from typing import Any
 
 from fdllm import strictjson
 from fdllm.record.atomic import write_text
-from fdllm.release.harness_log import HarnessLog
+from fdllm.release.harness_log import HarnessLog, answered
 
 
 def inspect_log(log: HarnessLog) -> dict[str, Any]:
@@ -53,25 +53,25 @@ def inspect_log(log: HarnessLog) -> dict[str, Any]:
         "results": {
             "total_samples": len(samples),
             "completed_samples": len(samples),
-            "scores": _scores(results["results"][summary.task]),
+            "scores": _scores(log),
         },
         "stats": {"started_at": started, "completed_at": finished, "model_usage": {}},
         "samples": samples,
     }
 
 
-def _scores(figures: dict[str, Any]) -> list[dict[str, Any]]:
+def _scores(log: HarnessLog) -> list[dict[str, Any]]:
     """One score a metric and filter, each with its mean and spread."""
     found = []
-    for key, value in figures.items():
-        metric, comma, name = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-            continue
-        spread = figures.get(f"{metric}_stderr,{name}")
-        means = {"mean": value} | ({"stderr": spread} if isinstance(spread, float) else {})
-        metrics = {one: {"name": one, "value": number} for one, number in means.items()}
+    for metric, name, value, spread in log.figures:
+        means = {"mean": value} | ({} if spread is None else {"stderr": spread})
         found.append(
-            {"name": key, "scorer": metric, "params": {"filter": name}, "metrics": metrics}
+            {
+                "name": f"{metric},{name}",
+                "scorer": metric,
+                "params": {"filter": name},
+                "metrics": {one: {"name": one, "value": mean} for one, mean in means.items()},
+            }
         )
     return found
 
@@ -80,14 +80,7 @@ def _sample(
     log: HarnessLog, task: str, number: int, filtered: list[dict[str, Any]]
 ) -> dict[str, Any]:
     first, own = filtered[0], log.record.by_key[task, number]
-    asked = list(first["arguments"].values())
-    prompt, choices = str(asked[0]["arg_0"]), None
-    if len(asked) > 1:
-        choices = [str(one["arg_1"]) for one in asked]
-        scores = [float(one[0]) for one in first["filtered_resps"]]
-        answer = choices[scores.index(max(scores))]
-    else:
-        answer = str(first["resps"][0][0])
+    prompt, choices, answer, _ = answered(first)
     said = {"role": "assistant", "content": answer, "source": "generate"}
     reason = {"stop": "stop", "length": "max_tokens"}.get(str(own.get("finish")), "stop")
     return {
@@ -106,7 +99,7 @@ def _sample(
         "scores": {
             f"{metric},{one['filter']}": {
                 "value": one[metric],
-                "answer": answer if choices else str(one["filtered_resps"][0]),
+                "answer": answered(one)[3],
             }
             for one in filtered
             for metric in one["metrics"]

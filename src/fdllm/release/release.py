@@ -19,7 +19,7 @@ from fdllm.record.per_document import MOST
 from fdllm.record.summary import Summary, is_published
 from fdllm.release.choose import Allowance
 from fdllm.release.crate import write_metadata
-from fdllm.release.draft import choose_checked, drafted, refuse_used
+from fdllm.release.draft import drafted
 from fdllm.release.files import copy, copy_pages, copy_record, names_in, rename
 from fdllm.report.alternative import CONTROLS
 from fdllm.report.build import make_report
@@ -52,23 +52,15 @@ def export(
 ) -> Release:
     """Write a release of an experiment's records.
 
-    Args:
-        planner: knows the checkout and the records.
-        sweeps: tables of one experiment, each of one task, limit and model.
-        out: the folder to make; it must not exist, or be empty.
-        version: of this package.
-        selection: the flags that chose the tables; the release's ``results.md`` names them.
-        allowed: defects to take as they are.
+    ``version`` is this package's, ``selection`` the flags that chose the tables, which the
+    release's ``results.md`` names; the rest is :func:`drafted`'s.
 
     Raises:
         UsageError: the folder is in use.
-        FdllmError: a record is damaged, :func:`choose` or :func:`check_texts` refuses, or the disk
-            is full.
+        FdllmError: a record is damaged or refused, or the disk is full.
     """
-    refuse_used(out)
-    chosen = choose_checked(planner, sweeps, allowed)
-    folders = [cell.paths.folder for cell, _ in chosen.records]
-    with drafted(planner, out, allowed) as draft:
+    with drafted(planner, sweeps, out, allowed) as (draft, chosen):
+        folders = [cell.paths.folder for cell, _ in chosen.records]
         remarks = [*chosen.remarks, *_fill(draft, planner, sweeps, folders, selection)]
         _describe(draft, sweeps[0].experiment, remarks, version)
     return Release(out, len(folders), tuple(remarks))
