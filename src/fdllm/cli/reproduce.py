@@ -16,8 +16,8 @@ from fdllm.cli.options import Command, Selection, flag
 from fdllm.cli.output import complain, console, say, say_json
 from fdllm.cli.request import read_request
 from fdllm.cli.sweep import SweepCommand
-from fdllm.errors import UsageError, did_you_mean
-from fdllm.experiment.load import list_experiments
+from fdllm.errors import UsageError
+from fdllm.experiment import load_experiment
 from fdllm.record.paths import find_root
 from fdllm.report.columns import Column, Table
 
@@ -68,7 +68,8 @@ class ReproduceCommand(Command):
         from fdllm.reproduce.stated import absent, read_page, read_statements, uncovered  # noqa: PLC0415 - as above
 
         root = find_root()
-        self._check(root)
+        if self.experiment is not None:
+            load_experiment(self.experiment, root)
         statements, place = read_statements(root)
         page = read_page(place)
         pairs = chosen(statements, self.experiment)
@@ -94,22 +95,13 @@ class ReproduceCommand(Command):
             say(appendix(self.appendix, claims, places(pairs), figures, statements.model))
         else:
             _print(claims)
-        for one in lacking:
-            complain(f"no claim: {one}")
-        for one in gone:
-            complain(f"{place.name} does not say: {one}")
+        unsaid = [f"{place.name} does not say: {one}" for one in gone]
+        for told in (*(f"no claim: {one}" for one in lacking), *unsaid):
+            complain(told)
         verdicts = {one.verdict for one in claims}
         if "differs" in verdicts or lacking or gone:
             return _DIFFERS
         return _CANNOT_TELL if "cannot tell" in verdicts else 0
-
-    def _check(self, root: Path) -> None:
-        known = list_experiments(root)
-        if self.experiment is not None and self.experiment not in known:
-            near = did_you_mean(self.experiment, known)
-            raise UsageError(
-                f"unknown experiment '{self.experiment}'{near}; there are {', '.join(known)}"
-            )
 
     def _selection(self, experiment: str, task: str, model: str) -> SweepCommand:
         return SweepCommand(experiment=experiment, task=(task,), model=model, results=self.results)
