@@ -98,15 +98,14 @@ class CompareCommand(Recorded):
     def _compare(self) -> int:
         from fdllm.report.compare import compare_all  # noqa: PLC0415 - as above
 
-        chosen = choose(self)
-        pairs = [(one.a, one.b, _times(one)) for one in chosen]
+        pairs = [(a, b, _times(a, b)) for a, b in choose(self)]
         found = compare_all(pairs, margin=self.margin / 100)
         code = exit_code([one.verdict for one in found], strict=self.strict)
         if self.json:
             _print_json(code, [one.as_dict() for one in found])
             return code
-        for choice, one, (_, _, times) in zip(chosen, found, pairs, strict=True):
-            _print_comparison(choice, one, times, num_flips=self.flips)
+        for (a, b, times), one in zip(pairs, found, strict=True):
+            _print_comparison(a, b, one, times, num_flips=self.flips)
         return code
 
     def _against_published(self) -> int:
@@ -146,16 +145,8 @@ def exit_code(verdicts: Sequence[str], *, strict: bool) -> int:
 # --- which records --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Two records of one task."""
-
-    a: Record  # the record to compare with
-    b: Record  # the record in question
-
-
-def choose(asked: CompareCommand) -> list[Choice]:
-    """The records that were named, a pair for each task.
+def choose(asked: CompareCommand) -> list[tuple[Record, Record]]:
+    """The records that were named, a pair for each task: the one in question behind the other.
 
     Raises:
         UsageError: there are none, or several models fit.
@@ -166,24 +157,24 @@ def choose(asked: CompareCommand) -> list[Choice]:
     folders = [_is_folder(asked.a), _is_folder(asked.b)]
     if all(folders):
         a, b = (load_record(Path(name).expanduser().resolve()) for name in (asked.a, asked.b))
-        return [Choice(a, b)]
+        return [(a, b)]
     if any(folders):
         raise UsageError(
             f"'{asked.a}' and '{asked.b}': one is a folder and one a config; give two folders of "
             "records, or two configs of one experiment"
         )
-    chosen: dict[str, Choice] = {}
+    chosen: dict[str, tuple[Record, Record]] = {}
     for records in asked.fitting(asked.experiment, asked.task):
         if not {asked.a, asked.b} <= records.keys():
             continue
         a, b = load_record(records[asked.a]), load_record(records[asked.b])
         if a.task in chosen:
             raise UsageError(
-                f"several models have records of {a.task}: {chosen[a.task].a.summary.model} and "
+                f"several models have records of {a.task}: {chosen[a.task][0].summary.model} and "
                 f"{a.summary.model}; name one with --model"
             )
         check_grid([a, b])
-        chosen[a.task] = Choice(a, b)
+        chosen[a.task] = (a, b)
     if not chosen:
         what = f" of both '{asked.a}' and '{asked.b}'"
         raise UsageError(asked.nothing(asked.experiment, asked.task, what))
@@ -211,11 +202,10 @@ def _is_folder(name: str) -> bool:
     return os.sep in name or (Path(name) / "summary.json").is_file()
 
 
-def _times(choice: Choice) -> Times:
+def _times(a: Record, b: Record) -> Times:
     """What the timing study beside both says; runs of two folders were timed apart."""
     from fdllm.report.times import Times, read_times  # noqa: PLC0415 - as above
 
-    a, b = choice.a, choice.b
     if a.folder.parent != b.folder.parent:
         apart = "speed is not compared: the two were not timed in turn, so set each against its own"
         return Times(sentence=f"{apart} k=1 (fdllm compare k1_… {b.name})")
@@ -225,11 +215,13 @@ def _times(choice: Choice) -> Times:
 # --- for people -----------------------------------------------------------------------------------
 
 
-def _print_comparison(choice: Choice, found: Comparison, times: Times, *, num_flips: int) -> None:
+def _print_comparison(
+    a: Record, b: Record, found: Comparison, times: Times, *, num_flips: int
+) -> None:
     """A verdict, a table of figures, and the answers that changed."""
     from fdllm.report.compare_text import SMOKE_TEST  # noqa: PLC0415 - as above
 
-    out, a, b = console(120), choice.a, choice.b
+    out = console(120)
     mark = f" - {SMOKE_TEST}, limit {found.limit}" if found.is_smoke_test else ""
     of_a, of_b = (f"{cell.summary.experiment} / {cell.name}" for cell in (a, b))
     out.print(Text(f"{a.task}: {of_a} against {of_b}{mark}", "bold"))
@@ -247,7 +239,7 @@ def _print_comparison(choice: Choice, found: Comparison, times: Times, *, num_fl
     told = all(cell.texts for cell in (a, b))
     for title, keys in flips:
         if keys and told:
-            out.print(_flips(title, keys, choice, num_flips))
+            out.print(_flips(title, keys, (a, b), num_flips))
         elif keys:
             out.print(Text(f"{title}: {len(keys)}; git keeps no texts: sweep to read the answers"))
 
@@ -266,7 +258,9 @@ def _figures(c: Comparison) -> Fitted:
     return Table([Column(name, texts, is_words=not name) for name, texts in columns]).terminal()
 
 
-def _flips(title: str, keys: tuple[SampleKey, ...], choice: Choice, num_shown: int) -> RichTable:
+def _flips(
+    title: str, keys: tuple[SampleKey, ...], pair: tuple[Record, Record], num_shown: int
+) -> RichTable:
     """The first documents that flipped in one direction, answers side by side."""
     shown = keys[:num_shown]
     left = f", {len(shown)} shown (--flips N)" if len(shown) < len(keys) else ""
@@ -274,13 +268,13 @@ def _flips(title: str, keys: tuple[SampleKey, ...], choice: Choice, num_shown: i
         title=f"{title}: {len(keys)}{left}", box=box.SIMPLE_HEAD, title_justify="left", expand=True
     )
     table.add_column("document", ratio=2, overflow="fold")
-    for cell in (choice.a, choice.b):
+    for cell in pair:
         table.add_column(cell.name, ratio=3, overflow="fold")
     for key in shown:
-        sample = choice.a.texts[key]
+        sample = pair[0].texts[key]
         asked = f"{key[0]} row {key[1]}\n{_end(sample.get('prompt', ''), _ASKED)}"
         target = f"\ntarget: {_end(sample.get('target', ''), _ASKED)}"
-        answers = (_answer(cell.texts[key]) for cell in (choice.a, choice.b))
+        answers = (_answer(cell.texts[key]) for cell in pair)
         table.add_row(Text(asked + target), *answers)
     return table
 

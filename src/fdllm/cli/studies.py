@@ -34,6 +34,10 @@ if TYPE_CHECKING:  # scipy and statsmodels come in where a study is judged
     from fdllm.evaluate.adapter import LoadedModel
     from fdllm.report.speed import TimedPair
 
+_TOLD = {  # of a study, as it is kept
+    *("experiment", "task", "limit", "baseline", "repeats", "seconds", "device", "dtype"),
+    *("threads", "conditions", "warnings"),
+}
 Load = Callable[[ModelChoice], "LoadedModel"]
 
 
@@ -86,9 +90,7 @@ def take(planner: Planner, wanted: WantedStudy, load: Load, log: str | None = No
 def of_sweep(request: SweepRequest, number: int | None) -> list[WantedStudy]:
     """The studies at the end of a sweep: of its configs and of those that have records already.
 
-    Args:
-        request: the sweep.
-        number: documents of each; None is the default, 0 is no study.
+    ``number`` is that of documents, of each; None is the default, 0 is no study.
     """
     if number == 0:
         return []
@@ -103,14 +105,7 @@ def of_sweep(request: SweepRequest, number: int | None) -> list[WantedStudy]:
 def take_missing(
     request: SweepRequest, wanted: Sequence[WantedStudy], load: Load, *, quiet: bool
 ) -> list[CellState]:
-    """Take those that do not stand yet, of tasks whose cells are done; all of their states.
-
-    Args:
-        request: the sweep, its cells computed.
-        wanted: its studies.
-        load: loads a checkpoint.
-        quiet: what a study shows is not printed.
-    """
+    """Take those that do not stand yet, of tasks whose cells are done; all of their states."""
     planner = request.planner
     open_tasks = {cell.run.task for cell in request.states() if cell.state not in ENDED}
     for one in wanted:
@@ -142,24 +137,14 @@ def as_dict(studies: Sequence[Study]) -> dict[str, Any]:
         "docs": min(len(study.documents) for study in studies),
         "repeats": min(study.repeats for study in studies),
         "studies": [
-            {
-                "experiment": study.experiment,
-                "task": study.task,
-                "limit": study.limit,
-                "baseline": study.baseline,
+            study.model_dump(mode="json", include=_TOLD)
+            | {
                 "floor": found.floor,
                 "docs": len(study.documents),
-                "repeats": study.repeats,
-                "seconds": study.seconds,
-                "device": study.device,
-                "dtype": study.dtype,
-                "threads": study.threads,
-                "conditions": [moment.model_dump() for moment in study.conditions],
                 "agrees": {
                     name: None if one.agrees is None else one.agrees.model_dump()
                     for name, one in study.configs.items()
                 },
-                "warnings": list(study.warnings),
             }
             for study, found in judged
         ],
