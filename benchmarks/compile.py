@@ -17,7 +17,7 @@ from rich.table import Table
 
 import fdllm
 from fdllm.fast.cuda_graphs import CudaGraphs, Work
-from fdllm.selftest.graphs import STEPS, steps_of
+from fdllm.selftest.result import STEPS, steps_of
 from fdllm.timing.interleave import Rounds, interleave
 from fdllm_bench.tables import ratio, text
 

@@ -137,9 +137,7 @@ class _Marked:
 def operators_of(events: Sequence[Any], mark: str) -> tuple[Operator, ...]:
     """What ran inside the spans of a mark, dearest first.
 
-    Args:
-        events: the profiler's; of a GPU's only the host's side is added up, the trace shows both.
-        mark: the spans' name.
+    Of a GPU's events only the host's side is added up; the trace shows both.
     """
     here = [event for event in events if event.device_type.name == "CPU"]
     spans = [event.time_range for event in here if event.name == mark]

@@ -106,9 +106,7 @@ def make_causal_batch(seed: int, step: int, num_rows: int, stage: Stage) -> Batc
 def visibility(blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Who sees whom, [rows, 1, columns, columns].
 
-    Args:
-        blocks: the block that each stretch of 32 columns holds, [rows, 1 + copies]; the first
-            stretch is the clean block 0.
+    ``blocks``, [rows, 1 + copies]: which each stretch of 32 columns holds, first the clean block 0.
     """
     count = blocks.shape[1]
     stretch = np.broadcast_to(np.eye(count, dtype=np.bool_), (len(blocks), count, count)).copy()
@@ -128,11 +126,8 @@ def _copied_blocks(prompt: int, length: int, rng: random.Random) -> tuple[int, .
 def draw_masks(row: Row, first: int, base: int, rng: random.Random) -> dict[int, float]:
     """Columns of a block to mask, as they may stand masked in inference, with their weights.
 
-    Args:
-        row: the row; choice rows are also scored, so they meet the scorer's states.
-        first: the first column that may be masked; column 0 is always known.
-        base: position of the block's first column.
-        rng: source of the draw.
+    Choice rows are also scored, so they meet the scorer's states. ``first`` is the first column
+    that may be masked, column 0 being known; ``base`` the position of the block's first column.
     """
     answer = range(first, BLOCK)
     kind = rng.random()

@@ -82,9 +82,7 @@ def _operand(rng: random.Random) -> int:
 def arithmetic_row(rng: random.Random, num_terms: int) -> Row:
     """A chain of sums, worked out line by line: ``23+45-17`` to ``23+45=68 / 68-17=51 / #### 51``.
 
-    Args:
-        rng: source of the numbers.
-        num_terms: numbers in the chain; running totals stay within 0..199.
+    Running totals stay within 0..199.
     """
     total = _operand(rng)
     expression = str(total)
@@ -115,11 +113,8 @@ def sum_row(rng: random.Random, num_terms: int) -> Row:
 
     Each next term is the leftmost of those left with probability 0.7, else any of them: what an
     answer's next line begins with is uncertain to the best of models, and everything behind it
-    hangs on that choice. ``8+245+31`` may go ``8+31=39 / 39+245=284 / #### 284``.
-
-    Args:
-        rng: source of the numbers and of the order.
-        num_terms: numbers in the sum; totals stay within 0..999.
+    hangs on that choice. ``8+245+31`` may go ``8+31=39 / 39+245=284 / #### 284``. Totals stay
+    within 0..999.
     """
     terms = [_term(rng) for _ in range(num_terms)]
     while sum(terms) > MAX_SUM:
@@ -229,12 +224,7 @@ def _excluded(task: TaskName) -> frozenset[str]:
 
 
 def training_row(rng: random.Random, stage: Stage) -> Row:
-    """A row to train on: never the expression of a held-out row of the same task.
-
-    Args:
-        rng: source of the numbers.
-        stage: what the row is drawn from.
-    """
+    """A row to train on: never the expression of a held-out row of the same task."""
     while True:
         task: TaskName
         if stage == "sums":

@@ -23,14 +23,10 @@ _CLOCK_CHANGE = 0.10  # a share that is worth a warning
 
 
 def read_conditions(device: torch.device, at: float) -> Conditions:
-    """The conditions now; what cannot be read is None.
+    """The conditions now, ``at`` seconds since the study began; what cannot be read is None.
 
     A GPU's come from ``nvidia-smi``; a processor's from ``/proc/cpuinfo`` (the mean over its cores)
     and ``/sys/class/thermal`` (the warmest sensor of the processor); load from ``getloadavg``.
-
-    Args:
-        device: what computes.
-        at: seconds since the study began.
     """
     clock, warmest = _of_gpu(device) if device.type == "cuda" else (_clock(), _temperature())
     return Conditions(at=round(at, 1), clock_mhz=clock, load=_load(), temperature_c=warmest)

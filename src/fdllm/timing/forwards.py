@@ -38,15 +38,7 @@ class TimedForwards(Timed):
 def time_forwards(
     model: Model, decoding: Decoding, scene: Scene, lanes: Sequence[Lane], rounds: Rounds
 ) -> TimedForwards:
-    """Time the lanes in turn.
-
-    Args:
-        model: what makes the forwards.
-        decoding: resolved.
-        scene: prompt, batch size, and what happens first.
-        lanes: what is timed.
-        rounds: how often.
-    """
+    """Time the lanes in turn; ``decoding`` is a resolved one."""
     block, whole = model.spec.block_size, LayerPlan(model.n_layers)
     found: list[Timed] = []
     said: list[ForwardRequest | None] = []  # so far, and None behind the last

@@ -71,13 +71,7 @@ class Timed:
 
 
 def in_turn(lanes: Sequence[Lane], clock: Clock, rounds: Rounds) -> Steps[Timed]:
-    """Time the lanes as part of a row task: the engine carries out what they ask for.
-
-    Args:
-        lanes: what is timed.
-        clock: of the device.
-        rounds: how often.
-    """
+    """Time the lanes as part of a row task: the engine carries out what they ask for."""
     passes: dict[str, int] = {}
     for lane in lanes:
         took = math.inf
@@ -111,13 +105,7 @@ def _pass(lane: Lane, clock: Clock) -> Steps[float]:
 def interleave(
     works: Mapping[str, Callable[[], object]], device: torch.device, rounds: Rounds
 ) -> dict[str, tuple[float, ...]]:
-    """Seconds of each work, a sample each round.
-
-    Args:
-        works: by name.
-        device: where they happen.
-        rounds: how often.
-    """
+    """Seconds of each work by its name, a sample each round."""
     lanes = [Lane(name, work=work) for name, work in works.items()]
     try:
         next(in_turn(lanes, Clock(device), rounds))

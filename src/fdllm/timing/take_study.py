@@ -242,12 +242,9 @@ def _named(keys: Sequence[Key]) -> str:
 
 
 def draw(documents: Sequence[Key], number: int, seed: int = SEED) -> list[Key]:
-    """So many documents, drawn at random; of each leaf task its share.
+    """So many documents, or all, drawn at random; of each leaf task its share.
 
-    Args:
-        documents: all there are.
-        number: how many; all where there are no more.
-        seed: of the draw; one seed's first documents are the same whatever the number.
+    One seed's first documents are the same whatever the number.
     """
     rng = random.Random(seed)
     leaves: dict[str, list[Key]] = {}

@@ -50,11 +50,7 @@ def want_studies(
     In each are the configs asked for, as far as they apply, the baseline, and its twins: the cells
     without reuse that decode as it does. Where it has no twin it is timed twice.
 
-    Args:
-        planner: knows the grid.
-        sweep: which tasks, which configs.
-        number: documents of each; None is 100, or the limit where there is one.
-        repeats: times that each config answers a document.
+    ``number`` is that of documents, of each; None is 100, or the limit where there is one.
     """
     grid = planner.runs(sweep.model_copy(update={"configs": ()}))
     documents = number or sweep.limit or DOCUMENTS
