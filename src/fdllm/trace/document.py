@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -110,25 +111,18 @@ class TracingLM(EngineLM):
             block_size=self.decoding.block_size,
             refresh_reuse=self._refresh_reuse,
         )
+        row = partial(
+            RowTrace, prompt=request.tokens, forwards=forwards, counts=found.counts.as_dict()
+        )
         if isinstance(found, Generation):
-            return RowTrace(
-                title=title,
-                prompt=request.tokens,
-                forwards=forwards,
-                tokens=tuple(found.tokens),
-                text=str(found.text),
-                finish=found.finish,
-                counts=found.counts.as_dict(),
-            )
-        return RowTrace(
+            tokens, text = tuple(found.tokens), str(found.text)
+            return row(title=title, tokens=tokens, text=text, finish=found.finish)
+        return row(
             title=f"choice {request.index}: {str(request.target).strip()}",
-            prompt=request.tokens,
-            forwards=forwards,
             tokens=request.target_tokens,
             text=str(request.target),
             loglikelihood=found.loglikelihood,
             is_greedy=found.is_greedy,
-            counts=found.counts.as_dict(),
         )
 
 
