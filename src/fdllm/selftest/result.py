@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import truediv
 
 import torch
 
-from fdllm.fast.cuda_graphs import CudaGraphs
+from fdllm.core.checkpoint import Model
+from fdllm.core.forward_batch import ForwardBatch, Window
+from fdllm.core.reuse import LayerPlan
+from fdllm.core.torch_backend import Accelerator
+from fdllm.fast.cuda_graphs import RECORD_FROM, CudaGraphs
 from fdllm.record.provenance import cpu_name
 from fdllm.record.selftested import Selftested
 from fdllm.selftest.checks import DTYPES, Check, Path, name_of, paths_of, run_checks
-from fdllm.selftest.graphs import time_graphs
-from fdllm.selftest.subjects import Subject, embedded, random_one
+from fdllm.selftest.subjects import (
+    SUB_BLOCK,
+    Subject,
+    copied,
+    decoding_tokens,
+    embedded,
+    random_one,
+)
+from fdllm.timing.interleave import Rounds, interleave
 
 Ratios = Mapping[str, Mapping[str, float]]
+_AHEAD = 4  # blocks of prefix
+STEPS = 20
+"""In one measurement."""
+_REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -66,12 +83,7 @@ def run_selftest(
 ) -> Result:
     """Check a device, and measure what recorded forwards pay where it has them.
 
-    Args:
-        device: which.
-        on_check: told each check as it is done.
-        subjects: what makes the models; the last one's steps are timed.
-        paths: the device's, for a type.
-        dtypes: the types.
+    ``on_check`` is told each check as it is done; the last subject's steps are timed.
     """
     subjects = list(subjects)
     checks = []
@@ -90,3 +102,39 @@ def run_selftest(
                 graphs[name_of(dtype)] = time_graphs(model, device, dtype, path.accelerator)
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return Result(accelerator, tuple(checks), graphs)
+
+
+def time_graphs(
+    model: Model, device: torch.device, dtype: torch.dtype, recorded: Accelerator
+) -> dict[str, float]:
+    """A step's time with recordings by its time without, batch 1, by phase; medians."""
+    ways = {"plain": Accelerator(), "recorded": recorded}
+    models = {way: copied(model, device, dtype) for way in ways}
+    for way, one in models.items():
+        one.accelerator = ways[way]
+        one.freeze()
+    ratios = {}
+    for phase, width in (("DENOISE", SUB_BLOCK), ("REFRESH", model.spec.block_size)):
+        works: dict[str, Callable[[], object]] = {
+            way: steps_of(one, width) for way, one in models.items()
+        }
+        done = interleave(works, device, Rounds(_REPEATS))
+        ratios[phase] = statistics.median(map(truediv, done["recorded"], done["plain"]))
+    return ratios
+
+
+def steps_of(model: Model, width: int) -> Callable[[], object]:
+    """A step of so many columns, :data:`STEPS` times; already recorded where it will be."""
+    spec, runner, plan = model.spec, model.runner(), LayerPlan(model.n_layers)
+    length = _AHEAD * spec.block_size
+    backend = model.backend(num_rows=1, capacity=length + spec.block_size)
+    batch = ForwardBatch((Window((0,), (length,), width, (length + spec.block_size,)),))
+    ids = torch.tensor(decoding_tokens(spec, width), device=model.device)
+
+    @torch.inference_mode()
+    def run(times: int) -> None:
+        for _ in range(times):
+            runner.forward(ids, backend, batch, plan)
+
+    run(RECORD_FROM + 1)
+    return lambda: run(STEPS)

@@ -86,9 +86,7 @@ def random_one() -> Subject:
 def small(layers: int, width: int) -> ModelSpec:
     """Qwen-like proportions: 64 wide heads, a quarter for keys and values, SwiGLU of 2.75 widths.
 
-    Args:
-        layers: transformer layers.
-        width: hidden size, a multiple of 64.
+    ``width`` is the hidden size, a multiple of 64.
     """
     heads = width // 64
     return ModelSpec(
