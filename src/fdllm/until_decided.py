@@ -25,13 +25,7 @@ class UntilDecided(Spec):
 
 
 def until_decided(planner: Planner, sweep: Sweep, run: Run, num_tasks: int) -> UntilDecided:
-    """How a run of a sweep is to end.
-
-    Args:
-        planner: knows the experiment.
-        sweep: the sweep.
-        run: the run.
-        num_tasks: tasks that the experiment is judged on.
+    """How a run of a sweep is to end, of an experiment that is judged on so many tasks.
 
     Raises:
         UsageError: the criteria name nothing that an accuracy run decides, or there is no baseline.

@@ -66,13 +66,7 @@ def cells(
     *,
     as_json: bool,
 ) -> bool:
-    """Figures of every cell, what the criteria can decide, the A/A check, how many are done.
-
-    Args:
-        cells: the cells.
-        criteria: the experiment's.
-        timed: the timing studies.
-        as_json: for programs.
+    """Figures of every cell, what the criteria can decide, timing studies, how many are done.
 
     Returns:
         Whether the A/A check holds.

@@ -40,10 +40,8 @@ def choose_work(
 ) -> list[PlannedCell]:
     """Cells that are not done and that nobody else computes, and those that are forced.
 
-    Args:
-        cells: the selection.
-        force: configs that are computed anew; empty forces the whole selection, None nothing.
-        early: what is decided is left alone, else it goes on to the last row.
+    An empty ``force`` is the whole selection, None nothing. Where runs end ``early``, what is
+    decided is left alone, else it goes on to the last row.
     """
     work, settled = [], ENDED if early else SETTLED
     for cell in cells:

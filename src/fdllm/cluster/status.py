@@ -72,19 +72,12 @@ def join(
     queue: Queue | None,
     memory: Callable[[Sequence[JobId]], Mapping[JobId, ExitReason]] = remembered,
 ) -> list[CellState]:
-    """The cells, with what the queue says of them.
+    """The cells in order, with what the queue says of them; without one, as the files tell them.
 
-    Args:
-        cells: read after ``queue``, which was read after ``submissions``.
-        submissions: oldest first.
-        queue: from :func:`fdllm.cluster.queue.read_queue`; None where there is none: the states
-            are then as the files tell them.
-        memory: asked about arrays of which tasks are gone.
-
-    Returns:
-        As many cells, in order. ``queued`` and ``running`` ones, and those that have begun, carry
-        :class:`~fdllm.plan.JobFacts`; a queued one without them was handed to ``sbatch``, which
-        named no job.
+    Cells were read after ``queue``, which was read after ``submissions`` (oldest first); ``memory``
+    is asked about arrays of which tasks are gone. ``queued`` and ``running`` cells, and those that
+    have begun, carry :class:`~fdllm.plan.JobFacts`; a queued one without them was handed to
+    ``sbatch``, which named no job.
     """
     tasks = [list(_tasks_of(cell, submissions)) for cell in cells]
     known: Mapping[JobId, ExitReason] = {}

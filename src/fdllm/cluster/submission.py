@@ -237,12 +237,7 @@ def assign(
 ) -> tuple[Assignment, ...]:
     """Number the work: run by run, shards next to each other, merging behind them, then a study.
 
-    Args:
-        runs: each a run of its own.
-        num_shards: into which each is split.
-        until: where each ends; None goes to the last document, as a run that is split does.
-        study: of the runs' task.
-        most: tasks that an array can hold; None is any number.
+    ``until`` says where a run ends that is not split; an array can hold so many tasks at ``most``.
     """
     work = _split(runs, num_shards, until)
     if study is not None:

@@ -142,12 +142,8 @@ def sbatch_command(submission: Submission, script: str, *, hold: bool = False) -
 
     The options of its ``#SBATCH`` lines stand in the command too, as variables of the shell
     (``SBATCH_SIGNAL``) are above those lines and below the command. SLURM's own words about a job,
-    and whatever comes ahead of its log, go to ``array_N.out``.
-
-    Args:
-        submission: with the ids so far.
-        script: its name.
-        hold: what waits for no other array waits for ``scontrol release``.
+    and whatever comes ahead of its log, go to ``array_N.out``. On ``hold``, what waits for no other
+    array waits for ``scontrol release``.
     """
     folder = submission.folder
     options = [word for line in _options(submission, script) for word in shlex.split(line)]

@@ -31,9 +31,7 @@ class Chosen:
 def choose(tables: Sequence[Sequence[CellState]], allowed: frozenset[Allowance]) -> Chosen:
     """Sort the cells of some tables into what is released and what is not.
 
-    Args:
-        tables: cells by task, limit and model.
-        allowed: defects that are asked for all the same; each of them becomes a remark.
+    Each defect that is ``allowed`` becomes a remark.
 
     Raises:
         FdllmError: a table is mixed, or a cell stale or invalid, and nobody asked for it; or there

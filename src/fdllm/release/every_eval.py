@@ -30,12 +30,7 @@ def _result_id(metric: str, name: str) -> str:
 
 
 def every_eval(log: HarnessLog, identity: str) -> dict[str, Any]:
-    """The aggregate file, all but what it says of the samples.
-
-    Args:
-        log: the record.
-        identity: of this evaluation.
-    """
+    """The aggregate file, all but what it says of the samples."""
     summary, results = log.record.summary, log.results
     started, finished = (str(int(t.timestamp())) for t in (log.started, log.finished))
     config = results["configs"].get(summary.task, {})

@@ -59,12 +59,9 @@ def places(*more: Path) -> tuple[str, ...]:
 def check_texts(
     texts: Iterable[tuple[str, str]], forbidden: Iterable[str], *, allow_places: bool
 ) -> None:
-    """Look through every text of a release.
+    """Look through every text of a release, by its name and content.
 
-    Args:
-        texts: name and content.
-        forbidden: folders that must not be named.
-        allow_places: accept texts that name one; a model may write such a thing by itself.
+    A model may write by itself what names a forbidden folder: such places can be allowed.
 
     Raises:
         FdllmError: a token or a folder of this machine is in one of them. The message says where,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -126,14 +127,7 @@ def layer_letters(plan: LayerPlan) -> str:
 
 def layer_names(letters: str, letter: str) -> str:
     """The layers with a letter, as people write them: ``4-7, 9``; empty where there is none."""
-    spans: list[list[int]] = []
-    for layer, found in enumerate(letters):
-        if found != letter:
-            continue
-        if spans and spans[-1][1] == layer - 1:
-            spans[-1][1] = layer
-        else:
-            spans.append([layer, layer])
+    spans = [(found.start(), found.end() - 1) for found in re.finditer(f"{letter}+", letters)]
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
 
 
