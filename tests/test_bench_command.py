@@ -14,8 +14,8 @@ import pytest
 from fdllm.cli import bench, main
 from fdllm.errors import FdllmError
 from fdllm.record import identity
-from fdllm_bench import options
-from fdllm_bench.command import BenchCommand, busy_words
+from fdllm_bench.command import SHAPE_NAMES, BenchCommand, busy_words
+from fdllm_bench.command import TOPICS as TOPIC_NAMES
 from fdllm_bench.growth import bench_growth
 from fdllm_bench.memory import measure_apart
 from fdllm_bench.models import SHAPES, make_model
@@ -92,8 +92,8 @@ def test_a_laptop_does_not_start_the_large_shapes_unasked(
 
 
 def test_names_agree() -> None:
-    assert tuple(SHAPES) == options.SHAPE_NAMES
-    assert list(TOPICS) == list(options.TOPICS)
+    assert tuple(SHAPES) == SHAPE_NAMES
+    assert list(TOPICS) == list(TOPIC_NAMES)
 
 
 def test_without_a_checkout_it_says_how_to_get_one(

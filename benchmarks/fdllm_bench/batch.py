@@ -10,10 +10,10 @@ from dataclasses import replace
 from fdllm.core.sampler import GenerationRequest
 from fdllm.errors import FdllmError
 from fdllm.timing.interleave import Rounds, interleave
+from fdllm_bench.command import BenchCommand
 from fdllm_bench.floor import ForwardShape
 from fdllm_bench.loads import Load, forwards_of, generate
 from fdllm_bench.models import BenchModel
-from fdllm_bench.options import BenchOptions
 from fdllm_bench.tables import Line, Section, ratio, section
 
 _SEED = 5
@@ -21,7 +21,7 @@ _READS = 8  # reads of a batch's floor are rounded up to this: fewer different l
 Tokens = list[list[int]]
 
 
-def mixed_load(bench: BenchModel, options: BenchOptions) -> Load:
+def mixed_load(bench: BenchModel, options: BenchCommand) -> Load:
     """Requests with answers of 1 to ``max_blocks`` blocks, in no order."""
     rng, block = random.Random(_SEED), bench.block
     requests = []
@@ -33,7 +33,7 @@ def mixed_load(bench: BenchModel, options: BenchOptions) -> Load:
     return Load(tuple(requests), options.tokens_per_step)
 
 
-def bench_batch(bench: BenchModel, options: BenchOptions) -> list[Section]:
+def bench_batch(bench: BenchModel, options: BenchCommand) -> list[Section]:
     """The table of a shape.
 
     Raises:

@@ -1,22 +1,79 @@
-"""``fdllm bench`` in a checkout: what is checked before anything is measured."""
+"""``fdllm bench`` in a checkout: its flags, and what is checked before anything is measured."""
 
 from __future__ import annotations
 
 import os
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from fdllm.cli.options import DTYPES, Command, flag
 from fdllm.cli.output import complain
 from fdllm.errors import UsageError, did_you_mean
-from fdllm_bench.options import DEFAULT_SHAPES, SHAPE_NAMES, TOPICS, BenchOptions
 
+TOPICS = {
+    "step": "a DENOISE, a REFRESH and a whole generation, against the floor",
+    "reuse": "what skipping layers saves: ideal, possible, measured",
+    "batch": "continuous batches against fixed ones and against one row at a time",
+    "growth": "time against prompt length and batch size, memory against the formula",
+}
+"""What each topic measures."""
+SHAPE_NAMES = ("tiny", "12x256", "28x512", "28x1024", "1.5B", "7B")
+"""The shapes, smallest first."""
+DEFAULT_SHAPES = ("tiny", "28x512")
 _BUSY = 0.5  # of the cores: more load than that disturbs what runs on all of them
 _DEFAULT_TOPICS = ("step",)
 
 
+def _amount(text: str, usual: int) -> Any:  # noqa: ANN401 - as ``flag``
+    return flag(f"{text} ({usual})", default=usual, group="how much", metavar="N")
+
+
 @dataclass(frozen=True, kw_only=True)
-class BenchCommand(BenchOptions):
+class BenchCommand(Command):
     """How fast decoding is here, against its floor and its limits."""
+
+    topics: tuple[str, ...] = flag(
+        "what to measure (step), or all. "
+        + "; ".join(f"{name}: {text}" for name, text in TOPICS.items()),
+        default=(),
+        flags=("topics",),
+        nargs="*",
+        metavar="TOPIC",
+    )
+    shape: tuple[str, ...] | None = flag(
+        f"repeatable ({', '.join(DEFAULT_SHAPES)}): {', '.join(SHAPE_NAMES)}. tiny is the "
+        "embedded model, the others have random weights; 1.5B and 7B are meant for a GPU",
+        group="what",
+        metavar="S",
+    )
+    dtype: str = flag(
+        "type of the weights (by device)", default="auto", group="what", choices=DTYPES
+    )
+    profile: Path | None = flag(
+        "where a step's time goes, as a table, and a trace for Chrome or Perfetto in FILE",
+        group="what",
+        metavar="FILE",
+    )
+    repeats: int = _amount("times each figure is measured", 5)
+    prompt_blocks: int = _amount("blocks of prompt", 4)
+    new_tokens: int = _amount("tokens that a whole generation makes", 64)
+    tokens_per_step: int = _amount("columns unmasked a step, whatever the confidence", 2)
+    requests: int = _amount("requests of the batch topic", 64)
+    batch_size: int = _amount("rows at once of the batch topic", 8)
+    max_blocks: int = _amount("blocks of the longest answer of the batch topic", 8)
+    stretch_ms: int = _amount("how long a step is repeated before its floor's turn", 40)
+    device: str = flag("cpu, cuda or cuda:N (a GPU if there is)", default="auto", group="where")
+    threads: int | None = flag("threads on CPU (torch's)", group="where", metavar="N")
+    compile: bool | None = flag(
+        "with C kernels on a CPU (default, where there is a C compiler), with CUDA graphs on a "
+        "GPU (default: no)",
+        group="where",
+        action=BooleanOptionalAction,
+    )
+    json: bool = flag("print the figures as JSON", default=False, group="where")
 
     def run(self) -> int:
         """Measure what was asked for, shape by shape."""

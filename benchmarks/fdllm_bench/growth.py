@@ -12,10 +12,10 @@ from scipy.optimize import nnls
 from fdllm.selftest.subjects import SUB_BLOCK
 from fdllm.timing.forwards import Scene, time_forwards
 from fdllm.timing.interleave import Lane, Rounds, interleave
+from fdllm_bench.command import BenchCommand
 from fdllm_bench.loads import forwards_of, generate, load_of, rounds_of
 from fdllm_bench.memory import measure_apart
 from fdllm_bench.models import BenchModel
-from fdllm_bench.options import BenchOptions
 from fdllm_bench.tables import Line, Section, section, times
 
 PROMPTS = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -28,7 +28,7 @@ _PROMPT_OF_BATCHES = 256
 
 def bench_growth(
     bench: BenchModel,
-    options: BenchOptions,
+    options: BenchCommand,
     prompts: Sequence[int] = PROMPTS,
     batches: Sequence[int] = BATCHES,
     memory: Sequence[tuple[int, int]] = MEMORY,
@@ -71,7 +71,7 @@ def bench_growth(
     return [*sections, held] if lines else sections
 
 
-def _token(bench: BenchModel, options: BenchOptions, prompt: int, rows: int) -> Line:
+def _token(bench: BenchModel, options: BenchCommand, prompt: int, rows: int) -> Line:
     """A block's steps, by its tokens."""
     halves = bench.block // SUB_BLOCK
     each = -(-SUB_BLOCK // options.tokens_per_step)
@@ -88,7 +88,7 @@ def _token(bench: BenchModel, options: BenchOptions, prompt: int, rows: int) -> 
     return Line(label, token, times(done["floor"], share), extra=rate)
 
 
-def _prompt(bench: BenchModel, options: BenchOptions, prompt: int) -> Line:
+def _prompt(bench: BenchModel, options: BenchCommand, prompt: int) -> Line:
     """A PREFILL alone: a row of one new token ends at the look-ahead."""
     load = load_of(bench, prompt, 1, 1)
     works = {
@@ -126,7 +126,7 @@ def _fitted(
     return section(bench, "growth", title, told, told_fit, *notes)
 
 
-def _memory(bench: BenchModel, options: BenchOptions, prompt: int, rows: int) -> Line:
+def _memory(bench: BenchModel, options: BenchCommand, prompt: int, rows: int) -> Line:
     """Bytes held while decoding, by the bytes of the formula."""
     device = str(bench.model.device)
     found = [

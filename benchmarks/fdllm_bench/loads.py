@@ -12,9 +12,9 @@ from fdllm.core.row_task import CacheRow, ForwardHook, ForwardRequest, Predictio
 from fdllm.core.sampler import Generation, GenerationRequest
 from fdllm.core.unmask import most_confident
 from fdllm.timing.interleave import Rounds
+from fdllm_bench.command import BenchCommand
 from fdllm_bench.floor import ForwardShape
 from fdllm_bench.models import BenchModel
-from fdllm_bench.options import BenchOptions
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Load:
     block_cache: bool = True  # whether a step feeds its sub-block alone
 
 
-def rounds_of(options: BenchOptions) -> Rounds:
+def rounds_of(options: BenchCommand) -> Rounds:
     """Of steps: a round has several turns, so that a disturbance meets every lane."""
     return Rounds(options.repeats, warm_ups=2, turns=3, stretch_s=options.stretch_ms / 1e3)
 

@@ -19,9 +19,9 @@ from fdllm.core.row_task import CacheRow, ForwardRequest, RowTask, Steps
 from fdllm.core.schedule import Phase
 from fdllm.fast.kernels import Kernels
 from fdllm.timing.interleave import Clock
+from fdllm_bench.command import BenchCommand
 from fdllm_bench.floor import seconds
 from fdllm_bench.models import BenchModel
-from fdllm_bench.options import BenchOptions
 from fdllm_bench.tables import text
 
 _FORWARDS = 8
@@ -67,7 +67,7 @@ class PhaseProfile:
         console.print(table)
 
 
-def profile_model(bench: BenchModel, options: BenchOptions, path: Path) -> list[PhaseProfile]:
+def profile_model(bench: BenchModel, options: BenchCommand, path: Path) -> list[PhaseProfile]:
     """Profile every phase of a block on the engine's path, and write the trace."""
     bare, marked = _Marked(bench, options), _Marked(bench, options)
     bare.run()
@@ -100,7 +100,7 @@ def profile_model(bench: BenchModel, options: BenchOptions, path: Path) -> list[
 class _Marked:
     """A row that makes each phase's forward some times, and marks it for the profiler."""
 
-    def __init__(self, bench: BenchModel, options: BenchOptions) -> None:
+    def __init__(self, bench: BenchModel, options: BenchCommand) -> None:
         self._bench, block = bench, bench.block
         whole, length = LayerPlan(bench.model.n_layers), options.prompt_blocks * block
         commit = ForwardRequest(Phase.COMMIT, bench.tokens(block, 5), whole, read=(block - 1,))

@@ -13,10 +13,10 @@ from fdllm.core.subsets import SUBSETS, subset_bounds
 from fdllm.selftest.subjects import SUB_BLOCK
 from fdllm.timing.forwards import Scene, time_forwards
 from fdllm.timing.interleave import Lane, Rounds, interleave
+from fdllm_bench.command import BenchCommand
 from fdllm_bench.floor import Work, seconds
 from fdllm_bench.loads import forwards_of, generate, load_of, rounds_of
 from fdllm_bench.models import BenchModel
-from fdllm_bench.options import BenchOptions
 from fdllm_bench.tables import Figure, Line, Section, ratio, section, times
 
 PERIODS = (2, 3)
@@ -66,7 +66,7 @@ def every_subset(n_layers: int) -> list[Skipped]:
     ]
 
 
-def bench_reuse(bench: BenchModel, options: BenchOptions) -> list[Section]:
+def bench_reuse(bench: BenchModel, options: BenchCommand) -> list[Section]:
     """Steps and generations; of these k=1 too, what the machinery costs where it skips nothing."""
     subsets = every_subset(bench.model.n_layers)
     size = f"{subsets[0].stop - subsets[0].start} of {bench.model.n_layers} layers"
@@ -94,7 +94,7 @@ def bench_reuse(bench: BenchModel, options: BenchOptions) -> list[Section]:
     ]
 
 
-def _steps(bench: BenchModel, options: BenchOptions, skipped: Skipped) -> list[Line]:
+def _steps(bench: BenchModel, options: BenchCommand, skipped: Skipped) -> list[Line]:
     prompt = bench.tokens(options.prompt_blocks * bench.block)
     requests = {"k=1": [bench.denoise(seed=i) for i in range(_STEPS)]}
     for k in PERIODS:
@@ -118,7 +118,7 @@ def _steps(bench: BenchModel, options: BenchOptions, skipped: Skipped) -> list[L
     ]
 
 
-def _generations(bench: BenchModel, options: BenchOptions, skipped: Skipped) -> list[Line]:
+def _generations(bench: BenchModel, options: BenchCommand, skipped: Skipped) -> list[Line]:
     # The prompt ends in mid-block.
     prompt, new = options.prompt_blocks * bench.block + 1, options.new_tokens
     load = load_of(bench, prompt, new, options.tokens_per_step)

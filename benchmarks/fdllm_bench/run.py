@@ -17,9 +17,9 @@ from fdllm.cli.output import complain, say_json
 from fdllm.cli.pace import refuse_days
 from fdllm.core.checkpoint import resolve_device
 from fdllm_bench.batch import bench_batch
+from fdllm_bench.command import BenchCommand
 from fdllm_bench.growth import bench_growth
 from fdllm_bench.models import SHAPES, BenchModel, make_model
-from fdllm_bench.options import BenchOptions
 from fdllm_bench.profiling import PhaseProfile, profile_model
 from fdllm_bench.reuse import bench_reuse
 from fdllm_bench.step import bench_step
@@ -27,7 +27,7 @@ from fdllm_bench.tables import Section
 
 SCHEMA = 1
 _WIDE = 200  # columns of a log, which folds nothing
-Topic = Callable[[BenchModel, BenchOptions], list[Section]]
+Topic = Callable[[BenchModel, BenchCommand], list[Section]]
 TOPICS: dict[str, Topic] = {
     "step": bench_step,
     "reuse": bench_reuse,
@@ -37,7 +37,7 @@ TOPICS: dict[str, Topic] = {
 
 
 def run(
-    given: BenchOptions, topics: Sequence[str], shapes: Sequence[str], trace: Path | None
+    given: BenchCommand, topics: Sequence[str], shapes: Sequence[str], trace: Path | None
 ) -> None:
     """Measure and print, one model in memory at a time.
 
@@ -80,7 +80,7 @@ def run(
         say_json(document)
 
 
-def check_pace_of(given: BenchOptions, topics: Sequence[str], shapes: Sequence[str]) -> None:
+def check_pace_of(given: BenchCommand, topics: Sequence[str], shapes: Sequence[str]) -> None:
     """Refuse shapes that a CPU would take hours for, ahead of the first.
 
     Raises:
@@ -92,7 +92,7 @@ def check_pace_of(given: BenchOptions, topics: Sequence[str], shapes: Sequence[s
             refuse_days(shape, partial(float, size), forwards, given.device, "--shape 28x1024")
 
 
-def least_forwards(given: BenchOptions, topics: Sequence[str], block: int) -> int:
+def least_forwards(given: BenchCommand, topics: Sequence[str], block: int) -> int:
     """Forwards of a whole model that the topics take at the least, their floors' included."""
     steps = given.new_tokens // given.tokens_per_step  # of a generation
     answers = given.requests * given.max_blocks // 2 * block // given.tokens_per_step

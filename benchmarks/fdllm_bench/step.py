@@ -7,14 +7,14 @@ from dataclasses import replace
 from fdllm.core.row_task import ForwardRequest
 from fdllm.timing.forwards import Scene, time_forwards
 from fdllm.timing.interleave import Lane, Rounds, interleave
+from fdllm_bench.command import BenchCommand
 from fdllm_bench.floor import Limits, measure_limits
 from fdllm_bench.loads import forwards_of, generate, load_of, rounds_of
 from fdllm_bench.models import BenchModel
-from fdllm_bench.options import BenchOptions
 from fdllm_bench.tables import Line, Section, ratio, section
 
 
-def bench_step(bench: BenchModel, options: BenchOptions) -> list[Section]:
+def bench_step(bench: BenchModel, options: BenchCommand) -> list[Section]:
     """Both tables of a shape."""
     limits = measure_limits(bench.floor)
     layouts = ", ".join(f"{name} {layout}" for name, layout in bench.floor.layouts.items())
@@ -33,7 +33,7 @@ def bench_step(bench: BenchModel, options: BenchOptions) -> list[Section]:
 
 
 def _step(
-    bench: BenchModel, options: BenchOptions, limits: Limits, name: str, request: ForwardRequest
+    bench: BenchModel, options: BenchCommand, limits: Limits, name: str, request: ForwardRequest
 ) -> Line:
     prompt = bench.tokens(options.prompt_blocks * bench.block)
     shape, width = bench.shape_of(request, len(prompt)), len(request.ids)
@@ -63,7 +63,7 @@ def _step(
     )
 
 
-def _generation(bench: BenchModel, options: BenchOptions) -> Section:
+def _generation(bench: BenchModel, options: BenchCommand) -> Section:
     new = options.new_tokens
     prompt = options.prompt_blocks * bench.block + bench.block // 2
     load = load_of(bench, prompt, new, options.tokens_per_step)
