@@ -34,7 +34,7 @@ from fdllm.record.summary import Decided, InvalidRecordError, Summary, read_summ
 from fdllm.runs import Cell, ModelChoice, Run, Sweep
 from fdllm.task_facts import TaskFacts
 
-ANY_DEPTH = 28  # layers of the published model, where a checkpoint's are not known here
+_ANY_DEPTH = 28  # layers of the published model, where a checkpoint's are not known here
 
 
 class State(enum.StrEnum):
@@ -204,7 +204,11 @@ class Planner:
 
     def reuses(self, run: Run) -> bool:
         """Whether a run's strategy may skip a layer."""
-        return self.strategy(run, self.model(run.model).n_layers or ANY_DEPTH).reuses
+        return self.strategy(run, self.model(run.model).n_layers or _ANY_DEPTH).reuses
+
+    def are_twins(self, run: Run, other: Run) -> bool:
+        """Whether both reuse nothing under one decoding, so that they are one computation."""
+        return run.decoding == other.decoding and not (self.reuses(run) or self.reuses(other))
 
     def overlaps(self, sweep: Sweep) -> list[tuple[str, str, int]]:
         """Subsets of the grid that share layers, with how many; empty where that is unknown."""
@@ -300,7 +304,7 @@ class Planner:
 
     def _only_refreshes(self, run: Run) -> str:
         """Why a run without the block cache reuses nothing; empty where it may."""
-        strategy = self.strategy(run, self.model(run.model).n_layers or ANY_DEPTH)
+        strategy = self.strategy(run, self.model(run.model).n_layers or _ANY_DEPTH)
         if strategy.refresh_reuse or not strategy.reuses:
             return ""
         return (

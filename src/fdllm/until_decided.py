@@ -47,7 +47,7 @@ def until_decided(planner: Planner, sweep: Sweep, run: Run, num_tasks: int) -> U
         if one.cell.name in criteria.configs
         or (
             (not criteria.configs and not _is_kept(one, base, criteria))
-            and not _is_twin(planner, one, base)
+            and not planner.are_twins(one, base)
         )
     ]
     against = planner.run(sweep, run.task, criteria.rival_of(run.cell.name) or baseline)
@@ -88,7 +88,7 @@ def looks_of(planner: Planner, run: Run, until: UntilDecided) -> Looks:
     other, rule = until.against, None
     if criteria is not None and not _is_kept(run, other, criteria):
         margins = _margins(criteria, run.cell.name, planner.task(run.task).kind)
-        lock, twin = criteria_lock(criteria_text(criteria)), _is_twin(planner, run, other)
+        lock, twin = criteria_lock(criteria_text(criteria)), planner.are_twins(run, other)
         rule = Rule(margins, lock, until.sharing, is_twin=twin) if margins else None
     return Looks(rule, other, planner.layout.run(other), planner.fingerprint(other))
 
@@ -96,11 +96,6 @@ def looks_of(planner: Planner, run: Run, until: UntilDecided) -> Looks:
 def _is_kept(run: Run, base: Run, criteria: Criteria) -> bool:
     """Whether others are judged against it."""
     return run.cell.name in (base.cell.name, *criteria.rivals)
-
-
-def _is_twin(planner: Planner, run: Run, base: Run) -> bool:
-    """Whether it is the same computation once more."""
-    return run.decoding == base.decoding and not (planner.reuses(run) or planner.reuses(base))
 
 
 def _margins(criteria: Criteria, config: str, kind: str) -> dict[str, float]:

@@ -91,11 +91,7 @@ class JobCommand(Command):
 
 
 def _check_missing(submission: Submission) -> None:
-    """Do not begin where another task of the submission has missed what this one needs too.
-
-    Raises:
-        MissingError: with what that one said.
-    """
+    """Raise what another task of the submission has said, if it missed what this one needs too."""
     if submission.missing.exists():
         raise MissingError(f"not tried: {read_text(submission.missing, most=1 << 16)}")
 

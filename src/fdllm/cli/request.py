@@ -71,11 +71,7 @@ def make_planner(options: Selection) -> Planner:
 
 
 def _check_made(folder: Path) -> None:
-    """A folder made by hand around a file of code: what is missing of an experiment.
-
-    Raises:
-        UsageError: its name has no number, or it lacks its settings.
-    """
+    """Raise what is missing of an experiment where a folder was made by hand around its code."""
     name = folder.name
     if not (folder / CODE_FILE).is_file():
         return  # said where experiments are loaded

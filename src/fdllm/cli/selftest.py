@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fdllm.cli.options import Command, flag
-from fdllm.cli.output import complain, say
+from fdllm.cli.output import complain, say, say_json
 from fdllm.errors import FdllmError
 from fdllm.record import selftested
 
@@ -38,7 +37,7 @@ class SelftestCommand(Command):
         except FdllmError as error:
             complain(f"fdllm selftest: records will not name this result: {error}")
         if self.json:
-            say(json.dumps(found.as_dict(), indent=2, allow_nan=False))
+            say_json(found.as_dict())
         else:
             for dtype, ratios in found.graphs.items():
                 told = ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in ratios.items())

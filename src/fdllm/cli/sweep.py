@@ -194,11 +194,7 @@ def load_model(choice: ModelChoice, threads: int | None) -> LoadedModel:
 
 
 def _check_device(device: str) -> None:
-    """A device that was asked for by name must be there, also where there is nothing to compute.
-
-    Raises:
-        UsageError: it is none, or not on this machine.
-    """
+    """A device that was asked for by name must be there, also where there is nothing to compute."""
     if device not in ("auto", "cpu"):
         from fdllm.core.checkpoint import resolve_device  # noqa: PLC0415 - torch: only where asked
 
@@ -352,11 +348,7 @@ def _submit(request: SweepRequest, options: SweepCommand) -> int:
 
 
 def _check_up(request: SweepRequest, runs: Sequence[Run], cluster: ClusterConfig) -> None:
-    """Look for what would make the jobs fail, before they wait in a queue.
-
-    Raises:
-        FdllmError: something must be mended first.
-    """
+    """Raise what would make the jobs fail, before they wait in a queue."""
     findings = examine(checkup_of(request, list(runs), cluster, "slurm"))
     for found in findings:
         if found.state == "warn":

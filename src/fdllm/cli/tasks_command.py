@@ -24,21 +24,21 @@ _LESSER = ("asks", "documents", "of", "headline")
 """Columns that a narrow terminal may lack, the first to go first."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Listed:
     """A task as ``fdllm tasks`` shows it."""
 
     name: str
-    kind: str  # ``task``, ``group`` or ``tag``
-    tasks: int  # how many it consists of
+    kind: str = "task"  # ``task``, ``group`` or ``tag``
+    tasks: int = 1  # how many it consists of
     output_types: tuple[str, ...]
     datasets: tuple[str, ...]  # Hub ids; ``json``, ``python`` … where rows are on this machine
     num_fewshot: tuple[int, ...]  # worked examples in its YAML; a run has the experiment's number
     metrics: tuple[str, ...]  # what may be its headline
     headline: str | None  # what is; None where a user is to say
-    gated: bool  # whether the Hub asks for a token and agreement
-    runs_code: bool  # whether it needs --allow-code-execution
-    refused: str  # why it cannot be run here; empty where it can
+    gated: bool = False  # whether the Hub asks for a token and agreement
+    runs_code: bool = False  # whether it needs --allow-code-execution
+    refused: str = ""  # why it cannot be run here; empty where it can
 
     @property
     def words(self) -> str:
@@ -126,16 +126,11 @@ def _listed(name: str, index: Index) -> Listed:
 def _embedded(info: TaskInfo) -> Listed:
     return Listed(
         name=info.name,
-        kind="task",
-        tasks=1,
         output_types=("generate_until" if info.kind == "generate" else "multiple_choice",),
         datasets=("python",),
         num_fewshot=(0,),
         metrics=(info.headline,),
         headline=info.headline,
-        gated=False,
-        runs_code=False,
-        refused="",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from fdllm import tiny
 from fdllm.criteria import NO_CRITERIA, Criteria, criteria_lock, criteria_text
@@ -11,9 +12,8 @@ from fdllm.errors import UsageError
 from fdllm.evaluate.tasks import TASKS
 from fdllm.plan import Planner
 from fdllm.record.summary import Summary
-from fdllm.runs import Cell, Run, Sweep
+from fdllm.runs import Cell, Sweep
 
-_ANY_DEPTH = 28  # layers of the published model, where a checkpoint's are not known here
 _ROWS = {
     "gsm8k": 1319,
     "minerva_math": 5000,
@@ -98,10 +98,12 @@ def check_criteria(planner: Planner, sweep: Sweep) -> None:
         for name, rival in criteria.rival.items():
             if name == rival:
                 raise UsageError(f"[criteria] rival: {name} cannot be its own rival; name another")
-    base = baseline_cell(criteria, experiment.cells)
-    again = [
-        c.name for c in judged_cells(criteria, experiment.cells) if _twins(planner, sweep, base, c)
-    ]
+    base, judged = (
+        baseline_cell(criteria, experiment.cells),
+        judged_cells(criteria, experiment.cells),
+    )
+    run = partial(planner.run, sweep, sweep.tasks[0])
+    again = [c.name for c in judged if base and planner.are_twins(run(c.name), run(base.name))]
     if again:
         raise UsageError(
             f"[criteria] of {sweep.experiment} names {', '.join(again)}: what the baseline "
@@ -113,16 +115,6 @@ def baseline_cell(criteria: Criteria, grid: Sequence[Cell]) -> Cell | None:
     """The cell that the others are compared with: the named one, else the first of k = 1."""
     named = criteria.baseline
     return next((c for c in grid if (c.k == 1 if named is None else c.name == named)), None)
-
-
-def _twins(planner: Planner, sweep: Sweep, one: Cell | None, other: Cell) -> bool:
-    """Whether both reuse nothing under one decoding, so that they are one computation."""
-    if one is None:
-        return False
-    runs = [_run_of(planner, sweep, sweep.tasks[0], cell) for cell in (one, other)]
-    n_layers = planner.model(sweep.model).n_layers or _ANY_DEPTH
-    reuses = any(planner.strategy(run, n_layers).reuses for run in runs)
-    return not reuses and runs[0].decoding == runs[1].decoding
 
 
 def judged_cells(criteria: Criteria, grid: Sequence[Cell]) -> list[Cell]:
@@ -143,11 +135,6 @@ def judged_cells(criteria: Criteria, grid: Sequence[Cell]) -> list[Cell]:
     ]
 
 
-def _run_of(planner: Planner, sweep: Sweep, task: str, cell: Cell) -> Run:
-    one = sweep.model_copy(update={"tasks": (task,), "configs": (cell.name,)})
-    return planner.runs(one)[0]
-
-
 def before(planner: Planner, sweep: Sweep) -> dict[str, str]:
     """Why a task of a sweep will take no part in the verdict, by task; the others are left out.
 
@@ -162,7 +149,7 @@ def before(planner: Planner, sweep: Sweep) -> dict[str, str]:
         if criteria.tasks and task not in criteria.tasks:
             continue
         judged = judged_cells(criteria, experiment.cells)
-        why = [planner.not_applicable(_run_of(planner, sweep, task, cell)) for cell in judged]
+        why = [planner.not_applicable(planner.run(sweep, task, cell.name)) for cell in judged]
         rows = num_rows(task)
         if why and all(why):
             found[task] = f"not applicable: {why[0]}"

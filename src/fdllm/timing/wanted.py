@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from fdllm.errors import FdllmError
-from fdllm.plan import ANY_DEPTH, BUSY, CellState, Planner, State
+from fdllm.plan import BUSY, CellState, Planner, State
 from fdllm.record.journal import read_failure
 from fdllm.record.lock import holder_of
 from fdllm.record.paths import TIMING, RunPaths, TaskFolder, set_aside
@@ -65,8 +65,7 @@ def _timed(planner: Planner, grid: Sequence[Run], configs: Sequence[str]) -> dic
     """The runs of a task's study; empty where there is nothing to compare."""
     criteria = planner.experiment(grid[0].experiment).settings.criteria
     named = None if criteria is None else criteria.baseline
-    n_layers = planner.model(grid[0].model).n_layers or ANY_DEPTH
-    plain = [run for run in grid if not planner.strategy(run, n_layers).reuses]
+    plain = [run for run in grid if not planner.reuses(run)]
     base = next((run for run in plain if named in (None, run.cell.name)), None)
     if base is None:
         return {}
