@@ -257,16 +257,19 @@ def make_report(planner: Planner, sweeps: Sequence[Sweep], experiment: str) -> R
     Raises:
         FdllmError: a record is broken, or the records of a table must not stand together.
     """
-    settings = planner.experiment(experiment).settings
     for sweep in sweeps:
         check_criteria(planner, sweep)
-    sections = [_section(planner, sweep) for sweep in sweeps]
-    title = settings.experiment.title
     try:
-        grid, layout = planner.experiment(experiment).cells, planner.layout
-        return build_report(experiment, title, settings.criteria, sections, layout, grid=grid)
+        return report_of(planner, experiment, [_section(planner, sweep) for sweep in sweeps])
     except NotComparableError as error:  # exit code 2 is "cannot tell", the word of a comparison
         raise FdllmError(str(error)) from None
+
+
+def report_of(planner: Planner, experiment: str, sections: Sequence[Section]) -> Report:
+    """Compute the report of an experiment as it is now; see :func:`build_report`."""
+    found = planner.experiment(experiment)
+    title, criteria = found.settings.experiment.title, found.settings.criteria
+    return build_report(experiment, title, criteria, sections, planner.layout, grid=found.cells)
 
 
 def _section(planner: Planner, sweep: Sweep) -> Section:

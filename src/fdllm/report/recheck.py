@@ -21,8 +21,8 @@ from fdllm.outside import OutsideError, parse_json, read_text
 from fdllm.plan import Planner
 from fdllm.record.paths import Layout
 from fdllm.report.asked_again import AskedAgain
-from fdllm.report.build import Section, build_report
-from fdllm.report.leaves import ABSENT, Figure, leaves, same
+from fdllm.report.build import Section, report_of
+from fdllm.report.leaves import Figure, compared, same
 from fdllm.report.own_files import copy_figures, own_figures
 from fdllm.report.records import Record, load_record
 from fdllm.runs import Run
@@ -58,6 +58,22 @@ class Recheck:
     differences: tuple[Mismatch, ...] = ()  # those that differ
     notes: tuple[str, ...] = ()  # what could not be compared, and why
 
+    @classmethod
+    def of(cls, figures: Iterable[Figure], notes: Iterable[str] = ()) -> Recheck:
+        """Compare what is written with what follows from elsewhere."""
+        every = list(figures)
+        differences = dict.fromkeys(
+            Mismatch(file, place, _show(written), _show(found))
+            for file, place, written, found in every
+            if not same(written, found)
+        )
+        return cls(0, len(every), tuple(differences), tuple(notes))
+
+    @classmethod
+    def wrong(cls, where: str, figure: str, written: str, found: str) -> Recheck:
+        """One difference, which is no figure's: a file that cannot be read, say."""
+        return cls(differences=(Mismatch(where, figure, written, found),))
+
     def __add__(self, other: Recheck) -> Recheck:
         return Recheck(
             self.num_records + other.num_records,
@@ -74,15 +90,10 @@ def recheck(
     written: Path,
     runs: Iterable[Run] = (),
 ) -> Recheck:
-    """Compute every figure of some records, and of the written report, anew.
+    """Compute every figure of the records in some folders, and of the written HTML report, anew.
 
-    Args:
-        planner: knows the experiment and where records lie.
-        experiment: its name.
-        folders: of the records.
-        written: the HTML report.
-        runs: what they are records of, so far as that is known: their documents are asked and
-            graded once more, and no model is loaded for that.
+    ``runs`` is what they are records of, so far as that is known: their documents are asked and
+    graded once more, and no model is loaded for that.
     """
     found = recheck_records(planner, folders, runs)
     if not written.exists():
@@ -98,13 +109,11 @@ def recheck(
             Section(tuple(load_record(at.get(part, place.parent / part)) for part in parts))
             for parts in named
         ]
-        settings = planner.experiment(experiment).settings
-        title, layout = settings.experiment.title, planner.layout
-        grid = planner.experiment(experiment).cells
-        report = build_report(experiment, title, settings.criteria, sections, layout, grid=grid)
+        report = report_of(planner, experiment, sections)
     except FdllmError as error:
-        wrong = Mismatch(written.name, "a record behind it", "gone or broken", str(error))
-        return found + Recheck(differences=(wrong,))
+        return found + Recheck.wrong(
+            written.name, "a record behind it", "gone or broken", str(error)
+        )
     shown = {part for parts in named for part in parts}
     later = [part.removeprefix(f"{experiment}/") for part in at if part not in shown]
     notes = (f"not in {written.name}: {', '.join(later)}",) if later else ()
@@ -131,11 +140,6 @@ def check_records(
     """Compare each record's files with each other, with their copies, and with what ``again`` says.
 
     Whatever is wrong with a file is a difference.
-
-    Args:
-        layout: where records lie.
-        folders: of the records.
-        again: figures of a record that was asked again.
     """
     found = Recheck(num_records=len(folders))
     for folder in folders:
@@ -153,15 +157,10 @@ def check_records(
             wrong = str(error)
         except _OF_ANOTHER_FORM as error:
             wrong = f"{type(error).__name__}: {error}"
-        differences = {
-            Mismatch(f"{name}/{file}", place, _show(written), _show(fresh)): None
-            for file, place, written, fresh in figures
-            if not same(written, fresh)
-        }
+        named = ((f"{name}/{file}", *figure) for file, *figure in figures)
+        found += Recheck.of(named, (f"{name}: {note}" for note in notes))
         if wrong:
-            differences[Mismatch(name, "the record", "not readable", wrong)] = None
-        said = tuple(f"{name}: {note}" for note in notes)
-        found += Recheck(0, len(figures), tuple(differences), said)
+            found += Recheck.wrong(name, "the record", "not readable", wrong)
     return found
 
 
@@ -191,20 +190,11 @@ def check_page(path: Path, fresh: Mapping[str, Any]) -> Recheck:
     try:
         figures = _embedded(path)
     except OutsideError as error:
-        wrong = Mismatch(path.name, "its figures", "not readable", str(error))
-        return Recheck(differences=(wrong,))
+        return Recheck.wrong(path.name, "its figures", "not readable", str(error))
     if figures is None:
-        wrong = Mismatch(path.name, "its figures", "absent", "a report of fdllm holds them")
-        return Recheck(differences=(wrong,))
-    written = dict(leaves(figures))
-    found = dict(leaves(strictjson.loads(strictjson.dumps(fresh))))
-    names = {**written, **found}
-    differences = (
-        Mismatch(path.name, n, _show(written.get(n, ABSENT)), _show(found.get(n, ABSENT)))
-        for n in names
-        if not same(written.get(n, ABSENT), found.get(n, ABSENT))
-    )
-    return Recheck(0, len(names), tuple(differences))
+        return Recheck.wrong(path.name, "its figures", "absent", "a report of fdllm holds them")
+    found = strictjson.loads(strictjson.dumps(fresh))
+    return Recheck.of(compared(path.name, figures, found))
 
 
 def check_lines(name: str, written: str, fresh: str) -> Recheck:

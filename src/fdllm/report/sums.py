@@ -21,14 +21,14 @@ from fdllm.record.paths import COLUMNS, TIMING, Layout
 from fdllm.record.per_document import digest_of_answer
 from fdllm.record.study import Study, read_study
 from fdllm.record.summary import InvalidRecordError
-from fdllm.report.leaves import Figure
-from fdllm.report.recheck import Mismatch, Recheck
+from fdllm.report.leaves import ABSENT, Figure
+from fdllm.report.recheck import Recheck
 from fdllm.report.records import Record, SampleKey, load_record
 from fdllm.report.times import changed
 
 SUMS, CRATE = "SHA256SUMS", "ro-crate-metadata.json"
 _MOST = 64 << 20  # bytes of a list
-_ABSENT = "absent"
+_COPY = "SHA-256 of the copy under artifacts"
 
 
 def write_sums(layout: Layout, experiment: str, records: Iterable[Record]) -> Path:
@@ -40,7 +40,7 @@ def write_sums(layout: Layout, experiment: str, records: Iterable[Record]) -> Pa
     files |= {layout.profile_beside(folder.parent.name)[1] for folder in kept}
     names = {path: Path(os.path.relpath(path, place)).as_posix() for path in sorted(files)}
     lines = [f"{_digest(path)}  {name}\n" for path, name in names.items()]
-    write_text(place / SUMS, "".join(line for line in lines if not line.startswith(_ABSENT)))
+    write_text(place / SUMS, "".join(line for line in lines if not line.startswith(ABSENT)))
     return place / SUMS
 
 
@@ -52,14 +52,12 @@ def check_sums(layout: Layout, experiment: str) -> Recheck:
     try:
         listed = dict(_listed(place / SUMS))
     except FdllmError as error:
-        wrong = Mismatch(f"artifacts/{experiment}/{SUMS}", "the list", "not readable", str(error))
-        return Recheck(differences=(wrong,))
-    differences = (
-        Mismatch(f"artifacts/{experiment}/{name}", "SHA-256", written, found)
+        where = f"artifacts/{experiment}/{SUMS}"
+        return Recheck.wrong(where, "the list", "not readable", str(error))
+    return Recheck.of(
+        (f"artifacts/{experiment}/{name}", "SHA-256", written, _digest(place / name))
         for name, written in listed.items()
-        if (found := _digest(place / name)) != written
     )
-    return Recheck(0, len(listed), tuple(differences))
 
 
 def check_release(root: Path) -> Recheck:
@@ -70,7 +68,6 @@ def check_release(root: Path) -> Recheck:
     """
     if not (root / CRATE).is_file():
         return Recheck()
-    pairs: list[Figure] = []
     try:
         listed = dict(_listed(root / SUMS))
         there = {
@@ -78,15 +75,14 @@ def check_release(root: Path) -> Recheck:
             for path in root.rglob("*")
             if not path.is_dir() and "__pycache__" not in path.parts
         }
-        pairs += [
+        names = sorted((listed.keys() | there) - {SUMS})
+        files = [
             (name, "SHA-256", listed.get(name, "not listed"), _digest(root / name))
-            for name in sorted((listed.keys() | there) - {SUMS})
+            for name in names
         ]
-        pairs += _times(root)
+        return Recheck.of([*files, *_times(root)])
     except (FdllmError, LookupError, TypeError, AttributeError) as error:
-        pairs.append((SUMS, "the release's lists", "not readable", first_line(error)))
-    differences = (Mismatch(file, *map(str, rest)) for file, *rest in pairs if rest[1] != rest[2])
-    return Recheck(0, len(pairs), tuple(differences))
+        return Recheck.wrong(SUMS, "the release's lists", "not readable", first_line(error))
 
 
 def _listed(path: Path) -> Iterator[tuple[str, str]]:
@@ -115,42 +111,30 @@ def check_studies(layout: Layout, folders: Sequence[Path]) -> Recheck:
         copy = layout.artifacts / part
         if not path.is_file():
             continue
-        pairs, notes = [], [] if copy.is_file() else [f"{part}: no copy under artifacts"]
         if copy.is_file():
-            pairs.append(("SHA-256 of the copy under artifacts", _digest(copy), _digest(path)))
+            found += Recheck.of([(part.as_posix(), _COPY, _digest(copy), _digest(path))])
+        else:
+            found += Recheck(notes=(f"{part}: no copy under artifacts",))
         try:
             study = read_study(path)
             cells = [load_record(folder) for folder in folders if folder.parent == task]
-            pairs += [] if study is None else _agreements(study, cells)
+            found += Recheck.of(() if study is None else _agreements(part.as_posix(), study, cells))
         except (FdllmError, InvalidRecordError) as error:
-            pairs = [("the study", "not readable", str(error))]
-        differences = (
-            Mismatch(part.as_posix(), figure, written, fresh)
-            for figure, written, fresh in pairs
-            if written != fresh
-        )
-        found += Recheck(0, len(pairs), tuple(differences), tuple(notes))
+            found += Recheck.wrong(part.as_posix(), "the study", "not readable", str(error))
     return found
 
 
 def check_profiles(layout: Layout, folders: Sequence[Path]) -> Recheck:
     """Compare the profiles that stand beside some records with their copies."""
-    pairs = [
-        (copy, _digest(copy), _digest(path))
+    return Recheck.of(
+        (copy.relative_to(layout.artifacts).as_posix(), _COPY, _digest(copy), _digest(path))
         for name in dict.fromkeys(folder.parent.name for folder in folders)
         for path, copy in [layout.profile_beside(name)]
         if path.is_file() and copy.is_file()
-    ]
-    what = "SHA-256 of the copy under artifacts"
-    differences = (
-        Mismatch(copy.relative_to(layout.artifacts).as_posix(), what, written, fresh)
-        for copy, written, fresh in pairs
-        if written != fresh
     )
-    return Recheck(0, len(pairs), tuple(differences))
 
 
-def _agreements(study: Study, cells: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
+def _agreements(part: str, study: Study, cells: Sequence[Record]) -> Iterator[Figure]:
     """How many answers of a study are its records': what it says, and what the two show."""
     for cell in cells:
         timed = study.configs.get(cell.name)
@@ -162,7 +146,7 @@ def _agreements(study: Study, cells: Sequence[Record]) -> Iterator[tuple[str, st
         # The first round's answers are kept; on a GPU a later one may have been another.
         equal = min(equal, timed.agrees.equal)
         says = f"{timed.agrees.equal} of {timed.agrees.compared}"
-        yield f"answers of {cell.name} equal to its record's", says, f"{equal} of {len(both)}"
+        yield part, f"answers of {cell.name} equal to its record's", says, f"{equal} of {len(both)}"
 
 
 def _answer(cell: Record, key: SampleKey) -> str:
@@ -171,4 +155,4 @@ def _answer(cell: Record, key: SampleKey) -> str:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else _ABSENT
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ABSENT
