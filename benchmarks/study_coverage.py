@@ -31,8 +31,8 @@ from fdllm.evaluate.tasks import task_facts
 from fdllm.plan import Planner
 from fdllm.record.paths import Layout, find_root
 from fdllm.record.study import Study
-from fdllm.report.speed import judge_pairs
 from fdllm.report.stats import Estimate
+from fdllm.report.times import judge_pairs
 from fdllm.runs import ModelChoice, Sweep
 from fdllm.timing.take_study import take_study
 from fdllm.timing.wanted import WantedStudy, want_studies

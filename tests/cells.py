@@ -29,9 +29,8 @@ from fdllm.record.summary import (
 from fdllm.report.compare import compare_all
 from fdllm.report.compare_text import Comparison
 from fdllm.report.records import Record, load_record, sample_key
-from fdllm.report.speed import TimedPair, claim_of
 from fdllm.report.stats import Estimate
-from fdllm.report.times import Times
+from fdllm.report.times import TimedPair, Times, claim_of
 
 Numbers = Sequence[float] | Any
 GRID = tuple(f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last"))

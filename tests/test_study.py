@@ -11,7 +11,7 @@ import pytest
 
 from fdllm.record.study import Study, read_study
 from fdllm.record.summary import InvalidRecordError
-from fdllm.report.speed import judge_pairs, median_of
+from fdllm.report.times import judge_pairs, median_of
 from fdllm_bench.made_up_study import make_study
 
 DOCS, REPEATS = 100, 3

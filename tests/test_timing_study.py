@@ -19,7 +19,7 @@ from fdllm.plan import Planner, State
 from fdllm.record.per_document import digest_of_answer
 from fdllm.record.study import Conditions, read_study
 from fdllm.report.records import Record, SampleKey
-from fdllm.report.speed import judge_pairs
+from fdllm.report.times import judge_pairs
 from fdllm.runs import ModelChoice, Sweep
 from fdllm.timing import conditions
 from fdllm.timing.conditions import changes, read_conditions

@@ -27,8 +27,8 @@ from fdllm.report.made import Made
 from fdllm.report.origin import origin
 from fdllm.report.page_samples import PageTexts, embed
 from fdllm.report.records import Record, load_record
-from fdllm.report.speed import TimedPair
 from fdllm.report.stats import Estimate
+from fdllm.report.times import TimedPair
 from made_up import Invented, write_grid
 
 

@@ -32,7 +32,7 @@ from fdllm.timing.wanted import (
 
 if TYPE_CHECKING:  # scipy and statsmodels come in where a study is judged
     from fdllm.evaluate.adapter import LoadedModel
-    from fdllm.report.speed import TimedPair
+    from fdllm.report.times import TimedPair
 
 _TOLD = {  # of a study, as it is kept
     *("experiment", "task", "limit", "baseline", "repeats", "seconds", "device", "dtype"),
@@ -126,7 +126,7 @@ def take_missing(
 
 def as_dict(studies: Sequence[Study]) -> dict[str, Any]:
     """JSON form: pairs of all studies, the largest floor, the fewest documents."""
-    from fdllm.report.speed import judge_pairs  # noqa: PLC0415 - as above
+    from fdllm.report.times import judge_pairs  # noqa: PLC0415 - as above
 
     judged = [(study, judge_pairs(study)) for study in studies]
     floors = [found.floor for _, found in judged if found.floor is not None]
@@ -153,8 +153,11 @@ def as_dict(studies: Sequence[Study]) -> dict[str, Any]:
 
 def print_study(study: Study) -> None:
     """What a study found: twins first, then how much noise there was, and what may be claimed."""
-    from fdllm.report.speed import judge_pairs, noise_words  # noqa: PLC0415 - as above
-    from fdllm.report.times import shown  # noqa: PLC0415 - as above
+    from fdllm.report.times import (  # noqa: PLC0415 - as above
+        judge_pairs,
+        noise_words,
+        shown,
+    )
 
     found = judge_pairs(study)
     where = study.device if study.threads is None else f"{study.device}, {study.threads} threads"

@@ -10,9 +10,8 @@ from fdllm.report.agreement import stated
 from fdllm.report.made import Made
 from fdllm.report.margins import Marked
 from fdllm.report.records import SampleKey
-from fdllm.report.speed import TimedPair
 from fdllm.report.stats import ALPHA, Difference
-from fdllm.report.times import shown
+from fdllm.report.times import TimedPair, shown
 
 Verdict = Literal["same-or-better", "worse", "cannot-tell"]
 

@@ -28,7 +28,7 @@ from fdllm.record.per_document import digest_of_answer
 from fdllm.record.provenance import cpu_name, usable_cpus, utc_now
 from fdllm.record.study import Agreement, Conditions, ConfigTimes, Study
 from fdllm.report.records import Record
-from fdllm.report.speed import judge_pairs, noise_words
+from fdllm.report.times import judge_pairs, noise_words
 from fdllm.runs import Run
 from fdllm.timing.conditions import changes, read_conditions
 from fdllm.timing.interleave import Rounds, interleave
