@@ -26,10 +26,10 @@ from fdllm.record.journal import read_journal
 from fdllm.record.summary import Summary, read_summary
 from fdllm.release.choose import choose
 from fdllm.report.compare import compare
-from fdllm.report.criterion import Judged, judge_cell
 from fdllm.report.figures import cell_figures
 from fdllm.report.grid import mixtures
 from fdllm.report.records import load_record
+from fdllm.report.verdict import Judged, judge_cell
 from fdllm.runs import ModelChoice, Run, Sweep
 from fdllm.until_decided import until_decided
 from stubs import Notes, make_planner, paths_of, without_times

@@ -8,13 +8,12 @@ import pytest
 
 from fdllm.criteria import RISES, Criteria
 from fdllm.report.compare_text import Comparison
-from fdllm.report.criterion import CriterionResult, Judged
 from fdllm.report.figures import CellFigures
 from fdllm.report.made import Made
 from fdllm.report.margins import Marked
-from fdllm.report.speed import TimedPair
 from fdllm.report.stats import Estimate
-from fdllm.report.verdict import Judgement, judge
+from fdllm.report.times import TimedPair
+from fdllm.report.verdict import CriterionResult, Judged, Judgement, judge
 
 
 def cell(name: str = "k2_last", **changes: Any) -> CellFigures:

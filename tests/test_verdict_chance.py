@@ -9,11 +9,10 @@ import pytest
 
 from fdllm.criteria import Criteria
 from fdllm.report.compare_text import Comparison
-from fdllm.report.criterion import Judged
 from fdllm.report.figures import CellFigures
 from fdllm.report.margins import Marked
 from fdllm.report.stats import Estimate, tango, tango_score
-from fdllm.report.verdict import judge
+from fdllm.report.verdict import Judged, judge
 
 MARGIN, ROWS, GRIDS = 0.02, 1000, 500
 

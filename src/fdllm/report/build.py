@@ -23,7 +23,6 @@ from fdllm.report.alternative import (
 from fdllm.report.bounds import Bounds, find_bounds
 from fdllm.report.compare import compare_all
 from fdllm.report.compare_text import MARGIN, Comparison
-from fdllm.report.criterion import Judged
 from fdllm.report.figures import CellFigures, cell_figures
 from fdllm.report.grid import (
     GridFinding,
@@ -36,7 +35,7 @@ from fdllm.report.origin import Origin, origin
 from fdllm.report.records import NotComparableError, Record, finished
 from fdllm.report.terms import check_criteria, judged_cells, lock_words, undecidable
 from fdllm.report.times import Times, read_times
-from fdllm.report.verdict import Judgement, judge
+from fdllm.report.verdict import Judged, Judgement, judge
 from fdllm.runs import Cell, Sweep
 
 
@@ -125,16 +124,10 @@ def build_report(
     *,
     grid: Sequence[Cell] = (),
 ) -> Report:
-    """Compute every figure of a report.
+    """Compute every figure of a report, from sections that have no table yet.
 
-    Args:
-        experiment: its name.
-        title: its title.
-        criteria: success criteria; None where there are none.
-        sections: what is known of each task, model and limit, without its table.
-        layout: where all records lie, the alternative's too.
-        grid: the experiment's cells, so that what is not done counts as open; empty judges what is
-            there.
+    By ``grid``, the experiment's cells, what is not done counts as open; an empty one judges what
+    is there. ``layout`` is of all records, the controls' too.
 
     Raises:
         FdllmError: a record is broken, or cells cannot be compared.
