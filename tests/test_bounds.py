@@ -13,9 +13,9 @@ from fdllm.profiling.record import OracleSaving, Profile
 from fdllm.record.paths import Layout
 from fdllm.report.alternative import Alternative
 from fdllm.report.bounds import Bounds, Oracle, find_bounds
-from fdllm.report.bounds_table import bounds_table
 from fdllm.report.build import Report, Section, build_report
 from fdllm.report.html import render_html
+from fdllm.report.page_tables import bounds_table
 from fdllm.report.records import Record
 from fdllm.report.results_md import render_results
 from fdllm.report.sums import check_profiles, check_sums, write_sums

@@ -8,6 +8,7 @@ from fdllm.profiling.record import BINS, PhaseMap, Profile
 from fdllm.profiling.redundancy import ComparedSet, LayerFigures
 from fdllm.report.columns import Column, Table
 from fdllm.report.figures import span
+from fdllm.report.table import percent
 
 PHASES = ("denoise", "refresh")
 SHARES = [f"to {100 * (i + 1) // BINS} %" for i in range(BINS)]
@@ -51,15 +52,15 @@ def layer_table(profile: Profile, figures: list[LayerFigures]) -> Table:
         Column("layer", [f"{one.layer}" + " chosen" * one.chosen for one in figures]),
         Column("similarity", [_figure(one.similarity) for one in figures]),
         Column("change", [_figure(one.change) for one in figures]),
-        Column("accuracy alone", [_percent(one.accuracy) for one in figures]),
-        Column("same answers", [_percent(one.same) for one in figures]),
+        Column("accuracy alone", [percent(one.accuracy) for one in figures]),
+        Column("same answers", [percent(one.same) for one in figures]),
     ]
     caption = (
         "Each layer, over all documents. Similarity and change: over DENOISE forwards. Alone: "
         f"this layer's residual is reused at k = {profile.k}, and no other."
     )
     if profile.oracle is not None:
-        columns.append(Column("oracle skip", [_percent(one.oracle_skip) for one in figures]))
+        columns.append(Column("oracle skip", [percent(one.oracle_skip) for one in figures]))
         caption += " Oracle skip: share of the denoising steps in which the oracle spares it."
     return Table(columns, caption)
 
@@ -71,7 +72,7 @@ def tested_table(profile: Profile, rows: list[ComparedSet]) -> Table:
         [
             Column("layers", [one.name for one in rows], is_words=True),
             Column("numbers", [span(one.layers) for one in rows], is_words=True),
-            Column("right", [_percent(one.accuracy) for one in rows]),
+            Column("right", [percent(one.accuracy) for one in rows]),
             Column(
                 "than without reuse",
                 [one.than_plain.difference.shown(100, "+.1f") for one in rows],
@@ -85,10 +86,10 @@ def tested_table(profile: Profile, rows: list[ComparedSet]) -> Table:
                 ],
             ),
             Column("verdict", [one.verdict for one in rows], is_words=True),
-            Column("calls saved", [_percent(one.saved) for one in rows]),
+            Column("calls saved", [percent(one.saved) for one in rows]),
         ],
         f"Residual reuse at k = {profile.k} on the {len(plain)} documents that nothing was chosen "
-        f"on; without reuse {_percent(sum(plain) / len(plain))} are right. Differences are in "
+        f"on; without reuse {percent(sum(plain) / len(plain))} are right. Differences are in "
         "points, with paired 95 % intervals.",
     )  # fmt: skip
 
@@ -106,7 +107,3 @@ def map_table(maps: Mapping[str, PhaseMap], name: str) -> Table:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -38,7 +39,7 @@ class Table:
     def rows(self) -> list[tuple[tuple[Column, str, str], ...]]:
         """A row's texts, each with its column and its style."""
         cells = (
-            [(one, text, style) for text, style in zip(one.texts, _styles(one), strict=True)]
+            zip([one] * len(one.texts), one.texts, one.styles or [""] * len(one.texts), strict=True)
             for one in self.columns
         )
         return list(zip(*cells, strict=True))
@@ -61,6 +62,10 @@ class Table:
             table.add_row(*(Text(one_line(text), style) for _, text, style in row))
         figures = [at for at, one in enumerate(self.columns) if at and not one.is_words]
         return Fitted(table, [table.columns[at].header for at in reversed(figures[1:])])
+
+    def captioned(self) -> list[str]:
+        """The lines of a paragraph and a table in Markdown."""
+        return [escaped(self.caption), "", *self.markdown(), ""]
 
     def markdown(self) -> list[str]:
         """The lines of a Markdown table."""
@@ -105,25 +110,7 @@ class Fitted:
 
 
 def _without(table: TerminalTable, head: RenderableType) -> TerminalTable:
-    kept = [one for one in table.columns if one.header is not head]
-    rest = TerminalTable(
-        box=table.box,
-        caption=table.caption,
-        caption_style=table.caption_style,
-        pad_edge=table.pad_edge,
-    )
-    for one in kept:
-        rest.add_column(
-            one.header,
-            justify=one.justify,
-            overflow=one.overflow,
-            no_wrap=one.no_wrap,
-            min_width=one.min_width,
-        )
-    for row in zip(*(one.cells for one in kept), strict=True):
-        rest.add_row(*row)
+    kept = (one for one in table.columns if one.header is not head)
+    rest = copy(table)
+    rest.columns = [replace(one, _index=place) for place, one in enumerate(kept)]
     return rest
-
-
-def _styles(column: Column) -> Iterable[str]:
-    return column.styles or [""] * len(column.texts)

@@ -15,11 +15,11 @@ from markupsafe import Markup
 
 from fdllm.report.alternative import CONTROLS, THRESHOLD
 from fdllm.report.bounds import Bound
-from fdllm.report.bounds_table import oracle_share
 from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.columns import Column, Table
 from fdllm.report.compare_text import Comparison
 from fdllm.report.figures import CellFigures
+from fdllm.report.page_tables import oracle_share
 from fdllm.report.scatter import Aim, Point, Scatter, timed_points
 from fdllm.report.stats import Estimate
 from fdllm.report.times import shown
@@ -59,11 +59,6 @@ class TaskRow:
     def name(self) -> str:
         """Experiment and config."""
         return f"{self.report.experiment} {self.cell.name}"
-
-    @property
-    def label(self) -> str:
-        """The same, short."""
-        return f"{self.report.experiment[:2]} {self.cell.name}"
 
     @property
     def at_equal_time(self) -> str:

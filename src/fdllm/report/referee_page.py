@@ -8,7 +8,6 @@ from typing import Any
 
 from fdllm.plain import escaped, in_code, one_line, shown
 from fdllm.report.build import Report
-from fdllm.report.columns import Table
 from fdllm.report.html import page_template
 from fdllm.report.referee import (
     OneTask,
@@ -31,12 +30,8 @@ def referee_pages(
 ) -> dict[Path, str]:
     """Every page by its place, ``referee.md`` first.
 
-    Args:
-        reports: of all experiments.
-        selection: flags by which a check renders them again.
-        claims: what others claim.
-        folder: where the Markdown and its pictures go.
-        results: where the HTML goes, beside the experiments' folders with theirs.
+    The Markdown and its pictures go into ``folder``, the HTML into ``results``, beside the
+    experiments' folders with theirs; ``selection`` are flags by which a check renders them again.
     """
     tasks = by_task(reports)
     pages = {folder / PAGE: _markdown(reports, tasks, selection, claims)}
@@ -53,7 +48,6 @@ def _picture(task: OneTask) -> str:
 def _markdown(
     reports: Sequence[Report], tasks: Sequence[OneTask], selection: str, claims: PublicClaims
 ) -> str:
-    verdicts, claimed = verdicts_table(reports), claims_table(claims.claim, tasks)
     lines = [
         "# The referee's table",
         "",
@@ -62,7 +56,7 @@ def _markdown(
         "",
         "## Verdicts",
         "",
-        *_table(verdicts),
+        *verdicts_table(reports).captioned(),
     ]
     for task in tasks:
         lines += [f"## {escaped(task.title)}", ""]
@@ -71,16 +65,12 @@ def _markdown(
             if draw(task):
                 lines += [f"![Accuracy change against time]({_picture(task)})", ""]
                 lines += [escaped(caption(task)), ""]
-            lines += [f"Metric `{in_code(task.metric)}`.", *_table(rows_table(task.entries))]
+            lines += [f"Metric `{in_code(task.metric)}`.", *rows_table(task.entries).captioned()]
         if task.missing:
             lines += ["Not in the table:", "", *(f"- {escaped(one)}" for one in task.missing), ""]
     if claims.claim:
-        lines += ["## What others claim", "", *_table(claimed)]
+        lines += ["## What others claim", "", *claims_table(claims.claim, tasks).captioned()]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _table(table: Table) -> list[str]:
-    return [escaped(table.caption), "", *table.markdown(), ""]
 
 
 def _html(

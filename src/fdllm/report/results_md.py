@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fdllm.plain import escaped, in_code, one_line
-from fdllm.report.bounds_table import bounds_table
 from fdllm.report.build import Report, Section, TablePage
 from fdllm.report.columns import Column, Table
 from fdllm.report.drafts import drafts_table
 from fdllm.report.figures import span
 from fdllm.report.origin import commit
-from fdllm.report.page_tables import alternative_table, grid_table
+from fdllm.report.page_tables import alternative_table, bounds_table, grid_table
 from fdllm.report.records import Record
 from fdllm.report.report_text import notices, summary_sentence
 
@@ -57,7 +56,8 @@ def render_section(section: Section) -> str:
     if section.table is not None:
         lines += [*_bounds(section.table), *_alternative(section.table)]
         lines += _counters(section.records)
-        lines += _drafts(section.records)
+        if (drafts := drafts_table(section.records)) is not None:
+            lines += drafts.captioned()
         lines += [*_scored(section.records), *_provenance(section.records)]
     return "\n".join(lines)
 
@@ -75,10 +75,7 @@ def _figures(table: TablePage, records: Sequence[Record]) -> list[str]:
         escaped(summary_sentence(table)),
         "",
         f"Metric `{in_code(first.headline.metric)}`{reach}",
-        escaped(grid.caption),
-        "",
-        *grid.markdown(),
-        "",
+        *grid.captioned(),
     ]
 
 
@@ -89,7 +86,7 @@ def _checks(table: TablePage, section: Section) -> list[str]:
 
 def _bounds(table: TablePage) -> list[str]:
     found = bounds_table(table)
-    shown = [] if found is None else [escaped(found.caption), "", *found.markdown(), ""]
+    shown = [] if found is None else found.captioned()
     left_out = (f"Left out: {one}." for one in table.bounds.left_out)
     notes = [escaped(one) for one in (*table.bounds.notes, *left_out)]
     return [*shown, *notes, *([""] if notes else [])]
@@ -98,7 +95,7 @@ def _bounds(table: TablePage) -> list[str]:
 def _alternative(table: TablePage) -> list[str]:
     found, note = alternative_table(table), table.alternative.note
     if found is not None:
-        return [escaped(found.caption), "", *found.markdown(), ""]
+        return found.captioned()
     return [f"Not compared with lowering the threshold: {escaped(note)}.", ""] if note else []
 
 
@@ -115,20 +112,10 @@ def _counters(records: Sequence[Record]) -> list[str]:
             Column("Config", [record.name for record in records], is_words=True),
             Column("Layers", numbers, is_words=True),
             *(Column(name, [*map(str, counts)]) for name, counts in (forwards | calls).items()),
-        ]
+        ],
+        f"Reuse counters ({every[0].strategy.n_layers} layers; layer calls computed + reused):",
     )
-    head = f"Reuse counters ({every[0].strategy.n_layers} layers; layer calls computed + reused):"
-    return [head, "", *table.markdown(), ""]
-
-
-def _drafts(records: Sequence[Record]) -> list[str]:
-    table = drafts_table(records)
-    head = (
-        "Verified drafts. Gain: steps kept by rounds and by drafting forwards, these by the share "
-        "of the layers they computed; what a device bound by memory could gain, where the rows of "
-        "one forward cost as much as one row:"
-    )
-    return [] if table is None else [head, "", *table.markdown(), ""]
+    return table.captioned()
 
 
 def _scored(records: Sequence[Record]) -> list[str]:

@@ -82,11 +82,8 @@ def saved_words(summary: Summary) -> str:
 def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Column]:
     """Figures of the records of one task, the same in the terminal, ``results.md`` and the page.
 
-    Tokens/s describe a run; they are compared nowhere (docs/running.md section 8).
-
-    Args:
-        records: the cells.
-        baseline: the one that counts as k=1; None where there is none.
+    ``baseline`` counts as k=1. Tokens/s describe a run; they are compared nowhere
+    (docs/running.md section 8).
     """
     every = [record.summary for record in records]
     plain = next((record for record in records if record.name == baseline), None)
@@ -100,7 +97,7 @@ def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Colu
         return column(name, lambda one: f"{getattr(one.throughput, figure) or 0.0:.2f}")
 
     def quality(name: str, rate: str) -> list[Column]:
-        return column(name, lambda one: _share(getattr(one.quality, rate, None)), shown=not scored)
+        return column(name, lambda one: percent(getattr(one.quality, rate, None)), shown=not scored)
 
     def by_plain(name: str, figure: str) -> Column:
         ratios = [None if one is None else getattr(one, figure) for one in made]
@@ -110,7 +107,7 @@ def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Colu
         *column("Accuracy [95 %]", lambda one: with_interval(one.headline)),
         *column(
             "boxed_match",
-            lambda one: _share(one.boxed_match),
+            lambda one: percent(one.boxed_match),
             shown=any(one.boxed_match is not None for one in every),
         ),
         by_plain("Layer calls", "layer_calls"),
@@ -126,15 +123,9 @@ def figure_columns(records: Sequence[Record], baseline: str | None) -> list[Colu
 
 
 def figures_table(cells: Sequence[CellState], baseline: str | None = None) -> Fitted:
-    """Figures of each cell of one task.
+    """Figures of each cell of one task, against ``baseline``; None is the first without reuse.
 
-    Args:
-        cells: the grid.
-        baseline: the config that the criteria compare with; None is the first without reuse.
-
-    Returns:
-        The table. Where the finished cells are not comparable its rows hold states only, and its
-        caption says why.
+    Where the finished cells are not comparable rows hold states only, and the caption says why.
     """
     records, caption = finished(cells), ""
     if problems := mixtures(records):
@@ -157,13 +148,9 @@ def figures_table(cells: Sequence[CellState], baseline: str | None = None) -> Fi
     return Table(columns, caption).terminal()
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else percent(value)
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """A share as a percentage."""
-    return f"{100 * value:.{digits}f} %"
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as a percentage; nothing where it is not known."""
+    return "" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def with_interval(headline: Headline) -> str:
