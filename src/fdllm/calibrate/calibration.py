@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,15 +11,15 @@ import numpy as np
 from fdllm.calibrate.loss_test import p_value
 from fdllm.calibrate.promise import Places, Split, Standing, Tested, choose_safe, split
 from fdllm.errors import UsageError
-from fdllm.record.measure import add_counts, layer_calls, total
+from fdllm.record.measure import total
 from fdllm.report.compare import Pair, join
 from fdllm.report.grid import check_grid, same_computation
+from fdllm.report.made import made_on
 from fdllm.report.records import Record
 from fdllm.report.stats import ALPHA, Estimate, find_difference
 from fdllm.report.times import Times, read_times
 
 By = Literal["calls", "bytes", "time"]
-_BYTES = ("weight_bytes", "kv_bytes", "stored_bytes")
 CALIBRATING = 0.8
 """Share of the documents that choose, where nothing is said; the others test the promise."""
 _WORDS: Mapping[By, str] = {"calls": "layer calls", "bytes": "bytes moved", "time": "time"}
@@ -70,6 +70,13 @@ class Candidate:
         if by != "time":
             return max(0.0, self.saved if by == "calls" else self.bytes_saved)
         return 1 - self.time.value if self.time is not None and self.is_faster else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        found = asdict(self)
+        names = ("config", "saved", "p_value", "standing", "needs", "seen", "held_out")
+        time = found["time"] and found["time"] | {"faster": self.is_faster}
+        return {n: found[n] for n in names} | {"promised": self.is_promised, "time": time}
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ class Calibration:
             "documents": len(parts.calibrating),
             "pilot": len(parts.pilot),
             "held_out": len(parts.held_out),
-            "candidates": [_as_dict(one) for one in self.candidates],
+            "candidates": [one.as_dict() for one in self.candidates],
             "left_out": list(self.left_out),
             **{
                 name: getattr(self, name)
@@ -164,19 +171,6 @@ class Calibration:
 
 def _saves(one: Candidate, by: By) -> str:
     return f"saves {100 * one.gain(by):.1f} % of {_WORDS[by]}"
-
-
-def _as_dict(one: Candidate) -> dict[str, Any]:
-    plain = {
-        name: getattr(one, name) for name in ("config", "saved", "p_value", "standing", "needs")
-    }
-    time = None if one.time is None else vars(one.time) | {"faster": one.is_faster}
-    told = {"promised": one.is_promised, "time": time, "seen": _loss_dict(one.seen)}
-    return plain | told | {"held_out": None if one.held_out is None else _loss_dict(one.held_out)}
-
-
-def _loss_dict(loss: Loss) -> dict[str, Any]:
-    return vars(loss) | {"lost": vars(loss.lost)}
 
 
 def calibrate(
@@ -286,14 +280,9 @@ def _only_drafts(pair: Pair) -> bool:
 
 def _saved(pair: Pair, places: Places, by: Literal["calls", "bytes"] = "calls") -> float:
     """Share of the baseline's layer calls or bytes that is saved, on some documents."""
-    counts = [
-        add_counts([cell.by_key[pair.keys[place]] for place in places]) for cell in (pair.a, pair.b)
-    ]
-    if by == "calls":
-        made = [float(layer_calls(one).made) for one in counts]
-    else:
-        made = [float(sum(total(one, name) for name in _BYTES)) for one in counts]
-    return 1 - made[1] / made[0] if made[0] else 0.0
+    made = made_on(pair.b, pair.a, [pair.keys[place] for place in places])
+    share = made.layer_calls if by == "calls" else made.bytes
+    return 0.0 if share is None else 1 - share
 
 
 def _time_saved(times: Times, config: str) -> float:

@@ -55,14 +55,9 @@ def exact_p(losses: int, gains: int, n: int, margin: float) -> float:
         margin: as above.
     """
     differing = losses + gains
-    ends = beta.ppf(
-        [SMALLEST_P / 2, 1 - SMALLEST_P / 2],
-        [differing, differing + 1],
-        [
-            n - differing + 1,
-            n - differing,
-        ],
-    )  # Clopper and Pearson's interval; NaN at the ends of the scale
+    # Clopper and Pearson's interval; NaN at the ends of the scale
+    tails, same = (SMALLEST_P / 2, 1 - SMALLEST_P / 2), n - differing
+    ends = beta.ppf(tails, (differing, differing + 1), (same + 1, same))
     low = max(margin, 0.0 if differing == 0 else float(ends[0]))
     high = max(low, 1.0 if differing == n else float(ends[1]))
     shares = np.linspace(low, high, _SHARES)[:, None]

@@ -42,14 +42,7 @@ class Split:
 
 
 def split(num_documents: int, calibrating: int, *, several: bool, seed: int) -> Split:
-    """Draw the parts.
-
-    Args:
-        num_documents: that there are.
-        calibrating: how many choose.
-        several: whether there is an order to find.
-        seed: of the draw.
-    """
+    """Draw the parts; without ``several`` candidates there is no order to find, and no pilot."""
     drawn = np.random.default_rng(seed).permutation(num_documents)
     pilot = round(PILOT * calibrating) if several else 0
     return Split(drawn[:pilot], drawn[pilot:calibrating], drawn[calibrating:])
