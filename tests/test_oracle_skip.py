@@ -80,7 +80,7 @@ def test_its_plans_run_to_the_texts_of_plain_decoding(setting: str, oracle: Orac
 
 
 def test_what_it_saves_is_counted_by_the_engine(setting: str, oracle: OracleSkip) -> None:
-    assert 0 < oracle.layer_calls_saved < oracle.layer_calls_step_by_step
+    assert 0 < oracle.layer_calls_saved < oracle.layer_calls_whole
     assert oracle.layer_calls_saved == sum(saved(row.plans) for row in oracle.rows)
     made = [row.run.counts for row in oracle.rows]
     assert oracle.layer_calls_whole == sum(one.computed + one.reused for one in made)
@@ -136,14 +136,12 @@ def test_layers_that_do_nothing_are_all_spared() -> None:
     assert all(plan.num_reused == model.n_layers for plan in row.plans if plan.reuse)
     # What is whole: a block's first step, and a REFRESH ahead of a DENOISE.
     assert row.run.counts[Phase.DENOISE].reused == denoise * model.n_layers
-    assert row.longest[1:].count(0) <= row.plain.counts[Phase.COMMIT].forwards
 
 
 def test_batches_change_nothing() -> None:
     alone = [oracle_skip(MODEL, [prompt], SHORT).rows[0] for prompt in MANY[:4]]
     together = oracle_skip(MODEL, MANY[:4], SHORT, batch_size=3).rows
     assert [row.plans for row in alone] == [row.plans for row in together]
-    assert [row.longest for row in alone] == [row.longest for row in together]
 
 
 def test_a_course_that_leaves_the_plain_one_computes_every_layer() -> None:

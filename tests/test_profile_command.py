@@ -14,7 +14,8 @@ from fdllm.evaluate.adapter import LoadedModel
 from fdllm.evaluate.attempt import NOWHERE
 from fdllm.evaluate.tasks import task_facts
 from fdllm.profiling import take_profile
-from fdllm.profiling.record import Profile, read
+from fdllm.profiling.record import Profile, read_beside
+from fdllm.record.paths import TaskFolder
 from fdllm.runs import ModelChoice
 from profiles import made_up_profile
 from stubs import make_planner, make_run
@@ -42,7 +43,7 @@ def test_a_profile_is_kept_with_its_page_and_said(profiling: Command) -> None:
     assert "100 documents at most" in profiling.err
     layout, run = make_planner(profiling.root).layout, make_run(profiling.root)
     path, copy = layout.profile(run)
-    found = read(layout, run)
+    found = read_beside(layout, str(TaskFolder.of(run)))
     assert found is not None
     assert found.seconds == 100
     assert path.read_bytes() == copy.read_bytes()

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from fdllm.profiling.record import read
+from fdllm.profiling.record import Profile, read_beside
+from fdllm.record.paths import Layout, TaskFolder
 from fdllm.record.summary import InvalidRecordError
+from fdllm.runs import Run
 from profiles import FINGERPRINT, answers, made_up_half, made_up_profile
 from stubs import make_planner, make_root, make_run
 
@@ -17,6 +19,10 @@ from stubs import make_planner, make_root, make_run
 def places(tmp_path: Path) -> tuple[Path, Path]:
     root = make_root(tmp_path / "root")
     return make_planner(root).layout.profile(make_run(root))
+
+
+def read(layout: Layout, run: Run) -> Profile | None:
+    return read_beside(layout, str(TaskFolder.of(run)))
 
 
 def test_it_is_read_as_it_was_written_and_git_s_copy_stands_for_it(

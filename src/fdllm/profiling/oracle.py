@@ -55,14 +55,11 @@ class OracleRow:
     Attributes:
         plain: the text as plain decoding has it.
         plans: of each denoising step, in order, what its layers do.
-        longest: of each of these steps, layers of the longest run that any whole step before it
-            could have spared it: what a step could save by itself, which no plan can have of all.
         run: the text as ``plans`` decode it.
     """
 
     plain: Generation
     plans: tuple[LayerPlan, ...]
-    longest: tuple[int, ...]
     run: Generation
 
     @property
@@ -105,11 +102,6 @@ class OracleSkip:
         """Of the saved calls, the share that lies in DENOISE; the others are a REFRESH's."""
         saved = sum(row.run.counts[Phase.DENOISE].reused for row in self.rows if row.equal)
         return saved / self.layer_calls_saved if saved else 0.0
-
-    @property
-    def layer_calls_step_by_step(self) -> int:
-        """The sum of every step's longest run."""
-        return sum(sum(row.longest) for row in self.rows)
 
     @cached_property
     def by_layer(self) -> tuple[float, ...]:
@@ -164,7 +156,7 @@ def oracle_skip(
     after = generate(model, prompts, filled, unmask=unmask, batch_size=batch_size, hook=planned)
     return OracleSkip(
         tuple(
-            OracleRow(one, tuple(search.plans), tuple(search.longest), run)
+            OracleRow(one, tuple(search.plans), run)
             for one, search, run in zip(before, searches, after, strict=True)
         )
     )
@@ -227,7 +219,6 @@ class _Search:
     unmask: Unmask
     threshold: float
     plans: list[LayerPlan] = field(default_factory=list)
-    longest: list[int] = field(default_factory=list)
 
     def planned(self) -> Iterator[tuple[ForwardRequest, LayerPlan]]:
         """Each denoising step, and the plan that was found for it."""
@@ -253,7 +244,8 @@ class _Search:
         for step, (ask, told) in enumerate(forwards):
             if ask.phase is Phase.DENOISE:
                 # The REFRESH ahead of it is whole: nothing older is the last whole step.
-                sources = [one for one in sources if one.step >= self._refresh(forwards, step)]
+                last = max(i for i in range(step) if forwards[i][0].phase is Phase.REFRESH)
+                sources = [one for one in sources if one.step >= last]
             for source in sources:
                 row.restore(source.block)
                 for target in TARGETS:
@@ -266,16 +258,7 @@ class _Search:
                 kept = tuple(LayerRun(i, i + 1, target) for i in range(self.n_layers))
                 yield replace(ask, plan=LayerPlan(self.n_layers, store=kept), lazy=False)
             sources.append(_Source(step, row.save()))
-        for step in range(len(forwards)):
-            self.longest.append(
-                max((len(r) for at, r in found.items() if at[0] == step), default=0)
-            )
         self.plans += best_plans(self.n_layers, [ask.phase for ask, _ in forwards], found)
-
-    @staticmethod
-    def _refresh(forwards: Forwards, step: int) -> int:
-        """The last REFRESH ahead of a step."""
-        return max(i for i in range(step) if forwards[i][0].phase is Phase.REFRESH)
 
     def _longest_run(
         self, ask: ForwardRequest, told: Prediction, target: Target
@@ -317,13 +300,7 @@ def pieces(start: int, stop: int, target: Target) -> tuple[LayerRun, ...]:
 
 
 def best_plans(n_layers: int, phases: Sequence[Phase], found: Found) -> list[LayerPlan]:
-    """The plans of a block's steps that spare most layer calls (see the module).
-
-    Args:
-        n_layers: layers of the model.
-        phases: of the steps.
-        found: what each step may reuse of each whole step ahead of it.
-    """
+    """The plans of a block's steps that spare most layer calls, by what was found (see above)."""
     whole = [LayerPlan(n_layers)] * len(phases)
     return max((whole, *(_of(n_layers, phases, found, target) for target in TARGETS)), key=saved)
 

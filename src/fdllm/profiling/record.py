@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 
 from fdllm.core.reuse import Target
 from fdllm.record.one_file import OneFile
-from fdllm.record.paths import Layout, TaskFolder
-from fdllm.runs import Run
+from fdllm.record.paths import Layout
 from fdllm.spec import Spec
 
 VERSION: Literal[1] = 1
@@ -140,20 +139,11 @@ class Profile(OneFile):
         ]
 
 
-def read(layout: Layout, run: Run) -> Profile | None:
-    """The profile of a run's task, limit, protocol and model; None where there is none.
-
-    Where it was not taken here, it is git's copy. Whether it says anything of the run,
-    :meth:`Profile.differs` tells.
-
-    Raises:
-        InvalidRecordError: the file is no profile.
-    """
-    return read_beside(layout, str(TaskFolder.of(run)))
-
-
 def read_beside(layout: Layout, task_folder: str) -> Profile | None:
-    """The same, of the runs that lie in a task folder of any experiment.
+    """The profile of the runs that lie in a task folder of any experiment; None where none is.
+
+    Where it was not taken here, it is git's copy. Whether it says anything of a run,
+    :meth:`Profile.differs` tells.
 
     Raises:
         InvalidRecordError: the file is no profile.

@@ -237,11 +237,7 @@ def check(run: Run) -> None:
 def halves(
     documents: Sequence[DocumentKey], prompts: Mapping[DocumentKey, str]
 ) -> tuple[list[DocumentKey], list[DocumentKey]]:
-    """Documents in two halves, those of one prompt on one side.
-
-    Args:
-        documents: in random order.
-        prompts: of each document, or a hash of it.
+    """Documents, which come in random order, in two halves; those of one prompt on one side.
 
     Raises:
         UsageError: there are too few.
@@ -276,13 +272,7 @@ def _oracle(asking: _Asking, walked: _WalkingLM) -> OracleSaving | None:
         unmask=asking.unmask,
         on_done=lambda _: asking.move("oracle", _ORACLE / len(requests)),
     )
-    return OracleSaving(
-        layer_calls_whole=found.layer_calls_whole,
-        layer_calls_saved=found.layer_calls_saved,
-        denoise_share=found.denoise_share,
-        equal_texts=found.equal_texts,
-        by_layer=found.by_layer,
-    )
+    return OracleSaving(**{name: getattr(found, name) for name in OracleSaving.model_fields})
 
 
 def _half(
