@@ -99,12 +99,6 @@ def test_answers_are_counted_by_the_step_that_scored_them() -> None:
     assert measure.scored_steps("generate", rows) is None
 
 
-def test_repetition() -> None:
-    assert measure.is_repetitive([1, 2, 3] * 20)
-    assert not measure.is_repetitive(list(range(60)))
-    assert not measure.is_repetitive([1] * 15)
-
-
 STRATEGY = StrategyRecord(text="", k=2, subset="middle", layers=(4, 5), n_layers=12, reuses=True)
 
 

@@ -37,7 +37,8 @@ DocumentKey = tuple[str, int]
 Merits = dict[DocumentKey, dict[str, float]]
 """Of each document, by criterion: how good the answer is, in [-1, 1]; more is better."""
 
-_SIGNS = dict(zip(RISES, ("truncated", "repetitive"), strict=True))  # columns of a row
+SIGNS = dict(zip(RISES, ("truncated", "repetitive"), strict=True))
+"""Columns of a row, by the criterion that they decide."""
 _ORDER = "fdllm 1"  # seed of the order; another one is another order
 _STAKES = np.geomspace(0.01, 0.95, 24)  # of the largest stake that cannot lose everything
 _LOOKS, _SMALLEST_LOOK = 20, 10
@@ -140,7 +141,7 @@ def merits_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> Merits:
                 "each document has a figure in [0, 1]: sweep without --until-decided"
             )
         merits[key] = {"max_accuracy_drop": float(value)} | {
-            name: -row[sign] / row["requests"] for name, sign in _SIGNS.items() if sign in row
+            name: -row[sign] / row["requests"] for name, sign in SIGNS.items() if sign in row
         }
     return merits
 
@@ -158,10 +159,7 @@ class Rule:
     def judge(self, base: Merits, cell: Merits, num_documents: int) -> Decided | None:
         """Whether the documents that both have, in the order asked, decide every criterion.
 
-        Args:
-            base: the baseline's figures.
-            cell: the cell's.
-            num_documents: of the whole task.
+        ``num_documents`` are those of the whole task.
         """
         both = [(base[key], row) for key, row in cell.items() if key in base]
         outcomes: dict[str, Literal["met", "missed"]] = {}

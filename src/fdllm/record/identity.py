@@ -158,13 +158,7 @@ def _first_difference(then: str, now: str) -> str:
 
 
 def strategy_words(text: str, layers: Sequence[int], n_layers: int) -> str:
-    """A strategy as a fingerprint has it.
-
-    Args:
-        text: the frozen strategy, as Python writes it.
-        layers: those that it may skip.
-        n_layers: layers of the model.
-    """
+    """A strategy as a fingerprint has it: as Python writes it, and the layers it may skip."""
     parameters = text.replace("(", ", ", 1).removesuffix(")")
     return f"{parameters}, layers {' '.join(map(str, layers))} of {n_layers}"
 

@@ -55,7 +55,10 @@ def locked(paths: RunPaths) -> Iterator[None]:
         except Timeout:  # an OSError too, but nothing is wrong with the file
             raise LockedError(_read_holder(paths) or "another process") from None
     try:
-        write_json(paths.holder, asdict(_myself()))
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        job, cluster = map(os.environ.get, ("SLURM_JOB_ID", "SLURM_CLUSTER_NAME"))
+        me = Holder(socket.gethostname(), os.getpid(), now, job, cluster)
+        write_json(paths.holder, asdict(me))
         yield
     finally:
         paths.holder.unlink(missing_ok=True)
@@ -84,10 +87,3 @@ def _read_holder(paths: RunPaths) -> Holder | None:
         return Holder(**read_json(paths.holder, most=1 << 16))
     except (OutsideError, TypeError):
         return None
-
-
-def _myself() -> Holder:
-    job = os.environ.get("SLURM_JOB_ID")
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    cluster = os.environ.get("SLURM_CLUSTER_NAME")
-    return Holder(socket.gethostname(), os.getpid(), now, job, cluster)

@@ -29,11 +29,7 @@ class OneFile(Spec):
 
     @classmethod
     def read_file(cls, path: Path, *, most: int) -> Self | None:
-        """Read the file; None where there is none.
-
-        Args:
-            path: the file.
-            most: bytes that it has at most.
+        """Read the file, of ``most`` bytes at most; None where there is none.
 
         Raises:
             InvalidRecordError: it is not of this kind.

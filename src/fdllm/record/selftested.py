@@ -42,17 +42,9 @@ class Selftested:
             return "tokens do not depend on the batch"
         return f"tokens depend on the batch in {', '.join(self.depends_on_batch)}"
 
-    def graphs_pay(self, dtype: str) -> bool:
-        """Whether forwards recorded as CUDA graphs are right in this type, and faster."""
-        return self.graphs.get(dtype, 1.0) < 1.0
-
 
 def keep(accelerator: str | None, found: Selftested) -> None:
-    """Remember an outcome in the place of the device's last one.
-
-    Args:
-        accelerator: the GPU's name; None for the processor.
-        found: what to remember.
+    """Remember an outcome in the place of the device's last one; None is the processor.
 
     Raises:
         FdllmError: the cache cannot be written.
@@ -79,7 +71,7 @@ def choose(asked: bool | None, accelerator: str | None, dtype: str) -> bool | No
     if asked is not None or accelerator is None:
         return asked
     found = last(accelerator)
-    return found is not None and found.graphs_pay(dtype)
+    return found is not None and found.graphs.get(dtype, 1.0) < 1.0
 
 
 def _key(accelerator: str | None) -> str:

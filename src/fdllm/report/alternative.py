@@ -77,12 +77,6 @@ def find_control(
     """The records of a control that may stand beside a table.
 
     A record that is broken, or of an older form, is left out and named.
-
-    Args:
-        layout: where all records lie.
-        experiment: the control.
-        table: the cells.
-        baseline: of the table.
     """
     first = table[0]
     if first.summary.experiment == experiment or baseline is None:
@@ -108,11 +102,6 @@ def at_equal_time(control: Control, table: Sequence[Record], times: Times) -> Al
 
     The two experiments' times were taken apart, so each is a ratio to its own k=1, which must be
     the same computation.
-
-    Args:
-        control: which may stand beside the table.
-        table: the cells.
-        times: of the table.
     """
     if control.own is None or control.note or not times.pairs:
         return Alternative(control.experiment)
@@ -158,13 +147,9 @@ def _beside(
     table: Sequence[tuple[Record, Estimate]],
     noise: float,
 ) -> Alternative:
-    """Each config of a table against the cells of a control.
+    """Each config of a table against the cells of a control, whose ``costs`` go by their names.
 
-    Args:
-        control: it has a cell of its own without reuse.
-        costs: of its cells, by their names.
-        table: the configs, each with its cost.
-        noise: ratio of two costs that may be noise alone.
+    A ratio of two costs of ``noise`` may be noise alone.
     """
     own = control.own
     assert own is not None  # noqa: S101 - whoever calls has asked

@@ -44,10 +44,7 @@ class AskedAgain:
     def figures(self, cell: Record, run: Run, notes: list[str]) -> Iterator[Figure]:
         """Every value of the record's files, and what the run's own writer makes of its journal.
 
-        Args:
-            cell: the record.
-            run: what it is a record of.
-            notes: gets why it cannot be made anew.
+        ``notes`` gets why it cannot be made anew.
 
         Raises:
             FdllmError: the journal does not answer what the run asks, or a file cannot be read.

@@ -54,14 +54,7 @@ class Bounds:
 def find_bounds(
     layout: Layout, table: Sequence[Record], baseline: Record | None, controls: Sequence[Control]
 ) -> Bounds:
-    """What stands beside each config's saving.
-
-    Args:
-        layout: where all records and profiles lie.
-        table: the cells.
-        baseline: of the table.
-        controls: those experiments that it is held against.
-    """
+    """What stands beside each config's saving: the oracle's, and those of the controls."""
     others = [] if baseline is None else [c for c in table if not same_computation(c, baseline)]
     left_out = tuple(line for control in controls for line in control.left_out)
     if baseline is None or not others:

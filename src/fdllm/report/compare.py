@@ -17,6 +17,7 @@ import numpy as np
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from fdllm.evaluate.tasks import TASKS
+from fdllm.record.deciding import SIGNS
 from fdllm.report.agreement import agree, stated, tolerance_of
 from fdllm.report.compare_text import MARGIN, Comparison, Verdict, describe
 from fdllm.report.grid import differences, same_computation
@@ -109,10 +110,7 @@ def _judge(
 def _rises(pair: Pair) -> dict[str, Marked]:
     """Documents whose answers are cut off, or repetitive, on one side alone, by criterion."""
     found = {}
-    for name, column in (
-        ("max_truncation_rise", "truncated"),
-        ("max_repetition_rise", "repetitive"),
-    ):
+    for name, column in SIGNS.items():
         rows = [[cell.by_key[key].get(column) for key in pair.keys] for cell in (pair.a, pair.b)]
         if not any(mark is None for of in rows for mark in of):
             then, now = (np.array(of, dtype=bool) for of in rows)

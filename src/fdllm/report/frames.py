@@ -135,15 +135,7 @@ def samples(
 ) -> pd.DataFrame:
     """Documents of finished runs, one row a sample; columns are :data:`SAMPLE_COLUMNS`, and more.
 
-    Args:
-        experiment: this and all others but ``config`` as in :func:`results`.
-        task: the same.
-        root: the same.
-        limit: the same.
-        preset: the same.
-        model: the same.
-        config: only this cell; None is all of them.
-        pool: the same.
+    Arguments are those of :func:`results`, and ``config``: only this cell; None is all of them.
 
     Raises:
         UsageError: as :func:`results`, or there is no such config.

@@ -70,9 +70,7 @@ def check_grid(cells: Sequence[Record]) -> None:
 def mixtures(records: Sequence[Record], varying: frozenset[str] = frozenset()) -> list[str]:
     """Why these records must not stand in one table; empty where they may.
 
-    Args:
-        records: the cells.
-        varying: fields of the fingerprint that may differ, beside a cell's own.
+    Fields of the fingerprint that are ``varying`` may differ, and those of a cell.
     """
     seen: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for record in records:

@@ -16,7 +16,6 @@ from fdllm.report.stats import (
     FEW,
     LEVEL,
     RESAMPLES,
-    Clustered,
     Estimate,
     Floats,
     Ints,
@@ -54,7 +53,7 @@ class Marked:
     def weigh(self, limit: float) -> Evidence:
         """How strongly the documents show that the share rises by at most ``limit``, or by more."""
         z = tango_score(np.array(self.fewer), np.array(self.more), self.n, limit)
-        return Evidence(*_tails(float(norm.cdf(z)), float(norm.sf(z))))
+        return _evidence(norm.cdf(z), norm.sf(z))
 
 
 def rows_needed(margin: float, share: float) -> int | None:
@@ -92,20 +91,16 @@ def weigh(a: Floats, b: Floats, groups: Ints | None, margin: float) -> Evidence:
     alone = None
     if is_binary(a, b):
         z = tango_score(np.array(losses), np.array(gains), len(a), -margin)
-        alone = Evidence(*_tails(float(norm.sf(z)), float(norm.sf(-z))))
+        alone = _evidence(norm.sf(z), norm.sf(-z))
     if groups is None or len(np.unique(groups)) == 1:
         return alone or _by_bootstrap(a, b, margin)
     mean = clustered_mean(change, np.unique(groups, return_inverse=True)[1])
-    inside = _by_groups(mean, margin)
+    distance = mean.mean + margin
+    errors = distance / mean.error if mean.error else math.copysign(math.inf, distance)
+    inside = _evidence(t.sf(errors, mean.degrees), t.sf(-errors, mean.degrees))
     if alone is not None and losses + gains < FEW:
         return Evidence(max(alone.within, inside.within), max(alone.beyond, inside.beyond))
     return inside
-
-
-def _by_groups(mean: Clustered, margin: float) -> Evidence:
-    distance = mean.mean + margin
-    z = distance / mean.error if mean.error else math.copysign(math.inf, distance)
-    return Evidence(*_tails(float(t.sf(z, mean.degrees)), float(t.sf(-z, mean.degrees))))
 
 
 def _by_bootstrap(a: Floats, b: Floats, margin: float) -> Evidence:
@@ -118,5 +113,6 @@ def _by_bootstrap(a: Floats, b: Floats, margin: float) -> Evidence:
     return Evidence(p_value, 1.0) if distance >= 0 else Evidence(1.0, p_value)
 
 
-def _tails(within: float, beyond: float) -> tuple[float, float]:
-    return min(1.0, 2 * within), min(1.0, 2 * beyond)
+def _evidence(*tails: float) -> Evidence:
+    """Of the probabilities of both tails."""
+    return Evidence(*(min(1.0, 2 * float(tail)) for tail in tails))

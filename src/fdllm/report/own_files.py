@@ -33,9 +33,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def own_figures(cell: Record, notes: list[str]) -> Iterator[Figure]:
     """Every value of a record that another of its files, its place or its name bears out.
 
-    Args:
-        cell: the record.
-        notes: gets what cannot be compared, and why.
+    ``notes`` gets what cannot be compared, and why.
 
     Raises:
         FdllmError: a file cannot be read.

@@ -47,15 +47,9 @@ class PageTexts:
 
 
 def embed(sections: Sequence[Section], experiment: str, budget: int) -> dict[str, PageTexts]:
-    """The documents of all tables whose texts are here, as small as it takes.
+    """The documents of all tables whose texts are here, by the table's key.
 
-    Args:
-        sections: records with their comparisons.
-        experiment: whose they are.
-        budget: bytes of the page that all of them together may take.
-
-    Returns:
-        By key of the table.
+    They are as small as it takes: all of them together may have ``budget`` bytes of the page.
     """
     found: dict[str, PageTexts] = {}
     for cut in _CUTS:

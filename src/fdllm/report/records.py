@@ -153,13 +153,8 @@ def record_folders(
 ) -> list[Path]:
     """Folders of an experiment that hold a summary, whatever is in it.
 
-    What git keeps of a run counts where the run's own folder is absent.
-
-    Args:
-        layout: where records lie.
-        experiment: its name.
-        tasks: only these; empty is all.
-        limit: only records cut to this many documents; None is all.
+    What git keeps of a run counts where the run's own folder is absent. No task is all of them, and
+    no limit is every limit and none.
     """
     found: dict[Path, Path] = {}
     for root in (layout.results, layout.artifacts):
@@ -190,16 +185,9 @@ def load_records(
 ) -> list[Record]:
     """Read the finished runs of an experiment; unfinished ones are passed over.
 
-    Args:
-        layout: where records lie.
-        experiment: its name.
-        task: only this one; None is all of them.
-        limit: only records cut to this many documents; None is every limit and none, which
-            their summaries tell apart.
-        left_out: takes a line for each record that is broken; without it, one stops everything.
-
-    Returns:
-        Records by task folder, then by config; several models where there are several.
+    They come by task folder, then by config; limits and models, where all are asked for, are told
+    apart by their summaries. ``left_out`` takes a line for each record that is broken; without it,
+    one stops everything.
 
     Raises:
         RecordError: a record is broken, or lies in the folder of another run.

@@ -17,10 +17,6 @@ _SHOWN = 4  # tasks
 def keep_rows(markdown: Path, text: str) -> None:
     """See that a page of Markdown has every row of the one that it is to replace.
 
-    Args:
-        markdown: where it goes; there may be none yet.
-        text: what it is to say.
-
     Raises:
         FdllmError: rows would go; it names them, and the flag. Or a file cannot be read.
     """

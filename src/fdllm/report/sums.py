@@ -20,7 +20,6 @@ from fdllm.record.atomic import write_text
 from fdllm.record.paths import COLUMNS, TIMING, Layout
 from fdllm.record.per_document import digest_of_answer
 from fdllm.record.study import Study, read_study
-from fdllm.record.summary import InvalidRecordError
 from fdllm.report.leaves import ABSENT, Figure
 from fdllm.report.recheck import Recheck
 from fdllm.report.records import Record, SampleKey, load_record
@@ -119,7 +118,7 @@ def check_studies(layout: Layout, folders: Sequence[Path]) -> Recheck:
             study = read_study(path)
             cells = [load_record(folder) for folder in folders if folder.parent == task]
             found += Recheck.of(() if study is None else _agreements(part.as_posix(), study, cells))
-        except (FdllmError, InvalidRecordError) as error:
+        except FdllmError as error:
             found += Recheck.wrong(part.as_posix(), "the study", "not readable", str(error))
     return found
 

@@ -23,14 +23,9 @@ def appendix(
     figures: FiguresOf,
     model: str,
 ) -> str:
-    """The appendix as Markdown.
+    """The appendix as Markdown, in the ``acm`` or the ``usenix`` form.
 
-    Args:
-        form: ``acm`` or ``usenix``.
-        claims: with their verdicts.
-        places: experiments and tasks that are computed for them.
-        figures: of an experiment and a task.
-        model: of the records.
+    ``places`` are the experiments and tasks that are computed for the claims.
     """
     of = [figures(*place) for place in places]
     names = {place: f"E{number}" for number, place in enumerate(places, 1)}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fdllm.errors import FdllmError
 from fdllm.report.stats import Estimate
-from fdllm.reproduce.found import NoFigureError, TaskFigures
+from fdllm.reproduce.found import NoFigureError, TaskFigures, exact
 from fdllm.reproduce.stated import StatedFigure, Statement, Statements, plain
 
 Holding = Literal["holds", "differs", "cannot tell"]
@@ -73,11 +73,7 @@ def reproduce(
 ) -> list[CheckedFigure]:
     """Set each stated figure beside that of the records.
 
-    Args:
-        statements: model and tolerances.
-        pairs: which figures.
-        figures: what the records have.
-        exact: no tolerance but rounding, for the records that the sentences were written from.
+    ``exact`` leaves no tolerance but rounding: for the records that sentences were written from.
 
     Raises:
         FdllmError: a record is broken.
@@ -143,15 +139,11 @@ def _numbers(
             values = [own.figure(n, figure.field, other.records[name]) for n in names]
         else:
             less = other.figure(name, figure.field).value
-            values = [_exact(own.figure(n, figure.field).value - less) for n in names]
+            values = [exact(own.figure(n, figure.field).value - less) for n in names]
     else:
         values = [own.figure(one, figure.field) for one in names]
     stale = [f"{name} is stale: {reason}" for name, reason in why if reason]
     return _as_stated(figure, values), stale[0] if stale else ""
-
-
-def _exact(value: float) -> Estimate:
-    return Estimate(value, value, value)
 
 
 def _as_stated(figure: StatedFigure, values: Sequence[Estimate]) -> tuple[float, ...]:

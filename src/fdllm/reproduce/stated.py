@@ -18,7 +18,6 @@ FINDINGS = "findings.toml"
 _MOST = 1 << 22  # bytes of a page
 NUMBER = re.compile(r"(?<![\w.,])[-+]?\d(?:[\d,]*\d)?(?:\.\d+)?(?!\w)")
 _RANGE = re.compile(r" to |(?<=\d)[-\N{EN DASH}](?=\d)")
-_LISTED = re.compile(r", (?:and )?| and ")
 _WITH_INTERVAL = re.compile(r"(?P<value>\S+) \[(?P<low>\S+), (?P<high>\S+)\]")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"\n\s*\n|\n(?=\s*(?:\d+\.|[-*]) )|\n(?=\|)")
@@ -35,9 +34,8 @@ _NO_FIGURE = re.compile(
 class StatedFigure(Spec):
     """A figure in a sentence, and where it comes from."""
 
-    expected: (
-        str  # as the sentence has it: ``0.86``, ``0.88-0.89``, ``-1.4 [-3.4, +0.6]``, ``1, 2``
-    )
+    # as the sentence has it: ``0.86``, ``0.88-0.89``, ``-1.4 [-3.4, +0.6]``, ``1, 2``
+    expected: str
     field: str  # see :data:`fdllm.reproduce.found.FIELDS`
     # one, or several by ``*`` or with blanks between: listed figures are of one each, a range is
     # from the least to the most, a single figure is of all of them
@@ -51,9 +49,7 @@ class StatedFigure(Spec):
     @cached_property
     def is_range(self) -> bool:
         """Whether it is from the least to the most of several."""
-        return _WITH_INTERVAL.fullmatch(self.expected) is None and bool(
-            _RANGE.search(self.expected)
-        )
+        return not self.has_interval and bool(_RANGE.search(self.expected))
 
     @cached_property
     def has_interval(self) -> bool:
