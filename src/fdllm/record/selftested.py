@@ -44,7 +44,7 @@ class Selftested:
 
 
 def keep(accelerator: str | None, found: Selftested) -> None:
-    """Remember an outcome in the place of the device's last one; None is the processor.
+    """Remember an outcome in the place of the device's last one; no accelerator is the processor.
 
     Raises:
         FdllmError: the cache cannot be written.

@@ -88,7 +88,7 @@ class TaskFigures:
             NoFigureError: its record does not have it.
         """
         if field == "equal_answers":
-            return exact(self._equal_answers(name, beside))
+            return certain(self._equal_answers(name, beside))
         suffix = next((one for one in SUFFIXES if field.endswith(one)), "")
         read = FIELDS.get(field.removesuffix(suffix))
         if read is None:
@@ -98,7 +98,7 @@ class TaskFigures:
         if found is None:
             why = self.table.times.sentence if field.startswith("time") else "it has none"
             raise NoFigureError(f"{self.experiment} / {self.task} / {name}: no {field}: {why}")
-        value = found if isinstance(found, Estimate) else exact(found)
+        value = found if isinstance(found, Estimate) else certain(found)
         return SUFFIXES[suffix](value) if suffix else value
 
     def _equal_answers(self, name: str, beside: Record | None) -> int:
@@ -109,7 +109,7 @@ class TaskFigures:
         return sum(agree(own.by_key[key], other.by_key[key], tolerance) for key in shared)
 
 
-def exact(value: float) -> Estimate:
+def certain(value: float) -> Estimate:
     """A figure that is counted, so that it is its own interval."""
     return Estimate(value, value, value)
 
@@ -129,7 +129,7 @@ def _made(name: str) -> Callable[[TaskFigures, str], float | None]:
 
 def _accuracy(of: TaskFigures, name: str) -> Estimate:
     [cell] = [one for one in of.table.cells if one.name == name]
-    return _scaled(cell.interval or exact(cell.accuracy), 100)
+    return _scaled(cell.interval or certain(cell.accuracy), 100)
 
 
 def _change(of: TaskFigures, name: str) -> Estimate | None:
@@ -189,8 +189,8 @@ FIELDS: Mapping[str, Callable[[TaskFigures, str], Estimate | float | None]] = {
 """Figures that a sentence may state, beside ``equal_answers``, whose other record is the baseline
 or ``beside``."""
 SUFFIXES: Mapping[str, Callable[[Estimate], Estimate]] = {
-    "_low": lambda one: exact(one.low),
-    "_high": lambda one: exact(one.high),
+    "_low": lambda one: certain(one.low),
+    "_high": lambda one: certain(one.high),
     "_lost": lambda one: _scaled(one, -1),
     "_saved": lambda one: _scaled(one, -100, 100),  # % less than k = 1
     "_added": lambda one: _scaled(one, 100, -100),  # % more

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fdllm.errors import FdllmError
 from fdllm.report.stats import Estimate
-from fdllm.reproduce.found import NoFigureError, TaskFigures, exact
+from fdllm.reproduce.found import NoFigureError, TaskFigures, certain
 from fdllm.reproduce.stated import StatedFigure, Statement, Statements, plain
 
 Holding = Literal["holds", "differs", "cannot tell"]
@@ -139,7 +139,7 @@ def _numbers(
             values = [own.figure(n, figure.field, other.records[name]) for n in names]
         else:
             less = other.figure(name, figure.field).value
-            values = [exact(own.figure(n, figure.field).value - less) for n in names]
+            values = [certain(own.figure(n, figure.field).value - less) for n in names]
     else:
         values = [own.figure(one, figure.field) for one in names]
     stale = [f"{name} is stale: {reason}" for name, reason in why if reason]
