@@ -99,11 +99,6 @@ def differences(summary: Summary, preset: Preset, model: str) -> list[str]:
     sessions = summary.provenance.get("sessions", [])
     others = sorted({str(one.get("dtype")) for one in sessions} - {preset.dtype})
     found += [f"dtype: {dtype} -> {preset.dtype}" for dtype in others]
-    return found + _settings(summary, preset)
-
-
-def _settings(summary: Summary, preset: Preset) -> list[str]:
-    """Settings that differ from what the preset alone gives."""
     asked = Evaluating.read(preset.evaluation_of(summary.task), preset.name)
     wanted = asked.identity() | {
         "preset": preset.name,
@@ -112,4 +107,4 @@ def _settings(summary: Summary, preset: Preset) -> list[str]:
     }
     fields = summary.fingerprint.fields
     recorded = {name: fields.get(name) or "unknown" for name in wanted}
-    return Fingerprint(fields=dict(wanted)).differences(Fingerprint(fields=dict(recorded)))
+    return found + Fingerprint(fields=dict(wanted)).differences(Fingerprint(fields=dict(recorded)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 
 from fdllm.criteria import Criteria
 from fdllm.errors import FdllmError
@@ -119,12 +119,9 @@ def _scaled(one: Estimate, factor: float, plus: float = 0.0) -> Estimate:
     return Estimate(factor * one.value + plus, *ends)
 
 
-def _made(name: str) -> Callable[[TaskFigures, str], float | None]:
-    def read(of: TaskFigures, config: str) -> float | None:
-        found = of.table.against.get(config)
-        return 1.0 if found is None else getattr(found.made, name)
-
-    return read
+def _made(of: TaskFigures, config: str, name: str) -> float | None:
+    found = of.table.against.get(config)
+    return 1.0 if found is None else getattr(found.made, name)
 
 
 def _accuracy(of: TaskFigures, name: str) -> Estimate:
@@ -147,21 +144,15 @@ def _gain(of: TaskFigures, name: str) -> float | None:
     return None if found is None else found.gain
 
 
-def _cell(name: str, factor: float = 1.0) -> Callable[[TaskFigures, str], float]:
-    def read(of: TaskFigures, config: str) -> float:
-        [cell] = [one for one in of.table.cells if one.name == config]
-        return factor * float(getattr(cell, name))
-
-    return read
+def _cell(of: TaskFigures, config: str, name: str, factor: float = 1.0) -> float:
+    [cell] = [one for one in of.table.cells if one.name == config]
+    return factor * float(getattr(cell, name))
 
 
-def _decoding(name: str) -> Callable[[TaskFigures, str], float | None]:
-    def read(of: TaskFigures, config: str) -> float | None:
-        words = of.records[config].summary.fingerprint.fields.get("decoding") or ""
-        values = dict(one.partition("=")[::2] for one in words.split(", "))
-        return float(values[name]) if name in values else None
-
-    return read
+def _decoding(of: TaskFigures, config: str, name: str) -> float | None:
+    words = of.records[config].summary.fingerprint.fields.get("decoding") or ""
+    values = dict(one.partition("=")[::2] for one in words.split(", "))
+    return float(values[name]) if name in values else None
 
 
 def _timed(of: TaskFigures, _name: str) -> int | None:
@@ -172,19 +163,19 @@ FIELDS: Mapping[str, Callable[[TaskFigures, str], Estimate | float | None]] = {
     "accuracy": _accuracy,  # % of the documents right
     "change": _change,  # points, by k = 1's
     "time": _time,  # by k = 1's, of the timing study
-    "layer_calls": _made("layer_calls"),  # by k = 1's
-    "flops": _made("flops"),  # the same
-    "bytes": _made("bytes"),  # the same
-    "reused": _cell("saved_share", 100),  # % of the layer calls
+    "layer_calls": partial(_made, name="layer_calls"),  # by k = 1's
+    "flops": partial(_made, name="flops"),  # the same
+    "bytes": partial(_made, name="bytes"),  # the same
+    "reused": partial(_cell, name="saved_share", factor=100),  # % of the layer calls
     "gain": _gain,  # of verified drafts, were a device bound by memory
-    "tokens_per_forward": _cell("tokens_per_forward"),
-    "documents": _cell("num_samples"),
+    "tokens_per_forward": partial(_cell, name="tokens_per_forward"),
+    "documents": partial(_cell, name="num_samples"),
     "timed_documents": _timed,
     "layers": lambda of, _: of.table.n_layers,
     "subset": lambda of, name: len(of.records[name].summary.strategy.layers),
-    "threshold": _decoding("threshold"),
-    "block_size": _decoding("block_size"),
-    "small_block_size": _decoding("small_block_size"),
+    "threshold": partial(_decoding, name="threshold"),
+    "block_size": partial(_decoding, name="block_size"),
+    "small_block_size": partial(_decoding, name="small_block_size"),
 }
 """Figures that a sentence may state, beside ``equal_answers``, whose other record is the baseline
 or ``beside``."""
