@@ -93,7 +93,8 @@ def test_no_token_and_no_machine_in_it(image: Image) -> None:
         env | grep -iE 'token|pip_' && echo FOUND-IN-ENVIRONMENT
         grep -rIlE 'hf_[a]_token_of_the_builder' \
             /opt/fdllm /etc "$home" /.singularity.d && echo FOUND-A-TOKEN
-        command -v cc gcc && echo FOUND-A-COMPILER
+        ls /usr/bin | grep -E '^cc$|gcc|-as$' && echo FOUND-A-COMPILER
+        ls -d /var/cache/apt/*.bin 2>/dev/null && echo FOUND-A-CACHE
         ls -A /mnt | grep . && echo FOUND-WHAT-WAS-BOUND
         ls -Ad /opt/fdllm/source "$home/.cache" "$home/.config/pip" /etc/pip.conf 2>&1 |
             grep -v 'No such file' && echo FOUND-LEFTOVERS
