@@ -14,6 +14,8 @@ import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -271,8 +273,26 @@ class Environment:
         self.folder = Path(".nox", name)
         with self._alone():
             if clear or not (self.folder / "bin" / "pip").exists():
-                session.log(f"creating {self.folder}")
-                venv.create(self.folder, with_pip=True, clear=True)
+                self._create()
+
+    def _create(self) -> None:
+        """Make it of the Python that nox runs on, and say what that may lack."""
+        here = f"{sys.version_info.major}.{sys.version_info.minor}"
+        kinds = load_toml("pyproject.toml")["project"]["classifiers"]
+        tried = [kind.rpartition(" ")[2] for kind in kinds if ":: Python :: 3." in kind]
+        if here not in tried:
+            self.session.warn(
+                f"the pinned packages were tried with Python {', '.join(tried)}, and this is "
+                f"{here}: where one does not install, run nox with one of those"
+            )
+        self.session.log(f"creating {self.folder}")
+        try:
+            venv.create(self.folder, with_pip=True, clear=True)
+        except subprocess.CalledProcessError:
+            self.session.error(
+                f"{sys.executable} makes no environment with pip, as ensurepip is missing or "
+                "fails; Debian and Ubuntu: sudo apt install python3-venv, then the same again"
+            )
 
     def install(self, *parts: str) -> Environment:
         """Install ``project`` or a dependency group, where that is not done for these pins yet."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import runpy
 import shutil
 import struct
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +24,16 @@ class Session:
 
     def __init__(self) -> None:
         self.ran: list[tuple[list[str], dict[str, str] | None]] = []
+        self.warned: list[str] = []
 
     def run(self, *command: str, env: dict[str, str] | None = None, **_: Any) -> str:
         self.ran.append(([str(part) for part in command], env))
         return f"{'c' * 40} 1700000000\n"
 
     def log(self, _: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
 
     def error(self, text: str) -> None:
         raise RuntimeError(text)
@@ -48,6 +54,28 @@ def test_what_a_user_set_for_pip_leads_into_no_environment(
     assert env is not None
     assert env["PIP_USER"] == "0"
     assert not env["PIP_TARGET"] + env["PIP_PREFIX"] + env["PIP_ROOT"] + env["PYTHONPATH"]
+
+
+def test_a_python_that_cannot_make_an_environment_or_was_not_tried_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("venv.create", lambda *_, **__: None)
+    session = Session()
+    for version, told in (((3, 11), 0), ((3, 14), 0), ((3, 99), 1)):
+        here = SimpleNamespace(major=version[0], minor=version[1])
+        monkeypatch.setattr("sys.version_info", here)
+        NOXFILE["Environment"](session)
+        assert len(session.warned) == told
+    assert "tried with Python 3.11, 3.12, 3.13, 3.14, and this is 3.99" in session.warned[0]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise subprocess.CalledProcessError(1, "ensurepip")
+
+    monkeypatch.setattr("venv.create", fail)
+    with pytest.raises(RuntimeError, match="apt install python3-venv"):
+        NOXFILE["Environment"](session)
 
 
 @pytest.mark.parametrize("uv", [None, "/bin/uv"])
