@@ -81,7 +81,7 @@ def test_reading_takes_the_file_s_memory_and_not_the_bound_s(tmp_path: Path) -> 
 def test_absent_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(AbsentError, match="is absent$"):
         read_bytes(tmp_path / "x", most=1)
-    with pytest.raises(OutsideError, match="cannot be read: embedded null"):
+    with pytest.raises(OutsideError, match="cannot be read: .*embedded null"):
         read_bytes(tmp_path / "a\0b", most=1)
 
 

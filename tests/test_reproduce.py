@@ -170,7 +170,13 @@ def test_a_figure_that_differs_is_named_with_what_was_found(finished: Command) -
     write(finished.root, calls=near)
     assert finished.raw("reproduce", "--from-records") == 0
     assert finished.raw("reproduce", "--from-records", "--exact") == 1
-    write(finished.root, calls=f"{right + 0.05:.3f}")
+    far = f"{right + 0.05:.3f}"
+    write(finished.root, calls=far)
+    assert finished.raw("reproduce", "--from-records") == 1
+    assert (
+        f"  differs      00_baseline / tiny_arithmetic / k2_middle: layer_calls: {far}, found "
+        in (finished.out)
+    )
     assert finished.raw("reproduce", "--from-records", "--json") == 1
     last = json.loads(finished.out)["claims"][-1]
     assert last["verdict"] == "differs"

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,6 @@ from fdllm.cli.sweep import SweepCommand
 from fdllm.errors import UsageError
 from fdllm.experiment import load_experiment
 from fdllm.record.paths import find_root
-from fdllm.report.columns import Column, Table
 
 if TYPE_CHECKING:  # scipy and statsmodels come in where a report is made
     from fdllm.reproduce.found import TaskFigures
@@ -124,22 +125,14 @@ def _figures(selection: Selection) -> TaskFigures:
 
 
 def _print(claims: Sequence[CheckedFigure]) -> None:
+    """Each sentence with its figures below: as the page has them, then what was found."""
     out = console(140)
-    table = Table(
-        [
-            Column("claim", [one.claim for one in claims], is_words=True),
-            Column("of", [one.of for one in claims], is_words=True),
-            Column("expected", [one.figure for one in claims]),
-            Column("found", [one.words for one in claims]),
-            Column(
-                "verdict",
-                [one.verdict for one in claims],
-                is_words=True,
-                styles=[_STYLES[one.verdict] for one in claims],
-            ),
-        ]
-    )
-    out.print(table.terminal())
+    for sentence, figures in groupby(claims, key=attrgetter("claim")):
+        out.print(Text(sentence, "bold"))
+        for one in figures:
+            found = f", found {one.words}" if one.words not in ("", one.figure) else ""
+            verdict = (f"  {one.verdict:<11}", _STYLES[one.verdict])
+            out.print(Text.assemble(verdict, f"  {one.of}: {one.figure}{found}"))
     for why in dict.fromkeys(one.why for one in claims if one.why):
         out.print(Text(why))
     told = [str(one.verdict) for one in claims]
