@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cells import flipped, make_cell, share, write_cell, write_study
 from fdllm.cli import main
@@ -99,6 +100,24 @@ def test_flips_both_ways_side_by_side(
     assert "I hold 2 " not in out  # the third loss is not shown
     compare("k1_first", "k2_last", "--flips", "0")
     assert "I say" not in capsys.readouterr().out
+
+
+def test_answers_that_flipped_are_whole_words_in_80_columns(
+    tmp_path: Path,
+    compare: Compare,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    word = "x" * 34
+    answers = [f"{word} {word}"] * 30
+    a = make_cell("k1_first", share(30, 20), outputs=answers)
+    b = make_cell("k2_last", flipped(share(30, 20), 3, 2), outputs=answers)
+    write(tmp_path, a, b)
+    monkeypatch.setattr("fdllm.cli.compare_command.console", lambda _: Console(width=80))
+    compare("k1_first", "k2_last", "--flips", "1")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.count(word) == 8
 
 
 def test_json_says_the_same(

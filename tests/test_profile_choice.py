@@ -148,10 +148,12 @@ def test_the_page_says_what_the_tables_say_and_fetches_nothing() -> None:
     profile = made_up_profile(task=evil)
     page = render_page(profile)
     assert "<img" not in page
-    assert not re.search(r"url\((?!#)|@import|<script|<link(?! rel=\"icon\" href=\"data:,\")", page)
+    assert not re.search(
+        r"url\((?!#)|@import|<script src|<link(?! rel=\"icon\" href=\"data:,\")", page
+    )
     assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= {"http://www.w3.org/2000/svg"}
     colours = {*re.findall(r"var\((--\w+)\)", page)}
-    assert colours <= {*re.findall(r"^ *(--\w+):", page, re.MULTILINE)}, "each is defined"
+    assert colours <= {*re.findall(r"[ \"](--\w+):", page)}, "each is defined"
     assert verdict(profile) in page
     assert oracle_sentence(profile) in page
     assert "25.0 %" in oracle_sentence(profile)
@@ -160,13 +162,13 @@ def test_the_page_says_what_the_tables_say_and_fetches_nothing() -> None:
     maps = whole_map(profile)
     for name in ("similarity", "change"):
         table = map_table(maps, name)
-        drawn = str(heat_map(profile, maps, name).render())
+        drawn = str(heat_map(profile, maps, name))
         assert drawn.count('class="heat') == 3 * 2 * BINS
         assert drawn.count("heat none") == sum(
             text == "" for one in table.columns for text in one.texts
         )
         assert "1 chosen" in drawn
-    darkest = str(heat_map(profile, maps, "similarity").render())
+    darkest = str(heat_map(profile, maps, "similarity"))
     assert darkest.count("heat h9") == 4, "what is most alike"
 
     text = render_markdown(made_up_profile())

@@ -16,6 +16,7 @@ from fdllm.evaluate.tasks import task_facts
 from fdllm.profiling import take_profile
 from fdllm.profiling.record import Profile, read_beside
 from fdllm.record.paths import TaskFolder
+from fdllm.report.sums import check_profiles
 from fdllm.runs import ModelChoice
 from profiles import made_up_profile
 from stubs import make_planner, make_run
@@ -58,6 +59,24 @@ def test_a_profile_is_kept_with_its_page_and_said(profiling: Command) -> None:
     assert profiling("profile", *TASK, "--limit", "3", "--json") == 0
     assert json.loads(profiling.out)["seconds"] == 3
     assert ".superseded" not in profiling.err, "of a limit it lies elsewhere"
+
+
+def test_a_changed_figure_of_a_page_or_of_a_copy_is_found(profiling: Command) -> None:
+    assert profiling("profile", *TASK) == 0
+    layout, run = make_planner(profiling.root).layout, make_run(profiling.root)
+    path, copy = layout.profile(run)
+    beside = [layout.run(run).folder]
+    assert check_profiles(layout, beside).num_figures > 20
+    assert check_profiles(layout, beside).differences == ()
+    for file in (path.with_suffix(".html"), copy.with_suffix(".md"), copy):
+        text = file.read_text()
+        assert "0.9" in text
+        file.write_text(text.replace("0.9", "0.8", 1))
+        [found] = check_profiles(layout, beside).differences
+        assert file.name in found.where
+        file.write_text(text)
+    path.write_text("{}")
+    assert [one.figure for one in check_profiles(layout, beside).differences][1:] == ["the profile"]
 
 
 @pytest.mark.parametrize(

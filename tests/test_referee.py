@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -184,9 +185,9 @@ def test_claims_are_read_strictly(tmp_path: Path) -> None:
 
 
 def test_the_picture_has_each_config_and_the_curve(task: OneTask, text: str) -> None:
-    svg = draw(task)
-    assert svg is not None
-    drawn = Drawn(svg)
+    pictures = draw(task)
+    assert pictures is not None
+    drawn = Drawn(pictures["wide"])
     named = {name for name, _, _ in drawn.texts("label halo")}
     assert {"k = 1", "00 k2_first", "02 k2_middle"} <= named
     assert "Too far away to be drawn: 00_baseline k3_last." in text
@@ -197,8 +198,9 @@ def test_the_picture_has_each_config_and_the_curve(task: OneTask, text: str) -> 
 
 
 def test_the_picture_stands_alone_an_element_a_line(task: OneTask) -> None:
-    svg = draw(task)
-    assert svg is not None
+    pictures = draw(task)
+    assert pictures is not None
+    svg = pictures["wide"]
     file = standalone(svg)
     root = ET.fromstring(file)  # noqa: S314 - our own text
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -207,9 +209,12 @@ def test_the_picture_stands_alone_an_element_a_line(task: OneTask) -> None:
 
 
 def test_the_index_has_the_same_rows_and_the_way_to_each_report(reports: list[Report]) -> None:
-    page = referee_pages(reports, "--all", CLAIMS, Path(), Path("r"))[Path("r/index.html")]
+    empty = build_report("03_empty", "", None, [], Layout.of(Path()))
+    pages = referee_pages([*reports, empty], "--all", CLAIMS, Path(), Path("r"))
+    page = pages[Path("r/index.html")]
     for report in reports:
         assert f'href="{report.experiment}/report.html"' in page
+    assert 'href="03_empty' not in page, "there is no page of nothing"
     for name in ("00_baseline k2_first", "00_baseline k3_last", "02_other k2_middle"):
         assert f'<th scope="row">{name}</th>' in page
     assert "half the time" in page
@@ -251,7 +256,11 @@ def test_it_is_written_checked_and_no_digit_of_it_can_change(two: Command) -> No
     assert two("report", "--all", *TASK) == 0
     text = page.read_text()
     assert "01_second k2_middle" in text
-    assert (two.root / "results/index.html").read_text().startswith("<!doctype html>")
+    index = two.root / "results/index.html"
+    assert index.read_text().startswith("<!doctype html>")
+    links = re.findall(r'<a href="([^#][^"]*)"', index.read_text())
+    assert len(links) == 2
+    assert all((index.parent / link).is_file() for link in links)
     assert "Written by `fdllm report --all --task tiny_arithmetic --model " in text
     assert two("report", "--all", *TASK, "--check") == 0, two.out
     assert "15 records computed anew: every one as written" in two.out
@@ -262,7 +271,6 @@ def test_it_is_written_checked_and_no_digit_of_it_can_change(two: Command) -> No
     assert two("report", "--all", *TASK, "--check") == 1
     assert "referee.md: its flags" in two.out
     page.write_text(text)
-    index = two.root / "results/index.html"
     index.write_text(index.read_text().replace("40.0 %", "41.0 %", 1))
     assert two("report", "--all", *TASK, "--check") == 1
     assert "index.html: line " in two.out

@@ -298,6 +298,18 @@ def test_what_is_folded_is_printed_but_for_the_samples(driver: Driver, path: Pat
     assert not any(is_open for _, is_open in driver.execute_script(opened))
 
 
+def test_on_paper_nothing_is_cut(driver: Driver, path: Path) -> None:
+    open_page(driver, path, 703)  # A4 without its margins
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    ends = driver.execute_script(
+        "return [...document.querySelectorAll('main table, main figure')]"
+        ".map(one => [one.getBoundingClientRect().right, one.textContent.slice(0, 40)])"
+    )
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert len(ends) > 10
+    assert [text for end, text in ends if end > 704] == []
+
+
 def test_flips_stack_on_a_phone(driver: Driver, path: Path) -> None:
     open_page(driver, path, 390)
     flip = driver.find_element("css selector", ".flip")

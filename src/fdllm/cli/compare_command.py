@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,7 +239,7 @@ def _print_comparison(
     told = all(cell.texts for cell in (a, b))
     for title, keys in flips:
         if keys and told:
-            out.print(_flips(title, keys, (a, b), num_flips))
+            out.print(*_flips(title, keys, (a, b), num_flips), sep="\n")
         elif keys:
             out.print(Text(f"{title}: {len(keys)}; git keeps no texts: sweep to read the answers"))
 
@@ -260,23 +260,20 @@ def _figures(c: Comparison) -> Fitted:
 
 def _flips(
     title: str, keys: tuple[SampleKey, ...], pair: tuple[Record, Record], num_shown: int
-) -> RichTable:
-    """The first documents that flipped in one direction, answers side by side."""
+) -> Iterator[Text | RichTable]:
+    """The first documents that flipped in one direction, below each the answers side by side."""
     shown = keys[:num_shown]
     left = f", {len(shown)} shown (--flips N)" if len(shown) < len(keys) else ""
-    table = RichTable(
-        title=f"{title}: {len(keys)}{left}", box=box.SIMPLE_HEAD, title_justify="left", expand=True
-    )
-    table.add_column("document", ratio=2, overflow="fold")
-    for cell in pair:
-        table.add_column(cell.name, ratio=3, overflow="fold")
+    yield Text(f"{title}: {len(keys)}{left}", "bold")
     for key in shown:
         sample = pair[0].texts[key]
         asked = f"{key[0]} row {key[1]}\n{_end(sample.get('prompt', ''), _ASKED)}"
-        target = f"\ntarget: {_end(sample.get('target', ''), _ASKED)}"
-        answers = (_answer(cell.texts[key]) for cell in pair)
-        table.add_row(Text(asked + target), *answers)
-    return table
+        yield Text(f"{asked}\ntarget: {_end(sample.get('target', ''), _ASKED)}")
+        table = RichTable(box=box.SIMPLE_HEAD, expand=True)
+        for cell in pair:
+            table.add_column(cell.name, ratio=1, overflow="fold")
+        table.add_row(*(_answer(cell.texts[key]) for cell in pair))
+        yield table
 
 
 def _answer(sample: Mapping[str, Any]) -> Text:

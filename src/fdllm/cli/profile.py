@@ -15,7 +15,7 @@ from fdllm.cli.pace import check_pace
 from fdllm.cli.request import SweepRequest, read_request
 from fdllm.errors import UsageError
 from fdllm.record.atomic import write_text
-from fdllm.record.paths import set_aside
+from fdllm.record.paths import TaskFolder, set_aside
 from fdllm.runs import Run
 
 if TYPE_CHECKING:
@@ -95,15 +95,16 @@ class ProfileCommand(Computing):
     def _keep(self, request: SweepRequest, run: Run, profile: Profile) -> None:
         """Write it with its page, and show it."""
         from fdllm.profiling import profile_tables, redundancy  # noqa: PLC0415 - scipy
-        from fdllm.profiling.profile_page import render_markdown, render_page  # noqa: PLC0415
+        from fdllm.profiling.profile_page import pages_beside  # noqa: PLC0415
 
-        path, copy = request.planner.layout.profile(run)
-        page, tables = path.with_suffix(".html"), copy.with_suffix(".md")
+        layout, folder = request.planner.layout, str(TaskFolder.of(run))
+        path, copy = layout.profile_beside(folder)
+        page = path.with_suffix(".html")
         standing = [one for one in (path, page) if one.exists()]
         aside = set_aside(path.parent, standing) if standing else None
-        write_text(page, render_page(profile))
-        write_text(tables, render_markdown(profile))
         profile.write(copy, path)
+        for place, text in pages_beside(layout, folder).items():
+            write_text(place, text)
         if self.json:
             say_json(redundancy.as_dict(profile))
         else:

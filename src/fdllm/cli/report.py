@@ -6,8 +6,8 @@ import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -63,6 +63,7 @@ class ReportCommand(Selection):
             UsageError: ``--all`` stands beside what selects of one experiment.
             FdllmError: there are no records, or rows that stand there would go.
         """
+        from fdllm.profiling.profile_page import pages_beside  # noqa: PLC0415 - as above
         from fdllm.report.html import render_html  # noqa: PLC0415 - as above
         from fdllm.report.standing import keep_cells, keep_rows  # noqa: PLC0415 - as above
         from fdllm.report.sums import write_sums  # noqa: PLC0415 - as above
@@ -83,8 +84,10 @@ class ReportCommand(Selection):
         shown = [record for section in report.sections for record in section.records]
         if kept := sum(record.is_published for record in shown):
             complain(f"note: {kept} of {len(shown)} records are git's copies, which hold no texts")
-        html = render_html(report)
-        for place, content in ((markdown, text), (page, html)):
+        pages = {markdown: text, page: render_html(report)}
+        for table in report.tables:
+            pages |= pages_beside(planner.layout, table.folder)
+        for place, content in pages.items():
             write_text(place, content)
             say(f"wrote {place}")
         say(f"wrote {write_sums(planner.layout, self.experiment, shown)}")
@@ -102,7 +105,7 @@ class ReportCommand(Selection):
         folder = planner.root / FOLDER if self.results is None else planner.layout.results
         if self.check:
             return _print_check(_check_all(planner, self, folder / PAGE), as_json=self.json)
-        pages = _render_all(planner, self, folder / PAGE)
+        pages = _render_all(planner, self, folder / PAGE, linked=True)
         if self.stdout:
             say(pages[folder / PAGE])
             return 0
@@ -130,23 +133,23 @@ def page_of(planner: Planner, options: ReportCommand) -> Path:
     from fdllm.report.html import render_html  # noqa: PLC0415 - as above
     from fdllm.report.referee_page import INDEX  # noqa: PLC0415 - as above
 
+    names = [*_sweeps_of_all(planner, options)] if options.all else [options.experiment]
+    linked = [html_path(planner.layout, name) for name in names]
+    page = planner.layout.results / INDEX if options.all else linked[0]
+    if all(one.exists() for one in (page, *linked)):
+        return page
     if options.all:
-        page = planner.layout.results / INDEX
-        for name in _sweeps_of_all(planner, options):  # it links to them
-            with suppress(FdllmError):  # of nothing finished there is no page
-                page_of(planner, replace(options, all=False, experiment=name))
+        pages = _render_all(planner, options, page, linked=True)
     else:
-        page = html_path(planner.layout, options.experiment)
-    if not page.exists():
-        if options.all:
-            write_text(page, _render_all(planner, options, page)[page])
-        else:
-            report = _render(planner, options)[0]
-            if not report.tables:  # an empty page would stay
-                name = options.experiment
-                raise FdllmError(f"'{name}' has no finished cell to show; fdllm status says why")
-            write_text(page, render_html(report))
-        complain(f"wrote {page}")
+        report = _render(planner, options)[0]
+        if not report.tables:  # an empty page would stay
+            name = options.experiment
+            raise FdllmError(f"'{name}' has no finished cell to show; fdllm status says why")
+        pages = {page: render_html(report)}
+    for place, content in pages.items():
+        if place.suffix == ".html" and not place.exists():
+            write_text(place, content)
+            complain(f"wrote {place}")
     return page
 
 
@@ -233,13 +236,18 @@ def _render(planner: Planner, options: Selection) -> tuple[Report, str]:
     return report, render_results(report, selection_words(options))
 
 
-def _render_all(planner: Planner, options: ReportCommand, page: Path) -> dict[Path, str]:
+def _render_all(
+    planner: Planner, options: ReportCommand, page: Path, *, linked: bool = False
+) -> dict[Path, str]:
     """The page over all experiments, its pictures, and the same as HTML.
+
+    With ``linked`` also the experiments' own pages that are not there.
 
     Raises:
         FdllmError: there are no records, or they must not share a table.
     """
     from fdllm.report.build import make_report  # noqa: PLC0415 - as above
+    from fdllm.report.html import render_html  # noqa: PLC0415 - as above
     from fdllm.report.referee import read_claims  # noqa: PLC0415 - as above
     from fdllm.report.referee_page import referee_pages  # noqa: PLC0415 - as above
 
@@ -247,7 +255,14 @@ def _render_all(planner: Planner, options: ReportCommand, page: Path) -> dict[Pa
     reports = [make_report(planner, sweeps, name) for name, sweeps in found.items()]
     claims = read_claims(planner.root / FOLDER)
     words, results = selection_words(options), planner.layout.results
-    return referee_pages(reports, words, claims, page.parent, results)
+    absent = {
+        place: render_html(one)
+        for one in reports
+        if linked
+        and one.tables
+        and not (place := html_path(planner.layout, one.experiment)).exists()
+    }
+    return referee_pages(reports, words, claims, page.parent, results) | absent
 
 
 def _check_all(planner: Planner, options: ReportCommand, page: Path) -> Recheck:
@@ -266,13 +281,8 @@ def _check_all(planner: Planner, options: ReportCommand, page: Path) -> Recheck:
 
 
 def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path) -> Recheck:
+    from fdllm.report import sums  # noqa: PLC0415 - as above
     from fdllm.report.recheck import recheck  # noqa: PLC0415 - as above
-    from fdllm.report.sums import (  # noqa: PLC0415
-        check_profiles,
-        check_release,
-        check_studies,
-        check_sums,
-    )
 
     folders = record_folders(planner.layout, options.experiment, options.task or (), options.limit)
     if options.config:
@@ -283,13 +293,12 @@ def _check(planner: Planner, options: ReportCommand, markdown: Path, page: Path)
             f"{planner.layout.results}, so there is nothing to check; sweep first, or name them "
             "with --results"
         )
-    found = check_sums(planner.layout, options.experiment)  # what was changed, ahead of what it did
-    found += check_release(planner.root)
-    found += check_studies(planner.layout, folders)
-    found += check_profiles(planner.layout, folders)
-    found += recheck(
-        planner, options.experiment, folders, page, _runs_of(planner, options, folders)
-    )
+    # What was changed, ahead of what it did.
+    found = sums.check_sums(planner.layout, options.experiment) + sums.check_release(planner.root)
+    found += sums.check_studies(planner.layout, folders)
+    found += sums.check_profiles(planner.layout, folders)
+    runs = _runs_of(planner, options, folders)
+    found += recheck(planner, options.experiment, folders, page, runs)
     return found + _check_markdown(planner, markdown, options.include_path)
 
 
@@ -337,31 +346,19 @@ class _FlagsError(Exception):
 
 def _check_markdown(planner: Planner, path: Path, include: Path | None) -> Recheck:
     """Make a page and its pictures again, and compare the lines."""
-    from fdllm.report.recheck import Mismatch, Recheck, check_lines  # noqa: PLC0415 - as above
-
-    def wrong(*what: str) -> Recheck:
-        return Recheck(differences=(Mismatch(*what),))
+    from fdllm.report.recheck import Recheck, check_file  # noqa: PLC0415 - as above
 
     try:
         pages = _anew(planner, path, include)
     except _NotComparedError as why:
         return Recheck(notes=(f"{path.name} was not compared: {why}",))
     except _FlagsError as error:
-        return wrong(path.name, "its flags", *error.args)
+        return Recheck.wrong(path.name, "its flags", *error.args)
     except OutsideError as error:
-        return wrong(path.name, "the page", "not readable", str(error))
+        return Recheck.wrong(path.name, "the page", "not readable", str(error))
     except FdllmError as error:
-        return wrong(path.name, "a record behind it", "gone or broken", str(error))
-    found = Recheck()
-    for place, fresh in pages.items():
-        try:
-            found += check_lines(place.name, read_text(place, most=_MOST), fresh)
-        except OutsideError as error:
-            if isinstance(error, AbsentError) and place.suffix == ".html":  # git keeps none
-                found += Recheck(notes=(f"{place} is not there, so it was not compared",))
-            else:
-                found += wrong(place.name, "the file", "not readable", str(error))
-    return found
+        return Recheck.wrong(path.name, "a record behind it", "gone or broken", str(error))
+    return sum(starmap(check_file, pages.items()), Recheck())
 
 
 def _anew(planner: Planner, path: Path, include: Path | None) -> dict[Path, str]:

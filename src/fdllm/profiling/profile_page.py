@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from fdllm.plain import escaped, shown
 from fdllm.profiling import profile_tables as tables
-from fdllm.profiling.record import CHOSEN, PhaseMap, Profile
+from fdllm.profiling.record import CHOSEN, PhaseMap, Profile, read_beside
 from fdllm.profiling.redundancy import compared_sets, layer_figures, verdict, whole_map
+from fdllm.record.paths import Layout
+from fdllm.report.html import page_template
 from fdllm.report.svg import Drawing
 
 _LEVELS = 10
 _ROW, _CELL, _LEFT, _TOP, _GAP = 20.0, 64.0, 74.0, 44.0, 18.0
 
 
+def pages_beside(layout: Layout, task_folder: str) -> dict[Path, str]:
+    """The pages of a task folder's profile by their places; none where there is no profile.
+
+    Raises:
+        InvalidRecordError: the file is no profile.
+    """
+    profile, (path, copy) = read_beside(layout, task_folder), layout.profile_beside(task_folder)
+    if profile is None:
+        return {}
+    return {
+        path.with_suffix(".html"): render_page(profile),
+        copy.with_suffix(".md"): render_markdown(profile),
+    }
+
+
 def render_page(profile: Profile) -> str:
     """The page, whole."""
     maps = whole_map(profile)
-    environment = Environment(
-        # The report's own style and tables.
-        loader=ChoiceLoader([PackageLoader("fdllm.profiling"), PackageLoader("fdllm.report")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("profile.html.j2").render(
+    page = page_template("profile.html.j2", "fdllm.profiling").render(
         profile=profile,
         verdict=verdict(profile),
         oracle=tables.oracle_sentence(profile),
@@ -35,7 +45,10 @@ def render_page(profile: Profile) -> str:
         layers=tables.layer_table(profile, layer_figures(profile)),
         tested=tables.tested_table(profile, compared_sets(profile)),
         maps={
-            name: (heat_map(profile, maps, name).render(), tables.map_table(maps, name))
+            name: (
+                {"wide": heat_map(profile, maps, name), "narrow": heat_map(profile, maps, name, 1)},
+                tables.map_table(maps, name),
+            )
             for name in tables.MAPS
         },
     )
@@ -56,34 +69,36 @@ def render_markdown(profile: Profile) -> str:
     return "\n".join(lines) + "\n"
 
 
-def heat_map(profile: Profile, maps: Mapping[str, PhaseMap], name: str) -> Drawing:
-    """Layers by share of masked columns, one phase beside the other."""
+def heat_map(profile: Profile, maps: Mapping[str, PhaseMap], name: str, abreast: int = 2) -> Markup:
+    """Layers by share of masked columns, so many phases beside each other."""
     bins, chosen = len(tables.SHARES), profile.tested[CHOSEN].layers
-    width = _LEFT + len(maps) * (bins * _CELL + _GAP)
+    high = _TOP + profile.n_layers * _ROW + 4
     rows = (row for one in maps.values() for row in getattr(one, name))
     values = [value for row in rows for value in row if value is not None]
-    low, high = min(values, default=0.0), max(values, default=0.0)
+    least, most = min(values, default=0.0), max(values, default=0.0)
     drawing = Drawing(
-        f"map-{name}",
-        width,
-        _TOP + profile.n_layers * _ROW + 4,
+        f"map-{name}-{abreast}",
+        _LEFT + abreast * (bins * _CELL + _GAP),
+        len(maps) // abreast * high,
         f"{name.capitalize()} of each layer by phase and share of masked columns",
-        f"{tables.MAPS[name]} Values lie between {low:.3f} and {high:.3f}; the table below has "
+        f"{tables.MAPS[name]} Values lie between {least:.3f} and {most:.3f}; the table below has "
         "them all.",
     )
-    drawing.text(0, _TOP - 8, "layer", "soft")
-    for layer in range(profile.n_layers):
-        words = f"{layer} chosen" if layer in chosen else str(layer)
-        drawing.text(0, _TOP + layer * _ROW + 14, words)
     for i, phase in enumerate(tables.PHASES):
-        left = _LEFT + i * (bins * _CELL + _GAP)
-        drawing.text(left, 14, f"{phase.upper()}, masked columns:", "soft")
+        left, top = _LEFT + i % abreast * (bins * _CELL + _GAP), _TOP + i // abreast * high
+        if i % abreast == 0:
+            drawing.text(0, top - 8, "layer", "soft")
+            for layer in range(profile.n_layers):
+                words = f"{layer} chosen" if layer in chosen else str(layer)
+                drawing.text(0, top + layer * _ROW + 14, words)
+        drawing.text(left, top - 30, f"{phase.upper()}, masked columns:", "soft")
         for j, share in enumerate(tables.SHARES):
             x = left + j * _CELL
-            drawing.text(x + _CELL / 2, _TOP - 8, share, "soft", "middle")
+            drawing.text(x + _CELL / 2, top - 8, share, "soft", "middle")
             for layer, row in enumerate(getattr(maps[phase], name)):
-                _cell(drawing, x, _TOP + layer * _ROW, row[j], _level(row[j], low, high, name))
-    return drawing
+                level = _level(row[j], least, most, name)
+                _cell(drawing, x, top + layer * _ROW, row[j], level)
+    return drawing.render()
 
 
 def _cell(drawing: Drawing, x: float, y: float, value: float | None, level: int) -> None:

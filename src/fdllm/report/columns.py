@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fdllm.plain import escaped, one_line
 
+_LONG = 28  # characters
 _ENDLESS = 10_000  # characters; no terminal is wider
 
 
@@ -26,6 +27,11 @@ class Column:
     is_words: bool = False  # stands to the left and is folded; figures stand to the right
     # of each text: a colour of the terminal, a class of the page; empty where all are plain
     styles: Sequence[str] = ()
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a text has several words' length, so that it is folded ahead of others."""
+        return max(map(len, self.texts), default=0) > _LONG
 
 
 @dataclass(frozen=True)

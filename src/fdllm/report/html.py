@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from fdllm.plain import shown
@@ -24,10 +24,10 @@ _TEMPLATES = FIGURE_STYLE.parent
 _CLASSES = {"confirmed": "confirmed", "refuted": "refuted", "cannot tell": "unsure"}
 
 
-def page_template(name: str) -> Template:
-    """A template of the package, which knows the pages' style."""
+def page_template(name: str, *packages: str) -> Template:
+    """A template of this package, or of others, that fills the frame of every page."""
     environment = Environment(
-        loader=PackageLoader("fdllm.report", "templates"),
+        loader=ChoiceLoader([PackageLoader(one) for one in (*packages, "fdllm.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

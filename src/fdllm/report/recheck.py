@@ -17,7 +17,7 @@ from typing import Any
 
 from fdllm import strictjson
 from fdllm.errors import FdllmError
-from fdllm.outside import OutsideError, parse_json, read_text
+from fdllm.outside import AbsentError, OutsideError, parse_json, read_text
 from fdllm.plan import Planner
 from fdllm.record.paths import Layout
 from fdllm.report.asked_again import AskedAgain
@@ -197,9 +197,18 @@ def check_page(path: Path, fresh: Mapping[str, Any]) -> Recheck:
     return Recheck.of(compared(path.name, figures, found))
 
 
-def check_lines(name: str, written: str, fresh: str) -> Recheck:
-    """Compare a written page of Markdown with a fresh one; lines with digits count as figures."""
-    lines, found = written.splitlines(), fresh.splitlines()
+def check_file(path: Path, fresh: str, name: str = "") -> Recheck:
+    """Compare a written page with a fresh one; lines with digits count as figures.
+
+    HTML may be absent: git keeps none.
+    """
+    name = name or path.name
+    try:
+        lines, found = read_text(path, most=_MOST).splitlines(), fresh.splitlines()
+    except OutsideError as error:
+        if isinstance(error, AbsentError) and path.suffix == ".html":
+            return Recheck(notes=(f"{path} is not there, so it was not compared",))
+        return Recheck.wrong(name, "the file", "not readable", str(error))
     matcher = difflib.SequenceMatcher(None, lines, found, autojunk=False)
     differences = tuple(
         Mismatch(

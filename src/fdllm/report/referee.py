@@ -26,7 +26,7 @@ from fdllm.report.times import shown
 from fdllm.spec import Spec, read_toml
 
 CLAIMS = "claims.toml"
-_SIZE = (980.0, 680.0)
+_SIZES = {"wide": (980.0, 680.0), "narrow": (360.0, 480.0)}
 _LOSS = -12.0  # points; what loses more is named and not drawn
 _TIME = 1.6  # times k = 1's; what takes longer is named and not drawn
 
@@ -289,15 +289,15 @@ def _range(values: Sequence[float], scale: float = 1.0, form: str = ".2f") -> st
 # --- the picture ----------------------------------------------------------------------------------
 
 
-def draw(task: OneTask) -> Markup | None:
-    """The picture; None where no time was measured."""
+def draw(task: OneTask) -> dict[str, Markup] | None:
+    """The picture in two widths; None where no time was measured."""
     curve = next((one.alternative.cells for _, one in task.tables if one.alternative.cells), ())
     points, _ = _points(task)
     if not points:
         return None
     floors = [one.times.floor for _, one in task.tables if one.times.floor is not None]
     drawn = Scatter(
-        f"referee-{task.folder}",
+        "",
         f"Accuracy change against time, {task.title}",
         [Point("k = 1", Estimate(1, 1, 1), Estimate(0, 0, 0), "circle", "s0"), *points],
         [Point.of(one) for one in curve],
@@ -305,9 +305,15 @@ def draw(task: OneTask) -> Markup | None:
         Aim(None, None),
         "k = 1",
         "; ".join(point.words for point in points),
-        *_SIZE,
+        0,
+        0,
     )
-    return drawn.render()
+    return {
+        name: replace(
+            drawn, key=f"referee-{task.folder}-{name}", width=width, height=height
+        ).render()
+        for name, (width, height) in _SIZES.items()
+    }
 
 
 def _points(task: OneTask) -> tuple[list[Point], dict[str, list[str]]]:

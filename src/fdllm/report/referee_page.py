@@ -36,8 +36,8 @@ def referee_pages(
     tasks = by_task(reports)
     pages = {folder / PAGE: _markdown(reports, tasks, selection, claims)}
     for task in tasks:
-        if task.tables and (picture := draw(task)):
-            pages[folder / _picture(task)] = standalone(picture)
+        if task.tables and (drawn := draw(task)):
+            pages[folder / _picture(task)] = standalone(drawn["wide"])
     return pages | {results / INDEX: _html(reports, tasks, selection, claims)}
 
 
@@ -83,6 +83,9 @@ def _html(
             verdicts=verdicts_table(reports),
             claims=claims_table(claims.claim, tasks),
             views=[_view(task) for task in tasks],
+            links={
+                one.experiment: f"{one.experiment}/report.html" for one in reports if one.tables
+            },
         )
     )
 

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from fdllm.errors import FdllmError, first_line
 from fdllm.outside import read_json, read_text
+from fdllm.profiling.profile_page import pages_beside
 from fdllm.record.atomic import write_text
 from fdllm.record.paths import COLUMNS, TIMING, Layout
 from fdllm.record.per_document import digest_of_answer
 from fdllm.record.study import Study, read_study
 from fdllm.report.leaves import ABSENT, Figure
-from fdllm.report.recheck import Recheck
+from fdllm.report.recheck import Recheck, check_file
 from fdllm.report.records import Record, SampleKey, load_record
 from fdllm.report.times import changed
 
@@ -124,13 +125,22 @@ def check_studies(layout: Layout, folders: Sequence[Path]) -> Recheck:
 
 
 def check_profiles(layout: Layout, folders: Sequence[Path]) -> Recheck:
-    """Compare the profiles that stand beside some records with their copies."""
-    return Recheck.of(
-        (copy.relative_to(layout.artifacts).as_posix(), _COPY, _digest(copy), _digest(path))
-        for name in dict.fromkeys(folder.parent.name for folder in folders)
-        for path, copy in [layout.profile_beside(name)]
-        if path.is_file() and copy.is_file()
-    )
+    """Compare the profiles that stand beside some records with their copies and their pages."""
+    found = Recheck()
+    for name in dict.fromkeys(folder.parent.name for folder in folders):
+        path, copy = layout.profile_beside(name)
+        part = copy.relative_to(layout.artifacts).as_posix()
+        if path.is_file() and copy.is_file():
+            found += Recheck.of([(part, _COPY, _digest(copy), _digest(path))])
+        try:
+            pages = pages_beside(layout, name)
+        except FdllmError as error:
+            found += Recheck.wrong(part, "the profile", "not readable", str(error))
+            continue
+        for place, fresh in pages.items():
+            if place.exists():
+                found += check_file(place, fresh, f"{name}/{place.name}")
+    return found
 
 
 def _agreements(part: str, study: Study, cells: Sequence[Record]) -> Iterator[Figure]:
