@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from lm_eval import evaluator, result_schema
 from lm_eval.loggers import EvaluationTracker
 
@@ -21,14 +22,17 @@ from fdllm.errors import FdllmError
 from fdllm.evaluate.again import prepare
 from fdllm.evaluate.attempt import Known
 from fdllm.record.journal import read_journal
+from fdllm.release import hub_eval_results
 from fdllm.release.every_eval import every_eval, every_eval_samples, write_every_eval
-from fdllm.release.harness_log import HarnessLog, harness_log
+from fdllm.release.harness_log import Answer, HarnessLog, answer_of, harness_log
 from fdllm.release.hub_eval_results import HUB_ID, hub_entry
 from fdllm.release.inspect_log import inspect_log
 from fdllm.report.records import Record, load_record
 from fdllm.runs import Run
+from own_tasks import make_tasks
 
 TASKS = ("tiny_arithmetic", "tiny_choice")
+GROUP, LEAVES = "all_doubles", ["doubles", "more_doubles"]
 FLAGS = ("--model", "tiny", "--config", "k2_middle", "--limit", "3")
 
 
@@ -46,11 +50,11 @@ def export(results: Path, out: Path, form: str, *tasks: str) -> int:
     return main(["export", *FLAGS, *flags, "--format", form])
 
 
-def run_of(results: Path, task: str) -> tuple[Run, Path]:
+def run_of(results: Path, task: str, *more: str) -> tuple[Run, Path]:
     """A record's run, and its folder."""
     parser = ArgumentParser()
     ReportCommand.add_flags(parser)
-    flags = [*FLAGS, "--task", task, "--results", str(results)]
+    flags = [*(more or FLAGS), "--task", task, "--results", str(results)]
     request = read_request(ReportCommand.read(parser.parse_args(flags)))
     (run,) = request.runs
     return run, request.planner.layout.run(run).folder
@@ -221,3 +225,107 @@ def test_the_hub_takes_whole_tasks_of_its_own_models_and_data(
     results_of("json")
     with pytest.raises(FdllmError, match="no data set of the Hub"):
         hub_entry(changed(model="some/model", limit=None))
+
+
+# --- a group, of a user's own tasks ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Flags that choose the record of a group, all rows of both subtasks."""
+    folder = tmp_path_factory.mktemp("group")
+    own = make_tasks(folder / "tasks", 4)
+    flags = ("--model", "tiny", "--config", "k2_middle", "--include-path", str(own))
+    where = ("--task", GROUP, "--results", str(folder / "results"))
+    assert main(["eval", *flags, *where]) == 0
+    return *flags, *where
+
+
+@pytest.fixture(scope="module")
+def group_log(group: tuple[str, ...]) -> HarnessLog:
+    run, folder = run_of(Path(group[-1]), GROUP, *group[:-4])
+    return harness_log(load_record(folder), run)
+
+
+def test_a_group_has_a_figure_of_itself_and_of_each_subtask(
+    group: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As lm-eval lays it out: one file of results, samples by subtask."""
+    assert main(["export", *group, "--format", "lm-eval", "--out", str(tmp_path / "out")]) == 0
+    (written,) = (tmp_path / "out").rglob("results_*.json")
+    data = json.loads(written.read_text())
+    assert {GROUP, *LEAVES} <= set(data["results"])
+    assert set(data["groups"]) == {GROUP}
+    assert GROUP in data["group_subtasks"]
+    assert set(data["configs"]) == set(data["task_hashes"]) == set(LEAVES)
+    assert sorted(path.name.rsplit("_", 1)[0] for path in written.parent.glob("samples_*")) == [
+        f"samples_{name}" for name in LEAVES
+    ]
+
+
+def test_each_sample_of_a_group_stands_under_its_subtask_s_figure(group_log: HarnessLog) -> None:
+    whole, samples = every_eval(group_log, "own"), every_eval_samples(group_log, "own")
+    figures = {one["evaluation_result_id"]: one for one in whole["evaluation_results"]}
+    assert len(figures) == len(whole["evaluation_results"])
+    first = whole["evaluation_results"][0]
+    assert first["evaluation_name"] == f"{GROUP}/last-line"
+    assert first["score_details"]["score"] == group_log.record.summary.headline.value
+    for leaf in LEAVES:
+        own = [one for one in samples if one["sample_id"].startswith(f"{leaf} ")]
+        figure = figures[f"{leaf}:exact_match:last-line"]
+        assert {one["evaluation_result_id"] for one in own} == {figure["evaluation_result_id"]}
+        assert {one["evaluation_name"] for one in own} == {figure["evaluation_name"]}
+        assert figure["score_details"]["uncertainty"]["num_samples"] == len(own)
+        mean = sum(one["evaluation"]["score"] for one in own) / len(own)
+        assert mean == pytest.approx(figure["score_details"]["score"])
+    assert len({one["sample_id"] for one in samples}) == len(samples)
+
+
+def test_inspect_s_log_of_a_group_numbers_its_documents_apart(group_log: HarnessLog) -> None:
+    data = inspect_log(group_log)
+    ids = [one["id"] for one in data["samples"]]
+    assert ids == data["eval"]["dataset"]["sample_ids"]
+    assert len(set(ids)) == len(ids) == group_log.record.summary.headline.num_samples
+    assert {one["name"] for one in data["results"]["scores"]} == set(data["samples"][0]["scores"])
+
+
+def test_the_hub_s_file_is_written_where_its_repository_wants_it(
+    group: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command as a whole; which model and data are on the Hub is told it."""
+    data = {"configs": {name: {"dataset_path": "some/doubles"} for name in LEAVES}}
+    monkeypatch.setattr(hub_eval_results, "read_json", lambda *_, **__: data)
+    monkeypatch.setattr(hub_eval_results, "model_of", lambda _: "some/model")
+    form = ("--format", "hub-eval-results", "--out", str(tmp_path / "out"))
+    assert main(["export", *group, *form]) == 0
+    (written,) = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert written.parts[-4:] == ("some", "model", ".eval_results", f"{GROUP}.yaml")
+    [entry] = yaml.safe_load(written.read_text())
+    assert entry["dataset"] == {"id": "some/doubles", "task_id": GROUP}
+    assert 0 <= entry["value"] <= 100
+
+
+# --- what a sample and a metric are ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("filtered", "extracted"), [("42", "42"), (["def f(): 1"], "def f(): 1")])
+def test_an_answer_is_what_its_filter_made_of_it(filtered: object, extracted: str) -> None:
+    """Tasks that run programs have a list of them."""
+    sample = {
+        "arguments": {"gen_args_0": {"arg_0": "asked", "arg_1": {}}},
+        "resps": [["said"]],
+        "filtered_resps": [filtered],
+    }
+    assert answer_of(sample) == Answer("asked", None, "said", extracted)
+
+
+@pytest.mark.parametrize("metric", ["boxed_match", "prompt_level_strict_acc", "pass@1", "rouge1"])
+def test_a_score_has_a_type_where_its_bounds_are_known(logs: list[HarnessLog], metric: str) -> None:
+    """``every_eval_ever validate`` refuses a continuous score without them."""
+    log = logs[0]
+    figures = {f"{metric},none": 0.5, "sample_len": 3}
+    told = replace(log, results=log.results | {"results": {log.record.task: figures}})
+    [found] = every_eval(told, "own")["evaluation_results"]
+    bounded = {"score_type", "min_score", "max_score"} <= set(found["metric_config"])
+    assert bounded == (metric != "rouge1")
+    assert ("score_type" in found["metric_config"]) == bounded

@@ -9,36 +9,45 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import uuid
 from pathlib import Path
 from typing import Any
 
 from fdllm import strictjson
 from fdllm.record.atomic import write_text
-from fdllm.release.harness_log import HarnessLog, answered
+from fdllm.release.harness_log import HarnessLog, answer_of, figures_of, sample_id
+from fdllm.release.hub_eval_results import HUB_ID
 
 SCHEMA = "0.3.0"
 _IDS = {
     "acc": "accuracy",
     "exact_match": "exact-match",
 }  # of its registry; the rest is the harness's
-_SHARES = ("acc", "acc_norm", "exact_match", "pass@1", "pass_at_1")  # metrics in [0, 1], by name
+_SHARE = re.compile(r"(.*_)?(acc|acc_norm|match|math_verify|f1)|pass(@|_at_)\d+")  # in [0, 1]
+_UNKNOWN = {"additional_details": {"bounds_status": "unknown"}}  # as the schema's converters say
 
 
-def _result_id(metric: str, name: str) -> str:
-    return metric if name == "none" else f"{metric}:{name}"
+def _result_id(log: HarnessLog, task: str, metric: str, name: str) -> str:
+    """Of a figure in its file; those of a group's subtasks begin with their name."""
+    own = metric if name == "none" else f"{metric}:{name}"
+    return own if task == log.record.task else f"{task}:{own}"
+
+
+def _name(task: str, name: str) -> str:
+    return task if name == "none" else f"{task}/{name}"
 
 
 def every_eval(log: HarnessLog, identity: str) -> dict[str, Any]:
-    """The aggregate file, all but what it says of the samples."""
+    """The aggregate file, all but what it says of the samples.
+
+    Args:
+        log: the record.
+        identity: of this evaluation.
+    """
     summary, results = log.record.summary, log.results
     started, finished = (str(int(t.timestamp())) for t in (log.started, log.finished))
-    config = results["configs"].get(summary.task, {})
-    data: dict[str, Any] = {"dataset_name": summary.task, "source_type": "other"}
-    if "/" in str(config.get("dataset_path") or ""):
-        data |= {"source_type": "hf_dataset", "hf_repo": config["dataset_path"]}
     calls = summary.layer_calls
-    generation = {"max_tokens": (config.get("generation_kwargs") or {}).get("max_gen_toks")}
     settings = results["config"]["model_args"] | {
         "num_fewshot": summary.fingerprint.fields.get("num_fewshot"),
         "limit": summary.limit,
@@ -46,36 +55,29 @@ def every_eval(log: HarnessLog, identity: str) -> dict[str, Any]:
         "layer_calls_saved_share": calls.saved_share,
         "tokens_per_forward": summary.throughput.tokens_per_forward,
     }
-    found = []
-    for metric, name, value, spread in log.figures:
-        share = metric in _SHARES
-        higher = results["higher_is_better"].get(summary.task, {}).get(metric)
-        found.append(
-            {
-                "evaluation_result_id": _result_id(metric, name),
-                "evaluation_name": summary.task if name == "none" else f"{summary.task}/{name}",
-                "source_data": data,
-                "evaluation_timestamp": started,
-                "metric_config": {
-                    "metric_id": _IDS.get(metric, f"lm-evaluation-harness.{metric}"),
-                    "metric_name": metric,
-                    "lower_is_better": higher is False,
-                    "score_type": "continuous",
-                    **({"min_score": 0.0, "max_score": 1.0} if share else {}),
+    tasks = dict.fromkeys((summary.task, *results["results"]))
+    found = [
+        {
+            "evaluation_result_id": _result_id(log, task, metric, name),
+            "evaluation_name": _name(task, name),
+            "source_data": _source(log, task),
+            "evaluation_timestamp": started,
+            "metric_config": _metric(log, task, metric),
+            "score_details": {
+                "score": value,
+                "uncertainty": {
+                    **({} if spread is None else {"standard_error": {"value": spread}}),
+                    "num_samples": results["results"][task]["sample_len"],
                 },
-                "score_details": {
-                    "score": value,
-                    "uncertainty": {
-                        **({} if spread is None else {"standard_error": {"value": spread}}),
-                        "num_samples": summary.headline.num_samples,
-                    },
-                },
-                "generation_config": {
-                    "generation_args": {n: v for n, v in generation.items() if v is not None},
-                    "additional_details": _words(settings),
-                },
-            }
-        )
+            },
+            "generation_config": {
+                "generation_args": _generation(log, task),
+                "additional_details": _words(settings),
+            },
+        }
+        for task in tasks
+        for metric, name, value, spread in figures_of(log, task)
+    ]
     return {
         "schema_version": SCHEMA,
         "evaluation_id": identity,
@@ -106,6 +108,32 @@ def every_eval(log: HarnessLog, identity: str) -> dict[str, Any]:
     }
 
 
+def _source(log: HarnessLog, task: str) -> dict[str, Any]:
+    """Where a task's documents lie; a group's, where those of all subtasks lie together."""
+    configs = log.results["configs"]
+    own = [configs[task]] if task in configs else configs.values()
+    paths = {str(one.get("dataset_path")) for one in own}
+    if len(paths) != 1 or not HUB_ID.fullmatch(min(paths)):
+        return {"dataset_name": task, "source_type": "other"}
+    return {"dataset_name": task, "source_type": "hf_dataset", "hf_repo": min(paths)}
+
+
+def _metric(log: HarnessLog, task: str, metric: str) -> dict[str, Any]:
+    """What a metric is; the schema has no type of score without its bounds."""
+    share = {"score_type": "continuous", "min_score": 0.0, "max_score": 1.0}
+    return {
+        "metric_id": _IDS.get(metric, f"lm-evaluation-harness.{metric}"),
+        "metric_name": metric,
+        "lower_is_better": log.results["higher_is_better"].get(task, {}).get(metric) is False,
+        **(share if _SHARE.fullmatch(metric) else _UNKNOWN),
+    }
+
+
+def _generation(log: HarnessLog, task: str) -> dict[str, Any]:
+    own = log.results["configs"].get(task, {}).get("generation_kwargs") or {}
+    return {"max_tokens": own["max_gen_toks"]} if "max_gen_toks" in own else {}
+
+
 def _words(values: dict[str, Any]) -> dict[str, str]:
     """Details as the schema wants them: texts; what is not known is absent."""
     return {name: str(value) for name, value in values.items() if value is not None}
@@ -128,26 +156,26 @@ def every_eval_samples(log: HarnessLog, identity: str) -> list[dict[str, Any]]:
 def _instance(
     log: HarnessLog, sample: dict[str, Any], metric: str, own: dict[str, Any], identity: str
 ) -> dict[str, Any]:
-    task, name, target = str(own["task"]), sample["filter"], sample["target"]
-    prompt, choices, answer, extracted = answered(sample)
-    raw = strictjson.dumps({"raw": prompt, "reference": target})
+    task, name, answer = str(own["task"]), sample["filter"], answer_of(sample)
+    target = sample["target"]
+    raw = strictjson.dumps({"raw": answer.prompt, "reference": target})
     return {
         "schema_version": SCHEMA,
         "evaluation_id": identity,
         "model_id": log.model,
-        "evaluation_name": task if name == "none" else f"{task}/{name}",
-        "evaluation_result_id": _result_id(metric, name),
-        "sample_id": f"{sample['doc_id']}",
+        "evaluation_name": _name(task, name),
+        "evaluation_result_id": _result_id(log, task, metric, name),
+        "sample_id": str(sample_id(log.record.task, task, sample["doc_id"])),
         "sample_hash": hashlib.sha256(raw.encode()).hexdigest(),
         "interaction_type": "single_turn",
-        "input": {"raw": prompt, "reference": [target], "choices": choices},
-        "output": {"raw": [answer]},
+        "input": {"raw": answer.prompt, "reference": [target], "choices": answer.choices},
+        "output": {"raw": [answer.text]},
         "messages": None,
         "answer_attribution": [
             {
                 "turn_idx": 0,
                 "source": "output.raw",
-                "extracted_value": extracted,
+                "extracted_value": answer.extracted,
                 "extraction_method": name,
                 "is_terminal": True,
             }

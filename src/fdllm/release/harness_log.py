@@ -8,7 +8,7 @@ the record again, nothing is told.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,27 +63,52 @@ class HarnessLog:
         """
         return time_of(self.record, "sessions.started", self.session.get("started"))
 
-    @property
-    def figures(self) -> list[tuple[str, str, float, float | None]]:
-        """Metric, filter, value and standard error of the task's figures."""
-        found, figures = self.results["results"][self.record.summary.task], []
-        for key, value in found.items():
-            metric, comma, name = key.partition(",")
-            if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
-                spread = found.get(f"{metric}_stderr,{name}")
-                figures.append((metric, name, value, spread if isinstance(spread, float) else None))
-        return figures
+
+@dataclass(frozen=True)
+class Answer:
+    """What was asked in a logged sample, and what came of it."""
+
+    prompt: str
+    choices: list[str] | None  # of a question with choices
+    text: str  # what was written, or the likeliest choice
+    extracted: str  # what the sample's filter made of it
 
 
-def answered(sample: Mapping[str, Any]) -> tuple[str, list[str] | None, str, str]:
-    """A sample's prompt, choices where it has some, answer, and what its filter made of that."""
+def answer_of(sample: Mapping[str, Any]) -> Answer:
+    """The answer of one of :attr:`HarnessLog.samples`.
+
+    Args:
+        sample: one line of it; a filter's output is a text, or several (programs to run).
+    """
     asked, filtered = list(sample["arguments"].values()), sample["filtered_resps"]
     prompt = str(asked[0]["arg_0"])
-    if len(asked) == 1:
-        return prompt, None, str(sample["resps"][0][0]), str(filtered[0])
-    choices, scores = [str(one["arg_1"]) for one in asked], [float(one[0]) for one in filtered]
-    answer = choices[scores.index(max(scores))]
-    return prompt, choices, answer, answer
+    if len(asked) > 1:
+        choices, scores = [str(one["arg_1"]) for one in asked], [float(one[0]) for one in filtered]
+        likeliest = choices[scores.index(max(scores))]
+        return Answer(prompt, choices, likeliest, likeliest)
+    first = filtered[0]
+    extracted = str(first[0] if isinstance(first, list) and first else first)
+    return Answer(prompt, None, str(sample["resps"][0][0]), extracted)
+
+
+def sample_id(task: str, leaf: str, number: int) -> int | str:
+    """A document's number; in a group, where several have it, behind its subtask's name."""
+    return number if leaf == task else f"{leaf} {number}"
+
+
+def figures_of(log: HarnessLog, task: str) -> Iterator[tuple[str, str, float, float | None]]:
+    """A task's metrics, filters, values and standard errors, its headline first.
+
+    Args:
+        log: the record.
+        task: its task, or of a group a subtask.
+    """
+    figures, headline = log.results["results"][task], log.record.summary.headline.metric
+    for key in sorted(figures, key=lambda one: one != headline):
+        metric, comma, name = key.partition(",")
+        value, spread = figures[key], figures.get(f"{metric}_stderr,{name}")
+        if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+            yield metric, name, value, spread if isinstance(spread, float) else None
 
 
 def model_of(record: Record) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fdllm import strictjson
 from fdllm.record.atomic import write_text
-from fdllm.release.harness_log import HarnessLog, answered
+from fdllm.release.harness_log import HarnessLog, answer_of, figures_of, sample_id
 
 
 def inspect_log(log: HarnessLog) -> dict[str, Any]:
@@ -61,16 +61,16 @@ def inspect_log(log: HarnessLog) -> dict[str, Any]:
 
 
 def _scores(log: HarnessLog) -> list[dict[str, Any]]:
-    """One score a metric and filter, each with its mean and spread."""
+    """One score a metric and filter, each with its mean and spread; the first is the headline."""
     found = []
-    for metric, name, value, spread in log.figures:
+    for metric, name, value, spread in figures_of(log, log.record.task):
         means = {"mean": value} | ({} if spread is None else {"stderr": spread})
         found.append(
             {
                 "name": f"{metric},{name}",
                 "scorer": metric,
                 "params": {"filter": name},
-                "metrics": {one: {"name": one, "value": mean} for one, mean in means.items()},
+                "metrics": {one: {"name": one, "value": number} for one, number in means.items()},
             }
         )
     return found
@@ -80,26 +80,26 @@ def _sample(
     log: HarnessLog, task: str, number: int, filtered: list[dict[str, Any]]
 ) -> dict[str, Any]:
     first, own = filtered[0], log.record.by_key[task, number]
-    prompt, choices, answer, _ = answered(first)
-    said = {"role": "assistant", "content": answer, "source": "generate"}
+    answer = answer_of(first)
+    said = {"role": "assistant", "content": answer.text, "source": "generate"}
     reason = {"stop": "stop", "length": "max_tokens"}.get(str(own.get("finish")), "stop")
     return {
-        "id": number if task == log.record.task else f"{task} {number}",
+        "id": sample_id(log.record.task, task, number),
         "epoch": 1,
-        "input": prompt,
-        "choices": choices,
+        "input": answer.prompt,
+        "choices": answer.choices,
         "target": first["target"],
-        "messages": [{"role": "user", "content": prompt, "source": "input"}, said],
+        "messages": [{"role": "user", "content": answer.prompt, "source": "input"}, said],
         "output": {
             "model": log.model,
             "choices": [{"message": said, "stop_reason": reason}],
-            "completion": answer,
+            "completion": answer.text,
             "time": own["seconds"],
         },
         "scores": {
             f"{metric},{one['filter']}": {
                 "value": one[metric],
-                "answer": answered(one)[3],
+                "answer": answer_of(one).extracted,
             }
             for one in filtered
             for metric in one["metrics"]
