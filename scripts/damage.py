@@ -39,6 +39,18 @@ from fdllm.errors import FdllmError
 
 LIMIT_S, MEMORY = 30, 8 << 30
 HERE = Path(__file__).resolve().parents[1]
+FORMATS = ("lm-eval", "every-eval-ever", "hub-eval-results", "inspect")
+FINDINGS = """\
+model = "tiny"
+page = "README.md"
+[tolerance]
+layer_calls = 0.01
+[[finding]]
+text = "It makes 0.5 of the calls."
+experiment = "00_baseline"
+task = "tiny_arithmetic"
+figures = [{ expected = "0.5", config = "k2_last", field = "layer_calls" }]
+"""
 
 
 def make_root(root: Path) -> None:
@@ -51,6 +63,9 @@ def make_root(root: Path) -> None:
         shutil.copytree(HERE / name, root / name)
     for name in ("requirements.lock", "CITATION.cff", "LICENSE"):
         shutil.copy(HERE / name, root)
+    shutil.copy(HERE / "experiments/claims.toml", root / "experiments")
+    (root / "experiments/findings.toml").write_text(FINDINGS, encoding="utf-8")
+    (root / "experiments/README.md").write_text("It makes 0.5 of the calls.\n", encoding="utf-8")
     os.environ["FDLLM_ROOT"] = str(root)
     tiny = ["--model", "tiny", "--limit", "4"]
     both = ["--task", "tiny_arithmetic", "--task", "tiny_choice", "--config", "k1_first"]
@@ -62,6 +77,7 @@ def make_root(root: Path) -> None:
                 path.unlink()
         shutil.rmtree(root / "artifacts" / cell.relative_to(root / "results"))
     _made("sweep", *tiny, "--experiment", "03_trim", "--task", "tiny_arithmetic")
+    _made("profile", *tiny, "--task", "tiny_arithmetic")
     for name in ("00_baseline", "03_trim"):
         _made("report", "--replace", *tiny, "--experiment", name)
     _made("export", *tiny, "--out", str(root / "release"))
@@ -138,11 +154,12 @@ def _end(work: Callable[[], object]) -> int:
     return code
 
 
-def commands(root: Path, experiment: str) -> dict[str, Callable[[], object]]:
-    """Everything that reads an experiment's records."""
+def commands(root: Path, experiment: str, form: str) -> dict[str, Callable[[], object]]:
+    """Everything that reads an experiment's records, of the forms of other tools one."""
     own = ["--experiment", experiment, "--debug"]
     tiny = [*own, "--model", "tiny"]
     chosen = ["--strategy", experiment, "--task", "tiny_arithmetic", "--model", "tiny"]
+    other = ["--out", str(root / "other")]
     pair = ["compare", "k1_first", "k1_last", "--limit", "4", *own]
     lines = {
         "check": ["report", "--check", "--json", *tiny],
@@ -153,7 +170,11 @@ def commands(root: Path, experiment: str) -> dict[str, Callable[[], object]]:
         "compare as JSON": [*pair, "--json"],
         "calibrate": ["calibrate", *chosen, "--limit", "4", "--debug"],
         "export": ["export", "--limit", "4", "--out", str(root / "out"), *tiny],
+        f"export as {form}": ["export", "--format", form, "--limit", "4", *other, *tiny],
         "report": ["report", *tiny],
+        "report of all": ["report", "--all", "--debug", "--model", "tiny"],
+        "reproduce": ["reproduce", "--from-records", "--appendix", "acm", "--debug"],
+        "reproduce as JSON": ["reproduce", "--from-records", "--exact", "--json", "--debug"],
     }
     asked: dict[str, Callable[[], object]] = {
         name: partial(run_command, words) for name, words in lines.items()
@@ -215,7 +236,7 @@ def one_round(original: Path, work: Path, seed: int, found: Found) -> None:
     os.environ["FDLLM_ROOT"] = str(root)
     os.chdir(root if root.is_dir() else work)
     heard = {}
-    for name, command in commands(root, experiment).items():
+    for name, command in commands(root, experiment, FORMATS[seed % len(FORMATS)]).items():
         heard[name] = said = ask(command)
         found.counts["commands"] += 1
         if said.code is None:
@@ -250,8 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
-        for name, command in commands(asked.root, "00_baseline").items():
-            if name not in ("export", "report"):  # what they load is loaded; they would write
+        for name, command in commands(asked.root, "00_baseline", FORMATS[0]).items():
+            if not name.startswith(
+                ("export", "report")
+            ):  # what they load is loaded; they would write
                 command()
     gc.freeze()  # the children change no page of it
     with tempfile.TemporaryDirectory() as folder:

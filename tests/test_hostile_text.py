@@ -12,8 +12,11 @@ import pytest
 from command import Command, work_in
 from fdllm.cli import main
 from fdllm.errors import FdllmError
+from fdllm.profiling import take_profile
+from fdllm.release.formats import WRITERS
 from fdllm.runs import Run
 from fdllm.trace.words import visible
+from profiles import made_up_profile
 from stubs import METRIC, StubMachine, make_root
 
 HOSTILE = "\x1b[31m\x9b2J\x1b]0;t\x07\u202e\u2066\u200b\u2028\ufeff\r\x08\x7f[red]|`<b>&lt;[a](b:c)"
@@ -82,7 +85,8 @@ COMMANDS = (
     "report --check", "report --check --json", "compare k1_first k2_middle --flips 5",
     "compare k1_first k2_middle --json", "calibrate --strategy 00_baseline",
     "calibrate --strategy 00_baseline --json", "timing", "timing --json", "export --out release",
-    "eval --config k1_first --force", "prompts",
+    "eval --config k1_first --force", "prompts", "report --all", "calibrate --strategy x",
+    *(f"export --format {name} --out other" for name in WRITERS),
     *(pytest.param(one, marks=pytest.mark.slow) for one in ("doctor", "doctor --json", "prefetch")),
 )  # fmt: skip
 
@@ -132,6 +136,57 @@ def test_no_error_lets_it_act(error: type[Exception], command: Command) -> None:
     assert "red" in log.read_text(encoding="utf-8")
     assert not acting(log.read_text(encoding="utf-8"))
     log.unlink()
+
+
+FINDINGS = """
+model = {model}
+page = {words}
+tolerance = {{}}
+[[finding]]
+text = {words}
+experiment = "00_baseline"
+task = "tiny_arithmetic"
+figures = [{{ expected = {figure}, config = "k1_first", field = {field} }}]
+"""
+
+
+def quoted(text: str) -> str:
+    """As TOML has it."""
+    return json.dumps(text).replace("\x7f", "\\u007f")
+
+
+@pytest.mark.parametrize("page", [True, False])
+@pytest.mark.parametrize("field", ["layer_calls", HOSTILE])
+@pytest.mark.parametrize(
+    "flags", ["", "--json", "--appendix acm", "--appendix usenix", f"--experiment {HOSTILE}"]
+)
+def test_no_finding_lets_it_act(flags: str, field: str, page: bool, command: Command) -> None:
+    words, place = f"{MODEL} 0.5{HOSTILE}".replace("/", ""), command.root / "experiments"
+    told = {"model": model(command.root), "words": words, "figure": f"0.5{MODEL[:9]}"}
+    text = FINDINGS.format(**{name: quoted(one) for name, one in told.items()}, field=quoted(field))
+    (place / "findings.toml").write_text(text)
+    if page:
+        (place / words).write_text(f"{HOSTILE} 7\n\n{HOSTILE} 0.25\n")
+    try:
+        run(command, "reproduce", "--from-records", *filter(None, flags.split(" ", 1)))
+    finally:
+        (place / "findings.toml").unlink()
+        (place / words).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_no_profile_lets_it_act(
+    flags: tuple[str, ...], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = made_up_profile(task=HOSTILE, model=HOSTILE, decoding=HOSTILE, metric=HOSTILE)
+    monkeypatch.setattr(take_profile, "take_profile", lambda *_, **__: hostile)
+    asked = ("--task", "tiny_arithmetic", "--model", model(command.root), "--limit", "3")
+    run(command, "profile", *asked, *flags)
+    (page,) = command.root.glob("results/profile/*/*.html")
+    (tables,) = command.root.glob("artifacts/profile/*/*.md")
+    text = page.read_text(encoding="utf-8") + tables.read_text(encoding="utf-8")
+    assert not acting(text)
+    assert "<b>&lt;[a]" not in text
 
 
 def test_no_page_holds_it_raw(command: Command) -> None:
