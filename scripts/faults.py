@@ -7,10 +7,12 @@ import lzma
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from fdllm.report.leaves import walk
 
 PLACES = ("results", "artifacts", "experiments", "release")
 LEFT_ALONE = {".lock", "generation_functions.py", "proposal.md", "tasks.md", "README.md"}
@@ -30,24 +32,15 @@ ODD_VALUES: tuple[Any, ...] = (
     {"a": 1},
 )
 ODD_TEXTS = ("NaN", "-Infinity", "1e999", str(2**70), "1" * 5000, '"\\ud800"', "[" * 9999, "")
-Place = tuple[str | int, ...]
-
-
-def leaves(data: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:  # noqa: ANN401 - JSON
-    """Every value of a document, lists and tables too, but for the document itself."""
-    pairs = data.items() if isinstance(data, dict) else ()
-    for key, value in enumerate(data) if isinstance(data, list) else pairs:
-        yield (*place, key), value
-        yield from leaves(value, (*place, key))
 
 
 def edit_json(text: str, draw: random.Random) -> tuple[str, str]:
     """A JSON text with one value changed, and what was done."""
     data = json.loads(text)
-    found = list(leaves(data))
+    found = [place for place, _ in walk(data) if place]
     if not found:
         return "[]", "emptied"
-    *way, last = draw.choice(found)[0]
+    *way, last = draw.choice(found)
     holder = data
     for key in way:
         holder = holder[key]

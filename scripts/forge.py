@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -33,6 +33,7 @@ from fdllm.record.paths import Layout
 from fdllm.record.summary import describe_file
 from fdllm.release.files import names_in
 from fdllm.report.asked_again import AskedAgain
+from fdllm.report.leaves import JsonPlace, is_single, walk
 from fdllm.report.recheck import check_records
 from fdllm.report.sums import SUMS, check_release
 
@@ -42,7 +43,6 @@ FILES = ("summary.json", "samples.jsonl", "results.json", "journal.jsonl")
 CARRIED = re.compile(r"\['sum'\]$|^\['files'\]")  # hashes, which are brought along
 STEPS = ("its own files", "asked again", "page, table, lists", "not noticed")
 WORDS = {"resident": "cuda", "stop": "length", "error": "warning", "generate": "loglikelihood"}
-Path_ = tuple[Any, ...]
 
 
 @dataclass
@@ -51,15 +51,6 @@ class Tally:
 
     steps: Counter[str] = field(default_factory=Counter)  # values by what noticed them
     missed: Counter[str] = field(default_factory=Counter)  # kinds of value that nothing noticed
-
-
-def values(data: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:  # noqa: ANN401 - any JSON
-    """Every single value of some JSON, and where it stands."""
-    if isinstance(data, (dict, list)) and data:
-        for key, item in data.items() if isinstance(data, dict) else enumerate(data):
-            yield from values(item, (*path, key))
-    else:
-        yield path, data
 
 
 def other(value: Any) -> Any:  # noqa: ANN401 - any JSON value
@@ -76,7 +67,7 @@ def other(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return {"more": 1} if value == {} else [1] if value == [] else 1
 
 
-def put(data: Any, path: Path_, value: Any) -> Any:  # noqa: ANN401 - any JSON
+def put(data: Any, path: JsonPlace, value: Any) -> Any:  # noqa: ANN401 - any JSON
     """The data with another value in one place."""
     changed = deepcopy(data)
     at = changed
@@ -86,7 +77,7 @@ def put(data: Any, path: Path_, value: Any) -> Any:  # noqa: ANN401 - any JSON
     return changed
 
 
-def kind(path: Path_) -> str:
+def kind(path: JsonPlace) -> str:
     """A value's place without numbers and keys of rows."""
     names = ["[]" if isinstance(key, int) else str(key) for key in path]
     return re.sub(r"\.?\[\]", "[]", ".".join(names)).removeprefix("[].")
@@ -188,8 +179,8 @@ def forge(root: Path, limit: int) -> Mapping[str, Tally]:
         kept = {name: (cell / name).read_bytes() for name in FILES}
         for name in FILES:
             data = read(cell / name)
-            for path, value in values(data):
-                if CARRIED.search("".join(f"[{key!r}]" for key in path)):
+            for path, value in walk(data):
+                if not is_single(value) or CARRIED.search("".join(f"[{key!r}]" for key in path)):
                     continue
                 write(cell / name, put(data, path, other(value)))
                 step = noticed(cell)

@@ -85,7 +85,7 @@ def test_damage_is_refused_and_named(fdllm_command: Command, tmp_path: Path) -> 
     publish(fdllm_command.root)
     assert export(fdllm_command, tmp_path / "release") == 1
     assert "k1_first/summary.json: throughput.seconds is 99.0; computed" in fdllm_command.err
-    assert re.search(r"\(and \d+ more\)", fdllm_command.err)
+    assert re.search(r" and \d+ more\. ", fdllm_command.err)
     assert list(tmp_path.glob("*release*")) == []
 
 

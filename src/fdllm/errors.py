@@ -8,7 +8,7 @@ line on standard error and never prints a traceback unless ``--debug`` asks for 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class FdllmError(Exception):
@@ -37,6 +37,12 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` with the nearest known name; empty where none is near."""
     near = difflib.get_close_matches(given, list(known), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def few(found: Sequence[object], most: int, between: str = ", ") -> str:
+    """The first of many, and how many more: ``a, b and 3 more``."""
+    shown = between.join(map(str, found[:most]))
+    return shown + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 def first_line(said: object, otherwise: str = "") -> str:

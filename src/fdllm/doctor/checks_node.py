@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fdllm.doctor.checks_here import existing
 from fdllm.doctor.findings import Checkup, Finding, fail, ok, warn
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, few
 from fdllm.evaluate.tasks import task_info
 from fdllm.plain import one_line
 from fdllm.record.identity import source_hashes
@@ -45,14 +45,14 @@ def versions(checkup: Checkup) -> Iterator[Finding]:
     if any(f" from {one}" in text for text in wrong for one in ahead):
         yield fail(
             "versions",
-            _few(wrong),
+            few(wrong, _SHOWN),
             "PYTHONPATH puts that ahead of this environment: unset it here, or in the lines of "
             "setup in fdllm.toml where a job's module sets it",
         )
     elif wrong:
         yield fail(
             "versions",
-            _few(wrong),
+            few(wrong, _SHOWN),
             "pip install -c requirements.lock -e . in this environment, or build the image anew",
         )
     else:
@@ -94,17 +94,12 @@ def source(checkup: Checkup) -> Iterator[Finding]:
     what = "the image was built from" if image else "this interpreter imports"
     yield fail(
         "source",
-        f"{what} other code than the checkout's: {_few(differ)} differ, so "
+        f"{what} other code than the checkout's: {few(differ, _SHOWN)} differ, so "
         "its records would read stale here",
         "build the image from this checkout (nox -s container), or check out its commit"
         if image
         else "start the command from the environment of this checkout",
     )
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def folders(checkup: Checkup) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from typing import Self
 from pydantic import Field
 
 from fdllm.checkpoint.folder import cached_snapshot, files_read, local_folder, num_layers
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, few
 from fdllm.record.atomic import read_cache, write_cache
 from fdllm.runs import ModelChoice
 from fdllm.spec import Spec
@@ -144,8 +144,7 @@ class Fingerprint(Spec):
             for name in sorted(set(self.files) | set(recorded.files))
             if name.startswith(prefix) and self.files.get(name) != recorded.files.get(name)
         ]
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
-        return f"{shown} changed" if names else "changed"
+        return f"{few(names, 3)} changed" if names else "changed"
 
 
 def _first_difference(then: str, now: str) -> str:

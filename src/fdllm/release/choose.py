@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, few
 from fdllm.plan import CellState, State
 from fdllm.record.summary import Summary
 from fdllm.report.grid import mixtures
@@ -60,7 +60,7 @@ def choose(tables: Sequence[Sequence[CellState]], allowed: frozenset[Allowance])
     if refused:
         shown = [line for lines in refused.values() for line in lines]
         raise FdllmError(
-            f"not exported: {'; '.join(shown[:SHOWN])}{and_more(shown)}. Compute them "
+            f"not exported: {few(shown, SHOWN, '; ')}. Compute them "
             "anew (fdllm sweep), or take "
             f"them as they are with --allow {' '.join(refused)}; the release will say so"
         )
@@ -72,8 +72,3 @@ def choose(tables: Sequence[Sequence[CellState]], allowed: frozenset[Allowance])
 
 def _told(table: Sequence[CellState], state: State) -> list[str]:
     return [f"{c.run} is {state.value}: {c.reason}" for c in table if c.state is state]
-
-
-def and_more(found: Sequence[object]) -> str:
-    """What stands behind the first few of many."""
-    return f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fdllm.errors import FdllmError, UsageError
+from fdllm.errors import FdllmError, UsageError, few
 from fdllm.plan import Planner
 from fdllm.record.atomic import explained
-from fdllm.release.choose import SHOWN, Allowance, Chosen, and_more, choose
+from fdllm.release.choose import SHOWN, Allowance, Chosen, choose
 from fdllm.release.files import names_in, text_of
 from fdllm.release.scrub import check_texts, places
 from fdllm.report.recheck import recheck_records
@@ -33,10 +33,9 @@ def _choose_checked(
     found = check_studies(planner.layout, folders)
     found += recheck_records(planner, folders, [cell.run for cell, _ in chosen.records])
     if found.differences:
-        told = "; ".join(map(str, found.differences[:SHOWN]))
         raise FdllmError(
-            f"not exported: {told}{and_more(found.differences)}. fdllm report --check shows them; "
-            "fdllm sweep --force CONFIG computes a cell anew"
+            f"not exported: {few(found.differences, SHOWN, '; ')}. fdllm report --check shows "
+            "them; fdllm sweep --force CONFIG computes a cell anew"
         )
     return chosen
 

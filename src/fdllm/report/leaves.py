@@ -9,23 +9,45 @@ from typing import Any
 Figure = tuple[str, str, Any, Any]
 """File, place in it, what is written, and what follows from elsewhere."""
 
+JsonPlace = tuple[str | int, ...]
+"""Keys of tables and places in lists, from the document down."""
+
 ABSENT = "absent"
 _CLOSE = 1e-9
 
 
+def walk(value: Any, place: JsonPlace = ()) -> Iterator[tuple[JsonPlace, Any]]:  # noqa: ANN401 - any JSON
+    """Every value of a JSON document, itself, tables and lists among them, and where it stands."""
+    yield place, value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from walk(item, (*place, str(key)))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from walk(item, (*place, index))
+
+
+def is_single(value: Any) -> bool:  # noqa: ANN401 - any JSON
+    """Whether nothing stands below it."""
+    return not (isinstance(value, dict | list | tuple) and value)
+
+
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - any JSON
     """The single values of a JSON document, by path; list items with a name go by it."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from leaves(item, f"{name}.{key}" if name else key)
-    elif isinstance(value, list | tuple) and value:
-        for index, item in enumerate(value):
-            label = index
-            if isinstance(item, dict):
-                label = item.get("folder") or item.get("name") or item.get("config") or index
-            yield from leaves(item, f"{name}[{label}]")
-    else:
-        yield name, value
+    names: dict[JsonPlace, str] = {(): name}
+    for place, one in walk(value):
+        if place:
+            above, key = names[place[:-1]], place[-1]
+            names[place] = f"{above}.{key}" if above else str(key)
+            if isinstance(key, int):
+                names[place] = f"{above}[{_called(one, key)}]"
+        if is_single(one):
+            yield names[place], one
+
+
+def _called(item: Any, index: int) -> object:  # noqa: ANN401 - any JSON
+    named = item if isinstance(item, dict) else {}
+    return named.get("folder") or named.get("name") or named.get("config") or index
 
 
 def compared(file: str, written: Any, found: Any, name: str = "") -> Iterator[Figure]:  # noqa: ANN401

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, few
 from fdllm.outside import AbsentError, read_text
 from fdllm.report.build import Report
 from fdllm.report.recheck import embedded_tables
@@ -42,10 +42,9 @@ def _keep(path: Path, then: Iterable[tuple[str, str]], now: Iterable[tuple[str, 
             going.setdefault(task, {})[name] = None
     if going:
         named = [f"{task} ({', '.join(names)})" for task, names in going.items()]
-        more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
         raise FdllmError(
             f"nothing was written: {path} shows rows that the new one would not: "
-            f"{', '.join(named[:_SHOWN])}{more}. Select them too; fdllm status says what "
+            f"{few(named, _SHOWN)}. Select them too; fdllm status says what "
             "became of them; --replace writes it all the same"
         )
 

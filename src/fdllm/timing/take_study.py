@@ -19,7 +19,7 @@ import torch
 from fdllm.core.row_task import ForwardHook
 from fdllm.core.sampler import Generation
 from fdllm.core.scorer import Score
-from fdllm.errors import FdllmError
+from fdllm.errors import FdllmError, few
 from fdllm.evaluate.adapter import EngineLM, LoadedModel
 from fdllm.evaluate.preview import requests_of
 from fdllm.evaluate.requests import EvalRequest
@@ -236,9 +236,8 @@ def _check(
 
 
 def _named(keys: Sequence[Key]) -> str:
-    shown = ", ".join(f"{task} {doc_id}" for task, doc_id in keys[:_SHOWN])
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return f"{len(keys)} documents ({shown}{more})"
+    named = [f"{task} {doc_id}" for task, doc_id in keys]
+    return f"{len(keys)} documents ({few(named, _SHOWN)})"
 
 
 def draw(documents: Sequence[Key], number: int, seed: int = SEED) -> list[Key]:
