@@ -272,9 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         contextlib.redirect_stderr(nowhere),
     ):
         for name, command in commands(asked.root, "00_baseline", FORMATS[0]).items():
-            if not name.startswith(
-                ("export", "report")
-            ):  # what they load is loaded; they would write
+            if not name.startswith(("export", "report")):  # they would write what is loaded here
                 command()
     gc.freeze()  # the children change no page of it
     with tempfile.TemporaryDirectory() as folder:
