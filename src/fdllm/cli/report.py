@@ -105,7 +105,7 @@ class ReportCommand(Selection):
         folder = planner.root / FOLDER if self.results is None else planner.layout.results
         if self.check:
             return _print_check(_check_all(planner, self, folder / PAGE), as_json=self.json)
-        pages = _render_all(planner, self, folder / PAGE, linked=True)
+        pages = _render_all(planner, self, folder / PAGE, linked=not self.stdout)
         if self.stdout:
             say(pages[folder / PAGE])
             return 0
